@@ -1,0 +1,243 @@
+"""The step program: what the analysis hands to a machine.
+
+A program is data. It says which *codes* run when, where their operands lie, and how the step's elements are drawn.
+
+Lattice and time
+    Generation takes ``steps`` steps; step t has the row ``t // row_length`` and the column ``t % row_length`` (sequences have
+    one endless row). A code computes a *lattice* of cells (q, w), ``q0 <= q < q1`` and ``w0 <= w < w1``; ``kind`` says when:
+
+    - ``PROLOGUE``: all cells, once, before the first step;
+    - ``ROW``: at the start of row R the cells with ``R == row_stride * q + delay``, all w at once;
+    - ``PIXEL``: at step t the cells with ``t == row_length * row_stride * q + column_stride * w + delay`` (for sequences the
+      q range is [0, 1) and the q term is absent). More than one cell may answer to a step; they run in the order of q.
+
+    Within one row start, and within one step, codes run in the order of the list; ``level`` is their depth in the
+    dependencies of that phase: codes of one level never depend on each other.
+
+Operands
+    Every buffer holds positions x channels, a position's channels contiguous. An operand addresses, for a cell (q, w),
+    position ``p = a*q + b*w + c`` of its buffer and there ``length`` channels ``channel + i * channel_stride`` (stride 0
+    broadcasts one value). Outside the box ``box_q0 <= q < box_q1 and box_w0 <= w < box_w1`` it reads ``border`` (an offset of
+    ``length`` values in ``constants``), or zeros where ``border`` is -1. A ring buffer keeps position p in slot
+    ``p % positions``.
+
+A code
+    1. gather-multiply: the outputs are ``parts * lanes`` sums
+       ``start[o] + sum_segments sum_k x[k] * W[segment.row + k, o]``, where start is the accumulator operand's value, or the
+       bias (an offset in ``constants``), or 0. A dense segment reads ``length`` values x; an index segment reads one value v
+       and adds ``W[segment.row + v]``. ``weight == -1`` and no segments: nothing is multiplied.
+       Output ``part * lanes + lane`` becomes lane ``lane`` of register ``part``.
+    2. a lane program: registers are vectors of ``lanes`` float32, operations apply to every lane (see ``OPCODES``).
+
+A draw
+    At its cells it reads the head's parameters (its operands, concatenated), draws ``channels`` elements of the event at
+    natural position ``a*q + b*w + c`` (from ``position``), channel ``channel0`` on, and writes their input values.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, safe_open, save_file
+
+PROLOGUE, ROW, PIXEL = 0, 1, 2
+STATE, CONSTANT, CONTEXT = 0, 1, 2
+DENSE, INDEX = 0, 1
+UNBOUNDED = 1 << 40
+
+# name -> (number of register arguments, meaning); `dst`, `a`, `b`, `c` are registers unless said otherwise
+OPCODES = {
+    "load": "dst = operand a",
+    "store": "operand b = a",
+    "const": "dst = x",
+    "neg": "-a", "abs": "|a|", "exp": "exp a", "log": "log a", "log1p": "log(1 + a)", "expm1": "exp(a) - 1",
+    "sqrt": "sqrt a", "rsqrt": "1 / sqrt a", "reciprocal": "1 / a", "tanh": "tanh a", "sigmoid": "1 / (1 + exp -a)",
+    "erf": "erf a", "sin": "sin a", "cos": "cos a", "floor": "floor a", "ceil": "ceil a", "round": "a to nearest even",
+    "sign": "sign a", "relu": "max(a, 0)", "elu": "a > 0 ? a : x * expm1(a)", "leaky_relu": "a > 0 ? a : x * a",
+    "softplus": "a * x > y ? a : log1p(exp(a * x)) / x",
+    "gelu": "a/2 (1 + erf(a / sqrt 2))",
+    "add": "a + b", "sub": "a - b", "mul": "a * b", "div": "a / b", "max": "max(a, b)", "min": "min(a, b)",
+    "pow": "a ** b", "lt": "a < b", "le": "a <= b", "eq": "a == b", "ne": "a != b",
+    "where": "a != 0 ? b : c",
+    "addc": "a + x", "mulc": "a * x", "clamp": "min(max(a, x), y)",
+    "sum": "sum of a over groups of `b` neighbouring lanes (b is a number, it divides lanes), broadcast back",
+    "amax": "maximum likewise", "amin": "minimum likewise",
+}  # fmt: skip
+OPCODE = {name: number for number, name in enumerate(OPCODES)}
+
+
+@dataclass
+class Buffer:
+    """``positions`` slots of ``channels`` float32. ``offset``: in the sample's state, in ``constants``, or the context's number.
+
+    A CONTEXT buffer has as many positions as the context tensor has; ``positions`` is then 0.
+    """
+
+    where: int
+    channels: int
+    positions: int
+    offset: int
+
+
+@dataclass
+class Operand:
+    buffer: int
+    channel: int
+    channel_stride: int
+    length: int
+    a: int
+    b: int
+    c: int
+    box_q0: int = 0
+    box_q1: int = UNBOUNDED
+    box_w0: int = 0
+    box_w1: int = UNBOUNDED
+    border: int = -1
+
+
+@dataclass
+class Segment:
+    """A run of the inputs of a gather-multiply; ``row`` is its first row in the weight matrix."""
+
+    operand: int
+    kind: int
+    row: int
+    length: int
+
+
+@dataclass
+class Weight:
+    """A row-major ``[rows, columns]`` matrix at ``offset`` in ``weights``."""
+
+    offset: int
+    rows: int
+    columns: int
+
+
+@dataclass
+class Operation:
+    opcode: int
+    dst: int
+    a: int = 0
+    b: int = 0
+    c: int = 0
+    x: float = 0.0
+    y: float = 0.0
+
+
+@dataclass
+class Code:
+    kind: int
+    level: int
+    row_stride: int
+    column_stride: int
+    delay: int
+    q0: int
+    q1: int
+    w0: int
+    w1: int
+    segment0: int
+    segment1: int
+    weight: int
+    bias: int
+    accumulator: int
+    parts: int
+    lanes: int
+    operation0: int
+    operation1: int
+    registers: int
+
+
+@dataclass
+class Draw:
+    """Draws at PIXEL cells, after every code of the step.
+
+    The parameters are the concatenated values of operands ``parameter0 .. parameter1``: ``channels`` groups of equal size for
+    a head that draws channels independently, one group for a head that couples them. ``a, b, c`` give the natural position;
+    ``input0 .. input1`` are the operands that receive the input value of channel ``channel0``, ``channel0 + 1``, ... (one
+    operand of length 1 each).
+    """
+
+    row_stride: int
+    column_stride: int
+    delay: int
+    q0: int
+    q1: int
+    w0: int
+    w1: int
+    parameter0: int
+    parameter1: int
+    a: int
+    b: int
+    c: int
+    channel0: int
+    channels: int
+    input0: int
+    input1: int
+
+
+@dataclass
+class Program:
+    steps: int
+    row_length: int
+    state_size: int
+    lookahead: int
+    """How many consecutive steps (of one row) may run code by code, each code over all of them, before a ring overflows."""
+    buffers: list[Buffer] = field(default_factory=list)
+    operands: list[Operand] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    weight_table: list[Weight] = field(default_factory=list)
+    operations: list[Operation] = field(default_factory=list)
+    codes: list[Code] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
+    weights: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    constants: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def to_tensors(self) -> dict[str, torch.Tensor]:
+        """The program as tensors: one int64 table per kind of record, the operations' numbers, and the two float arenas."""
+        tables = {name: _table(getattr(self, name), record) for name, record in _RECORDS.items()}
+        tables["operation_numbers"] = torch.tensor([[o.x, o.y] for o in self.operations], dtype=torch.float64).reshape(-1, 2)
+        tables["header"] = torch.tensor([self.steps, self.row_length, self.state_size, self.lookahead])
+        return tables | {"weights": self.weights, "constants": self.constants}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> Program:
+        program = cls(*tensors["header"].tolist())
+        for name, record in _RECORDS.items():
+            rows = tensors[name].tolist()
+            if record is Operation:
+                rows = [r + n for r, n in zip(rows, tensors["operation_numbers"].tolist(), strict=True)]
+            setattr(program, name, [record(*r) for r in rows])
+        program.weights, program.constants = tensors["weights"], tensors["constants"]
+        return program
+
+    def save(self, path, metadata: dict) -> None:
+        save_file({k: v.contiguous() for k, v in self.to_tensors().items()}, path, {"program": json.dumps(metadata)})
+
+    @classmethod
+    def load(cls, path) -> tuple[Program, dict]:
+        with safe_open(path, "pt") as file:
+            metadata = json.loads(file.metadata()["program"])
+        return cls.from_tensors(load_file(path)), metadata
+
+    def tables(self) -> dict[str, np.ndarray]:
+        return {name: tensor.numpy() for name, tensor in self.to_tensors().items()}
+
+
+_RECORDS = {
+    "buffers": Buffer,
+    "operands": Operand,
+    "segments": Segment,
+    "weight_table": Weight,
+    "operations": Operation,
+    "codes": Code,
+    "draws": Draw,
+}
+
+
+def _table(records: list, record: type) -> torch.Tensor:
+    names = [f.name for f in fields(record) if f.name not in ("x", "y")]
+    return torch.tensor([[getattr(r, n) for n in names] for r in records], dtype=torch.int64).reshape(-1, len(names))
