@@ -1,0 +1,38 @@
+"""One generation in flight: what a machine reads and writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass
+class Run:
+    """The batch, the noise and the results of one generation.
+
+    Machines advance it in place; whoever made it validates it. A copy of ``state`` is all that a fork needs besides the
+    numbers here.
+    """
+
+    state: Tensor
+    """float32 ``[B, state_stride]``, ``state_stride >= program.state_size``."""
+    contexts: list[Tensor]
+    """One float32 ``[B, P, C]`` tensor, contiguous, per number of a CONTEXT buffer."""
+    seed: int
+    samples: Tensor
+    """int64 ``[B]``: sample indices for the noise."""
+    levels: Tensor
+    """float32 ``[B, C, n]``, output: levels (or values) of the natural positions ``position0 .. position0 + n``."""
+    position0: int = 0
+    known: Tensor | None = None
+    """bool ``[B, C, n]``: where True, ``levels`` holds the value already and it is kept."""
+    log_prob: Tensor | None = None
+    """float64 ``[B]``, added to: the model's log-probability, at temperature 1, of what was drawn or known."""
+    proposal_log_prob: Tensor | None = None
+    """float64 ``[B]``, added to: the log-probability under the altered distribution; known elements add 0."""
+    temperature: float = 1.0
+    top_k: int = 0
+    """0 is off."""
+    top_p: float = 1.0
+    threads: int = 1
