@@ -1,0 +1,133 @@
+"""Builds the one compiled extension, ``fastgen._C``, with ninja: parallel, incremental, with flags of each source's own.
+
+Instruction sets are chosen at run time. Only the files named ``*_avx2.cpp`` and ``*_avx512.cpp`` are compiled for more than the
+machine's baseline, and only on x86-64.
+
+Environment: ``FASTGEN_CUDA=1`` (``0``) builds (leaves out) the CUDA sources; by default they are built where torch is a CUDA
+build and ``nvcc`` is found. ``MAX_JOBS`` limits the parallel compilations.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+X86 = platform.machine() in ("x86_64", "AMD64")
+COMMON = (
+    "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wextra -Wno-unused-parameter"
+)
+ISA_FLAGS = {
+    "_avx2": "-mavx2 -mfma",
+    "_avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c",
+}
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+NVCC_FLAGS = "-O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden -gencode arch=compute_80,code=sm_80 " + (
+    "-gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90"
+)
+
+
+def version() -> str:
+    return re.search(r'^__version__ = "(.+)"$', (ROOT / "fastgen" / "version.py").read_text(), re.MULTILINE)[1]
+
+
+def with_cuda() -> bool:
+    wanted = os.environ.get("FASTGEN_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        raise ValueError(f"FASTGEN_CUDA is {wanted!r}; it must be 0, 1 or unset")
+    if wanted:
+        return wanted == "1"
+    import torch
+
+    return torch.version.cuda is not None and shutil.which("nvcc") is not None
+
+
+def isa_of(source: Path) -> str | None:
+    return next((suffix for suffix in ISA_FLAGS if source.stem.endswith(suffix)), None)
+
+
+def sources() -> list[Path]:
+    found = [*sorted((ROOT / "csrc").glob("*.cpp")), *sorted((ROOT / "csrc" / "cpu").rglob("*.cpp"))]
+    if with_cuda():
+        found += sorted(p for p in (ROOT / "csrc" / "cuda").rglob("*") if p.suffix in (".cu", ".cpp"))
+    return [p for p in found if X86 or isa_of(p) is None]
+
+
+class NinjaBuild(build_ext):
+    """Writes a ``build.ninja`` and runs it; header dependencies come from the compiler."""
+
+    def build_extension(self, extension: Extension) -> None:
+        import pybind11
+        import torch
+
+        torch_root = Path(torch.__file__).parent
+        includes = [ROOT / "csrc", pybind11.get_include(), torch_root / "include", sysconfig.get_path("include")]
+        # -isystem: warnings are for our own sources
+        include_flags = f"-I{includes[0]} " + " ".join(f"-isystem {path}" for path in includes[1:])
+        defines = f"{STABLE_ABI} -DFASTGEN_VERSION='\"{version()}\"'" + (" -DFASTGEN_X86" if X86 else "")
+        target = Path(self.get_ext_fullpath(extension.name)).absolute()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = ROOT / "build" / f"ninja-{sysconfig.get_config_var('SOABI')}"
+        folder.mkdir(parents=True, exist_ok=True)
+        libraries = f"-L{torch_root / 'lib'} -ltorch -ltorch_cpu -lpthread"
+        if sys.platform == "darwin":
+            libraries += " -undefined dynamic_lookup"
+        cuda_sources = [s for s in extension.sources if Path(s).suffix == ".cu"]
+        if cuda_sources:
+            defines += " -DUSE_CUDA"
+            toolkit = Path(shutil.which("nvcc")).resolve().parents[1]
+            include_flags += f" -isystem {toolkit / 'include'}"
+            libraries += f" -L{toolkit / 'lib64'} -lcudart -ltorch_cuda"
+        lines = [
+            "ninja_required_version = 1.5",
+            f"flags = {include_flags} {defines}",
+            "rule cxx",
+            f"  command = {os.environ.get('CXX', 'c++')} -MMD -MF $out.d {COMMON} $isa $flags -c $in -o $out",
+            "  deps = gcc",
+            "  depfile = $out.d",
+            "rule nvcc",
+            f"  command = nvcc -MD -MF $out.d {NVCC_FLAGS} $flags -c $in -o $out",
+            "  deps = gcc",
+            "  depfile = $out.d",
+            "rule link",
+            f"  command = {os.environ.get('CXX', 'c++')} -shared $in {libraries} -o $out",
+        ]
+        objects = []
+        for source in map(Path, extension.sources):
+            objects.append(folder / source.relative_to(ROOT / "csrc").with_suffix(source.suffix + ".o"))
+            lines.append(f"build {objects[-1]}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {source}")
+            lines.append(f"  isa = {ISA_FLAGS.get(isa_of(source), '')}")
+        lines.append(f"build {target}: link {' '.join(map(str, objects))}")
+        jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
+        with open(folder / "lock", "w") as lock:  # two builds at once would write the same objects
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+            subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs], check=True)
+
+
+def packages() -> dict[str, str]:
+    """Package -> folder. ``triton_kernels`` and ``bench`` live beside ``fastgen`` and are installed inside it."""
+    inside = {name: name.replace(".", "/") for name in find_packages(str(ROOT), include=["fastgen", "fastgen.*"])}
+    beside = find_packages(str(ROOT), include=["triton_kernels", "bench", "bench.*"])
+    return inside | {f"fastgen.{name}": name.replace(".", "/") for name in beside}
+
+
+setup(
+    version=version(),
+    packages=list(packages()),
+    package_dir={
+        name: folder for name, folder in packages().items() if name == "fastgen" or not folder.startswith("fastgen/")
+    },
+    ext_modules=[Extension("fastgen._C", [str(path) for path in sources()])],
+    cmdclass={"build_ext": NinjaBuild},
+)
