@@ -1,0 +1,72 @@
+"""A folder of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from fastgen.data.dataset import Dataset, Split, quantise
+from fastgen.data.files import find
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+_GREY_MODES = ("1", "L", "LA")
+
+Colour = Literal["auto", "grey", "rgb"]
+
+
+def load_image_folder(folder: Path, size: int | None = None, colour: Colour = "auto", levels: int = 256) -> Dataset:
+    """Every image below ``folder``; sub-folders as in ``files.find``.
+
+    ``size``: the shorter side is resized to it and the centre cropped to a square; without it all images must have one size.
+    ``colour``: "grey" gives (1, H, W), "rgb" (3, H, W), "auto" grey if every file is grey. Raises ValueError for an unreadable
+    image, or sizes that differ.
+    """
+    files = find(folder, SUFFIXES)
+    if size is not None and size < 1:
+        raise ValueError(f"size is {size}; a positive number of pixels is needed")
+    grey = colour == "grey" or (colour == "auto" and all(_mode(path) in _GREY_MODES for path in files.paths))
+    pixels = [_read(path, size, "L" if grey else "RGB") for path in files.paths]
+    for path, image in zip(files.paths, pixels, strict=True):
+        if image.shape != pixels[0].shape:
+            sizes = " and ".join(f"{i.shape[1]} x {i.shape[0]}" for i in (pixels[0], image))
+            raise ValueError(f"images of different sizes ({sizes}, {path}): give a size to resize and crop them to")
+    stacked = (
+        quantise(np.stack(pixels), levels)
+        .reshape(len(pixels), *pixels[0].shape[:2], -1)
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
+    labels = None if files.labels is None else torch.from_numpy(files.labels)
+    splits = {name: Split(stacked[i], None if labels is None else labels[i]) for name, i in files.parts.items()}
+    return Dataset(folder.name, "image", tuple(stacked.shape[1:]), levels, splits, files.classes)
+
+
+def square(image, size: int):
+    """A PIL image with its shorter side resized to ``size`` and its centre cropped to ``size`` x ``size``."""
+    from PIL import ImageOps
+
+    return image if image.size == (size, size) else ImageOps.fit(image, (size, size), method=3)
+
+
+def _mode(path: Path) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.mode
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def _read(path: Path, size: int | None, mode: str) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            converted = image.convert(mode)
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    return np.asarray(converted if size is None else square(converted, size))

@@ -1,0 +1,116 @@
+"""``.npz`` archives of images or of recordings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastgen.data.audio import windowed
+from fastgen.data.dataset import SPLITS, Dataset, Split, partition, quantise
+from fastgen.data.images import Colour, square
+
+
+def load_npz(
+    path: Path,
+    size: int | None = None,
+    colour: Colour = "auto",
+    levels: int = 256,
+    window: int = 2048,
+    sample_rate: int | None = None,
+    label: str = "labels",
+) -> Dataset:
+    """An archive of one of two layouts (no pickled objects).
+
+    Images: ``images`` uint8 ``[N, H, W]`` or ``[N, H, W, C]`` with 1 or 3 channels, or ``train_images`` and ``test_images``
+    (``validation_images`` too, or it is cut from train); optional ``labels`` or ``train_labels``, ... integers ``[N]``.
+
+    Speech: ``waveform`` int16 or float ``[samples]``, ``offsets`` ``[N + 1]``, so that recording i is
+    ``waveform[offsets[i]:offsets[i + 1]]``, optional ``labels``, ``speakers``, ``sample_rate``.
+
+    ``label`` names the array that says the class of an example. Raises ValueError that says what is missing or wrong.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as an .npz archive: {error}") from error
+    if "waveform" in arrays:
+        return _speech(path, arrays, window, sample_rate, levels, label)
+    if "images" in arrays or "train_images" in arrays:
+        return _images(path, arrays, size, colour, levels, label)
+    raise ValueError(f"{path} has the arrays {', '.join(sorted(arrays))}; images, train_images or waveform is needed")
+
+
+def _images(
+    path: Path, arrays: dict[str, np.ndarray], size: int | None, colour: Colour, levels: int, label: str
+) -> Dataset:
+    if "images" in arrays:
+        images, labels = arrays["images"], arrays.get(label)
+        parts = partition(len(images))
+    else:
+        given = [name for name in SPLITS if f"{name}_images" in arrays]
+        images = np.concatenate([arrays[f"{name}_images"] for name in given])
+        with_labels = all(f"{name}_{label}" in arrays for name in given)
+        labels = np.concatenate([arrays[f"{name}_{label}"] for name in given]) if with_labels else None
+        ends = np.cumsum([0] + [len(arrays[f"{name}_images"]) for name in given])
+        parts = {name: np.arange(ends[i], ends[i + 1]) for i, name in enumerate(given)}
+        cut = partition(len(parts["train"]))
+        for name in set(SPLITS) - set(given):
+            parts[name] = cut[name]
+            parts["train"] = np.setdiff1d(parts["train"], cut[name])
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
+        raise ValueError(
+            f"{path}: images are {images.dtype} {images.shape}; uint8 [N, H, W] or [N, H, W, 1 or 3] are allowed"
+        )
+    images = images if images.ndim == 4 else images[..., None]
+    if size is not None or (colour == "grey" and images.shape[-1] == 3) or (colour == "rgb" and images.shape[-1] == 1):
+        images = _convert(images, size, colour)
+    stacked = quantise(images, levels).permute(0, 3, 1, 2).contiguous()
+    codes, classes = _classes(path, labels, len(images), arrays, label)
+    splits = {
+        name: Split(stacked[i], None if codes is None else torch.from_numpy(codes[i])) for name, i in parts.items()
+    }
+    return Dataset(path.stem, "image", tuple(stacked.shape[1:]), levels, splits, classes)
+
+
+def _convert(images: np.ndarray, size: int | None, colour: Colour) -> np.ndarray:
+    from PIL import Image
+
+    mode = {"grey": "L", "rgb": "RGB", "auto": "L" if images.shape[-1] == 1 else "RGB"}[colour]
+    pillow = (Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).convert(mode) for image in images)
+    converted = np.stack([np.asarray(image if size is None else square(image, size)) for image in pillow])
+    return converted if converted.ndim == 4 else converted[..., None]
+
+
+def _speech(
+    path: Path, arrays: dict[str, np.ndarray], window: int, sample_rate: int | None, levels: int, label: str
+) -> Dataset:
+    if "offsets" not in arrays:
+        raise ValueError(f"{path} has waveform but not offsets: recording i is waveform[offsets[i]:offsets[i + 1]]")
+    waveform, offsets = arrays["waveform"], arrays["offsets"]
+    if len(offsets) < 2 or offsets[0] < 0 or offsets[-1] > len(waveform) or (np.diff(offsets) < 1).any():
+        raise ValueError(f"{path}: offsets must increase from 0 to at most {len(waveform)}, the length of waveform")
+    rate = int(arrays["sample_rate"]) if "sample_rate" in arrays else sample_rate
+    if rate is None:
+        raise ValueError(f"{path} does not say its sample rate: give it")
+    scale = -float(np.iinfo(waveform.dtype).min) if np.issubdtype(waveform.dtype, np.signedinteger) else 1.0
+    recordings = [waveform[a:b] / scale for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    codes, classes = _classes(path, arrays.get(label), len(recordings), arrays, label)
+    return windowed(path.stem, recordings, codes, classes, partition(len(recordings)), rate, window, levels)
+
+
+def _classes(
+    path: Path, labels: np.ndarray | None, count: int, arrays: dict[str, np.ndarray], label: str
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    if labels is None:
+        return None, ()
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise ValueError(
+            f"{path}: {label} are {labels.dtype} {labels.shape}; integers from 0 on, one for each of {count}, are needed"
+        )
+    for key in (f"{label.removesuffix('s')}_names", "names", "classes"):
+        if key in arrays and len(arrays[key]) > labels.max():
+            return labels.astype(np.int64), tuple(str(name) for name in arrays[key])
+    return labels.astype(np.int64), tuple(str(i) for i in range(int(labels.max()) + 1))

@@ -1,0 +1,58 @@
+"""From what the user names to a dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastgen.data.audio import SUFFIXES as AUDIO_SUFFIXES
+from fastgen.data.audio import load_audio_folder
+from fastgen.data.dataset import Dataset
+from fastgen.data.digits import load_digits
+from fastgen.data.images import SUFFIXES as IMAGE_SUFFIXES
+from fastgen.data.images import Colour, load_image_folder
+from fastgen.data.npz import load_npz
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    source: str = "digits"
+    """"digits", or a folder of images, a folder of WAV files, or an .npz archive."""
+    size: int | None = None
+    """Images: resize the shorter side to this and crop the centre; without it all must have one size."""
+    colour: Colour = "auto"
+    """Images: grey, rgb, or what the files are."""
+    levels: int = 256
+    """Number of levels a value is quantised to (digits have 17)."""
+    window: int = 2048
+    """Audio: number of samples in a training window."""
+    sample_rate: int | None = None
+    """Audio: resample to this many Hz; without it all must have one rate."""
+    label: str = "labels"
+    """.npz: the array with the class of each example (labels, speakers, ...)."""
+
+
+def load(config: DataConfig) -> Dataset:
+    """The dataset that ``config`` describes. Raises ValueError or FileNotFoundError that says what is allowed."""
+    if config.source == "digits":
+        return load_digits()
+    path = Path(config.source).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(
+            f'data source {config.source!r} is neither "digits" nor an existing folder or .npz archive'
+        )
+    if path.is_dir():
+        suffixes = {p.suffix.lower() for p in path.rglob("*") if p.is_file()}
+        images, audio = suffixes.intersection(IMAGE_SUFFIXES), suffixes.intersection(AUDIO_SUFFIXES)
+        if images and audio:
+            raise ValueError(
+                f"{path} holds images ({', '.join(sorted(images))}) and WAV files: name a folder with one kind"
+            )
+        if audio:
+            return load_audio_folder(path, config.window, config.sample_rate, config.levels)
+        return load_image_folder(path, config.size, config.colour, config.levels)
+    if path.suffix.lower() == ".npz":
+        return load_npz(
+            path, config.size, config.colour, config.levels, config.window, config.sample_rate, config.label
+        )
+    raise ValueError(f"data source {path} is a {path.suffix or 'plain'} file; a folder or an .npz archive is allowed")
