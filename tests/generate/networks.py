@@ -1,7 +1,7 @@
-"""Small causal networks that follow the structure of public code which knows nothing of fastgen, and stress the compiler.
+"""Small causal networks that follow the structure of public code which knows nothing of fastgen.
 
-``NETWORKS[name]()`` gives ``(module, event_shape, head, order, predicts, adapter)``; the module is in eval mode and its weights are
-seeded. Sequence networks take any length. ``order`` is a name, or the list of flat elements in the order of generation.
+``NETWORKS[name]()`` gives ``(module, event_shape, head, order, predicts, adapter)``; the module is in eval mode and its
+weights are seeded. Sequence networks take any length. ``order`` is a name, or the flat elements in their order.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class OneHot(nn.Module):
         return self.network(F.one_hot(x, self.levels).transpose(1, 2).float())
 
 
-# ---- 1. PixelCNN++ as PyTorch ports write it ----------------------------------------------------------------------------
+# ---- 1. PixelCNN++ as PyTorch ports write it ----
 
 
 def concat_elu(x: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ def wavenet_one_hot():
     return built(lambda: OneHot(OneHotWaveNet(), LEVELS), 4.0), (40,), heads.Categorical(LEVELS), "time", "next", None
 
 
-# ---- 3. WaveNet that folds dilation into the batch ----------------------------------------------------------------------
+# ---- 3. WaveNet that folds dilation into the batch ----
 
 
 def dilate(x: Tensor, dilation: int, before: int) -> Tensor:
@@ -290,7 +290,7 @@ def tokens_last():
     return built(TokenNetwork), (24,), heads.Categorical(LEVELS), "time", "next", lambda output: output.transpose(1, 2)
 
 
-# ---- 5. temporal convolutional network on a piano roll ------------------------------------------------------------------
+# ---- 5. temporal convolutional network on a piano roll ----
 
 
 class Chomp1d(nn.Module):
@@ -335,7 +335,7 @@ def temporal_conv_net():
 
 
 class CausalUNet1d(nn.Module):
-    """Two stride-2 levels. A coarse cell is final only after its whole window, so it is delayed by one before upsampling."""
+    """Two stride-2 levels; a coarse cell is final only after its whole window, so it is delayed by one."""
 
     def __init__(self, dim: int = 8, mixtures: int = 2) -> None:
         super().__init__()
@@ -366,7 +366,7 @@ def causal_unet():
     return built(CausalUNet1d), (1, 44), head, "time", "same", None
 
 
-# ---- 7. grouped, dilated, masked convolutions of an odd size ------------------------------------------------------------
+# ---- 7. grouped, dilated, masked convolutions of an odd size ----
 
 
 class MaskedConv(nn.Conv2d):
@@ -407,7 +407,7 @@ def masked_stack():
     return built(MaskedStack), (1, 9, 7), head, "raster", "same", None
 
 
-# ---- 8. MADE ------------------------------------------------------------------------------------------------------------
+# ---- 8. MADE ----
 
 
 class MaskedLinear(nn.Linear):
@@ -444,7 +444,7 @@ def made_permuted():
     return built(lambda: Made(degrees)), (17,), heads.Bernoulli(to_input="symmetric"), order, "same", None
 
 
-# ---- 9. masked convolutions over a small video --------------------------------------------------------------------------
+# ---- 9. masked convolutions over a small video ----
 
 
 class VideoNetwork(nn.Module):
@@ -466,7 +466,7 @@ def video():
     return built(VideoNetwork, 4.0), (60,), heads.Categorical(4, to_input="symmetric"), "features", "same", None
 
 
-# ---- 10. ByteNet decoder ------------------------------------------------------------------------------------------------
+# ---- 10. ByteNet decoder ----
 
 
 class ByteNetBlock(nn.Module):
@@ -506,11 +506,11 @@ def bytenet():
     return built(ByteNet), (30,), heads.Categorical(LEVELS), "time", "same", None
 
 
-# ---- 11. pixel shuffle --------------------------------------------------------------------------------------------------
+# ---- 11. pixel shuffle ----
 
 
 class ShuffleNetwork(nn.Module):
-    """2 x 2 blocks of the rows above, read as one coarse cell and shuffled back, beside a fine row of causal convolutions."""
+    """2 x 2 blocks of the rows above are coarse cells, shuffled back beside fine masked convolutions."""
 
     def __init__(self, levels: int = 6, dim: int = 8) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""Networks that a sampler must refuse. ``WRONG[name]()`` gives ``(module, event_shape, head, order, word)``; the message has the word."""
+"""Networks that a sampler must refuse.
+
+``WRONG[name]()`` gives ``(module, event_shape, head, order, word)``; the message of the refusal contains the word.
+"""
 
 from __future__ import annotations
 
