@@ -182,7 +182,7 @@ def pixelcnn_pp_port_grey():
     return built(lambda: PortedPixelCNNpp(1, 5, 2, 3)), (1, 8, 12), head, "raster", "same", None
 
 
-# ---- 2. WaveNet with one-hot input, padded convolutions and a crop ------------------------------------------------------
+# ---- 2. WaveNet with one-hot input, padded convolutions and a crop ----
 
 
 class GatedLayer(nn.Module):
@@ -263,7 +263,7 @@ def wavenet_batch_folded():
     return built(lambda: OneHot(BatchFoldedWaveNet(), LEVELS)), (37,), heads.Categorical(LEVELS), "time", "same", None
 
 
-# ---- 4. a token network, [B, T] -> [B, T, V] ----------------------------------------------------------------------------
+# ---- 4. a token network, [B, T] -> [B, T, V] ----
 
 
 class TokenNetwork(nn.Module):
@@ -331,7 +331,7 @@ def temporal_conv_net():
     return built(TemporalConvNet), (5, 48), heads.Bernoulli(to_input="unit"), "time", "next", None
 
 
-# ---- 6. causal U-Net over a waveform ------------------------------------------------------------------------------------
+# ---- 6. causal U-Net over a waveform ----
 
 
 class CausalUNet1d(nn.Module):
