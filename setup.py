@@ -1,10 +1,10 @@
-"""Builds the one compiled extension, ``fastgen._C``, with ninja: parallel, incremental, with flags of each source's own.
+"""Builds the one compiled extension, ``fastgen._C``, with ninja: parallel, incremental, with per-file flags.
 
-Instruction sets are chosen at run time. Only the files named ``*_avx2.cpp`` and ``*_avx512.cpp`` are compiled for more than the
-machine's baseline, and only on x86-64.
+Instruction sets are chosen at run time. Only the files named ``*_avx2.cpp`` and ``*_avx512.cpp`` are compiled for more
+than the machine's baseline, and only on x86-64.
 
-Environment: ``FASTGEN_CUDA=1`` (``0``) builds (leaves out) the CUDA sources; by default they are built where torch is a CUDA
-build and ``nvcc`` is found. ``MAX_JOBS`` limits the parallel compilations.
+Environment: ``FASTGEN_CUDA=1`` (``0``) builds (leaves out) the CUDA sources; by default they are built where torch is a
+CUDA build and ``nvcc`` is found. ``MAX_JOBS`` limits the parallel compilations.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ISA_FLAGS = {
     "_avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c",
 }
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-NVCC_FLAGS = "-O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden -gencode arch=compute_80,code=sm_80 " + (
+NVCC_FLAGS = "-O3 -std=c++17 -DUSE_CUDA -Xcompiler -fPIC,-fvisibility=hidden -gencode arch=compute_80,code=sm_80 " + (
     "-gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90"
 )
 
@@ -82,17 +82,16 @@ class NinjaBuild(build_ext):
         libraries = f"-L{torch_root / 'lib'} -ltorch -ltorch_cpu -lpthread"
         if sys.platform == "darwin":
             libraries += " -undefined dynamic_lookup"
-        cuda_sources = [s for s in extension.sources if Path(s).suffix == ".cu"]
-        if cuda_sources:
-            defines += " -DUSE_CUDA"
-            toolkit = Path(shutil.which("nvcc")).resolve().parents[1]
-            include_flags += f" -isystem {toolkit / 'include'}"
-            libraries += f" -L{toolkit / 'lib64'} -lcudart -ltorch_cuda"
+        compiler = os.environ.get("CXX", "c++")
+        linker = compiler
+        if any(Path(source).suffix == ".cu" for source in extension.sources):
+            linker = "nvcc"
+            libraries += " -ltorch_cuda"
         lines = [
             "ninja_required_version = 1.5",
             f"flags = {include_flags} {defines}",
             "rule cxx",
-            f"  command = {os.environ.get('CXX', 'c++')} -MMD -MF $out.d {COMMON} $isa $flags -c $in -o $out",
+            f"  command = {compiler} -MMD -MF $out.d {COMMON} $isa $flags -c $in -o $out",
             "  deps = gcc",
             "  depfile = $out.d",
             "rule nvcc",
@@ -100,12 +99,13 @@ class NinjaBuild(build_ext):
             "  deps = gcc",
             "  depfile = $out.d",
             "rule link",
-            f"  command = {os.environ.get('CXX', 'c++')} -shared $in {libraries} -o $out",
+            f"  command = {linker} -shared $in {libraries} -o $out",
         ]
         objects = []
         for source in map(Path, extension.sources):
             objects.append(folder / source.relative_to(ROOT / "csrc").with_suffix(source.suffix + ".o"))
-            lines.append(f"build {objects[-1]}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {source}")
+            rule = "nvcc" if "cuda" in source.parts else "cxx"
+            lines.append(f"build {objects[-1]}: {rule} {source}")
             lines.append(f"  isa = {ISA_FLAGS.get(isa_of(source), '')}")
         lines.append(f"build {target}: link {' '.join(map(str, objects))}")
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
@@ -117,17 +117,14 @@ class NinjaBuild(build_ext):
 
 def packages() -> dict[str, str]:
     """Package -> folder. ``triton_kernels`` and ``bench`` live beside ``fastgen`` and are installed inside it."""
-    inside = {name: name.replace(".", "/") for name in find_packages(str(ROOT), include=["fastgen", "fastgen.*"])}
-    beside = find_packages(str(ROOT), include=["triton_kernels", "bench", "bench.*"])
-    return inside | {f"fastgen.{name}": name.replace(".", "/") for name in beside}
+    names = find_packages(str(ROOT), include=["fastgen", "fastgen.*", "triton_kernels", "bench", "bench.*"])
+    return {name if name.startswith("fastgen") else f"fastgen.{name}": name.replace(".", "/") for name in names}
 
 
 setup(
     version=version(),
     packages=list(packages()),
-    package_dir={
-        name: folder for name, folder in packages().items() if name == "fastgen" or not folder.startswith("fastgen/")
-    },
+    package_dir=packages(),
     ext_modules=[Extension("fastgen._C", [str(path) for path in sources()])],
     cmdclass={"build_ext": NinjaBuild},
 )

@@ -1,7 +1,7 @@
 """fastgen: compiled kernels for likelihood-based generative models in PyTorch.
 
-``import fastgen`` works without the compiled extension, without Triton and without a GPU; ``fastgen.backends()`` says what
-runs where and why, and ``fastgen.extension_error`` why the extension is missing (None if it is there).
+``import fastgen`` works without the compiled extension, without Triton and without a GPU; ``fastgen.backends()`` says
+what runs where and why, and ``fastgen.extension_error`` why the extension is missing (None if it is there).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 
-import torch  # the extension links against libtorch, which this loads
+import torch  # noqa: F401  (loads libtorch, which the extension needs)
 
 from fastgen.version import __version__
 
@@ -27,8 +27,8 @@ __all__ = [
 
 _LAZY = {
     "Sampler": ("fastgen.generate.sampler", "Sampler"),
-    "backend": ("fastgen.backends", "backend"),
-    "backends": ("fastgen.backends", "backends"),
+    "backend": ("fastgen.ops", "backend"),
+    "backends": ("fastgen.ops", "backends"),
     "create_model": ("fastgen.models", "create_model"),
     "heads": ("fastgen.generate.heads", None),
     "list_models": ("fastgen.models", "list_models"),

@@ -1,0 +1,48 @@
+// Counter-based uniform noise: fastgen::philox_uniform on the CPU.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+
+#include "common/philox.h"
+
+namespace fastgen {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr std::int64_t kGrain = 4096;  // numbers a thread makes at least: about 20 ns each
+
+void check_indices(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long && tensor.dim() == 1, name,
+                  " must be a one-dimensional int64 tensor");
+}
+
+Tensor philox_uniform_cpu(std::int64_t seed, Tensor samples, Tensor positions, std::int64_t channel, std::int64_t draw) {
+  check_indices(samples, "samples");
+  check_indices(positions, "positions");
+  STD_TORCH_CHECK(channel >= 0 && channel < 65536, "channel is ", channel, "; it must be at least 0 and less than 65536");
+  STD_TORCH_CHECK(draw >= 0 && draw < 65536, "draw is ", draw, "; it must be at least 0 and less than 65536");
+  samples = torch::stable::contiguous(samples);
+  positions = torch::stable::contiguous(positions);
+  const std::int64_t count = positions.size(0);
+  Tensor noise = torch::stable::new_empty(samples, {samples.size(0), count}, ScalarType::Double);
+  const auto* sample = samples.const_data_ptr<std::int64_t>();
+  const auto* position = positions.const_data_ptr<std::int64_t>();
+  auto* out = noise.mutable_data_ptr<double>();
+  torch::stable::parallel_for(0, samples.size(0) * count, kGrain, [=](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      out[i] = philox_uniform(static_cast<std::uint64_t>(seed), static_cast<std::uint64_t>(sample[i / count]),
+                              static_cast<std::uint64_t>(position[i % count]), static_cast<std::uint32_t>(channel),
+                              static_cast<std::uint32_t>(draw));
+    }
+  });
+  return noise;
+}
+
+}  // namespace
+}  // namespace fastgen
+
+STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) { m.impl("philox_uniform", TORCH_BOX(&fastgen::philox_uniform_cpu)); }

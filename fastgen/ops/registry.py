@@ -1,0 +1,150 @@
+"""What every op shares: its registration with PyTorch's dispatcher, and the choice of a backend."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import fastgen
+
+BACKENDS = ("reference", "cpu", "triton", "triton-interpret")
+OPS: dict[str, Op] = {}
+
+_library = torch.library.Library("fastgen", "DEF")
+_forced: str | None = None
+
+
+class Backend(NamedTuple):
+    """What runs an op on a device, and why."""
+
+    op: str
+    device: str
+    backend: str
+    reason: str
+
+
+@dataclass
+class Op:
+    """An op ``fastgen::<name>``: declared here, implemented on its floors under the same basename.
+
+    PyTorch's dispatcher holds the reference for every device (``CompositeExplicitAutograd``). The compiled extension adds
+    the CPU kernel, and the CUDA kernel where it was built with CUDA; elsewhere Triton, where installed, is the CUDA kernel.
+
+    Attributes:
+        schema: in the language of ``torch.library``, beginning with the name.
+        reference: the plain PyTorch definition.
+        fake: shapes and dtypes of the result.
+        absent: floor ("cpu" or "triton") -> why the op has no kernel there.
+        not_differentiable: why the op has no derivative; None if it has one.
+    """
+
+    schema: str
+    reference: Callable[..., Tensor]
+    fake: Callable[..., Tensor]
+    absent: dict[str, str] = field(default_factory=dict)
+    not_differentiable: str | None = None
+    cuda: str = field(default="reference", init=False)
+    """What the dispatcher runs on CUDA tensors: "cuda", "triton" or "reference"."""
+
+    def __post_init__(self) -> None:
+        _library.define(self.schema)
+        _library.impl(self.name, self.reference, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fastgen::{self.name}", self.fake, lib=_library)
+        if _has_kernel(self.name, "CUDA"):
+            self.cuda = "cuda"
+        elif self.refusal("triton", "cuda") is None:
+            self.cuda = "triton"
+            _library.impl(self.name, self._triton, "CUDA")
+        OPS[self.name] = self
+
+    @property
+    def name(self) -> str:
+        return self.schema.partition("(")[0]
+
+    def __call__(self, *arguments) -> Tensor:
+        if _forced is None:
+            return getattr(torch.ops.fastgen, self.name).default(*arguments)
+        device = next(a.device.type for a in arguments if isinstance(a, Tensor))
+        if reason := self.refusal(_forced, device):
+            raise RuntimeError(f"{self.name} on {device} cannot run on the forced backend {_forced!r}: {reason}")
+        if _forced == "reference":
+            return self.reference(*arguments)
+        if _forced == "cpu":
+            return getattr(torch.ops.fastgen, self.name).default(*arguments)
+        return self._triton(*arguments)
+
+    def refusal(self, backend: str, device: str) -> str | None:
+        """Why the op cannot run on the backend with tensors of the device; None if it can."""
+        if backend == "reference":
+            return None
+        floor = "cpu" if backend == "cpu" else "triton"
+        if floor in self.absent:
+            return self.absent[floor]
+        if backend == "cpu":
+            if device != "cpu":
+                return "the C++ kernels take tensors on the cpu"
+            if fastgen.extension_error is None and not _has_kernel(self.name, "CPU"):
+                return "the compiled extension was built without this op: build it again"
+            return fastgen.extension_error
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed"
+        if backend == "triton" and device != "cuda":
+            return "Triton compiles for cuda devices only"
+        if backend == "triton-interpret" and os.environ.get("TRITON_INTERPRET") != "1":
+            return "the interpreter needs TRITON_INTERPRET=1 in the environment before Triton is first imported"
+        return None
+
+    def chosen(self, device: str) -> Backend:
+        """What the dispatcher runs on the device ("cpu" or "cuda"), and why."""
+        if device == "cpu":
+            refusal = self.refusal("cpu", device)
+            return Backend(self.name, device, "reference" if refusal else "cpu", refusal or "compiled C++ kernel")
+        if not torch.cuda.is_available():
+            reason = "torch finds no CUDA device" if torch.version.cuda else "torch is built without CUDA"
+            return Backend(self.name, device, "none", reason)
+        reasons = {"cuda": "compiled CUDA kernel", "triton": "Triton kernel"}
+        return Backend(self.name, device, self.cuda, reasons.get(self.cuda) or self.refusal("triton", device))
+
+    def _triton(self, *arguments) -> Tensor:
+        module = importlib.import_module(f"fastgen.triton_kernels.{self.name}")
+        return getattr(module, self.name)(*arguments)
+
+
+def _has_kernel(name: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastgen::{name}", key)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Runs every op on one backend within the block; for tests and debugging.
+
+    The choice holds for the whole process, not only for the calling thread.
+
+    Args:
+        name: "reference", "cpu" (compiled C++), "triton" or "triton-interpret" (Triton's interpreter, on CPU tensors).
+
+    Raises:
+        ValueError: unknown name.
+        RuntimeError: from an op in the block that cannot run there; it says why.
+    """
+    global _forced
+    if name not in BACKENDS:
+        raise ValueError(f"backend is {name!r}; it must be one of {', '.join(map(repr, BACKENDS))}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def backends() -> list[Backend]:
+    """Every op on every device: what runs it, and why."""
+    return [op.chosen(device) for op in OPS.values() for device in ("cpu", "cuda")]
