@@ -1,0 +1,278 @@
+"""What every head is: the arrangement of parameters, levels as inputs, and the interface of scoring and drawing."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastgen.generate.noise import Noise
+
+
+class Drawn(NamedTuple):
+    """One draw: C elements each of B samples."""
+
+    levels: Tensor
+    """float32 ``[B, C]``: levels, or values of a continuous head."""
+    inputs: Tensor
+    """float32 ``[B, C]``: what the network reads."""
+    log_prob: Tensor
+    """float64 ``[B]``: the model's log-probability, at temperature 1, of all C elements."""
+    proposal_log_prob: Tensor
+    """float64 ``[B]``: log-probability of the elements not known, under the altered distribution they were drawn from."""
+
+
+class Head(ABC):
+    """The distribution that a network's output stands for.
+
+    A head reads the output as *groups of parameters*: ``[N, P, G, n]`` for P positions in natural order, G groups a position
+    and n parameters a group. Each group describes ``coupled`` channels of the event (1, unless channels are coupled).
+    """
+
+    kind: str
+    levels: int
+    """Number of levels; 0 for a continuous head."""
+    mixtures: int = 1
+    coupled: int | None = 1
+    """Channels that share a group of parameters; None: all channels of the event."""
+    feed_raw: bool = False
+    min_log_scale: float = -7.0
+
+    def __init__(self, levels: int, to_input: str | Tensor) -> None:
+        self.levels = levels
+        self.to_input_name = "table" if isinstance(to_input, Tensor) else to_input
+        self.inputs = _input_table(levels, to_input)
+
+    @property
+    @abstractmethod
+    def parameters_per_group(self) -> int:
+        """n. Raises ValueError where it depends on the channels of an event: ask the head that ``resolve`` returns."""
+
+    @abstractmethod
+    def group_log_prob(self, parameters: Tensor, levels: Tensor) -> Tensor:
+        """``[..., G, n]`` and ``[..., G, C / G]`` to the log-probability ``[..., G]``, of the parameters' dtype."""
+
+    @abstractmethod
+    def draw_groups(
+        self, parameters: Tensor, noise: Noise, levels: Tensor, known: Tensor, temperature: float, top_k: int, top_p: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws from float64 ``[B, G, n]``; ``levels`` and ``known`` are ``[B, G, C / G]``.
+
+        Returns levels, the raw values before rounding (None: no such thing), and the proposal's log-probability ``[B]``.
+        """
+
+    @abstractmethod
+    def config(self) -> dict:
+        """The arguments of the constructor, as JSON takes them."""
+
+    def resolve(self, event_shape: tuple[int, ...]) -> Head:
+        """This head, with everything settled that depends on the event."""
+        self.groups(event_shape)
+        return self
+
+    def groups(self, event_shape: tuple[int, ...]) -> int:
+        """G: how many groups of parameters a position has."""
+        channels, _ = _split_event(event_shape)
+        coupled = channels if self.coupled is None else self.coupled
+        if channels % coupled:
+            raise ValueError(f"event_shape {tuple(event_shape)} has {channels} channels; {self} couples {coupled}")
+        return channels // coupled
+
+    def layouts(self, event_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """The accepted shapes of the network's output, without the batch dimension."""
+        _, positions = _split_event(event_shape)
+        return [(self.groups(event_shape) * self.resolve(event_shape).parameters_per_group, *positions)]
+
+    def arrange(self, output: Tensor, event_shape: tuple[int, ...]) -> Tensor:
+        """The network's output as parameters ``[N, P, G, n]``: data movement only, of any dtype.
+
+        Raises:
+            ValueError: the output has none of the layouts that the head accepts.
+        """
+        layouts = self.layouts(event_shape)
+        if tuple(output.shape[1:]) not in layouts:
+            accepted = " or ".join("[" + ", ".join(map(str, ("N", *layout))) + "]" for layout in layouts)
+            given = list(output.shape)
+            raise ValueError(f"output has shape {given}; {self} with event_shape {tuple(event_shape)} reads {accepted}")
+        groups, (_, positions) = self.groups(event_shape), _split_event(event_shape)
+        count = self.resolve(event_shape).parameters_per_group
+        return output.reshape(-1, groups, count, math.prod(positions)).permute(0, 3, 1, 2)
+
+    def log_prob(self, output: Tensor, levels: Tensor) -> Tensor:
+        """Log-probability of levels given the network's output, summed over dimensions: differentiable, a training loss.
+
+        Args:
+            output: the network's output, in a layout that ``arrange`` accepts.
+            levels: integers (values, for a continuous head) ``[N, *event_shape]``.
+
+        Returns:
+            ``[N]``, in nats: float64 for a float64 output, otherwise float32.
+
+        Raises:
+            ValueError: the layout, the dtype or the range of an argument is wrong.
+        """
+        self.check_levels(levels)
+        event_shape = tuple(levels.shape[1:])
+        parameters = self.arrange(output, event_shape)
+        if parameters.shape[0] != levels.shape[0]:
+            raise ValueError(f"levels has {levels.shape[0]} samples; output has {parameters.shape[0]}")
+        if parameters.dtype != torch.float64:
+            parameters = parameters.float()
+        groups, (channels, positions) = parameters.shape[2], _split_event(event_shape)
+        levels = levels.reshape(-1, groups, channels // groups, math.prod(positions)).permute(0, 3, 1, 2)
+        return self.group_log_prob(parameters, levels).sum((1, 2))
+
+    def check_levels(self, levels: Tensor, name: str = "levels") -> None:
+        """Raises ValueError unless these are integers in ``0 .. L-1`` (for a continuous head: floating point)."""
+        if not self.levels:
+            if not levels.is_floating_point():
+                raise ValueError(f"{name} has dtype {levels.dtype}; {self} takes floating-point values")
+            return
+        if levels.is_floating_point() or levels.is_complex() or levels.dtype == torch.bool:
+            raise ValueError(f"{name} has dtype {levels.dtype}; {self} takes integers")
+        if levels.numel() and not torch.compiler.is_compiling():
+            low, high = int(levels.min()), int(levels.max())
+            if low < 0 or high >= self.levels:
+                raise ValueError(f"{name} has values in {low} .. {high}; {self} takes 0 .. {self.levels - 1}")
+
+    def to_input(self, levels: Tensor) -> Tensor:
+        """The module's input: int64 for ``to_input="index"``, else float32; a continuous head passes values on as float32."""
+        self.check_levels(levels)
+        if not self.levels:
+            return levels.float()
+        return levels.long() if self.to_input_name == "index" else self.inputs.to(levels.device)[levels.long()]
+
+    def check_sampling(self, temperature: float, top_k: int = 0, top_p: float = 1.0, scored: bool = False) -> None:
+        """Raises ValueError unless the head can draw so; ``scored`` says that log-probabilities of the draws are wanted."""
+        if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"temperature is {temperature}; it must be a finite number above 0")
+        self._check_truncation(top_k, top_p)
+        if scored and self.feed_raw:
+            raise ValueError("feed_raw=True draws have no log-probability: levels do not tell what the network was fed")
+
+    def _check_truncation(self, top_k: int, top_p: float) -> None:
+        if top_k != 0 or top_p != 1:
+            raise ValueError(f"top_k is {top_k} and top_p is {top_p}; only a Categorical head takes others than 0 and 1")
+
+    def draw(
+        self,
+        parameters: Tensor,
+        noise: Noise,
+        levels: Tensor | None = None,
+        known: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> Drawn:
+        """Draws the C elements of one position, all but the known ones.
+
+        Args:
+            parameters: ``[B, G, n]``, one position of ``arrange``; computed with in float64.
+            noise: where the uniform numbers come from.
+            levels, known: float ``[B, C]`` and bool ``[B, C]``: where known, the level is kept, and coupled channels after it
+                are drawn given it.
+            temperature: divides logits and multiplies scales.
+            top_k, top_p: Categorical only; k most probable levels (0: all), then the fewest whose mass is top_p or more.
+
+        Raises:
+            ValueError: a sampling argument is out of range, a known level is none, or the parameters are NaN or make no
+                distribution.
+        """
+        self.check_sampling(temperature, top_k, top_p)
+        batch, groups, count = parameters.shape
+        coupled = 1 if self.coupled == 1 else self.channels_of(count)
+        if known is None:
+            levels = parameters.new_zeros(batch, groups * coupled, dtype=torch.float32)
+            known = torch.zeros_like(levels, dtype=torch.bool)
+        levels, known = levels.double().reshape(batch, groups, coupled), known.reshape(batch, groups, coupled)
+        given = levels[known]
+        if self.levels and not ((given == given.floor()) & (given >= 0) & (given < self.levels)).all():
+            raise ValueError(f"known level at position {noise.position} is no whole number in 0 .. {self.levels - 1}")
+        parameters = parameters.double()
+        if parameters.isnan().any():
+            raise ValueError(f"the network's output at position {noise.position} is NaN")
+        chosen, raw, proposal = self.draw_groups(parameters, noise, levels, known, temperature, top_k, top_p)
+        log_prob = self.group_log_prob(parameters, chosen.long() if self.levels else chosen).sum(-1)
+        if raw is not None:
+            inputs = raw
+        else:
+            inputs = self.inputs.to(chosen.device)[chosen.long()] if self.levels else chosen
+        return Drawn(chosen.float().flatten(1), inputs.float().flatten(1), log_prob, proposal)
+
+    def channels_of(self, count: int) -> int:
+        """How many channels a group of ``count`` parameters describes."""
+        return 1
+
+    def spec(self) -> dict:
+        """The head in numbers, for the C++ machine."""
+        return {
+            "kind": self.kind,
+            "levels": self.levels,
+            "mixtures": self.mixtures,
+            "coupled_channels": self.coupled or 0,
+            "feed_raw": self.feed_raw,
+            "min_log_scale": self.min_log_scale,
+            "inputs": np.zeros(0, np.float32) if self.inputs is None else self.inputs.numpy(),
+        }
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.config().items() if k != 'to_input')})"
+
+    def _to_input_config(self) -> str | list[float]:
+        return self.inputs.tolist() if self.to_input_name == "table" else self.to_input_name
+
+
+def check_count(name: str, value: int, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be an integer, {least} or more")
+    return value
+
+
+def check_min_log_scale(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"min_log_scale is {value}; it must be finite")
+    return float(value)
+
+
+def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
+    """The first index where the cumulated weights exceed ``uniform * total``; past the end, the last of non-zero weight.
+
+    float64 ``[..., L]`` and ``[...]`` to int64 ``[...]``.
+    """
+    cumulated = weights.cumsum(-1)
+    beyond = cumulated > (uniform * cumulated[..., -1])[..., None]
+    count = weights.shape[-1]
+    last = count - 1 - (weights > 0).flip(-1).byte().argmax(-1)
+    return torch.where(beyond.any(-1), beyond.byte().argmax(-1), last)
+
+
+def check_distribution(top: Tensor, position: int) -> None:
+    """``top``: the greatest logit of each distribution."""
+    if not top.isfinite().all():
+        raise ValueError(f"the network's output at position {position} makes no distribution: its greatest logit is not finite")
+
+
+def _split_event(event_shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """Channels and positions: (C, H, W), (C, T), or one channel of (T,) or (D,)."""
+    if not event_shape or any(size < 1 for size in event_shape):
+        raise ValueError(f"event_shape is {tuple(event_shape)}; it must be (C, H, W), (C, T), (T,) or (D,), all positive")
+    return (1, tuple(event_shape)) if len(event_shape) == 1 else (event_shape[0], tuple(event_shape[1:]))
+
+
+def _input_table(levels: int, to_input: str | Tensor) -> Tensor | None:
+    if not levels:
+        return None
+    if isinstance(to_input, Tensor):
+        if to_input.shape != (levels,) or not to_input.is_floating_point() or not to_input.isfinite().all():
+            given = f"{to_input.dtype} {list(to_input.shape)}"
+            raise ValueError(f"to_input is a table of {given}; it must be finite floating-point values, [{levels}]")
+        return to_input.detach().cpu().float().contiguous()
+    level = torch.arange(levels, dtype=torch.float64)
+    tables = {"index": level, "unit": level / (levels - 1), "symmetric": 2 * level / (levels - 1) - 1}
+    if to_input not in tables:
+        raise ValueError(f"to_input is {to_input!r}; it must be one of {', '.join(tables)}, or a tensor of {levels} values")
+    return tables[to_input].float()

@@ -1,0 +1,75 @@
+"""The categorical head: a softmax over levels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastgen.generate.heads.base import Head, check_count, check_distribution, inverse_cdf
+from fastgen.generate.noise import Noise
+
+
+class Categorical(Head):
+    """``P(level) = softmax(logits)[level]``, channels drawn independently.
+
+    Output layouts: ``[N, C * L, *positions]`` (channel by channel) or ``[N, C, L, *positions]``. A draw divides the logits by the
+    temperature, keeps the ``top_k`` greatest, then the fewest most probable levels whose mass is ``top_p`` or more (of equal
+    levels the lower ones stay), and inverts the cdf at the uniform of draw 0.
+
+    Args:
+        levels: L, at least 2.
+        to_input: "index", "unit", "symmetric" or a tensor of L values: how a level becomes the network's input.
+    """
+
+    kind = "categorical"
+
+    def __init__(self, levels: int, to_input: str | Tensor = "index") -> None:
+        super().__init__(check_count("levels", levels, 2), to_input)
+
+    @property
+    def parameters_per_group(self) -> int:
+        return self.levels
+
+    def config(self) -> dict:
+        return {"levels": self.levels, "to_input": self._to_input_config()}
+
+    def layouts(self, event_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        layouts = super().layouts(event_shape)
+        return [*layouts, (self.groups(event_shape), self.levels, *layouts[0][1:])]
+
+    def group_log_prob(self, parameters: Tensor, levels: Tensor) -> Tensor:
+        chosen = parameters.gather(-1, levels.long()).squeeze(-1)
+        return chosen - torch.logsumexp(parameters, -1)
+
+    def _check_truncation(self, top_k: int, top_p: float) -> None:
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or not 0 <= top_k <= self.levels:
+            raise ValueError(f"top_k is {top_k!r}; it must be an integer in 0 (off) .. {self.levels}")
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
+
+    def draw_groups(
+        self, parameters: Tensor, noise: Noise, levels: Tensor, known: Tensor, temperature: float, top_k: int, top_p: float
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        uniform = torch.stack([noise.uniform(group, 0) for group in range(parameters.shape[1])], 1)
+        logits = parameters / temperature
+        top = logits.amax(-1, keepdim=True)
+        check_distribution(top, noise.position)
+        weights = _truncate(torch.exp(logits - top), logits, top_k, top_p)
+        chosen = torch.where(known, levels, inverse_cdf(weights, uniform).double()[..., None])
+        proposal = weights.gather(-1, chosen.long()).squeeze(-1).log() - weights.sum(-1).log()
+        return chosen, None, proposal.masked_fill(known.squeeze(-1), 0).sum(-1)
+
+
+def _truncate(weights: Tensor, logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Weights with zeros where top-k and top-p leave a level out."""
+    if not top_k and top_p == 1:
+        return weights
+    order = logits.sort(-1, descending=True, stable=True).indices
+    ranked = weights.gather(-1, order)
+    if top_k:
+        ranked[..., top_k:] = 0
+    if top_p < 1:
+        mass = ranked.cumsum(-1)
+        before = torch.cat([torch.zeros_like(mass[..., :1]), mass[..., :-1]], -1)
+        ranked = ranked * (before < top_p * mass[..., -1:])
+    return torch.zeros_like(weights).scatter(-1, order, ranked)
