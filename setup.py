@@ -57,10 +57,11 @@ def isa_of(source: Path) -> str | None:
 
 
 def sources() -> list[Path]:
-    found = [*sorted((ROOT / "csrc").glob("*.cpp")), *sorted((ROOT / "csrc" / "cpu").rglob("*.cpp"))]
+    csrc = ROOT / "csrc"
+    found = [*sorted(csrc.glob("*.cpp")), *sorted((csrc / "cpu").rglob("*.cpp"))]
     if with_cuda():
-        found += sorted(p for p in (ROOT / "csrc" / "cuda").rglob("*") if p.suffix in (".cu", ".cpp"))
-    return [p for p in found if X86 or isa_of(p) is None]
+        found += sorted(p for p in (csrc / "cuda").rglob("*") if p.suffix in (".cu", ".cpp"))
+    return [p.relative_to(ROOT) for p in found if X86 or isa_of(p) is None]
 
 
 class NinjaBuild(build_ext):
@@ -103,9 +104,9 @@ class NinjaBuild(build_ext):
         ]
         objects = []
         for source in map(Path, extension.sources):
-            objects.append(folder / source.relative_to(ROOT / "csrc").with_suffix(source.suffix + ".o"))
+            objects.append(folder / source.relative_to("csrc").with_suffix(source.suffix + ".o"))
             rule = "nvcc" if "cuda" in source.parts else "cxx"
-            lines.append(f"build {objects[-1]}: {rule} {source}")
+            lines.append(f"build {objects[-1]}: {rule} {ROOT / source}")
             lines.append(f"  isa = {ISA_FLAGS.get(isa_of(source), '')}")
         lines.append(f"build {target}: link {' '.join(map(str, objects))}")
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []

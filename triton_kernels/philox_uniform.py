@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 512
+CONSTANTS = {"block": BLOCK, "enable_fp_fusion": False}
 
 
 @triton.jit(do_not_specialize=["seed", "count", "blocks", "channel", "draw"])
@@ -41,18 +42,16 @@ def philox_uniform(seed: int, samples: Tensor, positions: Tensor, channel: int, 
         count = positions.shape[0]
         blocks = triton.cdiv(count, BLOCK)
         tensors = noise, samples.contiguous(), positions.contiguous()
-        philox_uniform_kernel[(blocks * samples.shape[0],)](*tensors, seed, count, blocks, channel, draw, block=BLOCK)
+        philox_uniform_kernel[(blocks * samples.shape[0],)](*tensors, seed, count, blocks, channel, draw, **CONSTANTS)
     return noise
 
 
-# what `make check-cuda` compiles: kernel, the types of its arguments, its constants
+# what `make check-cuda` compiles: kernel, the types of its arguments, its constants and options
 COMPILED = [
     (
         philox_uniform_kernel,
-        {
-            "noise": "*fp64", "samples": "*i64", "positions": "*i64", "seed": "i64", "count": "i64", "blocks": "i64",
-            "channel": "i32", "draw": "i32",
-        },
-        {"block": BLOCK},
+        {"noise": "*fp64", "samples": "*i64", "positions": "*i64"}
+        | {"seed": "i64", "count": "i64", "blocks": "i64", "channel": "i32", "draw": "i32"},
+        CONSTANTS,
     )
-]  # fmt: skip
+]

@@ -1,0 +1,39 @@
+// The launcher of philox_uniform: the one file of the op on CUDA that knows torch (its stable headers).
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "cuda/philox_uniform.h"
+
+namespace fastgen {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+Tensor philox_uniform_cuda(std::int64_t seed, Tensor samples, Tensor positions, std::int64_t channel, std::int64_t draw) {
+  STD_TORCH_CHECK(samples.scalar_type() == ScalarType::Long && samples.dim() == 1, "samples must be a one-dimensional int64 tensor");
+  STD_TORCH_CHECK(positions.scalar_type() == ScalarType::Long && positions.dim() == 1, "positions must be a one-dimensional int64 tensor");
+  STD_TORCH_CHECK(samples.get_device_index() == positions.get_device_index(), "samples and positions must be on one device");
+  STD_TORCH_CHECK(channel >= 0 && channel < 65536, "channel is ", channel, "; it must be at least 0 and less than 65536");
+  STD_TORCH_CHECK(draw >= 0 && draw < 65536, "draw is ", draw, "; it must be at least 0 and less than 65536");
+  samples = torch::stable::contiguous(samples);
+  positions = torch::stable::contiguous(positions);
+  const torch::stable::accelerator::DeviceGuard guard(samples.get_device_index());
+  Tensor noise = torch::stable::new_empty(samples, {samples.size(0), positions.size(0)}, ScalarType::Double);
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(samples.get_device_index(), &stream));
+  const cudaError_t status = philox_uniform_fill(
+      noise.mutable_data_ptr<double>(), samples.const_data_ptr<std::int64_t>(), samples.size(0),
+      positions.const_data_ptr<std::int64_t>(), positions.size(0), static_cast<std::uint64_t>(seed),
+      static_cast<std::uint32_t>(channel), static_cast<std::uint32_t>(draw), static_cast<cudaStream_t>(stream));
+  STD_TORCH_CHECK(status == cudaSuccess, "philox_uniform: ", cudaGetErrorString(status));
+  return noise;
+}
+
+}  // namespace
+}  // namespace fastgen
+
+STABLE_TORCH_LIBRARY_IMPL(fastgen, CUDA, m) { m.impl("philox_uniform", TORCH_BOX(&fastgen::philox_uniform_cuda)); }
