@@ -46,8 +46,8 @@ def windowed(
 ) -> Dataset:
     """Recordings (floats in [-1, 1]) as a dataset of mu-law windows; ``parts`` splits recordings, never one recording.
 
-    A recording gives as many whole windows as fit, one after the other from its start; what is left over is dropped. One
-    that is shorter than a window is padded with silence at its end.
+    A recording gives as many whole windows as fit, one after the other from its start; what is left over is dropped.
+    One that is shorter than a window is padded with silence at its end.
     """
     if window < 1:
         raise ValueError(f"window is {window}; a positive number of samples is needed")

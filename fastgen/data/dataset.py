@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
@@ -28,12 +29,32 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Description:
+    """What is needed to show samples of a model without its data; the fields are those of ``Dataset``."""
+
+    name: str
+    kind: Literal["image", "audio"]
+    event_shape: tuple[int, ...]
+    levels: int
+    classes: tuple[str, ...] = ()
+    sample_rate: int | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Description:
+        values = json.loads(text)
+        return cls(**values | {"event_shape": tuple(values["event_shape"]), "classes": tuple(values["classes"])})
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Real data on a grid of ``levels`` values.
 
-    ``event_shape`` is ``(C, H, W)`` for images and ``(T,)`` for mu-law audio, which has a ``sample_rate`` in Hz. ``classes``
-    names the labels; it is empty where the data has none. Raises ValueError where a split is missing or empty, has another
-    shape, or holds a level or label out of range.
+    ``event_shape`` is ``(C, H, W)`` for images and ``(T,)`` for mu-law audio, which has a ``sample_rate`` in Hz.
+    ``classes`` names the labels; it is empty where the data has none. Raises ValueError where a split is missing or
+    empty, has another shape, or holds a level or label out of range.
     """
 
     name: str
@@ -41,7 +62,7 @@ class Dataset:
     event_shape: tuple[int, ...]
     levels: int
     splits: dict[str, Split]
-    classes: tuple[str, ...] = field(default=())
+    classes: tuple[str, ...] = ()
     sample_rate: int | None = None
 
     def __post_init__(self) -> None:
@@ -51,7 +72,7 @@ class Dataset:
             split = self.splits[name]
             if tuple(split.levels.shape[1:]) != self.event_shape:
                 raise ValueError(
-                    f"data {self.name!r}, split {name!r}: examples of shape {tuple(split.levels.shape[1:])}, not {self.event_shape}"
+                    f"data {self.name!r}, split {name!r}: shape {tuple(split.levels.shape[1:])}, not {self.event_shape}"
                 )
             if (highest := int(split.levels.max())) >= self.levels:
                 raise ValueError(
@@ -65,12 +86,16 @@ class Dataset:
                 )
 
     @property
+    def description(self) -> Description:
+        return Description(self.name, self.kind, self.event_shape, self.levels, self.classes, self.sample_rate)
+
+    @property
     def dimensions(self) -> int:
         return int(np.prod(self.event_shape))
 
 
 def partition(count: int, validation: float = 0.1, test: float = 0.1) -> dict[str, np.ndarray]:
-    """Indices 0..count-1 in three disjoint sets, always the same for the same count: shuffled once, at least one in each."""
+    """Indices 0..count-1 in three disjoint sets, the same for the same count: shuffled once, one at least in each."""
     if count < len(SPLITS):
         raise ValueError(
             f"{count} examples found; at least {len(SPLITS)} are needed to hold out a validation and a test set"

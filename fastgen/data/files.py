@@ -20,7 +20,7 @@ _SPLIT_FOLDERS = {
 
 @dataclass(frozen=True)
 class Files:
-    """``paths`` in sorted order; ``labels`` are None, or indices into ``classes``; ``parts`` maps a split to indices."""
+    """``paths`` sorted; ``labels`` None, or indices into ``classes``; ``parts`` maps a split to indices of paths."""
 
     paths: list[Path]
     labels: np.ndarray | None
@@ -31,10 +31,10 @@ class Files:
 def find(folder: Path, suffixes: tuple[str, ...]) -> Files:
     """Every file below ``folder`` whose suffix is one of ``suffixes`` (lower case), hidden ones left out.
 
-    ``folder/file`` has no class, ``folder/<class>/file`` has one. If ``folder`` has a sub-folder ``train``, then the first
-    level names the split (train, validation or val, test) and the class comes below it; a split that is absent is cut from
-    train. Otherwise the files are split 80 / 10 / 10, always in the same way. Raises ValueError for a folder without such
-    files, or where some files have a class and others none.
+    ``folder/file`` has no class, ``folder/<class>/file`` has one. If ``folder`` has a sub-folder ``train``, then the
+    first level names the split (train, validation or val, test) and the class comes below it; a split that is absent
+    is cut from train. Otherwise the files are split 80 / 10 / 10, always in the same way. Raises ValueError for a
+    folder without such files, or where some files have a class and others none.
     """
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
     if not paths:

@@ -20,9 +20,9 @@ Colour = Literal["auto", "grey", "rgb"]
 def load_image_folder(folder: Path, size: int | None = None, colour: Colour = "auto", levels: int = 256) -> Dataset:
     """Every image below ``folder``; sub-folders as in ``files.find``.
 
-    ``size``: the shorter side is resized to it and the centre cropped to a square; without it all images must have one size.
-    ``colour``: "grey" gives (1, H, W), "rgb" (3, H, W), "auto" grey if every file is grey. Raises ValueError for an unreadable
-    image, or sizes that differ.
+    ``size``: the shorter side is resized to it and the centre cropped to a square; without it all images must have
+    one size. ``colour``: "grey" gives (1, H, W), "rgb" (3, H, W), "auto" grey if every file is grey. Raises
+    ValueError for an unreadable image, or sizes that differ.
     """
     files = find(folder, SUFFIXES)
     if size is not None and size < 1:

@@ -8,8 +8,9 @@ import numpy as np
 def encode(samples: np.ndarray, levels: int = 256) -> np.ndarray:
     """Samples in [-1, 1] to levels 0..levels-1, uint8.
 
-    ``f(x) = sign(x) log(1 + mu |x|) / log(1 + mu)`` with ``mu = levels - 1``, rounded to the nearest of ``levels`` points
-    that divide [-1, 1] evenly. Values outside [-1, 1] are clipped. ITU-T G.711; van den Oord et al. 2016, section 2.2.
+    ``f(x) = sign(x) log(1 + mu |x|) / log(1 + mu)`` with ``mu = levels - 1``, rounded to the nearest of ``levels``
+    points that divide [-1, 1] evenly. Values outside [-1, 1] are clipped. ITU-T G.711; van den Oord et al. 2016,
+    section 2.2.
     """
     mu = levels - 1
     clipped = np.clip(samples.astype(np.float64), -1.0, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ def load_npz(
 ) -> Dataset:
     """An archive of one of two layouts (no pickled objects).
 
-    Images: ``images`` uint8 ``[N, H, W]`` or ``[N, H, W, C]`` with 1 or 3 channels, or ``train_images`` and ``test_images``
-    (``validation_images`` too, or it is cut from train); optional ``labels`` or ``train_labels``, ... integers ``[N]``.
+    Images: ``images`` uint8 ``[N, H, W]`` or ``[N, H, W, C]`` with 1 or 3 channels, or ``train_images`` and
+    ``test_images`` (``validation_images`` too, or it is cut from train); optional ``labels`` or ``train_labels``, ...
+    integers ``[N]``.
 
     Speech: ``waveform`` int16 or float ``[samples]``, ``offsets`` ``[N + 1]``, so that recording i is
     ``waveform[offsets[i]:offsets[i + 1]]``, optional ``labels``, ``speakers``, ``sample_rate``.
@@ -96,7 +98,7 @@ def _speech(
     if rate is None:
         raise ValueError(f"{path} does not say its sample rate: give it")
     scale = -float(np.iinfo(waveform.dtype).min) if np.issubdtype(waveform.dtype, np.signedinteger) else 1.0
-    recordings = [waveform[a:b] / scale for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    recordings = [waveform[a:b] / scale for a, b in pairwise(offsets)]
     codes, classes = _classes(path, arrays.get(label), len(recordings), arrays, label)
     return windowed(path.stem, recordings, codes, classes, partition(len(recordings)), rate, window, levels)
 
@@ -107,9 +109,7 @@ def _classes(
     if labels is None:
         return None, ()
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise ValueError(
-            f"{path}: {label} are {labels.dtype} {labels.shape}; integers from 0 on, one for each of {count}, are needed"
-        )
+        raise ValueError(f"{path}: {label} are {labels.dtype} {labels.shape}; {count} integers from 0 on are needed")
     for key in (f"{label.removesuffix('s')}_names", "names", "classes"):
         if key in arrays and len(arrays[key]) > labels.max():
             return labels.astype(np.int64), tuple(str(name) for name in arrays[key])

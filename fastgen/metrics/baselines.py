@@ -11,8 +11,9 @@ from fastgen.metrics.bits_per_dim import Evaluation, summarise
 def histogram_baseline(train: Tensor, held_out: Tensor, levels: int, per_position: bool = True) -> Evaluation:
     """Bits/dim of independent histograms with add-one smoothing, fit on ``train``.
 
-    ``p_d(v) = (count_d(v) + 1) / (N + levels)`` for each dimension d of ``train`` ``[N, *event]``, or one histogram for all
-    dimensions together if ``per_position`` is False. ``held_out``: ``[M, *event]`` of the same integers below ``levels``.
+    ``p_d(v) = (count_d(v) + 1) / (N + levels)`` for each dimension d of ``train`` ``[N, *event]``, or one histogram
+    for all dimensions together if ``per_position`` is False. ``held_out``: ``[M, *event]`` of the same integers below
+    ``levels``.
     """
     if train.shape[1:] != held_out.shape[1:]:
         raise ValueError(

@@ -19,7 +19,8 @@ class Evaluation:
     count: int
 
     def __str__(self) -> str:
-        return f"{self.bits_per_dim:.4f} +- {self.standard_error:.4f} bits/dim ({self.nats:.2f} nats, {self.count} examples)"
+        mean = f"{self.bits_per_dim:.4f} +- {self.standard_error:.4f} bits/dim"
+        return f"{mean} ({self.nats:.2f} nats, {self.count} examples)"
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)

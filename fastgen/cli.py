@@ -1,0 +1,143 @@
+"""The command line: ``fastgen train | sample | evaluate | bench | info``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+COMMANDS = {
+    "train": "train a model on real data",
+    "sample": "generate from a trained model with the compiled sampler",
+    "evaluate": "bits/dim of a trained model on held-out data",
+    "bench": "run the benchmarks against reference implementations",
+    "info": "what is installed, and what runs where",
+}
+USAGE = "usage: fastgen <command> [options]\n\n" + "".join(f"  {name:10}{text}\n" for name, text in COMMANDS.items())
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns its exit status: 0, 1 after a failure, 2 for a wrong usage, 130 after Ctrl-C."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE + "\nfastgen <command> --help explains its options.")
+        return 0 if arguments else 2
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        print(f"fastgen: no command {command!r}\n\n{USAGE}", file=sys.stderr)
+        return 2
+    try:
+        return {"train": _train, "sample": _sample, "evaluate": _evaluate, "bench": _bench, "info": _info}[command](
+            rest
+        )
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "fastgen":
+            raise
+        extra = "dev" if error.name.startswith("pytest") else "zoo"
+        return _fail(f"{command} needs {error.name}: pip install 'fastgen-kernels[{extra}]'")
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+
+
+def _fail(message: str) -> int:
+    print(f"fastgen: {message}", file=sys.stderr)
+    return 1
+
+
+def _parse(config: type, command: str, arguments: list[str], default=None):
+    import tyro
+
+    given = {} if default is None else {"default": default}
+    return tyro.cli(config, args=arguments, prog=f"fastgen {command}", description=COMMANDS[command], **given)
+
+
+def _train(arguments: list[str]) -> int:
+    from fastgen.training.config import TrainConfig
+    from fastgen.training.directory import RunDirectory
+
+    config = _parse(TrainConfig, "train", arguments)
+    if config.resume:
+        directory = RunDirectory(config.output)
+        directory.check_resumable()
+        stored = TrainConfig.from_json(directory.training.read_text(), config.output)
+        config = _parse(TrainConfig, "train", arguments, default=stored)
+
+    from fastgen.training.loop import TrainingDiverged, TrainingInterrupted, train
+
+    try:
+        train(config)
+    except TrainingInterrupted as stopped:
+        print(f"{stopped}\nto continue: fastgen train --output {config.output} --resume", file=sys.stderr)
+        return INTERRUPTED
+    except TrainingDiverged as error:
+        return _fail(str(error))
+    return 0
+
+
+def _sample(arguments: list[str]) -> int:
+    from fastgen.training.sampling import SampleConfig, sample
+
+    config = _parse(SampleConfig, "sample", arguments)
+    drawn = sample(config)
+    print(f"{config.count} samples in {drawn.seconds:.2f} s, mean log-probability {drawn.log_prob.mean():.2f} nats")
+    if drawn.naive_seconds is not None:
+        print(
+            f"textbook loop: {drawn.naive_seconds:.2f} s ({drawn.naive_seconds / drawn.seconds:.1f} times as long); "
+            f"{drawn.differing} of {config.count} samples differ"
+        )
+    print("\n".join(map(str, drawn.files)))
+    return 0
+
+
+def _evaluate(arguments: list[str]) -> int:
+    from fastgen.training.evaluation import EvaluateConfig, evaluate_run
+
+    config = _parse(EvaluateConfig, "evaluate", arguments)
+    print(f"{config.split}: {evaluate_run(config)}")
+    return 0
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    select: str = ""
+    """Run only the benchmarks whose names match this expression (pytest -k)."""
+    json: Path | None = None
+    """Write the measurements to this file."""
+
+
+def _bench(arguments: list[str]) -> int:
+    import pytest
+
+    config = _parse(BenchConfig, "bench", arguments)
+    spec = importlib.util.find_spec("fastgen.bench")
+    if spec is None or not spec.submodule_search_locations:
+        return _fail("the benchmarks are not installed: fastgen.bench is missing")
+    options = ["-o", "python_files=bench_*.py", "-o", "addopts=", "--import-mode=importlib", "--benchmark-only"]
+    if config.json is not None:
+        options.append(f"--benchmark-json={config.json}")
+    if config.select:
+        options += ["-k", config.select]
+    return int(pytest.main([*spec.submodule_search_locations, *options]))
+
+
+def _info(arguments: list[str]) -> int:
+    if arguments:
+        print("usage: fastgen info" if arguments[0] in ("-h", "--help") else "fastgen info takes no options")
+        return 0 if arguments[0] in ("-h", "--help") else 2
+    import torch
+
+    import fastgen
+
+    print(f"fastgen {fastgen.__version__}, torch {torch.__version__}, Python {sys.version.split()[0]}")
+    print(f"compiled extension: {fastgen.extension_error or 'loaded'}")
+    print(f"backends:\n{fastgen.backends()}")
+    print(f"models: {', '.join(fastgen.list_models())}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""What ``fastgen train`` is told, and its file in the run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from fastgen.data import DataConfig
+
+RUN_TIME = {"output", "steps", "devices", "accelerator", "strategy", "threads", "resume", "overwrite", "progress"}
+"""Fields that a resumed run may change; the rest decide what is learned."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam with gradient clipping, linear warm-up, and decay to ``final_rate`` at the last step."""
+
+    rate: float = 1e-3
+    """Learning rate after warm-up."""
+    final_rate: float = 1e-5
+    """Learning rate at the last step."""
+    warmup: int = 100
+    """Steps over which the rate rises linearly from 0."""
+    decay: Literal["cosine", "exponential", "constant"] = "cosine"
+    """How the rate falls after warm-up; constant keeps it."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW)."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+    ema: float = 0.999
+    """Decay of the exponential moving average of the weights, which is what is evaluated and saved."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    output: Path
+    """Run directory; it is created."""
+    model: str = "pixelcnn_pp"
+    """Name of a model; `fastgen info` lists them."""
+    preset: str = "tiny"
+    """Preset of the model."""
+    set: tuple[str, ...] = ()
+    """Fields of the model's config, as name=value."""
+    conditional: bool = False
+    """Condition the model on the labels of the data."""
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    steps: int = 2000
+    batch_size: int = 32
+    """Examples a step, over all devices."""
+    seed: int = 0
+    """Decides initial weights, data order and dropout."""
+    log_interval: int = 20
+    evaluate_interval: int = 250
+    """Steps between evaluations on the validation split."""
+    evaluate_examples: int = 512
+    """At most this many validation examples; the final test takes the whole test split."""
+    checkpoint_interval: int = 250
+    """Steps between checkpoints: the most that is lost if the process is killed."""
+    samples: int = 64
+    """Samples drawn at the end (audio: at most 8); 0 for none."""
+    devices: int = 1
+    """Processes on this machine, one a device; under torchrun its own number is taken."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    strategy: Literal["auto", "ddp"] = "auto"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    threads: int | None = None
+    """CPU threads of each process; without it what torch takes."""
+    resume: bool = False
+    """Continue the run in the output directory from its last checkpoint."""
+    overwrite: bool = False
+    """Replace the run in the output directory."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch_size",
+            "log_interval",
+            "evaluate_interval",
+            "evaluate_examples",
+            "checkpoint_interval",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; 1 or more is allowed")
+        if self.samples < 0 or self.devices < 1 or (self.threads is not None and self.threads < 1):
+            raise ValueError(
+                f"samples {self.samples}, devices {self.devices}, threads {self.threads}: "
+                "0 or more, 1 or more and 1 or more are allowed"
+            )
+        rate = self.optimizer
+        if not rate.rate > 0 or not 0 < rate.final_rate <= rate.rate or rate.warmup < 0:
+            raise ValueError(
+                f"rate {rate.rate}, final_rate {rate.final_rate}, warmup {rate.warmup}: "
+                "0 < final_rate <= rate and warmup of 0 or more are allowed"
+            )
+        if not 0 <= rate.ema < 1 or rate.clip < 0 or rate.weight_decay < 0:
+            raise ValueError(
+                f"ema {rate.ema}, clip {rate.clip}, weight_decay {rate.weight_decay}: "
+                "0 <= ema < 1 and no negative clip or weight_decay are allowed"
+            )
+        if self.resume and self.overwrite:
+            raise ValueError("resume and overwrite exclude each other: one continues the run, the other replaces it")
+
+    @property
+    def model_overrides(self) -> dict[str, Any]:
+        """``set`` as keyword arguments: values are JSON where they parse as such, otherwise text."""
+        return dict(_override(item) for item in self.set)
+
+    def to_json(self) -> str:
+        """Everything but what belongs to one invocation only."""
+        values = dataclasses.asdict(self)
+        for name in ("output", "resume", "overwrite", "progress"):
+            del values[name]
+        return json.dumps(values, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str, output: Path) -> TrainConfig:
+        values = json.loads(text)
+        values["data"] = DataConfig(**values["data"])
+        values["optimizer"] = OptimizerConfig(**values["optimizer"] | {"betas": tuple(values["optimizer"]["betas"])})
+        return cls(output=output, **values | {"set": tuple(values["set"])})
+
+    def check_resumes(self, stored: TrainConfig) -> None:
+        """Raises ValueError if this config would continue ``stored`` as another run."""
+        differing = [
+            f.name
+            for f in dataclasses.fields(self)
+            if f.name not in RUN_TIME and getattr(self, f.name) != getattr(stored, f.name)
+        ]
+        if differing:
+            raise ValueError(
+                f"the run in {self.output} was started with another {', '.join(differing)}; "
+                f"a resumed run may change only {', '.join(sorted(RUN_TIME))}"
+            )
+
+
+def _override(item: str) -> tuple[str, Any]:
+    name, equals, value = item.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(f"set has {item!r}; name=value is allowed, as in filters=40")
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+    return name, tuple(parsed) if isinstance(parsed, list) else parsed

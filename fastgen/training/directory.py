@@ -1,0 +1,121 @@
+"""A run's directory: its files, when it may be written, and how, so that a kill leaves the old file or the new one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """``config.json`` and ``model.safetensors`` (the averaged weights), ``training.json`` (what was asked for),
+    ``data.json`` (what a sample is), ``checkpoint/last.pt``, ``metrics.jsonl``, ``curves.png``, and the samples."""
+
+    path: Path
+
+    @property
+    def training(self) -> Path:
+        return self.path / "training.json"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint" / "last.pt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.png"
+
+    def check_writable(self, overwrite: bool) -> None:
+        """Raises FileExistsError or NotADirectoryError where a new run must not be written."""
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"output {self.path} is a file; name a directory")
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if not overwrite:
+            raise FileExistsError(
+                f"output {self.path} is not empty: --resume continues the run in it, --overwrite replaces it"
+            )
+        if not self.training.is_file():
+            raise FileExistsError(
+                f"output {self.path} holds files but no run (no {self.training.name}): nothing is replaced"
+            )
+
+    def check_resumable(self) -> None:
+        """Raises FileNotFoundError where there is no checkpoint."""
+        for file in (self.training, self.checkpoint):
+            if not file.is_file():
+                raise FileNotFoundError(f"nothing to resume in {self.path}: {file.relative_to(self.path)} is missing")
+
+    def clear(self) -> None:
+        """Removes the files of an earlier run, and no others."""
+        shutil.rmtree(self.checkpoint.parent, ignore_errors=True)
+        for file in (
+            self.training,
+            self.data,
+            self.metrics,
+            self.curves,
+            *self.path.glob("samples*.png"),
+            *self.path.glob("samples*.wav"),
+        ):
+            file.unlink(missing_ok=True)
+        for name in ("config.json", "model.safetensors"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        replace(self.checkpoint, lambda temporary: torch.save(state, temporary))
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """The last checkpoint, on the CPU. Raises ValueError if it cannot be read."""
+        try:
+            return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, ValueError) as error:
+            raise ValueError(f"checkpoint {self.checkpoint} cannot be read: {error}") from error
+
+    def save_model(self, model) -> None:
+        """``config.json`` and ``model.safetensors``, each replaced whole."""
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=".partial-") as temporary:
+            model.save_pretrained(temporary)
+            for file in Path(temporary).iterdir():
+                os.replace(file, self.path / file.name)
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The rows written so far; a last line cut off by a kill is left out."""
+        if not self.metrics.is_file():
+            return []
+        lines = self.metrics.read_text().split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drops rows later than ``step``: the resumed run writes them again."""
+        rows = [json.dumps(row) + "\n" for row in self.read_metrics() if row["step"] <= step]
+        replace(self.metrics, lambda temporary: temporary.write_text("".join(rows)))
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls ``write`` with a temporary path, flushes it to disk and moves it to ``path`` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    write(temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

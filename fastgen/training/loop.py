@@ -1,0 +1,272 @@
+"""Maximum-likelihood training on Lightning Fabric."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fastgen.data import Dataset, Split, load
+from fastgen.metrics import Evaluation, bits_per_dim, histogram_baseline, summarise
+from fastgen.models import create_model
+from fastgen.plots.curves import save_curves
+from fastgen.training.config import TrainConfig
+from fastgen.training.directory import RunDirectory
+from fastgen.training.ema import MovingAverage
+from fastgen.training.interrupt import Interrupt
+from fastgen.training.order import DataOrder, seed_step
+from fastgen.training.sampling import SampleConfig, sample
+from fastgen.training.schedule import learning_rate
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the gradient is no longer finite."""
+
+
+class TrainingInterrupted(RuntimeError):
+    """Ctrl-C or SIGTERM; a checkpoint was written."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Test bits/dim of the averaged weights, and of the trivial baseline, on the whole test split."""
+
+    test: Evaluation
+    baseline: Evaluation
+
+
+def train(config: TrainConfig) -> Outcome:
+    """Trains, evaluates and samples a model as ``config`` says, and leaves everything in the run directory.
+
+    Raises ValueError or an OSError for a request that cannot be carried out, before anything is written;
+    ``TrainingInterrupted`` after Ctrl-C, with a checkpoint written; ``TrainingDiverged`` where the loss or the
+    gradient is not finite, with the last checkpoint kept.
+    """
+    directory = RunDirectory(config.output)
+    if config.resume:
+        directory.check_resumable()
+        config.check_resumes(TrainConfig.from_json(directory.training.read_text(), config.output))
+    else:
+        directory.check_writable(config.overwrite)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    dataset = load(config.data)
+    torch.manual_seed(config.seed)
+    network = build(config, dataset)
+    fabric = _launch(config)
+    with Interrupt() as interrupt:
+        return _Training(config, directory, dataset, network, fabric, interrupt).run()
+
+
+def build(config: TrainConfig, dataset: Dataset) -> nn.Module:
+    """The model of ``config`` for the events of ``dataset``. Raises ValueError for what does not fit together."""
+    given = {"levels": dataset.levels}
+    if config.conditional:
+        if not dataset.classes:
+            raise ValueError(f"conditional is set, but the data {dataset.name!r} has no labels")
+        given["classes"] = len(dataset.classes)
+    return create_model(config.model, config.preset, event_shape=dataset.event_shape, **given | config.model_overrides)
+
+
+def baseline(dataset: Dataset) -> tuple[Evaluation, str]:
+    """Test bits/dim of the trivial model and its name: for images one histogram a dimension, for audio one for all."""
+    per_position = dataset.kind == "image"
+    scored = histogram_baseline(
+        dataset.splits["train"].levels, dataset.splits["test"].levels, dataset.levels, per_position
+    )
+    return scored, "independent histogram of each pixel" if per_position else "histogram of all samples"
+
+
+def _launch(config: TrainConfig) -> Fabric:
+    devices, nodes = config.devices, 1
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    if config.batch_size % (devices * nodes):
+        raise ValueError(f"batch_size is {config.batch_size}; a multiple of the {devices * nodes} processes is allowed")
+    fabric = Fabric(
+        accelerator=config.accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=config.strategy,
+        precision=config.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+class _Training:
+    def __init__(
+        self,
+        config: TrainConfig,
+        directory: RunDirectory,
+        dataset: Dataset,
+        network: nn.Module,
+        fabric: Fabric,
+        interrupt: Interrupt,
+    ) -> None:
+        self.config, self.directory, self.dataset, self.fabric = config, directory, dataset, fabric
+        self.interrupt, self.network = interrupt, network
+        self.order = DataOrder(len(dataset.splits["train"]), config.batch_size, config.seed)
+        optimizer = torch.optim.AdamW(
+            network.parameters(),
+            lr=config.optimizer.rate,
+            betas=config.optimizer.betas,
+            weight_decay=config.optimizer.weight_decay,
+        )
+        self.module, self.optimizer = fabric.setup(network, optimizer)
+        self.module.mark_forward_method("loss")
+        self.average = MovingAverage(network, config.optimizer.ema)
+        self.baseline, self.baseline_name = baseline(dataset)
+        self.step = 0
+
+    def run(self) -> Outcome:
+        self._open()
+        self._describe()
+        bar = tqdm(
+            total=self.config.steps,
+            initial=self.step,
+            desc="train",
+            unit="step",
+            disable=not (self.config.progress and self.fabric.is_global_zero),
+            dynamic_ncols=True,
+        )
+        with bar:
+            self._steps(bar)
+        return self._finish()
+
+    def _open(self) -> None:
+        config, directory = self.config, self.directory
+        if config.resume:
+            state = directory.load_checkpoint()
+            self.network.load_state_dict(state["network"])
+            self.average.model.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = state["step"]
+            if self.step > config.steps:
+                raise ValueError(f"steps is {config.steps}, but the run in {config.output} has reached {self.step}")
+        if self.fabric.is_global_zero:
+            directory.path.mkdir(parents=True, exist_ok=True)
+            if config.resume:
+                directory.rewind_metrics(self.step)
+            else:
+                directory.clear()
+            directory.training.write_text(config.to_json())
+            directory.data.write_text(self.dataset.description.to_json())
+        self.fabric.barrier()
+
+    def _describe(self) -> None:
+        data, splits = self.dataset, self.dataset.splits
+        size = sum(p.numel() for p in self.network.parameters())
+        sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
+        shape = " x ".join(map(str, data.event_shape))
+        self.fabric.print(f"data: {data.name}, {shape}, {data.levels} levels; {sizes}")
+        self.fabric.print(f"model: {self.config.model} ({self.config.preset}), {size:,} weights")
+        self.fabric.print(f"trivial baseline, {self.baseline_name}: {self.baseline}")
+        if self.step:
+            self.fabric.print(f"resumed at step {self.step} of {self.config.steps}")
+
+    def _steps(self, bar: tqdm) -> None:
+        config = self.config
+        losses: list[float] = []
+        started = time.perf_counter()
+        while self.step < config.steps:
+            rate = learning_rate(config.optimizer, self.step, config.steps)
+            loss, stop = self._update(rate)
+            self.step += 1
+            losses.append(loss)
+            bar.update()
+            last = self.step == config.steps
+            if self.step % config.log_interval == 0 or last:
+                train = sum(losses) / len(losses)
+                speed = len(losses) / (time.perf_counter() - started)
+                self._log({"train": train, "rate": rate, "steps_per_second": round(speed, 3)})
+                bar.set_postfix_str(f"{train:.3f} bits/dim", refresh=False)
+                losses, started = [], time.perf_counter()
+            if self.step % config.evaluate_interval == 0 or last:
+                scored = self._evaluate(self.dataset.splits["validation"], config.evaluate_examples)
+                self._log({"validation": scored.bits_per_dim, "standard_error": scored.standard_error})
+                if self.fabric.is_global_zero:
+                    bar.write(f"step {self.step}: validation {scored}")
+                    self._draw_curves()
+            if self.step % config.checkpoint_interval == 0 or last or stop:
+                self._checkpoint()
+            if stop and not last:
+                raise TrainingInterrupted(f"stopped at step {self.step} of {config.steps}; a checkpoint was written")
+
+    def _update(self, rate: float) -> tuple[float, bool]:
+        """One step; the loss in bits/dim, and whether to stop: both the same on all processes."""
+        config, fabric = self.config, self.fabric
+        seed_step(config.seed, self.step, fabric.global_rank)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        indices = self.order.batch(self.step)[fabric.global_rank :: fabric.world_size]
+        loss = self.module.loss(self._batch(self.dataset.splits["train"], indices))
+        self.optimizer.zero_grad(set_to_none=True)
+        fabric.backward(loss)
+        norm = fabric.clip_gradients(
+            self.module, self.optimizer, max_norm=config.optimizer.clip or float("inf"), error_if_nonfinite=False
+        )
+        flags = torch.stack([loss.detach().double(), loss.new_tensor(self.interrupt.requested, dtype=torch.float64)])
+        mean, stop = fabric.all_reduce(flags, reduce_op="mean").tolist()
+        if not (isfinite(mean) and isfinite(norm)):
+            raise TrainingDiverged(
+                f"step {self.step}: loss {mean}, gradient norm {float(norm)}, learning rate {rate:.2e}; "
+                f"no weights were changed, and the last checkpoint in {config.output} is kept"
+            )
+        self.optimizer.step()
+        self.average.update(self.network, self.step)
+        return bits_per_dim(mean, self.dataset.dimensions), stop > 0
+
+    def _batch(self, split: Split, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        levels, labels = self.fabric.to_device(split.batch(indices))
+        return levels, labels if self.config.conditional else None
+
+    def _evaluate(self, split: Split, limit: int | None = None) -> Evaluation:
+        count = len(split) if limit is None else min(limit, len(split))
+        mine = torch.arange(self.fabric.global_rank, count, self.fabric.world_size)
+        scores = torch.zeros(count, dtype=torch.float64, device=self.fabric.device)
+        with torch.no_grad():
+            for part in mine.split(self.config.batch_size):
+                scores[part] = self.average.model.log_prob(*self._batch(split, part)).double()
+        return summarise(self.fabric.all_reduce(scores, reduce_op="sum").cpu(), self.dataset.dimensions)
+
+    def _log(self, values: dict[str, float]) -> None:
+        if self.fabric.is_global_zero:
+            self.directory.append_metrics({"step": self.step, **values})
+
+    def _draw_curves(self) -> None:
+        rows = self.directory.read_metrics()
+        save_curves(self.directory.curves, rows, self.baseline.bits_per_dim, f"baseline: {self.baseline_name}")
+
+    def _checkpoint(self) -> None:
+        if self.fabric.is_global_zero:
+            self.directory.save_checkpoint(
+                {
+                    "step": self.step,
+                    "network": self.network.state_dict(),
+                    "average": self.average.model.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                }
+            )
+            self.directory.save_model(self.average.model)
+        self.fabric.barrier()
+
+    def _finish(self) -> Outcome:
+        test = self._evaluate(self.dataset.splits["test"])
+        self._log(
+            {"test": test.bits_per_dim, "standard_error": test.standard_error, "baseline": self.baseline.bits_per_dim}
+        )
+        self.fabric.print(f"test {test}\nbaseline {self.baseline}, {self.baseline_name}")
+        if self.config.samples and self.fabric.is_global_zero:
+            count = self.config.samples if self.dataset.kind == "image" else min(self.config.samples, 8)
+            drawn = sample(SampleConfig(self.config.output, count, progress=self.config.progress))
+            self.fabric.print(f"samples: {', '.join(map(str, drawn.files))}")
+        self.fabric.barrier()
+        return Outcome(test, self.baseline)
