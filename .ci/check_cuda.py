@@ -1,7 +1,7 @@
 """Compiles everything that runs on a GPU, without one: the CUDA sources with nvcc, the Triton kernels with Triton.
 
-For sm_80 and sm_90(a). Prints what ptxas says of each kernel: registers, shared memory, bytes of spill stores and loads.
-Fails where a kernel spills.
+For sm_80 and sm_90(a). Prints what ptxas says of each kernel: registers, shared memory, bytes of spill stores and spill
+loads. Fails where a kernel spills.
 """
 
 from __future__ import annotations

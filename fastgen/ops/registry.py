@@ -36,8 +36,8 @@ class Op:
     """An op ``fastgen::<name>``: declared here, implemented on its floors under the same basename.
 
     PyTorch's dispatcher holds the reference for every device (``CompositeExplicitAutograd``). The compiled extension
-    adds the CPU kernel, and the CUDA kernel where it was built with CUDA; elsewhere Triton, where installed, is the CUDA
-    kernel.
+    adds the CPU kernel, and the CUDA kernel where it was built with CUDA; elsewhere Triton, where installed, is the
+    CUDA kernel.
 
     Attributes:
         schema: in the language of ``torch.library``, beginning with the name.

@@ -1,0 +1,64 @@
+# make demo | test | bench | lint | check-cuda | clean
+#
+# Needs Python 3.11 or newer with venv, a C++17 compiler and make; the first call makes .venv and installs the rest.
+# make PYTHON=/path/to/python ... uses an environment of yours instead: fastgen is installed into it, editable, and the
+# [dev] extra must be there already. make TORCH=... installs another torch into .venv.
+
+TORCH := torch==2.13.0
+SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+
+ifeq ($(origin PYTHON),undefined)
+  PYTHON := .venv/bin/python
+  ENVIRONMENT := .venv/installed
+else
+  ENVIRONMENT := build/installed-$(subst /,-,$(PYTHON))
+endif
+PYTEST := $(PYTHON) -m pytest
+
+.PHONY: demo test test-no-extension test-interpreter bench lint check-cuda clean
+.DEFAULT_GOAL := demo
+
+.venv/installed: setup.py pyproject.toml
+	@base=$$(for p in python3.13 python3.12 python3.11 python3; do command -v $$p && break; done); \
+	"$$base" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fastgen needs Python 3.11 or newer")' && \
+	{ test -x .venv/bin/python || "$$base" -m venv .venv; }
+	.venv/bin/python -m pip install --quiet --upgrade 'setuptools>=77' wheel ninja 'pybind11>=2.13' numpy
+	.venv/bin/python -m pip install '$(TORCH)'
+	.venv/bin/python -m pip install --quiet --no-build-isolation -e '.[dev]'
+	@touch $@
+
+build/installed-%: setup.py pyproject.toml
+	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
+	@mkdir -p build && touch $@
+
+build/extension: $(SOURCES) $(ENVIRONMENT)
+	$(PYTHON) -W ignore setup.py --quiet build_ext --inplace
+	@mkdir -p build && touch $@
+
+demo: build/extension
+	$(PYTHON) -m fastgen.demo
+
+test: test-no-extension test-interpreter
+	$(PYTEST) -n 2 --dist loadfile
+
+# what must work where nothing could be compiled
+test-no-extension: build/extension
+	FASTGEN_NO_EXTENSION=1 $(PYTEST) -q -rfE tests/ops tests/test_import.py tests/test_layout.py
+
+# TRITON_INTERPRET=1 must be there before the first import of Triton: a process of its own
+test-interpreter: build/extension
+	TRITON_INTERPRET=1 $(PYTEST) -q -m interpreter tests/ops
+
+bench: build/extension
+	$(PYTEST) bench --benchmark-enable --benchmark-group-by=group
+
+lint: $(ENVIRONMENT)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+check-cuda: build/extension
+	$(PYTHON) .ci/check_cuda.py
+
+clean:
+	rm -rf build dist *.egg-info fastgen/_C*.so .pytest_cache .hypothesis .ruff_cache .benchmarks
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

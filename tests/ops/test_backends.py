@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastgen
+from fastgen.ops import philox_uniform
+
+
+def draw():
+    return philox_uniform(0, torch.arange(2), torch.arange(3), 0, 0)
+
+
+def test_backends_names_every_op_on_both_devices():
+    rows = fastgen.backends()
+    assert {(row.op, row.device) for row in rows} == {("philox_uniform", "cpu"), ("philox_uniform", "cuda")}
+    assert all(row.reason for row in rows)
+
+
+def test_the_cpu_row_says_whether_the_extension_is_there():
+    row = next(row for row in fastgen.backends() if row.device == "cpu")
+    if fastgen.extension_error:
+        assert (row.backend, row.reason) == ("reference", fastgen.extension_error)
+    else:
+        assert row.backend == "cpu"
+
+
+def test_unknown_backend_is_named_with_the_known_ones():
+    known = "'reference', 'cpu', 'triton', 'triton-interpret'"
+    with pytest.raises(ValueError, match=f"backend is 'gpu'; it must be one of {known}"), fastgen.backend("gpu"):
+        pass
+
+
+def test_a_forced_backend_that_cannot_run_says_why():
+    with fastgen.backend("triton"), pytest.raises(RuntimeError, match=r"'triton': (Triton compiles for|Triton is not)"):
+        draw()
+
+
+def test_the_interpreter_says_what_it_needs():
+    with fastgen.backend("triton-interpret"), pytest.raises(RuntimeError, match=r"TRITON_INTERPRET=1|not installed"):
+        draw()
+
+
+def test_the_forced_backend_ends_with_its_block_even_after_an_error():
+    before = draw()
+    with pytest.raises(RuntimeError), fastgen.backend("reference"), fastgen.backend("triton"):
+        draw()
+    assert torch.equal(draw(), before)
