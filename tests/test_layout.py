@@ -1,0 +1,156 @@
+"""The house keeps its order: every op is on every floor, imports run one way, files have one subject."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import fastgen.ops
+from fastgen.ops.registry import OPS
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("fastgen", "triton_kernels", "bench")
+
+# part of fastgen -> the parts it may import; "" is fastgen/__init__.py itself
+ALLOWED = {
+    "version": set(),
+    "triton_kernels": set(),
+    "reference": set(),
+    "ops": {"", "reference", "triton_kernels"},
+    "distributions": {"", "reference", "ops"},
+    "nn": {"", "reference", "ops", "distributions"},
+    "generate": {"", "_C", "version", "reference", "ops", "distributions"},
+    "models": {"", "version", "ops", "nn", "distributions", "generate"},
+    "data": {""},
+    "plots": {"", "generate"},
+    "metrics": {"", "data", "distributions", "models"},
+    "training": {"", "version", "data", "distributions", "generate", "metrics", "models", "plots"},
+    "interop": {"", "ops", "nn", "distributions", "generate", "models"},
+}
+TOP = {"", "cli", "demo", "bench"}
+
+LONG = 400
+ALLOWED_LONG: dict[str, str] = {}
+
+
+def files(*patterns: str, folders=(*PACKAGES, "tests", "csrc")) -> list[Path]:
+    return [p.relative_to(ROOT) for folder in folders for pattern in patterns for p in (ROOT / folder).rglob(pattern)]
+
+
+def part(path: Path) -> str:
+    """The part of fastgen a file belongs to: its subpackage, or its name at the top of the package."""
+    if path.parts[0] != "fastgen":
+        return path.parts[0]
+    return "" if path.name == "__init__.py" and len(path.parts) == 2 else path.with_suffix("").parts[1]
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that the file imports, inside functions too; relative ones resolved."""
+    names = set()
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = [*path.parent.parts[: len(path.parent.parts) - node.level + 1]] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imported_parts(path: Path) -> set[str]:
+    known = set(ALLOWED) | TOP | {"_C"}
+    parts = {name.split(".")[1] if "." in name else "" for name in imports(path) if name.split(".")[0] == "fastgen"}
+    return {p if p in known else "" for p in parts} - {part(path)}
+
+
+def test_no_part_of_the_package_is_unknown_to_this_test():
+    assert {part(p) for p in files("*.py", folders=PACKAGES)} <= set(ALLOWED) | TOP
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_imports_run_one_way(name):
+    wrong = {
+        str(path): sorted(upward)
+        for path in files("*.py", folders=PACKAGES)
+        if part(path) == name and (upward := imported_parts(path) - ALLOWED[name])
+    }
+    assert wrong == {}
+
+
+def test_the_allowed_imports_have_no_cycle():
+    order: list[str] = []
+    while rest := [name for name in ALLOWED if name not in order]:
+        free = [name for name in rest if not (ALLOWED[name] & set(rest))]
+        assert free, f"these import one another: {rest}"
+        order += free
+
+
+def test_nobody_imports_triton_kernels_under_its_bare_name():
+    bare = [str(p) for p in files("*.py") if any(name.split(".")[0] == "triton_kernels" for name in imports(p))]
+    assert bare == []
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_an_op_is_on_every_floor(op):
+    floors = {"reference": "fastgen/reference/{}.py", "ops": "fastgen/ops/{}.py"}
+    floors |= {"cpu": "csrc/cpu/{}.cpp", "triton": "triton_kernels/{}.py"}
+    floors |= {"tests": "tests/ops/test_{}.py", "bench": "bench/ops/bench_{}.py"}
+    assert set(op.absent) <= {"cpu", "triton"}
+    for floor, pattern in floors.items():
+        exists = (ROOT / pattern.format(op.name)).exists()
+        assert exists != (floor in op.absent), f"{op.name}: {pattern.format(op.name)}"
+    tests = (ROOT / floors["tests"].format(op.name)).read_text()
+    assert "opcheck" in tests
+    assert op.not_differentiable or ("gradcheck" in tests and "gradgradcheck" in tests)
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_an_op_has_a_fake_and_a_documented_public_function(op):
+    import torch
+
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastgen::{op.name}", "Meta")
+    assert (getattr(fastgen.ops, op.name).__doc__ or "").count("\n") > 5
+
+
+@pytest.mark.parametrize("folder", ["fastgen/reference", "triton_kernels", "bench/ops"])
+def test_every_file_of_a_floor_belongs_to_an_op(folder):
+    names = {p.stem.removeprefix("bench_") for p in (ROOT / folder).glob("*.py")} - {"__init__"}
+    assert names <= set(OPS)
+
+
+def test_every_kernel_file_belongs_to_an_op():
+    assert {p.stem for p in (ROOT / "csrc" / "cpu").glob("*.cpp")} <= set(OPS)
+
+
+def test_a_file_has_one_subject():
+    lengths = {str(p): len((ROOT / p).read_text().splitlines()) for p in files("*.py", "*.cpp", "*.h", "*.cu")}
+    long = {path: length for path, length in lengths.items() if length > LONG}
+    assert set(long) == set(ALLOWED_LONG), f"longer than {LONG} lines, or listed and no longer so: {long}"
+
+
+def test_nothing_is_called_utils():
+    assert [str(p) for p in files("*utils*", "*helpers*", "*misc*")] == []
+
+
+def test_every_folder_with_python_is_a_package():
+    folders = {p.parent for p in files("*.py", folders=PACKAGES)}
+    assert [str(folder) for folder in folders if not (ROOT / folder / "__init__.py").exists()] == []
+
+
+def test_no_torch_header_outside_the_op_kernels_and_launchers():
+    allowed = {Path("csrc/cpu") / f"{name}.cpp" for name in OPS} | set(files("*_launcher.cpp", folders=["csrc/cuda"]))
+    sources = files("*.cpp", "*.h", "*.cu", folders=["csrc"])
+    assert [str(p) for p in sources if p not in allowed and "#include <torch" in (ROOT / p).read_text()] == []
+
+
+def test_torch_headers_are_the_stable_ones():
+    included = [
+        line.split("<")[1].rstrip(">").strip()
+        for path in files("*.cpp", "*.h", "*.cu", folders=["csrc"])
+        for line in (ROOT / path).read_text().splitlines()
+        if line.startswith(("#include <torch", "#include <ATen", "#include <c10"))
+    ]
+    stable = ("torch/csrc/stable/", "torch/headeronly/", "torch/csrc/inductor/aoti_torch/c/")
+    assert [header for header in included if not header.startswith(stable)] == []
