@@ -43,10 +43,10 @@ FASTGEN_HD Philox4 philox_words(std::uint64_t seed, std::uint64_t sample, std::u
   return philox4x32_10(counter, static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(sample));
 }
 
-// Uniform in the open interval (0, 1): (k + 1/2) / 2^52, where k is the upper 52 bits of word 1 and word 0 (word 1 is the
-// upper half). k + 1/2 has 53 significant bits, so the value is exact: neither 0 nor 1 can come out by rounding.
-FASTGEN_HD double philox_uniform(std::uint64_t seed, std::uint64_t sample, std::uint64_t position, std::uint32_t channel,
-                                 std::uint32_t draw) {
+// Uniform in the open interval (0, 1): (k + 1/2) / 2^52, where k is the upper 52 bits of word 1 and word 0 (word 1 is
+// the upper half). k + 1/2 has 53 significant bits, so the value is exact: neither 0 nor 1 can come out by rounding.
+FASTGEN_HD double philox_uniform(std::uint64_t seed, std::uint64_t sample, std::uint64_t position,
+                                 std::uint32_t channel, std::uint32_t draw) {
   const Philox4 words = philox_words(seed, sample, position, channel, draw);
   const std::uint64_t k = (std::uint64_t{words.word[1]} << 20) | (words.word[0] >> 12);
   return (static_cast<double>(k) + 0.5) * 0x1p-52;

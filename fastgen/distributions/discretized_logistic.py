@@ -20,7 +20,7 @@ def to_level(x: Tensor, levels: int) -> Tensor:
 
 
 def _log1mexp(log_d: Tensor) -> Tensor:
-    """``log(1 - exp(-d))`` of ``log d``; for small d the series ``log d - d/2 + d**2/24``, right to 1e-15 below 1e-3."""
+    """``log(1 - exp(-d))`` of ``log d``; below d = 1e-3 by ``log d - d/2 + d**2/24``, right to 1e-15 there."""
     d = log_d.exp()
     small = log_d < math.log(1e-3)
     series = log_d + d.masked_fill(~small, 0).mul(1 / 24).sub(0.5) * d.masked_fill(~small, 0)
@@ -28,16 +28,16 @@ def _log1mexp(log_d: Tensor) -> Tensor:
 
 
 def discretized_logistic_log_prob(level: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
-    """Log-probability of a level under a logistic distribution that is rounded to the grid of ``levels`` values in [-1, 1].
+    """Log-probability of a level under a logistic distribution, rounded to the grid of ``levels`` values in [-1, 1].
 
-    With ``x = 2 level / (L-1) - 1``, the half-width of a bin ``h = 1 / (L-1)`` and F the logistic cdf of mean and scale,
+    With ``x = 2 level / (L-1) - 1``, half a bin ``h = 1 / (L-1)`` and F the logistic cdf of mean and scale,
 
         log P(level) = log(F(x + h) - F(x - h)),
 
     where F(x - h) is 0 at level 0 and F(x + h) is 1 at level L-1. It is computed as
-    ``logsigmoid(a) + logsigmoid(-b) + log(1 - exp(b - a))`` with ``a, b = (x +- h - mean) / scale``, which is exact in the
-    tails: Salimans et al., "PixelCNN++" (2017), use the density at the middle of the bin where the difference is below 1e-5,
-    an approximation of this value.
+    ``logsigmoid(a) + logsigmoid(-b) + log(1 - exp(b - a))`` with ``a, b = (x +- h - mean) / scale``, which is exact in
+    the tails: Salimans et al., "PixelCNN++" (2017), use the density at the middle of the bin where the difference is
+    below 1e-5, an approximation of this value.
 
     Args:
         level: integers, or floats that are whole numbers, in 0 .. L-1; broadcasts with the others.
@@ -76,8 +76,8 @@ def discretized_logistic_mixture_log_prob(
 ) -> Tensor:
     """Log-probability of the C levels of a position under a mixture that its channels share.
 
-    ``log sum_m softmax(logits)_m prod_c P(level_c | means_cm shifted by the earlier channels, log_scales_cm)``; Salimans et
-    al., "PixelCNN++" (2017).
+    ``log sum_m softmax(logits)_m prod_c P(level_c | means_cm shifted by the earlier channels, log_scales_cm)``;
+    Salimans et al., "PixelCNN++" (2017).
 
     Args:
         logits: ``[..., M]``.

@@ -179,7 +179,13 @@ DrawStatus draw_mixture(const Context& context, const float* parameters, int fir
   const int mixtures = context.spec.mixtures, levels = context.spec.levels;
   double *proposal = scratch, *model = proposal + mixtures, *weights = model + mixtures;
   const double log_temperature = std::log(arguments.temperature);
-  const bool score = arguments.log_prob != nullptr, score_proposal = arguments.proposal_log_prob != nullptr;
+  const bool scorable = !context.spec.feed_raw;
+  const bool score = scorable && arguments.log_prob != nullptr;
+  const bool score_proposal = scorable && arguments.proposal_log_prob != nullptr;
+  if (!scorable) {
+    context.score(std::numeric_limits<double>::quiet_NaN());
+    context.score_proposal(std::numeric_limits<double>::quiet_NaN());
+  }
   for (int m = 0; m < mixtures; ++m) {
     model[m] = parameters[m];
     proposal[m] = parameters[m] / arguments.temperature;
@@ -223,7 +229,9 @@ DrawStatus draw_mixture(const Context& context, const float* parameters, int fir
 
     // Later components are drawn given this channel where it is known and one that is not known follows.
     bool reweight = score_proposal;
-    for (int later = channel + 1; later < channels; ++later) reweight |= context.known(at - channel + later - 1) && !context.known(at - channel + later);
+    for (int later = at + 1; later < first + channels; ++later) {
+      reweight |= context.known(later - 1) && !context.known(later);
+    }
     const double before = score_proposal && !known ? log_sum_exp(proposal, mixtures) : 0;
     if (reweight || score) {
       for (int m = 0; m < mixtures; ++m) {
@@ -261,10 +269,9 @@ DrawStatus draw_gaussian(const Context& context, double* scratch) {
       const int m = draw_from_logits(altered, mixtures, context.uniform(channel, 0), joint);
       const double normal =
           std::sqrt(-2 * std::log(context.uniform(channel, 1))) * std::cos(2 * kPi * context.uniform(channel, 2));
-      const double value = means[m] + std::exp(log_scale(m) + log_temperature) * normal;
-      if (!std::isfinite(value)) return DrawStatus::not_a_number;
-      context.level(channel) = static_cast<float>(value);
+      context.level(channel) = static_cast<float>(means[m] + std::exp(log_scale(m) + log_temperature) * normal);
     }
+    if (!std::isfinite(context.level(channel))) return DrawStatus::not_a_number;
     context.set_input(channel, 0);
     const double value = context.level(channel);
     const auto log_density = [&](const double* mixture, double log_factor) {
@@ -289,7 +296,8 @@ int parameters_per_group(const HeadSpec& spec, int coupled) {
     case HeadKind::bernoulli: return 1;
     case HeadKind::categorical: return spec.levels;
     case HeadKind::gaussian: return spec.mixtures == 1 ? 2 : 3 * spec.mixtures;
-    case HeadKind::discretized_logistic_mixture: return coupled == 1 ? 3 * spec.mixtures : coupled == 3 ? 10 * spec.mixtures : 0;
+    case HeadKind::discretized_logistic_mixture:
+      return coupled == 1 ? 3 * spec.mixtures : coupled == 3 ? 10 * spec.mixtures : 0;
   }
   return 0;
 }
@@ -311,7 +319,7 @@ const char* draw_status_text(DrawStatus status) {
   switch (status) {
     case DrawStatus::ok: return "ok";
     case DrawStatus::not_a_number: return "the network's output is NaN, or makes no distribution";
-    case DrawStatus::bad_level: return "a known level is no whole number in the head's range";
+    case DrawStatus::bad_level: return "a known level is not one of the head's";
   }
   return "unknown";
 }
@@ -321,9 +329,10 @@ DrawStatus draw(const HeadSpec& spec, const DrawArguments& arguments, double* sc
   const int channels = arguments.channels;
   if (any_nan(arguments.parameters, parameter_count(spec, channels))) return DrawStatus::not_a_number;
   for (int channel = 0; channel < channels; ++channel) {
-    if (spec.levels == 0 || !context.known(channel)) continue;
+    if (!context.known(channel)) continue;
     const float level = context.level(channel);
-    if (!(level >= 0 && level < static_cast<float>(spec.levels) && level == std::floor(level))) return DrawStatus::bad_level;
+    const bool whole = level >= 0 && level < static_cast<float>(spec.levels) && level == std::floor(level);
+    if (spec.levels > 0 ? !whole : !std::isfinite(level)) return DrawStatus::bad_level;
   }
   switch (spec.kind) {
     case HeadKind::bernoulli: return draw_bernoulli(context);

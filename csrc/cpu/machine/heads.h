@@ -1,5 +1,5 @@
-// Heads: draw the elements of one position from the network's output, and score them. The same arithmetic, in double, as
-// fastgen/generate/heads (which documents the distributions and the rules of the draw).
+// Heads: draw the elements of one position from the network's output, and score them. The same arithmetic, in double,
+// as fastgen/generate/heads (which documents the distributions and the rules of the draw).
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,7 @@ struct HeadSpec {
   int levels = 0;               // 0: a continuous head, whose "levels" are the values themselves
   int mixtures = 1;
   int coupled_channels = 1;     // channels that share one group of parameters; 0: all channels of the draw
-  bool feed_raw = false;        // the input, and later channels, see the draw before it is rounded to a level
+  bool feed_raw = false;        // inputs and later channels see the draw before rounding; its scores are NaN
   double min_log_scale = -7.0;
   std::vector<float> inputs;    // [levels] the input value of a level; empty: the value itself
 };
@@ -33,7 +33,7 @@ struct DrawArguments {
   std::uint64_t position = 0;           // natural position, from the beginning of the event
   int channel0 = 0;
   int channels = 1;
-  float* levels = nullptr;              // in where known, out elsewhere: channel channel0 + i at levels[i * level_stride]
+  float* levels = nullptr;              // in where known, else out: channel channel0 + i at [i * level_stride]
   std::ptrdiff_t level_stride = 1;
   const std::uint8_t* known = nullptr;  // null: nothing is known; strided like levels
   std::ptrdiff_t known_stride = 1;
@@ -48,7 +48,7 @@ struct DrawArguments {
 enum class DrawStatus {
   ok = 0,
   not_a_number = 1,  // a parameter is NaN, or they make no distribution (all logits -inf, or one +inf)
-  bad_level = 2,     // a known level is no whole number in 0 .. levels - 1
+  bad_level = 2,     // a known level is no whole number in 0 .. levels - 1, or a known value is not finite
 };
 
 // What to tell the user of a status: "the network's output is NaN" and the like, without the position.

@@ -3,12 +3,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <vector>
-
-#include "../../common/philox.h"
 
 namespace py = pybind11;
 
@@ -37,10 +35,12 @@ py::tuple draw_batch(const py::dict& head, const Array<float>& parameters, std::
                      const std::optional<Array<bool>>& known, const Array<float>& levels, double temperature, int top_k,
                      double top_p, bool scored) {
   const HeadSpec spec = head_spec(head);
-  require(parameters.ndim() == 2 && levels.ndim() == 2 && samples.ndim() == 1, "parameters and levels must have 2 dimensions, samples 1");
+  require(parameters.ndim() == 2 && levels.ndim() == 2 && samples.ndim() == 1,
+          "parameters and levels must have 2 dimensions, samples 1");
   const py::ssize_t batch = parameters.shape(0), channels = levels.shape(1);
   require(levels.shape(0) == batch && samples.shape(0) == batch, "parameters, levels and samples differ in batch size");
-  require(!known || (known->ndim() == 2 && known->shape(0) == batch && known->shape(1) == channels), "known must have the shape of levels");
+  require(!known || (known->ndim() == 2 && known->shape(0) == batch && known->shape(1) == channels),
+          "known must have the shape of levels");
   const int count = parameter_count(spec, static_cast<int>(channels));
   require(count > 0 && parameters.shape(1) == count, "the number of parameters does not fit the head and the channels");
 
@@ -73,25 +73,6 @@ py::tuple draw_batch(const py::dict& head, const Array<float>& parameters, std::
   return py::make_tuple(drawn, inputs, log_prob, proposal_log_prob);
 }
 
-py::array_t<double> uniform_batch(std::uint64_t seed, const Array<std::int64_t>& samples,
-                                  const Array<std::int64_t>& positions, std::uint32_t channel, std::uint32_t draw) {
-  py::array_t<double> result({samples.size(), positions.size()});
-  double* out = result.mutable_data();
-  for (py::ssize_t b = 0; b < samples.size(); ++b) {
-    for (py::ssize_t p = 0; p < positions.size(); ++p) {
-      *out++ = philox_uniform(seed, static_cast<std::uint64_t>(samples.data()[b]),
-                              static_cast<std::uint64_t>(positions.data()[p]), channel, draw);
-    }
-  }
-  return result;
-}
-
-std::vector<std::uint32_t> philox_block(const std::vector<std::uint32_t>& counter, const std::vector<std::uint32_t>& key) {
-  require(counter.size() == 4 && key.size() == 2, "counter must have 4 words and key 2");
-  const Philox4 words = philox4x32_10(Philox4{{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
-  return {words.word, words.word + 4};
-}
-
 }  // namespace
 
 HeadSpec head_spec(const py::dict& spec) {
@@ -118,9 +99,6 @@ void bind_heads(py::module_& module) {
              py::arg("position"), py::arg("channel0"), py::arg("known").none(true), py::arg("levels"),
              py::arg("temperature") = 1.0, py::arg("top_k") = 0, py::arg("top_p") = 1.0, py::arg("scored") = true,
              "Draw one position of a batch: (levels [B, C], inputs [B, C], log_prob [B], proposal_log_prob [B]).");
-  module.def("philox_uniform", &uniform_batch, py::arg("seed"), py::arg("samples"), py::arg("positions"),
-             py::arg("channel"), py::arg("draw"), "Uniform noise in (0, 1): float64 [B, P].");
-  module.def("philox_words", &philox_block, py::arg("counter"), py::arg("key"), "One block of Philox4x32-10.");
 }
 
 }  // namespace fastgen

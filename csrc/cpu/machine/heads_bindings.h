@@ -9,7 +9,7 @@ namespace fastgen {
 // The HeadSpec of a Python head's `spec()`; raises ValueError where it is not one.
 HeadSpec head_spec(const pybind11::dict& spec);
 
-// Adds `draw` and `philox_uniform` to the module.
+// Adds `draw` to the module.
 void bind_heads(pybind11::module_& module);
 
 }  // namespace fastgen

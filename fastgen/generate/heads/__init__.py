@@ -10,7 +10,16 @@ from fastgen.generate.heads.categorical import Categorical
 from fastgen.generate.heads.discretized_logistic_mixture import DiscretizedLogisticMixture
 from fastgen.generate.heads.gaussian import Gaussian
 
-__all__ = ["Bernoulli", "Categorical", "DiscretizedLogisticMixture", "Drawn", "Gaussian", "Head", "from_config", "to_config"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "DiscretizedLogisticMixture",
+    "Drawn",
+    "Gaussian",
+    "Head",
+    "from_config",
+    "to_config",
+]
 
 _HEADS = {head.kind: head for head in (Bernoulli, Categorical, DiscretizedLogisticMixture, Gaussian)}
 

@@ -14,7 +14,7 @@ from fastgen.generate.noise import Noise
 
 
 class Drawn(NamedTuple):
-    """One draw: C elements each of B samples."""
+    """One draw: C elements each of B samples. The log-probabilities are NaN for a head with ``feed_raw=True``."""
 
     levels: Tensor
     """float32 ``[B, C]``: levels, or values of a continuous head."""
@@ -23,14 +23,15 @@ class Drawn(NamedTuple):
     log_prob: Tensor
     """float64 ``[B]``: the model's log-probability, at temperature 1, of all C elements."""
     proposal_log_prob: Tensor
-    """float64 ``[B]``: log-probability of the elements not known, under the altered distribution they were drawn from."""
+    """float64 ``[B]``: log-probability of the elements not known, under the altered distribution."""
 
 
 class Head(ABC):
     """The distribution that a network's output stands for.
 
-    A head reads the output as *groups of parameters*: ``[N, P, G, n]`` for P positions in natural order, G groups a position
-    and n parameters a group. Each group describes ``coupled`` channels of the event (1, unless channels are coupled).
+    A head reads the output as *groups of parameters*: ``[N, P, G, n]`` for P positions in natural order, G groups a
+    position and n parameters a group. Each group describes ``coupled`` channels of the event (1, unless channels are
+    coupled).
     """
 
     kind: str
@@ -58,11 +59,19 @@ class Head(ABC):
 
     @abstractmethod
     def draw_groups(
-        self, parameters: Tensor, noise: Noise, levels: Tensor, known: Tensor, temperature: float, top_k: int, top_p: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        parameters: Tensor,
+        noise: Noise,
+        levels: Tensor,
+        known: Tensor,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Draws from float64 ``[B, G, n]``; ``levels`` and ``known`` are ``[B, G, C / G]``.
 
-        Returns levels, the raw values before rounding (None: no such thing), and the proposal's log-probability ``[B]``.
+        Returns levels, the raw values to feed instead (None: feed the levels' inputs), and the proposal's
+        log-probability ``[B]``.
         """
 
     @abstractmethod
@@ -103,7 +112,7 @@ class Head(ABC):
         return output.reshape(-1, groups, count, math.prod(positions)).permute(0, 3, 1, 2)
 
     def log_prob(self, output: Tensor, levels: Tensor) -> Tensor:
-        """Log-probability of levels given the network's output, summed over dimensions: differentiable, a training loss.
+        """Log-probability of levels given the network's output, summed over dimensions; differentiable.
 
         Args:
             output: the network's output, in a layout that ``arrange`` accepts.
@@ -140,14 +149,14 @@ class Head(ABC):
                 raise ValueError(f"{name} has values in {low} .. {high}; {self} takes 0 .. {self.levels - 1}")
 
     def to_input(self, levels: Tensor) -> Tensor:
-        """The module's input: int64 for ``to_input="index"``, else float32; a continuous head passes values on as float32."""
+        """The module's input: int64 for ``to_input="index"``, else float32 (values of a continuous head as they are)."""
         self.check_levels(levels)
         if not self.levels:
             return levels.float()
         return levels.long() if self.to_input_name == "index" else self.inputs.to(levels.device)[levels.long()]
 
     def check_sampling(self, temperature: float, top_k: int = 0, top_p: float = 1.0, scored: bool = False) -> None:
-        """Raises ValueError unless the head can draw so; ``scored`` says that log-probabilities of the draws are wanted."""
+        """Raises ValueError unless the head can draw so; ``scored``: log-probabilities of the draws are wanted."""
         if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature > 0):
             raise ValueError(f"temperature is {temperature}; it must be a finite number above 0")
         self._check_truncation(top_k, top_p)
@@ -156,7 +165,9 @@ class Head(ABC):
 
     def _check_truncation(self, top_k: int, top_p: float) -> None:
         if top_k != 0 or top_p != 1:
-            raise ValueError(f"top_k is {top_k} and top_p is {top_p}; only a Categorical head takes others than 0 and 1")
+            raise ValueError(
+                f"top_k is {top_k} and top_p is {top_p}; only a Categorical head takes others than 0 and 1"
+            )
 
     def draw(
         self,
@@ -173,10 +184,10 @@ class Head(ABC):
         Args:
             parameters: ``[B, G, n]``, one position of ``arrange``; computed with in float64.
             noise: where the uniform numbers come from.
-            levels, known: float ``[B, C]`` and bool ``[B, C]``: where known, the level is kept, and coupled channels after it
-                are drawn given it.
+            levels, known: float ``[B, C]`` and bool ``[B, C]``: where known, the level is kept, and coupled channels
+                after it are drawn given it.
             temperature: divides logits and multiplies scales.
-            top_k, top_p: Categorical only; k most probable levels (0: all), then the fewest whose mass is top_p or more.
+            top_k, top_p: Categorical only; the k most probable levels (0: all), then the fewest with mass top_p.
 
         Raises:
             ValueError: a sampling argument is out of range, a known level is none, or the parameters are NaN or make no
@@ -189,19 +200,22 @@ class Head(ABC):
             levels = parameters.new_zeros(batch, groups * coupled, dtype=torch.float32)
             known = torch.zeros_like(levels, dtype=torch.bool)
         levels, known = levels.double().reshape(batch, groups, coupled), known.reshape(batch, groups, coupled)
-        given = levels[known]
-        if self.levels and not ((given == given.floor()) & (given >= 0) & (given < self.levels)).all():
-            raise ValueError(f"known level at position {noise.position} is no whole number in 0 .. {self.levels - 1}")
+        self._check_known(levels[known], noise.position)
         parameters = parameters.double()
         if parameters.isnan().any():
             raise ValueError(f"the network's output at position {noise.position} is NaN")
         chosen, raw, proposal = self.draw_groups(parameters, noise, levels, known, temperature, top_k, top_p)
         log_prob = self.group_log_prob(parameters, chosen.long() if self.levels else chosen).sum(-1)
+        inputs = self.inputs.to(chosen.device)[chosen.long()] if self.levels else chosen
         if raw is not None:
-            inputs = raw
-        else:
-            inputs = self.inputs.to(chosen.device)[chosen.long()] if self.levels else chosen
+            inputs, log_prob, proposal = raw, log_prob * torch.nan, proposal * torch.nan
         return Drawn(chosen.float().flatten(1), inputs.float().flatten(1), log_prob, proposal)
+
+    def _check_known(self, levels: Tensor, position: int) -> None:
+        if not self.levels and not levels.isfinite().all():
+            raise ValueError(f"a known value at position {position} is not finite")
+        if self.levels and not ((levels == levels.floor()) & (levels >= 0) & (levels < self.levels)).all():
+            raise ValueError(f"a known level at position {position} is no whole number in 0 .. {self.levels - 1}")
 
     def channels_of(self, count: int) -> int:
         """How many channels a group of ``count`` parameters describes."""
@@ -239,7 +253,7 @@ def check_min_log_scale(value: float) -> float:
 
 
 def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The first index where the cumulated weights exceed ``uniform * total``; past the end, the last of non-zero weight.
+    """The first index whose cumulated weight exceeds ``uniform * total``; past the end, the last of non-zero weight.
 
     float64 ``[..., L]`` and ``[...]`` to int64 ``[...]``.
     """
@@ -253,13 +267,17 @@ def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
 def check_distribution(top: Tensor, position: int) -> None:
     """``top``: the greatest logit of each distribution."""
     if not top.isfinite().all():
-        raise ValueError(f"the network's output at position {position} makes no distribution: its greatest logit is not finite")
+        raise ValueError(
+            f"the network's output at position {position} makes no distribution: its greatest logit is not finite"
+        )
 
 
 def _split_event(event_shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
     """Channels and positions: (C, H, W), (C, T), or one channel of (T,) or (D,)."""
     if not event_shape or any(size < 1 for size in event_shape):
-        raise ValueError(f"event_shape is {tuple(event_shape)}; it must be (C, H, W), (C, T), (T,) or (D,), all positive")
+        raise ValueError(
+            f"event_shape is {tuple(event_shape)}; it must be (C, H, W), (C, T), (T,) or (D,), all positive"
+        )
     return (1, tuple(event_shape)) if len(event_shape) == 1 else (event_shape[0], tuple(event_shape[1:]))
 
 
@@ -274,5 +292,7 @@ def _input_table(levels: int, to_input: str | Tensor) -> Tensor | None:
     level = torch.arange(levels, dtype=torch.float64)
     tables = {"index": level, "unit": level / (levels - 1), "symmetric": 2 * level / (levels - 1) - 1}
     if to_input not in tables:
-        raise ValueError(f"to_input is {to_input!r}; it must be one of {', '.join(tables)}, or a tensor of {levels} values")
+        raise ValueError(
+            f"to_input is {to_input!r}; it must be one of {', '.join(tables)}, or a tensor of {levels} values"
+        )
     return tables[to_input].float()

@@ -13,8 +13,8 @@ from fastgen.generate.noise import Noise
 class Bernoulli(Head):
     """``P(level 1) = sigmoid(logit)``, channels drawn independently.
 
-    Output layouts: ``[N, C, *positions]``, and ``[N, *positions]`` for an event without a channel dimension. A draw is level 1
-    where the uniform of draw 0 is below ``sigmoid(logit / temperature)``.
+    Output layouts: ``[N, C, *positions]``, and ``[N, *positions]`` for an event without a channel dimension. A draw is
+    level 1 where the uniform of draw 0 is below ``sigmoid(logit / temperature)``.
 
     Args:
         to_input: "index", "unit", "symmetric" or a tensor of 2 values: how a level becomes the network's input.
@@ -40,7 +40,14 @@ class Bernoulli(Head):
         return F.logsigmoid(torch.where(levels == 1, parameters, -parameters)).squeeze(-1)
 
     def draw_groups(
-        self, parameters: Tensor, noise: Noise, levels: Tensor, known: Tensor, temperature: float, top_k: int, top_p: float
+        self,
+        parameters: Tensor,
+        noise: Noise,
+        levels: Tensor,
+        known: Tensor,
+        temperature: float,
+        top_k: int,
+        top_p: float,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         uniform = torch.stack([noise.uniform(group, 0) for group in range(parameters.shape[1])], 1)[..., None]
         logits = parameters / temperature

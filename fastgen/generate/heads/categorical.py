@@ -12,9 +12,9 @@ from fastgen.generate.noise import Noise
 class Categorical(Head):
     """``P(level) = softmax(logits)[level]``, channels drawn independently.
 
-    Output layouts: ``[N, C * L, *positions]`` (channel by channel) or ``[N, C, L, *positions]``. A draw divides the logits by the
-    temperature, keeps the ``top_k`` greatest, then the fewest most probable levels whose mass is ``top_p`` or more (of equal
-    levels the lower ones stay), and inverts the cdf at the uniform of draw 0.
+    Output layouts: ``[N, C * L, *positions]`` (channel by channel) or ``[N, C, L, *positions]``. A draw divides the
+    logits by the temperature, keeps the ``top_k`` greatest, then the fewest most probable levels whose mass is
+    ``top_p`` or more (of equal levels the lower ones stay), and inverts the cdf at the uniform of draw 0.
 
     Args:
         levels: L, at least 2.
@@ -48,7 +48,14 @@ class Categorical(Head):
             raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
 
     def draw_groups(
-        self, parameters: Tensor, noise: Noise, levels: Tensor, known: Tensor, temperature: float, top_k: int, top_p: float
+        self,
+        parameters: Tensor,
+        noise: Noise,
+        levels: Tensor,
+        known: Tensor,
+        temperature: float,
+        top_k: int,
+        top_p: float,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         uniform = torch.stack([noise.uniform(group, 0) for group in range(parameters.shape[1])], 1)
         logits = parameters / temperature
@@ -64,7 +71,7 @@ def _truncate(weights: Tensor, logits: Tensor, top_k: int, top_p: float) -> Tens
     """Weights with zeros where top-k and top-p leave a level out."""
     if not top_k and top_p == 1:
         return weights
-    order = logits.sort(-1, descending=True, stable=True).indices
+    order = logits.sort(dim=-1, descending=True, stable=True).indices
     ranked = weights.gather(-1, order)
     if top_k:
         ranked[..., top_k:] = 0

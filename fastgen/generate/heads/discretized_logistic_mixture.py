@@ -21,11 +21,12 @@ _MARGIN = 1e-5
 
 
 class DiscretizedLogisticMixture(Head):
-    """A mixture of discretized logistics with autoregressive channel coefficients; Salimans et al., "PixelCNN++" (2017).
+    """A mixture of discretized logistics, channels autoregressive; Salimans et al., "PixelCNN++" (2017).
 
-    Output layouts, ``[N, n, *positions]``, in blocks of M = ``mixtures`` values: for one channel (n = 3M) logits, means and
-    log-scales; for three coupled channels (n = 10M) logits, then for each channel means, log-scales and coefficients, as in
-    the public PixelCNN++ code. The probability is ``fastgen.distributions.discretized_logistic_mixture_log_prob``.
+    Output layouts, ``[N, n, *positions]``, in blocks of M = ``mixtures`` values: for one channel (n = 3M) logits, means
+    and log-scales; for three coupled channels (n = 10M) logits, then for each channel means, log-scales and
+    coefficients, as in the public PixelCNN++ code. The probability is
+    ``fastgen.distributions.discretized_logistic_mixture_log_prob``.
 
     A draw picks one component by the uniform of draw 0. Then, channel by channel, with u the uniform of draw 1 and
     ``u' = 1e-5 + u (1 - 2e-5)``, it takes ``mean + scale * temperature * logit(u')``, the mean shifted by the earlier
@@ -37,8 +38,8 @@ class DiscretizedLogisticMixture(Head):
         levels: L, at least 2.
         channels: how many channels share a mixture, 1 or 3; None: those of the event. 1 draws channels independently.
         to_input: "index", "unit", "symmetric" or a tensor of L values: how a level becomes the network's input.
-        feed_raw: feed the clamped draw before rounding to the network and to later channels, as public code does. Such draws
-            have no log-probability. Needs ``to_input="symmetric"``.
+        feed_raw: feed the clamped draw before rounding to the network and to later channels, as public code does. Such
+            draws have no log-probability. Needs ``to_input="symmetric"``.
     """
 
     kind = "discretized_logistic_mixture"
@@ -104,7 +105,14 @@ class DiscretizedLogisticMixture(Head):
         return discretized_logistic_mixture_log_prob(*self._split(parameters), levels, self.levels)
 
     def draw_groups(
-        self, parameters: Tensor, noise: Noise, levels: Tensor, known: Tensor, temperature: float, top_k: int, top_p: float
+        self,
+        parameters: Tensor,
+        noise: Noise,
+        levels: Tensor,
+        known: Tensor,
+        temperature: float,
+        top_k: int,
+        top_p: float,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         logits, means, log_scales, coefficients = self._split(parameters)
         log_scales = log_scales + math.log(temperature)

@@ -14,11 +14,12 @@ from fastgen.generate.noise import Noise
 class Gaussian(Head):
     """A mixture of M normal densities a channel, channels drawn independently.
 
-    Output layouts: ``[N, C * 2, *positions]`` for M = 1 (channel by channel: mean, log-scale) and ``[N, C * 3M, *positions]``
-    else (M logits, M means, M log-scales). Log-scales are logarithms of standard deviations, clamped from below.
+    Output layouts: ``[N, C * 2, *positions]`` for M = 1 (channel by channel: mean, log-scale) and ``[N, C * 3M,
+    *positions]`` else (M logits, M means, M log-scales). Log-scales are logarithms of standard deviations, clamped from
+    below.
 
-    A draw picks the component by the uniform of draw 0 and adds ``scale * temperature * sqrt(-2 log u1) cos(2 pi u2)``, the
-    uniforms of draws 1 and 2 (Box & Muller, 1958); the value is rounded to float32 before anything uses it.
+    A draw picks the component by the uniform of draw 0 and adds ``scale * temperature * sqrt(-2 log u1) cos(2 pi u2)``,
+    the uniforms of draws 1 and 2 (Box & Muller, 1958); the value is rounded to float32 before anything uses it.
 
     Args:
         mixtures: M.
@@ -52,7 +53,14 @@ class Gaussian(Head):
         return _log_density(*self._split(parameters), levels.to(parameters.dtype))
 
     def draw_groups(
-        self, parameters: Tensor, noise: Noise, levels: Tensor, known: Tensor, temperature: float, top_k: int, top_p: float
+        self,
+        parameters: Tensor,
+        noise: Noise,
+        levels: Tensor,
+        known: Tensor,
+        temperature: float,
+        top_k: int,
+        top_p: float,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         logits, mean, log_scale = self._split(parameters)
         top = logits.amax(-1, keepdim=True)
@@ -63,9 +71,9 @@ class Gaussian(Head):
         component = inverse_cdf(torch.exp(logits - logits.amax(-1, keepdim=True)), pick)[..., None]
         normal = torch.sqrt(-2 * torch.log(radius)) * torch.cos(2 * math.pi * angle)
         value = mean.gather(-1, component) + log_scale.gather(-1, component).exp() * normal[..., None]
-        if not value.isfinite().all():
-            raise ValueError(f"the network's output at position {noise.position} makes no distribution")
         chosen = torch.where(known, levels, value).float().double()
+        if not chosen.isfinite().all():
+            raise ValueError(f"the network's output at position {noise.position} makes no distribution")
         proposal = _log_density(logits, mean, log_scale, chosen).masked_fill(known.squeeze(-1), 0)
         return chosen, None, proposal.sum(-1)
 
