@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastgen.data import SPLITS, DataConfig, load, mulaw
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def _save(folder: Path, **arrays: np.ndarray) -> str:
+    np.savez(folder / "x.npz", **arrays)
+    return str(folder / "x.npz")
+
+
+def _pixels(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(12, 5, 4), (12, 5, 4, 1), (12, 5, 4, 3)])
+def test_images_layouts(tmp_path, shape):
+    images = _pixels(*shape)
+    data = load(DataConfig(_save(tmp_path, images=images, labels=np.arange(12) % 3)))
+    channels = shape[3] if len(shape) == 4 else 1
+    assert data.event_shape == (channels, 5, 4)
+    assert data.classes == ("0", "1", "2")
+    for name in SPLITS:
+        for levels, label in zip(data.splits[name].levels, data.splits[name].labels, strict=True):
+            origin = [
+                i for i in range(12) if np.array_equal(levels.permute(1, 2, 0).numpy(), images[i].reshape(5, 4, -1))
+            ]
+            assert [i % 3 for i in origin] == [label]
+
+
+def test_declared_splits_are_kept(tmp_path):
+    train, test = _pixels(20, 4, 4), _pixels(5, 4, 4)
+    path = _save(
+        tmp_path, train_images=train, test_images=test, train_labels=np.zeros(20, int), test_labels=np.ones(5, int)
+    )
+    data = load(DataConfig(path))
+    assert [len(data.splits[name]) for name in SPLITS] == [18, 2, 5]
+    assert torch.equal(data.splits["test"].levels[:, 0], torch.from_numpy(test))
+    assert data.splits["test"].labels.tolist() == [1] * 5
+
+
+def test_size_and_colour(tmp_path):
+    data = load(
+        DataConfig(_save(tmp_path, images=np.full((6, 8, 8, 3), 200, np.uint8)), size=4, colour="grey", levels=2)
+    )
+    assert data.event_shape == (1, 4, 4)
+    assert all((split.levels == 1).all() for split in data.splits.values())
+
+
+def test_speech(tmp_path):
+    waveform = np.random.default_rng(0).integers(-32768, 32768, 90, dtype=np.int16)
+    path = _save(
+        tmp_path,
+        waveform=waveform,
+        offsets=np.arange(0, 91, 30),
+        speakers=np.array([0, 1, 0]),
+        speaker_names=np.array(["ann", "bob"]),
+    )
+    with pytest.raises(ValueError, match="does not say its sample rate"):
+        load(DataConfig(path, window=10))
+    data = load(DataConfig(path, window=10, sample_rate=8000, label="speakers"))
+    assert data.classes == ("ann", "bob")
+    whole = torch.cat([data.splits[name].levels for name in SPLITS])
+    wanted = mulaw.encode(waveform / 32768).reshape(9, 10)
+    assert {w.numpy().tobytes() for w in whole} == {w.tobytes() for w in wanted}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"pictures": _pixels(4, 2, 2)}, "has the arrays pictures; images, train_images or waveform is needed"),
+        ({"images": _pixels(4, 2, 2).astype(np.float32)}, r"images are float32 \(4, 2, 2\); uint8"),
+        ({"images": _pixels(4, 2, 2, 2)}, r"images are uint8 \(4, 2, 2, 2\); uint8"),
+        ({"images": _pixels(4, 2, 2), "labels": np.zeros(3, int)}, r"labels are int64 \(3,\); 4 integers"),
+        ({"images": _pixels(4, 2, 2), "labels": np.zeros(4)}, r"labels are float64 \(4,\); 4 integers"),
+        ({"images": _pixels(2, 2, 2)}, "2 examples found; at least 3"),
+        ({"waveform": np.zeros(9, np.int16)}, "has waveform but not offsets"),
+        ({"waveform": np.zeros(9, np.int16), "offsets": np.array([0, 5, 3])}, "offsets must increase"),
+        ({"waveform": np.zeros(9, np.int16), "offsets": np.array([0, 5, 12])}, "at most 9"),
+    ],
+)
+def test_npz_refuses(tmp_path, arrays, message):
+    with pytest.raises(ValueError, match=message):
+        load(DataConfig(_save(tmp_path, **arrays)))
+
+
+def test_npz_refuses_what_is_no_archive(tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"cannot be read as an \.npz archive"):
+        load(DataConfig(str(tmp_path / "x.npz")))
+
+
+def test_the_windows_of_spoken_digits_keep_their_speaker():
+    path = SHARED / "spoken_digits_8khz.npz"
+    if not path.is_file():
+        pytest.skip("shared/data/spoken_digits_8khz.npz is not beside this checkout")
+    data = load(DataConfig(str(path), window=4096, sample_rate=8000, label="speakers"))
+    assert len(data.classes) == 6
+    assert sum(len(split) for split in data.splits.values()) >= 3000
+    with np.load(path) as archive:
+        first = mulaw.encode(archive["waveform"][: archive["offsets"][1]] / 32768)
+        speaker = int(archive["speakers"][0])
+    padded = np.pad(first[:4096], (0, max(0, 4096 - len(first))), constant_values=mulaw.silence())
+    found = [
+        int(split.labels[i])
+        for split in data.splits.values()
+        for i in torch.nonzero((split.levels == torch.from_numpy(padded)).all(1)).flatten()
+    ]
+    assert found == [speaker]
