@@ -29,7 +29,7 @@ COMMON = (
 )
 ISA_FLAGS = {
     "_avx2": "-mavx2 -mfma",
-    "_avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c",
+    "_avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -Wno-maybe-uninitialized",  # GCC bug 105593
 }
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 NVCC_FLAGS = "-O3 -std=c++17 -DUSE_CUDA -Xcompiler -fPIC,-fvisibility=hidden -gencode arch=compute_80,code=sm_80 " + (

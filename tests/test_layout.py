@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -154,3 +156,17 @@ def test_torch_headers_are_the_stable_ones():
     ]
     stable = ("torch/csrc/stable/", "torch/headeronly/", "torch/csrc/inductor/aoti_torch/c/")
     assert [header for header in included if not header.startswith(stable)] == []
+
+
+@pytest.mark.needs_extension
+def test_code_of_one_instruction_set_is_not_shared_with_the_others():
+    """The linker keeps one copy of a weak (inline, template) function; an AVX-512 copy would crash an older machine."""
+    objects = list(ROOT.glob("build/ninja-*/**/*_avx*.o"))
+    if not objects or shutil.which("nm") is None:
+        pytest.skip("no objects of an AVX build here, or no nm to read them")
+    weak = {
+        path.name: [line for line in symbols.splitlines() if line.split()[-2] in ("W", "V", "u")]
+        for path in objects
+        if (symbols := subprocess.run(["nm", str(path)], capture_output=True, text=True, check=True).stdout)
+    }
+    assert not any(weak.values()), weak
