@@ -19,9 +19,10 @@ PYTEST := $(PYTHON) -m pytest
 .DEFAULT_GOAL := demo
 
 .venv/installed: setup.py pyproject.toml
-	@base=$$(for p in python3.13 python3.12 python3.11 python3; do command -v $$p && break; done); \
-	"$$base" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fastgen needs Python 3.11 or newer")' && \
-	{ test -x .venv/bin/python || "$$base" -m venv .venv; }
+	@for python in python3 python3.13 python3.12 python3.11; do \
+	  $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
+	done || { echo 'fastgen needs Python 3.11 or newer, with venv (on Debian: apt install python3-venv)' >&2; exit 1; }; \
+	test -x .venv/bin/python || $$python -m venv .venv
 	.venv/bin/python -m pip install --quiet --upgrade 'setuptools>=77' wheel ninja 'pybind11>=2.13' numpy
 	.venv/bin/python -m pip install '$(TORCH)'
 	.venv/bin/python -m pip install --quiet --no-build-isolation -e '.[dev]'
