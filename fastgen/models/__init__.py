@@ -1,0 +1,20 @@
+"""The zoo: every model by name, as ``list_models()`` and ``create_model(...)`` find it."""
+
+from __future__ import annotations
+
+from fastgen.models.autoregressive import GatedPixelCNN, PixelCNN, PixelCNNpp, WaveNet
+from fastgen.models.base import Model, ModelConfig
+from fastgen.models.registry import create_model, from_pretrained, list_models, model_class
+
+__all__ = [
+    "GatedPixelCNN",
+    "Model",
+    "ModelConfig",
+    "PixelCNN",
+    "PixelCNNpp",
+    "WaveNet",
+    "create_model",
+    "from_pretrained",
+    "list_models",
+    "model_class",
+]

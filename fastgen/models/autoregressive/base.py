@@ -1,0 +1,127 @@
+"""What every autoregressive model does: score by one parallel forward, sample by a compiled sampler."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import fastgen
+from fastgen.generate.heads import Head
+from fastgen.models.base import Model, ModelConfig, batch_parts
+from fastgen.models.context import Context, check_context
+
+
+class _Compiled(NamedTuple):
+    sampler: Any
+    weights: dict[str, Tensor]
+
+
+class AutoregressiveModel(Model):
+    """``forward(x, context=None)`` maps the input of every element to the parameters of ``head`` for the same element.
+
+    ``x`` is ``head.to_input(levels)``. The parameters of an element depend on the elements before it in ``order`` only.
+    """
+
+    predicts = "same"
+
+    def __init__(self, config: ModelConfig | None = None) -> None:
+        super().__init__(config)
+        self._compiled: dict[tuple, _Compiled] = {}
+
+    @property
+    @abstractmethod
+    def head(self) -> Head:
+        """The distribution of an element given the network's output."""
+
+    @property
+    @abstractmethod
+    def order(self) -> str:
+        """The order of generation, as ``fastgen.Sampler`` takes it."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, context: Context = None) -> Tensor:
+        """The head's parameters."""
+
+    def log_prob(self, levels: Tensor, context: Context = None) -> Tensor:
+        """Log-probability in nats, summed over the elements, [N], of integer levels [N, *event_shape] (any length or
+        size).
+
+        Raises:
+            ValueError: ``levels`` or ``context`` has a wrong shape, dtype or value.
+        """
+        shape = self.config.event_shape
+        if levels.dim() != 1 + len(shape) or (len(shape) > 1 and levels.shape[1] != shape[0]):
+            wanted = ", ".join(map(str, ("N", *shape)))
+            raise ValueError(f"levels has shape {tuple(levels.shape)}; it must be like [{wanted}]")
+        check_context(context, self.conditions, levels.shape[0])
+        return self.head.log_prob(self(self.head.to_input(levels), context), levels)
+
+    def loss(self, batch: Tensor | tuple[Tensor, Context]) -> Tensor:
+        """Mean negative log-likelihood in nats of a batch: levels, or (levels, context)."""
+        levels, context = batch_parts(batch)
+        return -self.log_prob(levels, context).mean()
+
+    def bits_per_dim(self, levels: Tensor, context: Context = None) -> Tensor:
+        """Negative log-likelihood in bits per element, [N]."""
+        return -self.log_prob(levels, context) / (math.log(2) * levels[0].numel())
+
+    def sampler(self, *, event_shape: tuple[int, ...] | None = None, weights: str = "float32") -> fastgen.Sampler:
+        """The compiled sampler of this model for an event shape (the config's if None) and a format of weights.
+
+        It is compiled once, and refreshed whenever the model's weights have changed since.
+        """
+        key = (tuple(event_shape or self.config.event_shape), weights)
+        current = self.state_dict()
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            training = self.training
+            self.eval()
+            try:
+                sampler = fastgen.Sampler(
+                    self,
+                    event_shape=key[0],
+                    head=self.head,
+                    order=self.order,
+                    weights=weights,
+                    predicts=self.predicts,
+                    example_context=self.example_context(),
+                )
+            finally:
+                self.train(training)
+        elif all(torch.equal(current[name], value) for name, value in compiled.weights.items()):
+            return compiled.sampler
+        else:
+            sampler = compiled.sampler
+            sampler.refresh()
+        self._compiled[key] = _Compiled(sampler, {name: value.detach().clone() for name, value in current.items()})
+        return sampler
+
+    def sample(
+        self,
+        n: int,
+        seed: int = 0,
+        context: Context = None,
+        *,
+        event_shape: tuple[int, ...] | None = None,
+        weights: str = "float32",
+        **options: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Levels [n, *event_shape], by the compiled sampler.
+
+        Args:
+            n, seed, context: as in ``fastgen.Sampler.sample``; the context has n rows. event_shape: another size or
+            length than the config's. weights: "float32", or an approximation by name: "bfloat16", "int8". options:
+            passed to ``fastgen.Sampler.sample``: temperature, top_p, known, known_mask, return_log_prob, progress,
+            ...
+        """
+        check_context(context, self.conditions, n)
+        sampler = self.sampler(event_shape=event_shape, weights=weights)
+        return sampler.sample(n, seed=seed, context=context, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the compiled samplers behind."""
+        return {**super().__getstate__(), "_compiled": {}}

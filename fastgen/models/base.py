@@ -1,0 +1,134 @@
+"""What every model of the zoo is: a module with a frozen config, saved as ``config.json`` and ``model.safetensors``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fastgen.models.context import Condition, Context
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """``event_shape`` is one sample's shape; ``levels`` is the number of values an element takes."""
+
+    event_shape: tuple[int, ...]
+    levels: int = 256
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if isinstance(getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        if not self.event_shape or not all(isinstance(size, int) and size > 0 for size in self.event_shape):
+            raise ValueError(f"event_shape={self.event_shape} must be positive integers")
+        self.at_least(2, "levels")
+
+    def at_least(self, lowest: int, *names: str) -> None:
+        """Raises ValueError naming the first of the fields that is below ``lowest``."""
+        for name in names:
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {lowest}")
+
+    def check_dropout(self, name: str = "dropout") -> None:
+        if not 0 <= getattr(self, name) < 1:
+            raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and less than 1")
+
+    def check_image(self) -> None:
+        if len(self.event_shape) != 3:
+            raise ValueError(f"event_shape={self.event_shape} must be (channels, height, width)")
+
+    @classmethod
+    def from_fields(cls, values: dict[str, Any]) -> Self:
+        """The config with these fields; raises ValueError naming what is unknown and what there is."""
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"{', '.join(unknown)}: no such field in {cls.__name__}; it has {', '.join(known)}")
+        return cls(**values)
+
+
+class Model(nn.Module):
+    """A module that knows its name, its config and how to be saved.
+
+    A subclass has ``Config`` (a ``ModelConfig``), is registered under a name, and takes the config as its only
+    argument.
+    """
+
+    Config: ClassVar[type[ModelConfig]]
+    name: ClassVar[str]
+    family: ClassVar[str]
+    presets: ClassVar[dict[str, dict[str, Any]]]
+
+    def __init__(self, config: ModelConfig | None = None) -> None:
+        super().__init__()
+        self.config = type(self).Config() if config is None else config
+
+    @property
+    def conditions(self) -> dict[str, Condition]:
+        """What ``context`` holds, by name; empty for an unconditional model."""
+        return {}
+
+    def example_context(self, n: int = 2) -> Context:
+        """A context of zeros that ``forward`` takes for n samples of ``config.event_shape``; None if unconditional."""
+        sizes = self.context_sizes()
+        values = {name: condition.example(n, sizes[name]) for name, condition in self.conditions.items()}
+        return next(iter(values.values())) if len(values) == 1 else values or None
+
+    def context_sizes(self) -> dict[str, tuple[int, ...]]:
+        """The shape, without the batch, of every tensor of a context that goes with ``config.event_shape``."""
+        return {name: condition.shape for name, condition in self.conditions.items()}
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes ``config.json`` and ``model.safetensors`` into the directory, which is made if need be."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        description = {"model": self.name, "config": asdict(self.config)}
+        (directory / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
+        save_file(
+            {key: value.detach().contiguous() for key, value in self.state_dict().items()}, directory / WEIGHTS_FILE
+        )
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> Self:
+        """The model that ``save_pretrained`` wrote, in eval mode.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: the directory holds another model.
+        """
+        name, config = read_config(directory)
+        if name != cls.name:
+            raise ValueError(f"{directory} holds a model {name!r}, not {cls.name!r}")
+        model = cls(cls.Config.from_fields(config))
+        weights = Path(directory) / WEIGHTS_FILE
+        if not weights.is_file():
+            raise FileNotFoundError(f"{weights} does not exist")
+        model.load_state_dict(load_file(weights))
+        return model.eval()
+
+
+def read_config(directory: str | Path) -> tuple[str, dict[str, Any]]:
+    """The model's name and its config from ``config.json``; raises FileNotFoundError or ValueError."""
+    path = Path(directory) / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        description = json.loads(path.read_text())
+        return description["model"], description["config"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the config of a fastgen model") from error
+
+
+def batch_parts(batch: Tensor | Iterable) -> tuple[Tensor, Context]:
+    """Levels and context from a batch: the levels alone, or the pair."""
+    if isinstance(batch, Tensor):
+        return batch, None
+    levels, context = batch
+    return levels, context

@@ -1,0 +1,77 @@
+"""What a model may be conditioned on, and the one rule by which every model reads its ``context`` argument.
+
+A context is None (an unconditional model), a tensor (a model with one condition) or a dict of tensors with the
+condition's name as the key: "class" int64 [N], "vector" float [N, D], "map" float [N, C, H, W], "frames" float [N, C,
+F].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Context = Tensor | dict[str, Tensor] | None
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One tensor of a context: labels below ``classes``, or floats of ``shape`` (without the batch; None: any size)."""
+
+    shape: tuple[int | None, ...] = ()
+    classes: int = 0
+
+    def check(self, name: str, value: Tensor) -> None:
+        wanted = ("N", *("any" if size is None else size for size in self.shape))
+        fits = value.dim() == len(wanted) and all(
+            size in (None, given) for size, given in zip(self.shape, value.shape[1:], strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"context {name!r} has shape {tuple(value.shape)}; it must be [{', '.join(map(str, wanted))}]"
+            )
+        if self.classes and value.dtype != torch.int64:
+            raise ValueError(f"context {name!r} has dtype {value.dtype}; it must be torch.int64")
+        if not self.classes and not value.is_floating_point():
+            raise ValueError(f"context {name!r} has dtype {value.dtype}; it must be floating point")
+
+    def check_values(self, name: str, value: Tensor) -> None:
+        if self.classes and value.numel() and not (value.min() >= 0 and value.max() < self.classes):
+            given = f"{int(value.min())} to {int(value.max())}"
+            raise ValueError(f"context {name!r} holds {given}; it must lie in 0 to {self.classes - 1}")
+
+    def example(self, n: int, sizes: tuple[int, ...]) -> Tensor:
+        return torch.zeros(n, *sizes, dtype=torch.int64 if self.classes else torch.float32)
+
+
+def split_context(context: Context, conditions: dict[str, Condition]) -> dict[str, Tensor]:
+    """The tensors by name.
+
+    Raises:
+        ValueError: a condition is missing or not asked for, or a tensor has the wrong shape or dtype.
+    """
+    if context is None:
+        given = {}
+    elif isinstance(context, dict):
+        given = context
+    elif len(conditions) == 1:
+        given = {next(iter(conditions)): context}
+    else:
+        takes = f"a dict with {', '.join(conditions)}" if conditions else "no context"
+        raise ValueError(f"context is a tensor, but the model takes {takes}")
+    if set(given) != set(conditions):
+        raise ValueError(f"context has {sorted(given) or 'nothing'}; the model takes {sorted(conditions) or 'nothing'}")
+    for name, condition in conditions.items():
+        condition.check(name, given[name])
+    return given
+
+
+def check_context(context: Context, conditions: dict[str, Condition], n: int) -> None:
+    """Raises ValueError for what ``split_context`` refuses, for a batch other than n, and for labels out of range."""
+    for name, value in split_context(context, conditions).items():
+        if value.shape[0] != n:
+            raise ValueError(
+                f"context {name!r} has {value.shape[0]} rows; it must have one for each of the {n} samples"
+            )
+        conditions[name].check_values(name, value)

@@ -1,0 +1,29 @@
+"""Layers to drop into a PyTorch model."""
+
+from __future__ import annotations
+
+from fastgen.nn.causal_conv import CausalConv1d, GatedResidualBlock1d
+from fastgen.nn.masked_conv import MaskedConv2d
+from fastgen.nn.shifted_conv import (
+    DownRightShiftedConv2d,
+    DownRightShiftedConvTranspose2d,
+    DownShiftedConv2d,
+    DownShiftedConvTranspose2d,
+    GatedResnet,
+    concat_elu,
+)
+from fastgen.nn.weight_norm import apply_weight_norm, initialize_weight_norm
+
+__all__ = [
+    "CausalConv1d",
+    "DownRightShiftedConv2d",
+    "DownRightShiftedConvTranspose2d",
+    "DownShiftedConv2d",
+    "DownShiftedConvTranspose2d",
+    "GatedResidualBlock1d",
+    "GatedResnet",
+    "MaskedConv2d",
+    "apply_weight_norm",
+    "concat_elu",
+    "initialize_weight_norm",
+]
