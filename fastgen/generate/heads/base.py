@@ -149,7 +149,7 @@ class Head(ABC):
                 raise ValueError(f"{name} has values in {low} .. {high}; {self} takes 0 .. {self.levels - 1}")
 
     def to_input(self, levels: Tensor) -> Tensor:
-        """The module's input: int64 for ``to_input="index"``, else float32 (values of a continuous head as they are)."""
+        """The module's input: int64 for ``to_input="index"``, else float32 (a continuous head passes values on)."""
         self.check_levels(levels)
         if not self.levels:
             return levels.float()
