@@ -1,0 +1,266 @@
+// Vectors of float32 and their elementary functions, for the instruction set that the including file is compiled for.
+//
+// Everything is in an unnamed namespace: each translation unit has its own copy, so that a function compiled for a wider
+// instruction set can never be linked into a narrower one. Include nothing with inline code of the standard library beside it
+// in files that are compiled with -m flags.
+//
+// `Float` holds kWidth lanes (16 with AVX-512, 8 with AVX2, 4 otherwise). Every function works lane by lane: the result of a
+// lane does not depend on its neighbours. Errors, in units in the last place of float32: exp, log, log1p, expm1, tanh, sigmoid,
+// erf, sin, cos, softplus at most 3; infinities and NaN as in IEEE 754.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace fastgen {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__) && defined(__FMA__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
+typedef float Float __attribute__((vector_size(kWidth * 4)));
+typedef std::int32_t Int __attribute__((vector_size(kWidth * 4)));
+typedef std::uint32_t Unsigned __attribute__((vector_size(kWidth * 4)));
+
+inline Float broadcast(float x) { return x - Float{}; }
+inline Int broadcast_int(std::int32_t x) { return x - Int{}; }
+
+inline Float load(const float* p) {
+  Float v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(float* p, Float v) { std::memcpy(p, &v, sizeof v); }
+
+inline Int bits(Float v) { return (Int)v; }
+inline Float from_bits(Int v) { return (Float)v; }
+inline Float select(Int mask, Float a, Float b) { return mask ? a : b; }
+
+// a * b + c in one rounding, except on x86 without FMA, where it takes two.
+inline Float fma(Float a, Float b, Float c) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return (Float)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Float)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+inline Float sqrt(Float a) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_sqrt_ps((__m512)a);
+#elif defined(__AVX2__)
+  return (Float)_mm256_sqrt_ps((__m256)a);
+#elif defined(__aarch64__)
+  return (Float)vsqrtq_f32((float32x4_t)a);
+#elif defined(__x86_64__)
+  return (Float)_mm_sqrt_ps((__m128)a);
+#else
+  for (int i = 0; i < kWidth; ++i) a[i] = std::sqrt(a[i]);
+  return a;
+#endif
+}
+
+inline Float abs(Float a) { return from_bits(bits(a) & 0x7fffffff); }
+inline Float copysign(Float magnitude, Float sign) {
+  return from_bits((bits(magnitude) & 0x7fffffff) | (bits(sign) & INT32_MIN));
+}
+inline Int is_nan(Float a) { return a != a; }
+
+// The larger and the smaller; NaN where either is NaN.
+inline Float max(Float a, Float b) {
+  const Float larger = a < b ? b : a;
+  return is_nan(b) ? b : larger;
+}
+inline Float min(Float a, Float b) {
+  const Float smaller = b < a ? b : a;
+  return is_nan(b) ? b : smaller;
+}
+
+// Nearest integer, ties to even; magnitudes of 2^23 and more are integers already.
+inline Float round(Float a) {
+  const Float magic = broadcast(8388608.0f);
+  const Float size = abs(a);
+  const Float rounded = (size + magic) - magic;
+  return copysign(size < magic ? rounded : size, a);
+}
+inline Float floor(Float a) {
+  const Float r = round(a);
+  return copysign(r > a ? r - 1.0f : r, a);
+}
+inline Float ceil(Float a) {
+  const Float r = round(a);
+  return copysign(r < a ? r + 1.0f : r, a);
+}
+
+// 2^n for integers n in [-126, 127].
+inline Float power_of_two(Int n) { return from_bits((n + 127) << 23); }
+
+// exp(r) - 1 - r for |r| <= log(2) / 2.
+inline Float expm1_tail(Float r) {
+  Float p = broadcast(1.9841270e-4f);
+  p = fma(p, r, broadcast(1.3888889e-3f));
+  p = fma(p, r, broadcast(8.3333333e-3f));
+  p = fma(p, r, broadcast(4.1666668e-2f));
+  p = fma(p, r, broadcast(1.6666667e-1f));
+  p = fma(p, r, broadcast(0.5f));
+  return p * (r * r);
+}
+
+// x = n log 2 + r, for x in [-104, 89].
+inline void reduce_by_log2(Float x, Int& n, Float& r) {
+  const Float whole = round(x * 1.44269504f);
+  n = __builtin_convertvector(whole, Int);
+  r = fma(whole, broadcast(-0.693145752f), x);
+  r = fma(whole, broadcast(-1.42860677e-6f), r);
+}
+
+inline Float exp(Float x) {
+  const Float limited = x < -104.0f ? broadcast(-104.0f) : (x > 89.0f ? broadcast(89.0f) : x);
+  Int n;
+  Float r;
+  reduce_by_log2(is_nan(x) ? Float{} : limited, n, r);
+  const Float value = (expm1_tail(r) + r) + 1.0f;
+  const Int half = n >> 1;
+  const Float result = value * power_of_two(half) * power_of_two(n - half);
+  return is_nan(x) ? x : result;
+}
+
+inline Float expm1(Float x) {
+  const Float limited = x < -30.0f ? broadcast(-30.0f) : (x > 89.0f ? broadcast(89.0f) : x);
+  Int n;
+  Float r;
+  reduce_by_log2(is_nan(x) ? Float{} : limited, n, r);
+  const Float tail = expm1_tail(r);
+  const Int half = n >> 1;
+  const Float s1 = power_of_two(half), s2 = power_of_two(n - half);
+  // 2^n (1 + r + tail) - 1 = (2^n - 1) + 2^n (r + tail); for large n the 1 is lost anyway, and 2^n may overflow.
+  const Float small = fma(s1 * s2, tail, fma(s1 * s2, r, s1 * s2 - 1.0f));
+  const Float large = ((tail + r) + 1.0f) * s1 * s2;
+  const Float result = n == 0 ? r + tail : (n > 40 ? large : small);
+  return is_nan(x) | (x == 0.0f) ? x : result;
+}
+
+// log(m 2^e + correction ...) of a positive normal number split in m in [2/3, 4/3) and e; `low` is added to the mantissa.
+inline Float log_of(Float x, Float low) {
+  const Int raised = bits(x) - 0x3f2aaaab;
+  const Int e = raised >> 23;
+  const Float m = from_bits(bits(x) - (raised & (Int)(broadcast_int(-0x800000))));
+  const Float f = (m - 1.0f) + low * from_bits((127 - e) << 23);
+  Float p = broadcast(-0.130187988f);
+  p = fma(p, f, broadcast(0.140889585f));
+  p = fma(p, f, broadcast(-0.121489584f));
+  p = fma(p, f, broadcast(0.139809534f));
+  p = fma(p, f, broadcast(-0.166845024f));
+  p = fma(p, f, broadcast(0.200121149f));
+  p = fma(p, f, broadcast(-0.249996364f));
+  p = fma(p, f, broadcast(0.333331943f));
+  p = fma(p, f, broadcast(-0.5f));
+  const Float square = f * f;
+  return fma(__builtin_convertvector(e, Float), broadcast(0.693147182f), fma(p, square, f));
+}
+
+inline Float log(Float x) {
+  const Int tiny = x < 1.17549435e-38f;
+  const Float scaled = tiny ? x * 8388608.0f : x;
+  Float result = log_of(scaled, Float{});
+  result = tiny ? result - 15.9423851f : result;
+  const Float infinity = broadcast(INFINITY);
+  result = x == 0.0f ? -infinity : result;
+  result = x < 0.0f ? broadcast(NAN) : result;
+  return is_nan(x) | (x == infinity) ? x : result;
+}
+
+inline Float log1p(Float x) {
+  const Float infinity = broadcast(INFINITY);
+  const Float u = 1.0f + x;
+  const Float low = x > 1.0f ? 1.0f - (u - x) : x - (u - 1.0f);  // 1 + x = u + low exactly
+  Float result = log_of(u, low);
+  result = x == -1.0f ? -infinity : result;
+  result = x < -1.0f ? broadcast(NAN) : result;
+  return is_nan(x) | (x == infinity) | (abs(x) < 1e-20f) ? x : result;
+}
+
+inline Float sigmoid(Float x) {
+  const Float z = exp(-abs(x));
+  return (x < 0.0f ? z : broadcast(1.0f)) / (1.0f + z);
+}
+
+inline Float tanh(Float x) {
+  const Float e = expm1(-2.0f * abs(x));
+  const Float result = copysign(-e / (e + 2.0f), x);
+  return is_nan(x) ? x : result;
+}
+
+// Minimax approximations of N. Juffa, two branches.
+inline Float erf(Float x) {
+  const Float t = abs(x), s = x * x;
+  Float r = fma(broadcast(-1.72853470e-5f), t, broadcast(3.83197126e-4f));
+  const Float u = fma(broadcast(-3.88396438e-3f), t, broadcast(2.42546219e-2f));
+  r = fma(r, s, u);
+  r = fma(r, t, broadcast(-1.06777877e-1f));
+  r = fma(r, t, broadcast(-6.34846687e-1f));
+  r = fma(r, t, broadcast(-1.28717512e-1f));
+  r = fma(r, t, -t);
+  const Float outer = copysign(1.0f - exp(t > 4.0f ? broadcast(-40.0f) : r), x);
+  Float p = broadcast(-5.96761703e-4f);
+  p = fma(p, s, broadcast(4.99119423e-3f));
+  p = fma(p, s, broadcast(-2.67681349e-2f));
+  p = fma(p, s, broadcast(1.12819925e-1f));
+  p = fma(p, s, broadcast(-3.76125336e-1f));
+  p = fma(p, s, broadcast(1.28379166e-1f));
+  const Float result = t > 0.927734375f ? outer : fma(p, x, x);
+  return is_nan(x) ? x : result;
+}
+
+// sin(x + quarter_turns pi / 2); arguments beyond 8192 go lane by lane through the C library.
+inline Float sine(Float x, int quarter_turns) {
+  const Int far = ~(abs(x) <= 8192.0f);
+  const Float near = far ? Float{} : x;
+  const Float whole = round(near * 0.636619747f);
+  Float r = fma(whole, broadcast(-1.57079601f), near);
+  r = fma(whole, broadcast(-3.13916473e-7f), r);
+  r = fma(whole, broadcast(-5.39030253e-15f), r);
+  const Int quadrant = __builtin_convertvector(whole, Int) + quarter_turns;
+  const Float s = r * r;
+  Float p = fma(broadcast(2.86567956e-6f), s, broadcast(-1.98559923e-4f));
+  p = fma(p, s, broadcast(8.33338592e-3f));
+  p = fma(p, s, broadcast(-1.66666672e-1f));
+  const Float odd = fma(p, r * s, r);
+  Float c = fma(broadcast(2.44677067e-5f), s, broadcast(-1.38877297e-3f));
+  c = fma(c, s, broadcast(4.16666567e-2f));
+  c = fma(c, s, broadcast(-0.5f));
+  const Float even = fma(c, s, broadcast(1.0f));
+  Float result = (quadrant & 1) != 0 ? even : odd;
+  result = (quadrant & 2) != 0 ? -result : result;
+  for (int i = 0; i < kWidth; ++i) {
+    if (far[i]) result[i] = static_cast<float>(quarter_turns ? std::cos(static_cast<double>(x[i])) : std::sin(static_cast<double>(x[i])));
+  }
+  return result;
+}
+inline Float sin(Float x) { return sine(x, 0); }
+inline Float cos(Float x) { return sine(x, 1); }
+
+inline Float pow(Float a, Float b) {
+  for (int i = 0; i < kWidth; ++i) a[i] = static_cast<float>(std::pow(static_cast<double>(a[i]), static_cast<double>(b[i])));
+  return a;
+}
+
+}  // namespace
+}  // namespace fastgen

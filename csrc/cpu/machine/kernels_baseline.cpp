@@ -1,0 +1,7 @@
+#include "table_impl.h"
+
+namespace fastgen {
+
+const Kernels& kernels_baseline() { return table("baseline"); }
+
+}  // namespace fastgen

@@ -1,0 +1,212 @@
+#include "machine.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "../../common/check.h"
+#include "isa.h"
+
+namespace fastgen {
+namespace {
+
+constexpr std::int64_t kSamplesAlone = 16;    // from so many samples a thread on, threads work on their own samples
+constexpr std::int64_t kItemsAlone = 12;      // from so many items a thread on, threads split the cells of a code
+constexpr std::int64_t kMostTogether = 256;   // steps that are absorbed code by code
+constexpr std::int64_t kCellsTogether = 1024;
+
+Span part_of(std::int64_t count, int index, int threads) { return {count * index / threads, count * (index + 1) / threads}; }
+
+Program checked(Program program) {
+  check(program);
+  return program;
+}
+
+}  // namespace
+
+// Threads either work alone, each on its own samples, or together on all samples. Together they meet before a code of another
+// level, and split the lanes of a code, or its samples, or its cells.
+class Machine::Crew {
+ public:
+  Crew(const Machine& machine, Worker& worker, const Run& run, int index, int threads, Barrier& barrier)
+      : machine_(machine),
+        worker_(worker),
+        run_(run),
+        index_(index),
+        threads_(threads),
+        barrier_(barrier),
+        alone_(threads == 1 || run.batch >= kSamplesAlone * threads),
+        mine_(part_of(run.batch, index, threads)) {}
+
+  void run_prologue() {
+    for (int number : machine_.plan_.prologue) {
+      const Code& code = machine_.program_.codes[number];
+      run_grid(number, code.q0, code.q1, 0);
+    }
+    meet();
+  }
+
+  void start_row(std::int64_t row, std::int64_t step) {
+    for (int number : machine_.plan_.row) {
+      const Code& code = machine_.program_.codes[number];
+      const std::int64_t rest = row - code.delay, stride = std::max<std::int64_t>(code.row_stride, 1);
+      const std::int64_t q = rest >= 0 ? rest / stride : -1;
+      if (q * stride == rest && q >= code.q0 && q < code.q1) run_grid(number, q, q + 1, step);
+    }
+    meet();
+  }
+
+  void advance(std::int64_t t0, std::int64_t t1) {
+    for (std::int64_t t = t0; t < t1 && !failed_before(t); ++t) {
+      if (t % machine_.program_.row_length == 0) start_row(t / machine_.program_.row_length, t);
+      for (int code : worker_.collect(t, t + 1)) run_code(code, worker_.cells_of(code), t);
+      meet();
+      worker_.draw_step(t, mine_, run_, false);
+      dirty_ = true;
+      meet();
+    }
+  }
+
+  void absorb(std::int64_t t0, std::int64_t t1) {
+    const std::int64_t row_length = machine_.program_.row_length, most = std::min(machine_.program_.lookahead, kMostTogether);
+    for (std::int64_t t = t0; t < t1 && !failed_before(t);) {
+      if (t % row_length == 0) start_row(t / row_length, t);
+      const std::int64_t end = std::min({t1, t + most, (t / row_length + 1) * row_length});
+      for (std::int64_t i = t; i < end; ++i) worker_.write_known(i, mine_, run_);
+      dirty_ = true;
+      meet();
+      for (int code : worker_.collect(t, end)) {
+        run_code(code, worker_.cells_of(code), t);
+        if (end - t > 1) meet();  // codes of one level may depend on each other across steps
+      }
+      meet();
+      if (run_.log_prob || run_.proposal_log_prob) {
+        for (std::int64_t i = t; i < end; ++i) worker_.draw_step(i, mine_, run_, true);
+      }
+      dirty_ = true;
+      meet();
+      t = end;
+    }
+  }
+
+ private:
+  // All threads answer alike: what happens at step t or later cannot have been seen by some of them only.
+  bool failed_before(std::int64_t t) const { return machine_.failure_.step() < t; }
+
+  void meet() {
+    if (dirty_ && !alone_) barrier_.wait();
+    dirty_ = false;
+    level_ = -1;
+  }
+
+  void run_grid(int number, std::int64_t q0, std::int64_t q1, std::int64_t step) {
+    const Code& code = machine_.program_.codes[number];
+    cells_.clear();
+    for (std::int64_t q = q0; q < q1; ++q) {
+      for (std::int64_t w = code.w0; w < code.w1; ++w) {
+        cells_.push_back({q, w});
+        if (static_cast<std::int64_t>(cells_.size()) == kCellsTogether) {
+          run_code(number, cells_, step);
+          cells_.clear();
+        }
+      }
+    }
+    run_code(number, cells_, step);
+  }
+
+  void run_code(int number, const std::vector<Cell>& cells, std::int64_t step) {
+    if (cells.empty()) return;
+    const PlannedCode& code = machine_.plan_.codes[number];
+    const std::int64_t count = static_cast<std::int64_t>(cells.size());
+    if (alone_) {
+      worker_.execute(number, cells.data(), count, {mine_, {0, code.units}}, run_, step);
+      return;
+    }
+    if (code.level != level_) meet();
+    level_ = code.level;
+    dirty_ = true;
+    const Span all_samples = {0, run_.batch}, all_units = {0, code.units};
+    if (count >= threads_ && count * run_.batch >= kItemsAlone * threads_) {
+      const Span mine = part_of(count, index_, threads_);
+      worker_.execute(number, cells.data() + mine.begin, mine.end - mine.begin, {all_samples, all_units}, run_, step);
+    } else if ((code.whole || code.units < threads_) && run_.batch >= threads_) {
+      worker_.execute(number, cells.data(), count, {mine_, all_units}, run_, step);
+    } else {
+      worker_.execute(number, cells.data(), count, {all_samples, machine_.shares_[number][index_]}, run_, step);
+    }
+  }
+
+  const Machine& machine_;
+  Worker& worker_;
+  const Run& run_;
+  const int index_, threads_;
+  Barrier& barrier_;
+  const bool alone_;
+  const Span mine_;  // samples
+  bool dirty_ = false;
+  std::int64_t level_ = -1;
+  std::vector<Cell> cells_;
+};
+
+Machine::Machine(Program program, const std::vector<float>& weights, HeadSpec head, Format format)
+    : program_(checked(std::move(program))),
+      head_(std::move(head)),
+      kernels_(kernels()),
+      packed_(program_, format),
+      plan_(program_, packed_, head_) {
+  FASTGEN_CHECK(static_cast<std::int64_t>(weights.size()) == program_.weights_size, "weights has ", weights.size(),
+                " values, the program needs ", program_.weights_size);
+  packed_.fill(program_, weights.data());
+}
+
+void Machine::refresh(const std::vector<float>& weights, const std::vector<float>& constants) {
+  FASTGEN_CHECK(static_cast<std::int64_t>(weights.size()) == program_.weights_size, "weights has ", weights.size(),
+                " values, the program has ", program_.weights_size);
+  FASTGEN_CHECK(constants.size() == program_.constants.size(), "constants has ", constants.size(), " values, the program has ",
+                program_.constants.size());
+  std::lock_guard<std::mutex> lock(mutex_);
+  packed_.fill(program_, weights.data());
+  std::copy(constants.begin(), constants.end(), program_.constants.begin());
+}
+
+void Machine::start(const Run& run) {
+  if (!pool_ || pool_->threads() != run.threads) {
+    pool_ = std::make_unique<Pool>(run.threads);
+    shares_ = plan_.shares(run.threads);
+    while (static_cast<int>(workers_.size()) < run.threads) {
+      workers_.push_back(std::make_unique<Worker>(plan_, packed_, head_, kernels_, failure_));
+    }
+  }
+  failure_.clear();
+}
+
+template <typename Job>
+void Machine::in_parallel(const Run& run, Job job) {
+  Barrier barrier(run.threads);
+  pool_->run([&](int index) {
+    Crew crew(*this, *workers_[index], run, index, run.threads, barrier);
+    job(crew);
+  });
+  failure_.throw_if_any();
+}
+
+void Machine::prologue(const Run& run) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  start(run);
+  in_parallel(run, [](Crew& crew) { crew.run_prologue(); });
+}
+
+void Machine::advance(const Run& run, std::int64_t t0, std::int64_t t1) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  start(run);
+  in_parallel(run, [=](Crew& crew) { crew.advance(t0, t1); });
+}
+
+void Machine::absorb(const Run& run, std::int64_t t0, std::int64_t t1) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  start(run);
+  for (std::int64_t t = t0; t < t1; ++t) workers_[0]->check_known(t, run);
+  failure_.throw_if_any();
+  in_parallel(run, [=](Crew& crew) { crew.absorb(t0, t1); });
+}
+
+}  // namespace fastgen

@@ -1,0 +1,131 @@
+// The gather-multiply of kernels.h for the instruction set of the including file.
+#pragma once
+
+#include "../../common/simd.h"
+#include "kernels.h"
+
+namespace fastgen {
+namespace {
+
+constexpr int kVectors = kTile / kWidth;  // of a tile
+
+// How many parts the vectors of a block are cut into to fit the registers: for one item, and for panels of kPanelItems.
+#if defined(__AVX512F__)
+constexpr int kSingleCuts = 1, kPanelCuts = 1, kPanelItems = 6;
+#elif defined(__AVX2__)
+constexpr int kSingleCuts = 1, kPanelCuts = 2, kPanelItems = 3;
+#elif defined(__aarch64__)
+constexpr int kSingleCuts = 1, kPanelCuts = 4, kPanelItems = 6;
+#else
+constexpr int kSingleCuts = 2, kPanelCuts = 4, kPanelItems = 3;
+#endif
+
+constexpr std::ptrdiff_t kPrefetch = 2048;  // bytes ahead: a single stream is bound by memory
+
+template <Format F>
+constexpr int kStepBytes = F == Format::float32 ? 256 : F == Format::bfloat16 ? 128 : 64;
+
+// The weights of every chain (C of them) for V vectors, from vector `first` of `all`.
+template <Format F, int C, int V>
+inline void load_weights(const unsigned char* step, int first, int all, Float (&w)[C][V]) {
+  if constexpr (F == Format::float32) {
+    for (int c = 0; c < C; ++c)
+      for (int v = 0; v < V; ++v) w[c][v] = load(reinterpret_cast<const float*>(step) + (c * all + first + v) * kWidth);
+  } else if constexpr (F == Format::bfloat16) {
+    for (int pair = 0; pair < C / 2; ++pair)
+      for (int v = 0; v < V; ++v) {
+        const Int words = bits(load(reinterpret_cast<const float*>(step) + (pair * all + first + v) * kWidth));
+        w[2 * pair][v] = from_bits(words << 16);
+        w[2 * pair + 1][v] = from_bits(words & (Int)broadcast_int(-65536));
+      }
+  } else {
+    for (int c = 0; c < C; ++c)
+      for (int v = 0; v < V; ++v) {
+        const unsigned char* p = step + (c * all + first + v) * kWidth;
+#if defined(__AVX512F__)
+        w[c][v] = (Float)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+        w[c][v] = (Float)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+        typedef std::int8_t Bytes __attribute__((vector_size(kWidth)));
+        Bytes bytes;
+        std::memcpy(&bytes, p, sizeof bytes);
+        w[c][v] = __builtin_convertvector(bytes, Float);
+#endif
+      }
+  }
+}
+
+template <Format F, int M, int C, int V>
+void sum_panel(const PanelTask& task, int item, int first) {
+  constexpr int all = kVectors * 4 / C;
+  const float* x[M];
+  for (int m = 0; m < M; ++m) x[m] = task.x[item + m];
+  Float sum[M][C][V] = {};
+  const unsigned char* step = static_cast<const unsigned char*>(task.weights);
+  const std::int64_t inputs = task.steps * C;
+  for (std::int64_t k = 0; k < inputs; k += C, step += kStepBytes<F>) {
+#pragma GCC unroll 4
+    for (int line = 0; line < kStepBytes<F>; line += 64) __builtin_prefetch(step + kPrefetch + line);
+    Float w[C][V];
+    load_weights<F, C, V>(step, first, all, w);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) {
+        const Float input = broadcast(x[m][k + c]);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) sum[m][c][v] = fma(input, w[c][v], sum[m][c][v]);
+      }
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      const int vector = first + v;
+      float* out = task.out[vector / kVectors] + (item + m) * task.out_stride + vector % kVectors * kWidth;
+      Float total = load(out);
+      const Float scale = F == Format::int8 ? load(task.scale + vector * kWidth) : broadcast(1.0f);
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) total = F == Format::int8 ? fma(sum[m][c][v], scale, total) : total + sum[m][c][v];
+      store(out, total);
+    }
+}
+
+template <Format F, int M, int C>
+void sum_items(const PanelTask& task, int item) {
+  constexpr int all = kVectors * 4 / C, wanted = M == 1 ? kSingleCuts : kPanelCuts;
+  constexpr int cuts = wanted < all ? wanted : all;
+  for (int first = 0; first < all; first += all / cuts) sum_panel<F, M, C, all / cuts>(task, item, first);
+}
+
+template <Format F, int C>
+void sum_block(const PanelTask& task) {
+  int item = 0;
+  int panels = (task.items + kPanelItems - 1) / kPanelItems;
+  while (item < task.items) {
+    const int size = (task.items - item + panels - 1) / panels;
+    switch (size) {
+      case 1: sum_items<F, 1, C>(task, item); break;
+      case 2: sum_items<F, 2, C>(task, item); break;
+      case 3: sum_items<F, 3, C>(task, item); break;
+      case 4: if constexpr (kPanelItems > 3) sum_items<F, 4, C>(task, item); break;
+      case 5: if constexpr (kPanelItems > 3) sum_items<F, 5, C>(task, item); break;
+      case 6: if constexpr (kPanelItems > 3) sum_items<F, 6, C>(task, item); break;
+    }
+    item += size;
+    --panels;
+  }
+}
+
+template <Format F>
+void panel(const PanelTask& task) {
+  if (task.tiles == 2) {
+    sum_block<F, 2>(task);
+  } else {
+    sum_block<F, 4>(task);
+  }
+}
+
+}  // namespace
+}  // namespace fastgen

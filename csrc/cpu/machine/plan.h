@@ -1,0 +1,81 @@
+// A program made ready to run: operands bound, weights located, and the codes of each step found without a search.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "address.h"
+#include "heads.h"
+#include "pack.h"
+#include "program.h"
+
+namespace fastgen {
+
+struct DenseInput {
+  int operand;  // in the code's bound operands
+  std::int64_t length;
+};
+struct IndexInput {
+  int operand, table;
+};
+
+struct PlannedCode {
+  std::int64_t kind, level, parts, lanes, lane_tiles, registers;
+  std::int64_t unit_tiles;  // lane tiles that threads never split
+  std::int64_t units;
+  bool whole;               // a reduction needs all lanes on one thread
+  int lattice;              // number among Plan::lattices, or -1 where the code runs at one step only
+  Cell only;                // that step's cell
+  std::vector<BoundOperand> operands;
+  int accumulator;          // in operands, or -1
+  const float* bias;        // or null
+  bool multiplies;          // registers 0 .. parts - 1 hold sums
+  int matrix;               // in the packed weights, or -1
+  bool in_place;            // the inputs are read where they lie
+  std::int64_t inputs, padded_inputs;
+  std::vector<DenseInput> dense;
+  std::vector<IndexInput> index;
+  std::vector<Operation> operations;  // operands of load and store as numbers in operands
+  std::int64_t chunk;       // items that are computed together
+};
+
+struct PlannedDraw {
+  Lattice lattice;
+  std::vector<BoundOperand> operands;  // parameters, then inputs
+  int parameters;                      // how many of them
+  int count;                           // of parameter values
+  bool in_place;                       // one contiguous parameter operand
+  std::int64_t a, b, c, channel0, channels;
+};
+
+// The record number of a record that runs at one step only.
+struct Once {
+  std::int64_t step;
+  int record;
+};
+
+struct Span {
+  std::int64_t begin, end;
+};
+
+struct Plan {
+  // Keeps pointers into `program.constants`.
+  Plan(Program& program, const PackedWeights& weights, const HeadSpec& head);
+
+  // For each code, the units of lanes that each of `threads` threads computes: balanced over the codes of a level.
+  std::vector<std::vector<Span>> shares(int threads) const;
+
+  std::vector<PlannedCode> codes;
+  std::vector<PlannedDraw> draws;
+  std::vector<Lattice> lattices;         // the different ones of the codes that run at many steps
+  std::vector<int> prologue, row, pixel;  // codes; pixel only those that run at many steps
+  std::vector<Once> codes_once;          // sorted by step, then code
+  std::vector<int> draws_often;
+  std::vector<Once> draws_once;
+  std::vector<float> zeros;
+  std::int64_t inputs_floats = 0, registers_floats = 0, addresses = 0, items = 0, parameters = 0, channels = 0;  // scratch of a thread
+  std::size_t draw_doubles = 0;
+};
+
+}  // namespace fastgen

@@ -1,0 +1,164 @@
+#include "program.h"
+
+#include <string>
+
+#include "../../common/check.h"
+
+namespace fastgen {
+namespace {
+
+constexpr std::int64_t kMostCells = std::int64_t{1} << 31;
+constexpr std::int64_t kFar = std::int64_t{1} << 41;  // beyond UNBOUNDED; products of two fields stay inside 64 bits
+
+void check_range(const std::string& what, const char* field, std::int64_t value, std::int64_t low, std::int64_t high) {
+  FASTGEN_CHECK(value >= low && value < high, what, ": ", field, " is ", value, ", allowed are ", low, " .. ", high - 1);
+}
+
+void check_span(const std::string& what, const char* field, std::int64_t begin, std::int64_t end, std::size_t size) {
+  FASTGEN_CHECK(0 <= begin && begin <= end && end <= static_cast<std::int64_t>(size), what, ": ", field, " range ", begin, " .. ",
+                end, " is outside the table of ", size);
+}
+
+template <typename Lattice>
+void check_lattice(const std::string& what, const Lattice& cells, std::int64_t row_length) {
+  FASTGEN_CHECK(cells.q0 <= cells.q1 && cells.w0 <= cells.w1, what, ": the lattice q ", cells.q0, " .. ", cells.q1, ", w ", cells.w0,
+                " .. ", cells.w1, " runs backwards");
+  for (std::int64_t value : {cells.q0, cells.q1, cells.w0, cells.w1, cells.delay}) check_range(what, "lattice", value, -kFar, kFar);
+  check_range(what, "row_stride", cells.row_stride, cells.q1 - cells.q0 > 1 ? 1 : 0, 1 << 20);
+  check_range(what, "column_stride", cells.column_stride, cells.w1 - cells.w0 > 1 ? 1 : 0, 1 << 20);
+  FASTGEN_CHECK(cells.q1 - cells.q0 <= 1 || row_length < kFar >> 20, what, ": row_length ", row_length, " is too long for several rows");
+}
+
+void check_operand(const Program& program, std::size_t index) {
+  const Operand& operand = program.operands[index];
+  const std::string what = text("operands[", index, "]");
+  check_range(what, "buffer", operand.buffer, 0, static_cast<std::int64_t>(program.buffers.size()));
+  const Buffer& buffer = program.buffers[operand.buffer];
+  check_range(what, "length", operand.length, 1, kFar);
+  check_range(what, "channel_stride", operand.channel_stride, 0, buffer.channels + 1);
+  check_range(what, "channel", operand.channel, 0, buffer.channels);
+  FASTGEN_CHECK(operand.channel + (operand.length - 1) * operand.channel_stride < buffer.channels, what, ": channel ", operand.channel,
+                " + ", operand.length - 1, " * ", operand.channel_stride, " is outside the buffer's ", buffer.channels, " channels");
+  for (std::int64_t value : {operand.a, operand.b}) check_range(what, "coefficient", value, -(1 << 21), 1 << 21);
+  check_range(what, "c", operand.c, -kFar, kFar);
+  const std::int64_t constants = static_cast<std::int64_t>(program.constants.size());
+  FASTGEN_CHECK(operand.border == -1 || (operand.border >= 0 && operand.border + operand.length <= constants), what, ": border ",
+                operand.border, " + ", operand.length, " is outside the ", constants, " constants");
+}
+
+void check_written(const Program& program, const std::string& what, std::int64_t index) {
+  const Operand& operand = program.operands[index];
+  FASTGEN_CHECK(program.buffers[operand.buffer].where == kState, what, ": operand ", index, " is written but lies outside the state");
+  FASTGEN_CHECK(operand.channel_stride > 0 || operand.length == 1, what, ": operand ", index, " is written with channel_stride 0");
+}
+
+void check_operation(const Program& program, const Code& code, const std::string& what, const Operation& operation) {
+  check_range(what, "opcode", operation.opcode, 0, kOpcodes);
+  const std::int64_t operands = static_cast<std::int64_t>(program.operands.size());
+  if (operation.opcode != kStore) check_range(what, "dst", operation.dst, 0, code.registers);
+  const std::int64_t arguments[] = {operation.a, operation.b, operation.c};
+  for (int i = 0; i < register_arguments(operation.opcode); ++i) check_range(what, "register", arguments[i], 0, code.registers);
+  if (operation.opcode == kLoad || operation.opcode == kStore) {
+    const std::int64_t operand = operation.opcode == kLoad ? operation.a : operation.b;
+    check_range(what, "operand", operand, 0, operands);
+    FASTGEN_CHECK(program.operands[operand].length == code.lanes, what, ": operand ", operand, " has length ",
+                  program.operands[operand].length, ", the code has ", code.lanes, " lanes");
+    if (operation.opcode == kStore) check_written(program, what, operand);
+  }
+  if (operation.opcode >= kSum && operation.opcode <= kAmin) {
+    FASTGEN_CHECK(operation.b > 0 && code.lanes % operation.b == 0, what, ": groups of ", operation.b, " do not divide ", code.lanes,
+                  " lanes");
+  }
+}
+
+void check_code(const Program& program, std::size_t index) {
+  const Code& code = program.codes[index];
+  const std::string what = text("codes[", index, "]");
+  check_range(what, "kind", code.kind, kPrologue, kPixel + 1);
+  check_lattice(what, code, program.row_length);
+  FASTGEN_CHECK(code.kind == kPixel || (code.w1 - code.w0 <= kMostCells && code.q1 - code.q0 <= kMostCells), what, ": the lattice q ",
+                code.q0, " .. ", code.q1, ", w ", code.w0, " .. ", code.w1, " is unbounded, but all its cells run at once");
+  check_range(what, "lanes", code.lanes, 1, 1 << 24);
+  check_range(what, "parts", code.parts, 0, 1 << 10);
+  check_range(what, "registers", code.registers, code.parts, 1 << 16);
+  check_span(what, "segment", code.segment0, code.segment1, program.segments.size());
+  check_span(what, "operation", code.operation0, code.operation1, program.operations.size());
+  const std::int64_t outputs = code.parts * code.lanes, constants = static_cast<std::int64_t>(program.constants.size());
+  const std::int64_t operands = static_cast<std::int64_t>(program.operands.size());
+  FASTGEN_CHECK(code.bias == -1 || (code.bias >= 0 && code.bias + outputs <= constants), what, ": bias ", code.bias, " + ", outputs,
+                " is outside the ", constants, " constants");
+  check_range(what, "accumulator", code.accumulator, -1, operands);
+  FASTGEN_CHECK(code.accumulator == -1 || program.operands[code.accumulator].length == outputs, what,
+                ": the accumulator's length is not parts * lanes = ", outputs);
+  check_range(what, "weight", code.weight, -1, static_cast<std::int64_t>(program.weight_table.size()));
+  FASTGEN_CHECK(code.weight >= 0 || code.segment0 == code.segment1, what, ": has segments but no weight");
+  for (std::int64_t s = code.segment0; s < code.segment1; ++s) {
+    const Segment& segment = program.segments[s];
+    const std::string name = text("segments[", s, "]");
+    const Weight& weight = program.weight_table[code.weight];
+    check_range(name, "kind", segment.kind, kDense, kIndex + 1);
+    check_range(name, "operand", segment.operand, 0, operands);
+    const std::int64_t length = segment.kind == kDense ? segment.length : 1;
+    check_range(name, "length", segment.length, 1, weight.rows + 1);
+    check_range(name, "row", segment.row, 0, weight.rows - length + 1);
+    FASTGEN_CHECK(weight.columns == outputs, name, ": the weight has ", weight.columns, " columns, the code ", outputs, " outputs");
+    FASTGEN_CHECK(program.operands[segment.operand].length == length, name, ": operand ", segment.operand, " has length ",
+                  program.operands[segment.operand].length, ", needed is ", length);
+  }
+  for (std::int64_t o = code.operation0; o < code.operation1; ++o) {
+    check_operation(program, code, text("operations[", o, "]"), program.operations[o]);
+  }
+}
+
+void check_draw(const Program& program, std::size_t index) {
+  const Draw& draw = program.draws[index];
+  const std::string what = text("draws[", index, "]");
+  check_lattice(what, draw, program.row_length);
+  check_span(what, "parameter", draw.parameter0, draw.parameter1, program.operands.size());
+  check_span(what, "input", draw.input0, draw.input1, program.operands.size());
+  check_range(what, "channels", draw.channels, 1, 1 << 16);
+  check_range(what, "channel0", draw.channel0, 0, 1 << 16);
+  for (std::int64_t value : {draw.a, draw.b}) check_range(what, "coefficient", value, -(1 << 21), 1 << 21);
+  FASTGEN_CHECK(draw.input1 - draw.input0 == draw.channels, what, ": ", draw.input1 - draw.input0, " input operands for ", draw.channels,
+                " channels");
+  for (std::int64_t i = draw.input0; i < draw.input1; ++i) {
+    FASTGEN_CHECK(program.operands[i].length == 1, what, ": input operand ", i, " has length ", program.operands[i].length);
+    check_written(program, what, i);
+  }
+}
+
+}  // namespace
+
+void check(const Program& program) {
+  FASTGEN_CHECK(program.steps >= 0, "steps is ", program.steps);
+  FASTGEN_CHECK(program.row_length >= 1 && program.row_length <= kFar, "row_length is ", program.row_length);
+  FASTGEN_CHECK(program.state_size >= 0, "state_size is ", program.state_size);
+  FASTGEN_CHECK(program.lookahead >= 1, "lookahead is ", program.lookahead, ", at least 1 is needed");
+  for (std::size_t i = 0; i < program.buffers.size(); ++i) {
+    const Buffer& buffer = program.buffers[i];
+    const std::string what = text("buffers[", i, "]");
+    check_range(what, "where", buffer.where, kState, kContext + 1);
+    check_range(what, "channels", buffer.channels, 1, kFar);
+    check_range(what, "positions", buffer.positions, buffer.where == kContext ? 0 : 1, kFar);
+    check_range(what, "offset", buffer.offset, 0, kFar);
+    const std::int64_t size = buffer.where == kState ? program.state_size : static_cast<std::int64_t>(program.constants.size());
+    FASTGEN_CHECK(buffer.where == kContext || (buffer.positions <= size / buffer.channels &&
+                                               buffer.offset <= size - buffer.positions * buffer.channels),
+                  what, ": ", buffer.positions, " x ", buffer.channels, " at ", buffer.offset, " is outside the ", size, " floats");
+  }
+  for (std::size_t i = 0; i < program.weight_table.size(); ++i) {
+    const Weight& weight = program.weight_table[i];
+    const std::string what = text("weight_table[", i, "]");
+    check_range(what, "rows", weight.rows, 0, kFar);
+    check_range(what, "columns", weight.columns, 1, kFar);
+    FASTGEN_CHECK(weight.offset >= 0 && weight.rows <= program.weights_size / weight.columns &&
+                      weight.offset <= program.weights_size - weight.rows * weight.columns,
+                  what, ": ", weight.rows, " x ", weight.columns, " at ", weight.offset, " is outside the ", program.weights_size,
+                  " weights");
+  }
+  for (std::size_t i = 0; i < program.operands.size(); ++i) check_operand(program, i);
+  for (std::size_t i = 0; i < program.codes.size(); ++i) check_code(program, i);
+  for (std::size_t i = 0; i < program.draws.size(); ++i) check_draw(program, i);
+}
+
+}  // namespace fastgen

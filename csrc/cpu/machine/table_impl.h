@@ -1,0 +1,31 @@
+// The table of the kernels of the including file's instruction set.
+#pragma once
+
+#include "lanes_impl.h"
+#include "panel_impl.h"
+
+namespace fastgen {
+namespace {
+
+const Kernels& table(const char* isa) {
+  static const Kernels kernels = {
+      isa,
+      {panel<Format::float32>, panel<Format::bfloat16>, panel<Format::int8>},
+      {nullptr, nullptr, lanes_const,
+       lanes_neg, lanes_abs, lanes_exp, lanes_log, lanes_log1p, lanes_expm1,
+       lanes_sqrt, lanes_rsqrt, lanes_reciprocal, lanes_tanh, lanes_sigmoid,
+       lanes_erf, lanes_sin, lanes_cos, lanes_floor, lanes_ceil, lanes_round,
+       lanes_sign, lanes_relu, lanes_elu, lanes_leaky_relu, lanes_softplus, lanes_gelu,
+       lanes_add, lanes_sub, lanes_mul, lanes_div, lanes_max, lanes_min, lanes_pow, lanes_lt, lanes_le, lanes_eq, lanes_ne,
+       lanes_where, lanes_addc, lanes_mulc, lanes_clamp, nullptr, nullptr, nullptr},
+      gather,
+      scatter,
+      reduce,
+      read,
+      fma_burst,
+  };
+  return kernels;
+}
+
+}  // namespace
+}  // namespace fastgen

@@ -1,0 +1,381 @@
+#include "worker.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "../../common/check.h"
+
+namespace fastgen {
+namespace {
+
+constexpr std::int64_t kLaneFloats = 4096;  // of registers that a lane program works on at once: half of a first-level cache
+
+float* floats(const Arena& arena) { return reinterpret_cast<float*>(arena.data()); }
+Arena float_arena(std::int64_t count) { return Arena(static_cast<std::size_t>(count + kTile) * sizeof(float)); }
+
+}  // namespace
+
+void Failure::report(std::int64_t step, const std::string& message) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (step < step_.load(std::memory_order_relaxed)) {
+    message_ = message;
+    step_.store(step, std::memory_order_release);
+  }
+}
+
+void Failure::throw_if_any() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (step() != kNever) throw std::invalid_argument(message_);
+}
+
+void Failure::clear() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  step_.store(kNever);
+}
+
+Worker::Worker(const Plan& plan, const PackedWeights& weights, const HeadSpec& head, const Kernels& kernels, Failure& failure)
+    : plan_(plan),
+      weights_(weights),
+      head_(head),
+      kernels_(kernels),
+      failure_(failure),
+      inputs_(float_arena(plan.inputs_floats)),
+      registers_(float_arena(plan.registers_floats)),
+      parameters_(float_arena(plan.parameters)),
+      values_(float_arena(plan.channels)),
+      scratch_(plan.draw_doubles * sizeof(double)),
+      input_pointers_(plan.items),
+      addresses_(plan.addresses),
+      lattice_cells_(plan.lattices.size()),
+      once_cell_(1) {
+  active_.reserve(plan.codes.size());
+  once_active_.reserve(plan.codes.size());
+}
+
+const std::vector<int>& Worker::collect(std::int64_t t0, std::int64_t t1) {
+  for (std::size_t i = 0; i < plan_.lattices.size(); ++i) {
+    lattice_cells_[i].clear();
+    for (std::int64_t t = t0; t < t1; ++t) plan_.lattices[i].cells_at(t, lattice_cells_[i]);
+  }
+  const auto earlier = [](const Once& once, std::int64_t step) { return once.step < step; };
+  auto once = std::lower_bound(plan_.codes_once.begin(), plan_.codes_once.end(), t0, earlier);
+  once_active_.clear();
+  for (; once != plan_.codes_once.end() && once->step < t1; ++once) once_active_.push_back(once->record);
+  if (t1 - t0 > 1) std::sort(once_active_.begin(), once_active_.end());
+  active_.clear();
+  std::merge(plan_.pixel.begin(), plan_.pixel.end(), once_active_.begin(), once_active_.end(), std::back_inserter(active_));
+  return active_;
+}
+
+const std::vector<Cell>& Worker::cells_of(int code) {
+  const PlannedCode& planned = plan_.codes[code];
+  if (planned.lattice >= 0) return lattice_cells_[planned.lattice];
+  once_cell_[0] = planned.only;
+  return once_cell_;
+}
+
+void Worker::resolve(const BoundOperand* operands, std::size_t count, Cell cell, const Run& run, std::int64_t step,
+                     Address* addresses) {
+  for (std::size_t i = 0; i < count; ++i) {
+    const Reach reach = operands[i].resolve(cell, run, addresses[i]);
+    if (reach == Reach::inside) continue;
+    addresses[i] = {operands[i].border, 0, 1};
+    const std::int64_t position = operands[i].a * cell.q + operands[i].b * cell.w + operands[i].c;
+    failure_.report(step, reach == Reach::before_first_position
+                              ? text("an operand addresses position ", position, " of its buffer, at step ", step)
+                              : text("contexts[", operands[i].context, "] has ", run.contexts[operands[i].context].positions,
+                                     " positions; position ", position, " is needed"));
+  }
+}
+
+void Worker::execute(int number, const Cell* cells, std::int64_t count, const Share& share, const Run& run, std::int64_t step) {
+  const PlannedCode& code = plan_.codes[number];
+  Tile tile{};
+  tile.code = &code;
+  tile.lane_tile0 = share.units.begin * code.unit_tiles;
+  tile.lane_tile1 = std::min(share.units.end * code.unit_tiles, code.lane_tiles);
+  const std::int64_t samples = share.samples.end - share.samples.begin;
+  if (tile.lane_tile0 >= tile.lane_tile1 || samples <= 0) return;
+  tile.lane0 = tile.lane_tile0 * kTile;
+  tile.width = (tile.lane_tile1 - tile.lane_tile0) * kTile;
+  tile.lanes = std::min(code.lanes - tile.lane0, tile.width);
+  tile.run = &run;
+  tile.step = step;
+  const std::int64_t together = std::max<std::int64_t>(1, code.chunk / samples);
+  for (std::int64_t cell = 0; cell < count; cell += together) {
+    tile.cells = cells + cell;
+    tile.cell_count = std::min(together, count - cell);
+    for (std::int64_t done = 0; done < samples; done += code.chunk) {
+      tile.sample0 = share.samples.begin + done;
+      tile.samples = std::min(code.chunk, samples - done);
+      compute(tile);
+    }
+  }
+}
+
+void Worker::compute(const Tile& tile) {
+  const std::vector<BoundOperand>& operands = tile.code->operands;
+  for (std::int64_t i = 0; i < tile.cell_count; ++i) {
+    resolve(operands.data(), operands.size(), tile.cells[i], *tile.run, tile.step, addresses_.data() + i * operands.size());
+  }
+  Tile sized = tile;
+  sized.register_stride = tile.items() * tile.width;
+  if (tile.code->multiplies) {
+    start(sized);
+    if (!tile.code->index.empty()) add_table_rows(sized);
+    if (tile.code->matrix >= 0) multiply(sized);
+  }
+  apply(sized);
+}
+
+template <typename Function>
+void Worker::each_item(const Tile& tile, int operand, Function function) {
+  const std::size_t stride = tile.code->operands.size();
+  std::int64_t item = 0;
+  for (std::int64_t i = 0; i < tile.cell_count; ++i) {
+    Address address = addresses_[i * stride + operand];
+    if (address.base) address.base += tile.sample0 * address.sample_stride;
+    for (std::int64_t s = 0; s < tile.samples; ++s, ++item) {
+      function(item, address);
+      if (address.base) address.base += address.sample_stride;
+    }
+  }
+}
+
+void Worker::start(const Tile& tile) {
+  const PlannedCode& code = *tile.code;
+  for (std::int64_t part = 0; part < code.parts; ++part) {
+    float* sums = floats(registers_) + part * tile.register_stride;
+    const std::int64_t output = part * code.lanes + tile.lane0;
+    if (code.accumulator >= 0) {
+      each_item(tile, code.accumulator, [&](std::int64_t item, const Address& from) {
+        kernels_.gather(sums + item * tile.width, from.base + output * from.channel_stride, from.channel_stride, tile.lanes);
+      });
+    } else if (code.bias) {
+      for (std::int64_t item = 0; item < tile.items(); ++item) {
+        kernels_.gather(sums + item * tile.width, code.bias + output, 1, tile.lanes);
+      }
+    } else {
+      std::fill_n(sums, tile.register_stride, 0.0f);
+    }
+  }
+}
+
+void Worker::add_table_rows(const Tile& tile) {
+  const PlannedCode& code = *tile.code;
+  for (const IndexInput& input : code.index) {
+    const Table& table = weights_.table(input.table);
+    each_item(tile, input.operand, [&](std::int64_t item, const Address& from) {
+      const float value = *from.base;
+      std::int64_t row = 0;
+      if (value >= 0.0f && value < static_cast<float>(table.count) && value == static_cast<float>(static_cast<std::int64_t>(value))) {
+        row = static_cast<std::int64_t>(value);
+      } else {
+        failure_.report(tile.step, text("an index is ", value, " at step ", tile.step, "; it must be a whole number in 0 .. ",
+                                        table.count - 1));
+      }
+      const float* values = weights_.table_row(table, row) + tile.lane0;
+      for (std::int64_t part = 0; part < code.parts; ++part) {
+        float* sums = floats(registers_) + part * tile.register_stride + item * tile.width;
+        kernels_.lanes[kAdd](sums, sums, values + part * (table.width / code.parts), sums, tile.width, 0.0f, 0.0f);
+      }
+    });
+  }
+}
+
+void Worker::multiply(const Tile& tile) {
+  const PlannedCode& code = *tile.code;
+  const float** x = input_pointers_.data();
+  if (code.in_place) {
+    each_item(tile, code.dense[0].operand, [&](std::int64_t item, const Address& from) { x[item] = from.base; });
+  } else {
+    float* inputs = floats(inputs_);
+    for (std::int64_t item = 0; item < tile.items(); ++item) x[item] = inputs + item * code.padded_inputs;
+    std::int64_t k = 0;
+    for (const DenseInput& input : code.dense) {
+      each_item(tile, input.operand, [&](std::int64_t item, const Address& from) {
+        kernels_.gather(inputs + item * code.padded_inputs + k, from.base, from.channel_stride, input.length);
+      });
+      k += input.length;
+    }
+    for (std::int64_t item = 0; item < tile.items(); ++item) {
+      std::fill(inputs + item * code.padded_inputs + k, inputs + (item + 1) * code.padded_inputs, 0.0f);
+    }
+  }
+  const Packed& matrix = weights_.matrix(code.matrix);
+  const std::int64_t tiles = matrix.tiles(), first = tile.lane_tile0 * code.parts, end = tile.lane_tile1 * code.parts;
+  PanelTask task{};
+  task.x = x;
+  task.items = static_cast<int>(tile.items());
+  task.out_stride = tile.width;
+  for (std::int64_t block = first / 2; block < (end + 1) / 2; ++block) {
+    task.tiles = static_cast<int>(std::min<std::int64_t>(2, tiles - 2 * block));
+    task.weights = weights_.block(matrix, block);
+    task.steps = matrix.steps(task.tiles);
+    task.scale = weights_.scales(matrix, 2 * block);
+    for (int i = 0; i < task.tiles; ++i) {
+      const std::int64_t number = 2 * block + i, lane_tile = number / code.parts, part = number % code.parts;
+      task.out[i] = floats(registers_) + part * tile.register_stride + (lane_tile - tile.lane_tile0) * kTile;
+    }
+    kernels_.panel[static_cast<int>(weights_.format())](task);
+  }
+}
+
+void Worker::apply(const Tile& tile) {
+  const PlannedCode& code = *tile.code;
+  const std::int64_t items = tile.items(), stride = static_cast<std::int64_t>(code.operands.size());
+  const std::int64_t together = std::max<std::int64_t>(1, kLaneFloats / (tile.width * std::max<std::int64_t>(code.registers, 1)));
+  for (std::int64_t item0 = 0; item0 < items; item0 += together) {
+    const std::int64_t item1 = std::min(items, item0 + together);
+    float* registers = floats(registers_) + item0 * tile.width;
+    const std::size_t lanes = static_cast<std::size_t>((item1 - item0) * tile.width);
+    const auto each = [&](std::int64_t operand, auto function) {
+      std::int64_t cell = item0 / tile.samples, sample = item0 % tile.samples;
+      for (std::int64_t item = item0; item < item1; ++item) {
+        const Address& address = addresses_[cell * stride + operand];
+        if (address.base) {
+          function(address.base + (tile.sample0 + sample) * address.sample_stride + tile.lane0 * address.channel_stride,
+                   address.channel_stride, (item - item0) * tile.width);
+        }
+        if (++sample == tile.samples) {
+          sample = 0;
+          ++cell;
+        }
+      }
+    };
+    for (const Operation& operation : code.operations) {
+      float* dst = registers + operation.dst * tile.register_stride;
+      const float* a = registers + operation.a * tile.register_stride;
+      if (operation.opcode == kLoad) {
+        each(operation.a, [&](const float* from, std::int64_t channel_stride, std::int64_t offset) {
+          kernels_.gather(dst + offset, from, channel_stride, tile.lanes);
+        });
+      } else if (operation.opcode == kStore) {
+        each(operation.b, [&](float* to, std::int64_t channel_stride, std::int64_t offset) {
+          kernels_.scatter(to, channel_stride, a + offset, tile.lanes);
+        });
+      } else if (operation.opcode >= kSum && operation.opcode <= kAmin) {
+        for (std::int64_t item = 0; item < item1 - item0; ++item) {
+          kernels_.reduce(operation.opcode, dst + item * tile.width, a + item * tile.width, tile.lanes, operation.b);
+        }
+      } else {
+        const int arguments = register_arguments(operation.opcode);
+        const float* b = arguments > 1 ? registers + operation.b * tile.register_stride : a;
+        const float* c = arguments > 2 ? registers + operation.c * tile.register_stride : a;
+        kernels_.lanes[operation.opcode](dst, arguments > 0 ? a : dst, arguments > 0 ? b : dst, arguments > 0 ? c : dst, lanes,
+                                         operation.x, operation.y);
+      }
+    }
+  }
+}
+
+template <typename Function>
+void Worker::each_draw(std::int64_t t, Function function) {
+  const auto earlier = [](const Once& once, std::int64_t step) { return once.step < step; };
+  auto once = std::lower_bound(plan_.draws_once.begin(), plan_.draws_once.end(), t, earlier);
+  auto often = plan_.draws_often.begin();
+  const auto at_step = [&](int number) {
+    draw_cells_.clear();
+    plan_.draws[number].lattice.cells_at(t, draw_cells_);
+    for (Cell cell : draw_cells_) function(plan_.draws[number], cell);
+  };
+  for (;;) {
+    const bool has_once = once != plan_.draws_once.end() && once->step == t, has_often = often != plan_.draws_often.end();
+    if (has_once && (!has_often || once->record < *often)) {
+      at_step(once++->record);
+    } else if (has_often) {
+      at_step(*often++);
+    } else {
+      return;
+    }
+  }
+}
+
+void Worker::draw_step(std::int64_t t, Span samples, const Run& run, bool inputs_written) {
+  each_draw(t, [&](const PlannedDraw& draw, Cell cell) { draw_cell(draw, cell, t, samples, run, inputs_written); });
+}
+
+void Worker::draw_cell(const PlannedDraw& planned, Cell cell, std::int64_t t, Span samples, const Run& run, bool inputs_written) {
+  const std::int64_t position = planned.a * cell.q + planned.b * cell.w + planned.c, place = position - run.position0;
+  if (place < 0 || place >= run.positions) {
+    failure_.report(t, text("levels holds the positions ", run.position0, " .. ", run.position0 + run.positions - 1, "; step ", t,
+                            " draws position ", position));
+    return;
+  }
+  resolve(planned.operands.data(), planned.operands.size(), cell, run, t, addresses_.data());
+  float* inputs = floats(values_);
+  DrawArguments arguments;
+  arguments.seed = run.seed;
+  arguments.position = static_cast<std::uint64_t>(position);
+  arguments.channel0 = static_cast<int>(planned.channel0);
+  arguments.channels = static_cast<int>(planned.channels);
+  arguments.level_stride = run.positions;
+  arguments.known_stride = run.positions;
+  arguments.inputs = inputs;
+  arguments.temperature = run.temperature;
+  arguments.top_k = run.top_k;
+  arguments.top_p = run.top_p;
+  for (std::int64_t b = samples.begin; b < samples.end; ++b) {
+    arguments.parameters = addresses_[0].base + b * addresses_[0].sample_stride;
+    if (!planned.in_place) {
+      float* to = floats(parameters_);
+      arguments.parameters = to;
+      for (int i = 0; i < planned.parameters; ++i) {
+        const Address& from = addresses_[i];
+        kernels_.gather(to, from.base + b * from.sample_stride, from.channel_stride, planned.operands[i].length);
+        to += planned.operands[i].length;
+      }
+    }
+    const std::int64_t element = (b * run.channels + planned.channel0) * run.positions + place;
+    arguments.sample = static_cast<std::uint64_t>(run.samples[b]);
+    arguments.levels = run.levels + element;
+    arguments.known = run.known ? run.known + element : nullptr;
+    arguments.log_prob = run.log_prob ? run.log_prob + b : nullptr;
+    arguments.proposal_log_prob = run.proposal_log_prob ? run.proposal_log_prob + b : nullptr;
+    const DrawStatus status = draw(head_, arguments, reinterpret_cast<double*>(scratch_.data()));
+    if (status != DrawStatus::ok) {
+      failure_.report(t, text(draw_status_text(status), ", at position ", position, " of item ", b, " of the batch"));
+      return;
+    }
+    for (std::int64_t channel = 0; channel < planned.channels && !inputs_written; ++channel) {
+      const Address& to = addresses_[planned.parameters + channel];
+      if (to.base) to.base[b * to.sample_stride] = inputs[channel];
+    }
+  }
+}
+
+template <typename Function>
+void Worker::each_known(std::int64_t t, Span samples, const Run& run, Function function) {
+  each_draw(t, [&](const PlannedDraw& planned, Cell cell) {
+    const std::int64_t position = planned.a * cell.q + planned.b * cell.w + planned.c, place = position - run.position0;
+    if (place < 0 || place >= run.positions) return;  // draw_step reports it
+    resolve(planned.operands.data() + planned.parameters, planned.channels, cell, run, t, addresses_.data());
+    for (std::int64_t b = samples.begin; b < samples.end; ++b) {
+      for (std::int64_t i = 0; i < planned.channels; ++i) {
+        const std::int64_t channel = planned.channel0 + i;
+        function(b, channel, position, (b * run.channels + channel) * run.positions + place, addresses_[i]);
+      }
+    }
+  });
+}
+
+void Worker::check_known(std::int64_t t, const Run& run) {
+  each_known(t, {0, run.batch}, run, [&](std::int64_t b, std::int64_t channel, std::int64_t position, std::int64_t element, const Address&) {
+    if (!run.known || !run.known[element]) {
+      failure_.report(t, text("known is False for position ", position, ", channel ", channel, ", of item ", b,
+                              " of the batch; absorb needs all elements of its steps known"));
+    }
+  });
+}
+
+void Worker::write_known(std::int64_t t, Span samples, const Run& run) {
+  each_known(t, samples, run, [&](std::int64_t b, std::int64_t, std::int64_t, std::int64_t element, const Address& to) {
+    const float level = run.levels[element];
+    const bool is_level = head_.levels == 0 || (level >= 0.0f && level < static_cast<float>(head_.levels));
+    if (is_level && to.base) {  // draw_step reports a level that is none
+      to.base[b * to.sample_stride] = head_.inputs.empty() ? level : head_.inputs[static_cast<std::size_t>(level)];
+    }
+  });
+}
+
+}  // namespace fastgen

@@ -1,0 +1,101 @@
+// One thread's part of the machine: executes codes and draws for a share of the samples, cells or lanes.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <limits>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "address.h"
+#include "kernels.h"
+#include "pack.h"
+#include "plan.h"
+
+namespace fastgen {
+
+// The first thing that went wrong, by step. Codes go on with harmless values until the threads look here together.
+class Failure {
+ public:
+  static constexpr std::int64_t kNever = std::numeric_limits<std::int64_t>::max();
+
+  void report(std::int64_t step, const std::string& message);
+  std::int64_t step() const { return step_.load(std::memory_order_acquire); }
+  void throw_if_any() const;
+  void clear();
+
+ private:
+  std::atomic<std::int64_t> step_{kNever};
+  mutable std::mutex mutex_;
+  std::string message_;
+};
+
+// What a worker computes of a code.
+struct Share {
+  Span samples;
+  Span units;  // of lanes
+};
+
+class Worker {
+ public:
+  Worker(const Plan& plan, const PackedWeights& weights, const HeadSpec& head, const Kernels& kernels, Failure& failure);
+
+  // Runs a code at `count` cells.
+  void execute(int number, const Cell* cells, std::int64_t count, const Share& share, const Run& run, std::int64_t step);
+
+  // Draws, or scores where all is known, the elements of step t; the inputs are written unless `inputs_written`.
+  void draw_step(std::int64_t t, Span samples, const Run& run, bool inputs_written);
+
+  // An element of step t that is not known is a failure.
+  void check_known(std::int64_t t, const Run& run);
+
+  // Writes the inputs of the elements of step t, all known.
+  void write_known(std::int64_t t, Span samples, const Run& run);
+
+  // The codes that run within the steps [t0, t1), in the order of the program, with cells_of() for each.
+  const std::vector<int>& collect(std::int64_t t0, std::int64_t t1);
+  const std::vector<Cell>& cells_of(int code);
+
+ private:
+  struct Tile {
+    const PlannedCode* code;
+    std::int64_t lane0, lanes, width;      // first lane, how many, and padded to whole tiles
+    std::int64_t lane_tile0, lane_tile1;
+    std::int64_t register_stride;
+    const Cell* cells;
+    std::int64_t cell_count, sample0, samples;
+    const Run* run;
+    std::int64_t step;
+    std::int64_t items() const { return cell_count * samples; }
+  };
+
+  void compute(const Tile& tile);
+  void resolve(const BoundOperand* operands, std::size_t count, Cell cell, const Run& run, std::int64_t step, Address* addresses);
+  void start(const Tile& tile);
+  void add_table_rows(const Tile& tile);
+  void multiply(const Tile& tile);
+  void apply(const Tile& tile);
+  void draw_cell(const PlannedDraw& draw, Cell cell, std::int64_t t, Span samples, const Run& run, bool inputs_written);
+  template <typename Function>
+  void each_draw(std::int64_t t, Function function);
+  template <typename Function>
+  void each_known(std::int64_t t, Span samples, const Run& run, Function function);
+  // Calls function(item, address of the operand for that item's sample).
+  template <typename Function>
+  void each_item(const Tile& tile, int operand, Function function);
+
+  const Plan& plan_;
+  const PackedWeights& weights_;
+  const HeadSpec& head_;
+  const Kernels& kernels_;
+  Failure& failure_;
+  Arena inputs_, registers_, parameters_, values_, scratch_;
+  std::vector<const float*> input_pointers_;
+  std::vector<Address> addresses_;
+  std::vector<std::vector<Cell>> lattice_cells_;
+  std::vector<Cell> once_cell_, draw_cells_;
+  std::vector<int> active_, once_active_;
+};
+
+}  // namespace fastgen
