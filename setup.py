@@ -93,20 +93,24 @@ class NinjaBuild(build_ext):
             f"flags = {include_flags} {defines}",
             "rule cxx",
             f"  command = {compiler} -MMD -MF $out.d {COMMON} $isa $flags -c $in -o $out",
+            "  description = compiling $source",
             "  deps = gcc",
             "  depfile = $out.d",
             "rule nvcc",
             f"  command = nvcc -MD -MF $out.d {NVCC_FLAGS} $flags -c $in -o $out",
+            "  description = compiling $source",
             "  deps = gcc",
             "  depfile = $out.d",
             "rule link",
             f"  command = {linker} -shared $in {libraries} -o $out",
+            "  description = linking $out",
         ]
         objects = []
         for source in map(Path, extension.sources):
             objects.append(folder / source.relative_to("csrc").with_suffix(source.suffix + ".o"))
             rule = "nvcc" if "cuda" in source.parts else "cxx"
             lines.append(f"build {objects[-1]}: {rule} {ROOT / source}")
+            lines.append(f"  source = {source}")
             lines.append(f"  isa = {ISA_FLAGS.get(isa_of(source), '')}")
         lines.append(f"build {target}: link {' '.join(map(str, objects))}")
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common/philox.h"
@@ -33,10 +34,14 @@ Tensor philox_uniform_cpu(std::int64_t seed, Tensor samples, Tensor positions, s
   const auto* position = positions.const_data_ptr<std::int64_t>();
   auto* out = noise.mutable_data_ptr<double>();
   torch::stable::parallel_for(0, samples.size(0) * count, kGrain, [=](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      out[i] = philox_uniform(static_cast<std::uint64_t>(seed), static_cast<std::uint64_t>(sample[i / count]),
-                              static_cast<std::uint64_t>(position[i % count]), static_cast<std::uint32_t>(channel),
-                              static_cast<std::uint32_t>(draw));
+    for (std::int64_t i = begin; i < end;) {
+      const std::int64_t row = i / count;
+      const std::int64_t row_end = std::min(end, (row + 1) * count);
+      for (; i < row_end; ++i) {
+        out[i] = philox_uniform(static_cast<std::uint64_t>(seed), static_cast<std::uint64_t>(sample[row]),
+                                static_cast<std::uint64_t>(position[i - row * count]),
+                                static_cast<std::uint32_t>(channel), static_cast<std::uint32_t>(draw));
+      }
     }
   });
   return noise;
