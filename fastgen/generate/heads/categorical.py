@@ -61,13 +61,13 @@ class Categorical(Head):
         logits = parameters / temperature
         top = logits.amax(-1, keepdim=True)
         check_distribution(top, noise.position)
-        weights = _truncate(torch.exp(logits - top), logits, top_k, top_p)
+        weights = truncate(torch.exp(logits - top), logits, top_k, top_p)
         chosen = torch.where(known, levels, inverse_cdf(weights, uniform).double()[..., None])
         proposal = weights.gather(-1, chosen.long()).squeeze(-1).log() - weights.sum(-1).log()
         return chosen, None, proposal.masked_fill(known.squeeze(-1), 0).sum(-1)
 
 
-def _truncate(weights: Tensor, logits: Tensor, top_k: int, top_p: float) -> Tensor:
+def truncate(weights: Tensor, logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """Weights with zeros where top-k and top-p leave a level out."""
     if not top_k and top_p == 1:
         return weights

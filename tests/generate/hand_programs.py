@@ -1,0 +1,239 @@
+"""Step programs written by hand, and the networks they stand for in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgen.generate import heads
+from fastgen.generate.program import (
+    CONTEXT,
+    DENSE,
+    INDEX,
+    OPCODE,
+    PIXEL,
+    PROLOGUE,
+    ROW,
+    STATE,
+    UNBOUNDED,
+    Buffer,
+    Code,
+    Draw,
+    Operand,
+    Operation,
+    Program,
+    Segment,
+    Weight,
+)
+
+
+class Case(NamedTuple):
+    program: Program
+    head: heads.Head
+    event_shape: tuple[int, ...]
+    contexts: list[Tensor]
+    parameters: Callable[[Tensor, torch.dtype], Tensor]
+    """The network, teacher-forced: levels [B, *event_shape] to parameters [B, P, G, n]."""
+
+
+class Assembler:
+    """Appends to the tables of a program."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.weights: list[Tensor] = []
+        self.constants: list[Tensor] = []
+
+    def operand(self, buffer: int, length: int, a: int = 0, b: int = 1, c: int = 0, **rest) -> int:
+        rest = {"channel": 0, "channel_stride": 1} | rest
+        self.program.operands.append(Operand(buffer=buffer, length=length, a=a, b=b, c=c, **rest))
+        return len(self.program.operands) - 1
+
+    def weight(self, matrix: Tensor) -> int:
+        offset = sum(w.numel() for w in self.weights)
+        self.weights.append(matrix.flatten())
+        self.program.weight_table.append(Weight(offset, *matrix.shape))
+        return len(self.program.weight_table) - 1
+
+    def constant(self, values: Tensor) -> int:
+        self.constants.append(values.flatten())
+        return sum(c.numel() for c in self.constants) - values.numel()
+
+    def code(
+        self, segments: list[Segment], operations: list[Operation], parts: int, lanes: int, weight: int = -1, **rest
+    ) -> None:
+        program = self.program
+        program.segments += segments
+        program.operations += operations
+        defaults = {
+            "kind": PIXEL, "level": 0, "row_stride": 1, "column_stride": 1, "delay": 0, "q0": 0, "q1": 1, "w0": 0,
+            "w1": program.steps, "bias": -1, "accumulator": -1, "registers": 4,
+        }  # fmt: skip
+        code = Code(
+            **defaults | rest,
+            segment0=len(program.segments) - len(segments),
+            segment1=len(program.segments),
+            weight=weight,
+            parts=parts,
+            lanes=lanes,
+            operation0=len(program.operations) - len(operations),
+            operation1=len(program.operations),
+        )
+        program.codes.append(code)
+
+    def finish(self) -> Program:
+        self.program.weights = torch.cat(self.weights) if self.weights else torch.zeros(0)
+        self.program.constants = torch.cat(self.constants) if self.constants else torch.zeros(0)
+        return self.program
+
+
+def op(name: str, dst: int = 0, a: int = 0, b: int = 0, c: int = 0, x: float = 0.0, y: float = 0.0) -> Operation:
+    return Operation(OPCODE[name], dst, a, b, c, x, y)
+
+
+def sequence(steps: int = 14) -> Case:
+    """Tokens: an embedded gate of the last two, a dilated layer with a residual and a learned border, logits."""
+    levels, hidden = 5, 6
+    head = heads.Categorical(levels)
+    token = torch.randn(2 * levels, 2 * hidden)
+    dilated, dilated_bias, border = torch.randn(2 * hidden, hidden), torch.randn(hidden), torch.randn(hidden)
+    last, last_bias = torch.randn(hidden, levels), torch.randn(levels)
+
+    program = Program(steps, UNBOUNDED, state_size=2 + 3 * hidden + hidden + steps * levels, lookahead=1)
+    x, h, g, logits = range(4)
+    program.buffers = [
+        Buffer(STATE, 1, 2, 0),
+        Buffer(STATE, hidden, 3, 2),
+        Buffer(STATE, hidden, 1, 2 + 3 * hidden),
+        Buffer(STATE, levels, steps, 2 + 4 * hidden),
+    ]
+    new = Assembler(program)
+    inputs = [new.operand(x, 1, c=-1 - i, box_w0=1 + i) for i in range(2)]
+    new.code(
+        [Segment(o, INDEX, i * levels, levels) for i, o in enumerate(inputs)],
+        [op("tanh", 0, 0), op("sigmoid", 1, 1), op("mul", 2, 0, 1), op("store", 0, 2, new.operand(h, hidden))],
+        parts=2, lanes=hidden, weight=new.weight(token),
+    )  # fmt: skip
+    now = new.operand(h, hidden)
+    past = new.operand(h, hidden, c=-2, box_w0=2, border=new.constant(border))
+    new.code(
+        [Segment(now, DENSE, 0, hidden), Segment(past, DENSE, hidden, hidden)],
+        [op("relu", 0, 0), op("load", 1, now), op("add", 0, 0, 1), op("store", 0, 0, new.operand(g, hidden))],
+        parts=1, lanes=hidden, weight=new.weight(dilated), bias=new.constant(dilated_bias), level=1,
+    )  # fmt: skip
+    new.code(
+        [Segment(new.operand(g, hidden), DENSE, 0, hidden)],
+        [op("store", 0, 0, new.operand(logits, levels))],
+        parts=1, lanes=levels, weight=new.weight(last), bias=new.constant(last_bias), level=2,
+    )  # fmt: skip
+    read, write = new.operand(logits, levels), new.operand(x, 1)
+    program.draws = [Draw(1, 1, 0, 0, 1, 0, steps, read, read + 1, 0, 1, 0, 0, 1, write, write + 1)]
+
+    def parameters(tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        padded = F.pad(tokens, (2, 0))
+        table, layer = token.to(dtype), dilated.to(dtype)
+        filtered, gate = (table[padded[:, 1:-1]] + table[levels + padded[:, :-2]]).split(hidden, -1)
+        hiddens = torch.tanh(filtered) * torch.sigmoid(gate)
+        before = torch.cat([border.to(dtype).expand(len(tokens), 2, -1), hiddens[:, :-2]], 1)
+        mixed = F.relu(hiddens @ layer[:hidden] + before @ layer[hidden:] + dilated_bias.to(dtype)) + hiddens
+        return (mixed @ last.to(dtype) + last_bias.to(dtype))[:, :, None]
+
+    return Case(new.finish(), head, (steps,), [], parameters)
+
+
+def image(head: heads.Head, channels: int) -> Case:
+    """Pixels: a stack that reads the row above, a strided cell, both taken up by the pixels, and a context's bias.
+
+    The parameters of pixel (i, j) are a function of row i - 1 (columns j - 1 .. j + 1), of pixel (i, j - 1), and of the
+    coarse cell (i // 2, j // 2), which sees the pixel left of its first.
+    """
+    size, width = 4, 3
+    head = head.resolve((channels, size, size))
+    groups = head.groups((channels, size, size))
+    count = groups * head.parameters_per_group
+    above, coarse = torch.randn(3 * channels, width) / 4, torch.randn(channels, width) / 4
+    output, global_map = torch.randn(2 * width + channels, count) / 4, torch.randn(2, count) / 4
+    context = torch.randn(3, 1, 2)
+
+    sizes = [16 * channels, 16 * width, 4 * width, count, 16 * count]
+    offsets = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+    program = Program(16, size, state_size=offsets[-1], lookahead=1)
+    x, v, s, shift, out, given = range(6)
+    program.buffers = [
+        Buffer(STATE, channels, 16, offsets[0]),
+        Buffer(STATE, width, 16, offsets[1]),
+        Buffer(STATE, width, 4, offsets[2]),
+        Buffer(STATE, count, 1, offsets[3]),
+        Buffer(STATE, count, 16, offsets[4]),
+        Buffer(CONTEXT, 2, 0, 0),
+    ]
+    new = Assembler(program)
+    new.code(
+        [Segment(new.operand(given, 2, b=0), DENSE, 0, 2)],
+        [op("store", 0, 0, new.operand(shift, count, b=0))],
+        parts=1, lanes=count, weight=new.weight(global_map), kind=PROLOGUE, w1=1,
+    )  # fmt: skip
+    taps = [
+        new.operand(x, channels, a=4, c=-4 + d, box_q0=1, box_w0=max(0, -d), box_w1=size - max(0, d))
+        for d in (-1, 0, 1)
+    ]
+    new.code(
+        [Segment(tap, DENSE, i * channels, channels) for i, tap in enumerate(taps)],
+        [op("store", 0, 0, new.operand(v, width, a=4))],
+        parts=1, lanes=width, weight=new.weight(above), kind=ROW, q1=size, w1=size,
+    )  # fmt: skip
+    new.code(
+        [Segment(new.operand(x, channels, a=8, b=2, c=-1, box_w0=1), DENSE, 0, channels)],
+        [op("tanh", 0, 0), op("store", 0, 0, new.operand(s, width, a=2))],
+        parts=1, lanes=width, weight=new.weight(coarse), row_stride=2, column_stride=2, q1=2, w1=2,
+    )  # fmt: skip
+    matrix = new.weight(output)
+    for delay in (0, 1, size, size + 1):
+        left = new.operand(x, channels, a=8, b=2, c=delay - 1, box_w0=0 if delay % size else 1)
+        fine = {"a": 8, "b": 2, "c": delay}
+        new.code(
+            [
+                Segment(new.operand(v, width, **fine), DENSE, 0, width),
+                Segment(left, DENSE, width, channels),
+                Segment(new.operand(s, width, a=2), DENSE, width + channels, width),
+            ],
+            [op("store", 0, 0, new.operand(out, count, **fine))],
+            parts=1, lanes=count, weight=matrix, accumulator=new.operand(shift, count, b=0),
+            row_stride=2, column_stride=2, delay=delay, q1=2, w1=2, level=1,
+        )  # fmt: skip
+    first = len(program.operands)
+    half = count // 2
+    new.operand(out, half, a=4)
+    new.operand(out, count - half, a=4, channel=half)
+    for channel in range(channels):
+        new.operand(x, 1, a=4, channel=channel)
+    program.draws = [
+        Draw(1, 1, 0, 0, size, 0, size, first, first + 2, 4, 1, 0, 0, channels, first + 2, first + 2 + channels)
+    ]
+
+    def parameters(levels: Tensor, dtype: torch.dtype) -> Tensor:
+        pixels = head.to_input(levels).to(dtype)
+        grid = F.pad(pixels, (1, 1, 1, 0)).permute(0, 2, 3, 1)
+        vertical = torch.cat([grid[:, :-1, d : d + size] for d in range(3)], -1) @ above.to(dtype)
+        left = grid[:, 1:, :size]
+        cells = torch.tanh(left[:, ::2, ::2] @ coarse.to(dtype))
+        cells = cells.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        shifted = context.to(dtype) @ global_map.to(dtype)
+        result = torch.cat([vertical, left, cells], -1) @ output.to(dtype) + shifted[:, :, None]
+        return result.flatten(1, 2).unflatten(-1, (groups, -1))
+
+    return Case(new.finish(), head, (channels, size, size), [context], parameters)
+
+
+CASES = {
+    "sequence": sequence,
+    "bernoulli": lambda: image(heads.Bernoulli("unit"), 2),
+    "categorical": lambda: image(heads.Categorical(4, "symmetric"), 3),
+    "logistic-mixture": lambda: image(heads.DiscretizedLogisticMixture(2, 9), 3),
+    "raw-logistic-mixture": lambda: image(heads.DiscretizedLogisticMixture(2, 9, feed_raw=True), 3),
+    "gaussian": lambda: image(heads.Gaussian(2), 1),
+}
