@@ -71,7 +71,8 @@ class Machine::Crew {
     for (std::int64_t t = t0; t < t1 && !failed_before(t);) {
       if (t % row_length == 0) start_row(t / row_length, t);
       const std::int64_t end = std::min({t1, t + most, (t / row_length + 1) * row_length});
-      for (std::int64_t i = t; i < end; ++i) worker_.write_known(i, mine_, run_);
+      // No code of a step reads that step's own input, and in a ring it may take the place of the oldest that is still read.
+      for (std::int64_t i = t; i < end - 1; ++i) worker_.write_known(i, mine_, run_);
       dirty_ = true;
       meet();
       for (int code : worker_.collect(t, end)) {
@@ -82,6 +83,7 @@ class Machine::Crew {
       if (run_.log_prob || run_.proposal_log_prob) {
         for (std::int64_t i = t; i < end; ++i) worker_.draw_step(i, mine_, run_, true);
       }
+      worker_.write_known(end - 1, mine_, run_);
       dirty_ = true;
       meet();
       t = end;
