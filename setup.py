@@ -3,8 +3,8 @@
 Instruction sets are chosen at run time. Only the files named ``*_avx2.cpp`` and ``*_avx512.cpp`` are compiled for more
 than the machine's baseline, and only on x86-64.
 
-Environment: ``FASTGEN_CUDA=1`` (``0``) builds (leaves out) the CUDA sources; by default they are built where torch is a
-CUDA build and ``nvcc`` is found. ``MAX_JOBS`` limits the parallel compilations.
+Environment: ``FASTGEN_CUDA=1`` insists on the CUDA sources and ``0`` leaves them out; by default they are built where
+torch is a CUDA build and ``nvcc`` is found. ``MAX_JOBS`` limits the parallel compilations.
 """
 
 from __future__ import annotations
@@ -45,11 +45,15 @@ def with_cuda() -> bool:
     wanted = os.environ.get("FASTGEN_CUDA", "")
     if wanted not in ("", "0", "1"):
         raise ValueError(f"FASTGEN_CUDA is {wanted!r}; it must be 0, 1 or unset")
-    if wanted:
-        return wanted == "1"
+    if wanted == "0":
+        return False
     import torch
 
-    return torch.version.cuda is not None and shutil.which("nvcc") is not None
+    missing = [] if torch.version.cuda else [f"torch {torch.__version__} is built without CUDA"]
+    missing += [] if shutil.which("nvcc") else ["nvcc is not on the PATH"]
+    if wanted and missing:
+        raise RuntimeError(f"FASTGEN_CUDA=1, but {' and '.join(missing)}")
+    return not missing
 
 
 def isa_of(source: Path) -> str | None:
