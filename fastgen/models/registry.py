@@ -12,7 +12,7 @@ _MODELS: dict[str, type[Model]] = {}
 
 
 def register(name: str, family: str, presets: dict[str, dict[str, Any]]) -> Callable[[type[Model]], type[Model]]:
-    """Class decorator: the model is found under ``name``; a preset is what it changes in the config's defaults ("paper")."""
+    """Class decorator: the model is found under ``name``; a preset says what it changes in the config's defaults."""
 
     def add(model: type[Model]) -> type[Model]:
         if name in _MODELS:

@@ -11,6 +11,8 @@ from fastgen.nn.shifted_conv import (
     DownShiftedConvTranspose2d,
     GatedResnet,
     concat_elu,
+    down_shift,
+    right_shift,
 )
 from fastgen.nn.weight_norm import apply_weight_norm, initialize_weight_norm
 
@@ -25,5 +27,7 @@ __all__ = [
     "MaskedConv2d",
     "apply_weight_norm",
     "concat_elu",
+    "down_shift",
     "initialize_weight_norm",
+    "right_shift",
 ]

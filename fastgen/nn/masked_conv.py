@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def colour_of(channels: int, colours: int, parts: int = 1) -> Tensor:
-    """The colour of every channel, int64 [channels]: ``parts`` equal runs, each split into ``colours`` nearly equal runs."""
+    """The colour of every channel, int64 [channels]: ``parts`` equal runs, each of ``colours`` nearly equal runs."""
     if channels % parts or channels // parts < colours:
         raise ValueError(f"channels={channels} must be parts={parts} equal runs of at least colours={colours} channels")
     return (torch.arange(channels // parts) * colours // (channels // parts)).repeat(parts)

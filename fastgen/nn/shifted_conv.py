@@ -12,68 +12,51 @@ def concat_elu(x: Tensor) -> Tensor:
     return F.elu(torch.cat([x, -x], dim=1))
 
 
-class DownShiftedConv2d(nn.Conv2d):
-    """Sees its own row and the rows above, as wide as the kernel to both sides.
+def down_shift(x: Tensor) -> Tensor:
+    """Moves [N, C, H, W] down by one row; row 0 is zero (after a convolution with bias: it has no bias either)."""
+    return F.pad(x[:, :, :-1], (0, 0, 1, 0))
 
-    Input [N, C, H, W], output [N, out_channels, H / stride, W / stride]. With ``shift=True`` the *output* moves down
-    by one row: it then depends on the rows above only, and row 0 is exactly zero, without bias.
+
+def right_shift(x: Tensor) -> Tensor:
+    """Moves [N, C, H, W] right by one column; column 0 is zero."""
+    return F.pad(x[:, :, :, :-1], (1, 0))
+
+
+class DownShiftedConv2d(nn.Conv2d):
+    """Sees its own row and the rows above, left and right alike; ``down_shift`` then leaves out its own row.
+
+    Input [N, C, H, W], output [N, out_channels, H / stride, W / stride], of the input's dtype.
 
     Raises:
-        ValueError: ``shift=True`` with a stride, or a kernel of even width.
+        ValueError: a kernel of even width.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: tuple[int, int] = (2, 3),
-        *,
-        stride: int = 1,
-        shift: bool = False,
+        self, in_channels: int, out_channels: int, kernel_size: tuple[int, int] = (2, 3), *, stride: int = 1
     ) -> None:
         height, width = kernel_size
         if width % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} must have an odd width")
-        if shift and stride != 1:
-            raise ValueError(f"shift=True needs stride=1, not {stride}")
         super().__init__(in_channels, out_channels, kernel_size, stride=stride)
         self.margins = (width // 2, width // 2, height - 1, 0)
-        self.shift = shift
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.shift:
-            return F.pad(super().forward(F.pad(x[:, :, :-1], self.margins)), (0, 0, 1, 0))
         return super().forward(F.pad(x, self.margins))
 
 
 class DownRightShiftedConv2d(nn.Conv2d):
-    """Sees its own pixel, what lies to the left and what lies above either.
+    """Sees its own pixel, what is to the left and what is above; ``right_shift`` then leaves out its own column.
 
-    Input [N, C, H, W], output [N, out_channels, H / stride, W / stride]. With ``shift=True`` the *output* moves right
-    by one column: it then does not see its own column, and column 0 is exactly zero, without bias.
-
-    Raises:
-        ValueError: ``shift=True`` with a stride.
+    Input [N, C, H, W], output [N, out_channels, H / stride, W / stride], of the input's dtype.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: tuple[int, int] = (2, 2),
-        *,
-        stride: int = 1,
-        shift: bool = False,
+        self, in_channels: int, out_channels: int, kernel_size: tuple[int, int] = (2, 2), *, stride: int = 1
     ) -> None:
-        if shift and stride != 1:
-            raise ValueError(f"shift=True needs stride=1, not {stride}")
         super().__init__(in_channels, out_channels, kernel_size, stride=stride)
         self.margins = (kernel_size[1] - 1, 0, kernel_size[0] - 1, 0)
-        self.shift = shift
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.shift:
-            return F.pad(super().forward(F.pad(x[:, :, :, :-1], self.margins)), (1, 0, 0, 0))
         return super().forward(F.pad(x, self.margins))
 
 

@@ -13,7 +13,7 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.Con
 
 
 def apply_weight_norm(network: nn.Module) -> nn.Module:
-    """``weight = g v / |v|``, one norm per output channel, in every linear and convolution layer; g = 1 and bias = 0."""
+    """``weight = g v / |v|``, a norm per output channel, in every linear and convolution layer; g = 1, bias = 0."""
     for layer in [m for m in network.modules() if isinstance(m, LAYERS)]:
         weight_norm(layer, dim=_output_dim(layer))
         with torch.no_grad():
@@ -38,7 +38,8 @@ def initialize_weight_norm(
     scales, hooks = scales or {}, []
 
     def normalise(layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        dims = [d for d in range(output.dim()) if d != (1 if output.dim() > 2 else output.dim() - 1)]
+        channel = output.dim() - 1 if isinstance(layer, nn.Linear) else 1
+        dims = [d for d in range(output.dim()) if d != channel]
         shape = [1 if d in dims else -1 for d in range(output.dim())]
         mean = output.mean(dims)
         scale = scales.get(layer, 1.0) / (output.var(dims, correction=0) + 1e-10).sqrt()

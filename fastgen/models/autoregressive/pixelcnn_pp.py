@@ -20,7 +20,9 @@ from fastgen.nn import (
     DownShiftedConvTranspose2d,
     GatedResnet,
     apply_weight_norm,
+    down_shift,
     initialize_weight_norm,
+    right_shift,
 )
 
 LEVELS = 3
@@ -117,9 +119,9 @@ class PixelCNNpp(AutoregressiveModel):
         config, c = self.config, self.config.filters
         channels = config.event_shape[0]
         self._head = DiscretizedLogisticMixture(config.mixtures, levels=config.levels, channels=channels)
-        self.first_u = DownShiftedConv2d(channels + 1, c, (2, 3), shift=True)
-        self.first_ul_row = DownShiftedConv2d(channels + 1, c, (1, 3), shift=True)
-        self.first_ul_pixel = DownRightShiftedConv2d(channels + 1, c, (2, 1), shift=True)
+        self.first_u = DownShiftedConv2d(channels + 1, c, (2, 3))
+        self.first_ul_row = DownShiftedConv2d(channels + 1, c, (1, 3))
+        self.first_ul_pixel = DownRightShiftedConv2d(channels + 1, c, (2, 1))
         self.encoder = nn.ModuleList(
             nn.ModuleList(Block(config, from_encoder=False) for _ in range(config.blocks)) for _ in range(LEVELS)
         )
@@ -160,7 +162,8 @@ class PixelCNNpp(AutoregressiveModel):
             raise ValueError(f"x has shape {tuple(x.shape)}; its sides must be divisible by 4")
         context = split_context(context, self.conditions)
         x = F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
-        u, ul = self.first_u(x), self.first_ul_row(x) + self.first_ul_pixel(x)
+        u = down_shift(self.first_u(x))
+        ul = down_shift(self.first_ul_row(x)) + right_shift(self.first_ul_pixel(x))
         passed = [(u, ul)]
         for level, blocks in enumerate(self.encoder):
             if level:

@@ -42,7 +42,7 @@ class WaveNetConfig(ModelConfig):
     frames: int = 0
     """Channels of the context "frames" [N, frames, F], a local condition; 0: none."""
     upsampling: tuple[int, ...] = ()
-    """Their product is the samples a frame lasts; with learned upsampling, the strides of its transposed convolutions."""
+    """A frame lasts their product in samples; with learned upsampling, strides of its transposed convolutions."""
     learned_upsampling: bool = True
     """Upsample by transposed convolutions; otherwise repeat each frame."""
 
