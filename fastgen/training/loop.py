@@ -9,12 +9,12 @@ from math import isfinite
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from fastgen.data import Dataset, Split, load
 from fastgen.metrics import Evaluation, bits_per_dim, histogram_baseline, summarise
-from fastgen.models import create_model
+from fastgen.models import Model, create_model
 from fastgen.plots.curves import save_curves
 from fastgen.training.config import TrainConfig
 from fastgen.training.directory import RunDirectory
@@ -64,14 +64,14 @@ def train(config: TrainConfig) -> Outcome:
         return _Training(config, directory, dataset, network, fabric, interrupt).run()
 
 
-def build(config: TrainConfig, dataset: Dataset) -> nn.Module:
+def build(config: TrainConfig, dataset: Dataset) -> Model:
     """The model of ``config`` for the events of ``dataset``. Raises ValueError for what does not fit together."""
-    given = {"levels": dataset.levels}
+    given = {"event_shape": dataset.event_shape, "levels": dataset.levels}
     if config.conditional:
         if not dataset.classes:
             raise ValueError(f"conditional is set, but the data {dataset.name!r} has no labels")
         given["classes"] = len(dataset.classes)
-    return create_model(config.model, config.preset, event_shape=dataset.event_shape, **given | config.model_overrides)
+    return create_model(config.model, config.preset, **given | config.model_overrides)
 
 
 def baseline(dataset: Dataset) -> tuple[Evaluation, str]:
@@ -107,13 +107,16 @@ class _Training:
         config: TrainConfig,
         directory: RunDirectory,
         dataset: Dataset,
-        network: nn.Module,
+        network: Model,
         fabric: Fabric,
         interrupt: Interrupt,
     ) -> None:
         self.config, self.directory, self.dataset, self.fabric = config, directory, dataset, fabric
         self.interrupt, self.network = interrupt, network
         self.order = DataOrder(len(dataset.splits["train"]), config.batch_size, config.seed)
+        if getattr(network.config, "weight_norm", False):
+            levels, labels = dataset.splits["train"].batch(self.order.batch(0))
+            network.initialize(levels, labels if config.conditional else None)
         optimizer = torch.optim.AdamW(
             network.parameters(),
             lr=config.optimizer.rate,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastgen.data import DataConfig, Description, load, mulaw
 from fastgen.data.audio import read, resample
-from fastgen.models import load_model
+from fastgen.models import Model, from_pretrained
 from fastgen.plots.sheet import save_sheet
 from fastgen.plots.waveform import save_wav, save_waveforms
 from fastgen.training.config import TrainConfig
@@ -78,7 +78,7 @@ class Samples:
 class Run:
     """What ``fastgen train`` left: the model with averaged weights, what it was asked, and what its data look like."""
 
-    model: torch.nn.Module
+    model: Model
     config: TrainConfig
     data: Description
 
@@ -90,7 +90,7 @@ def load_run(path: Path) -> Run:
         if not file.is_file():
             raise FileNotFoundError(f"{path} is no run directory with a model: {file.name} is missing")
     config = TrainConfig.from_json(directory.training.read_text(), path)
-    return Run(load_model(path), config, Description.from_json(directory.data.read_text()))
+    return Run(from_pretrained(path), config, Description.from_json(directory.data.read_text()))
 
 
 def sample(config: SampleConfig) -> Samples:
