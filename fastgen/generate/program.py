@@ -25,7 +25,7 @@ A code
     1. gather-multiply: the outputs are ``parts * lanes`` sums
        ``start[o] + sum_segments sum_k x[k] * W[segment.row + k, o]``, where start is the accumulator operand's value, or the
        bias (an offset in ``constants``), or 0. A dense segment reads ``length`` values x; an index segment reads one value v
-       and adds ``W[segment.row + v]``. ``weight == -1`` and no segments: nothing is multiplied.
+       and adds ``W[segment.row + v]``. ``weight == -1`` and no segments: the sums are their start.
        Output ``part * lanes + lane`` becomes lane ``lane`` of register ``part``.
     2. a lane program: registers are vectors of ``lanes`` float32, operations apply to every lane (see ``OPCODES``).
 

@@ -120,7 +120,7 @@ class ReferenceMachine:
         """All of a code at some cells, independent of one another."""
         shape = (run.state.shape[0], len(cells[0]), code.lanes)
         registers = [torch.full(shape, torch.nan) for _ in range(code.registers)]
-        if code.weight >= 0:
+        if code.parts:
             sums = self._gather_multiply(code, run, cells).split(code.lanes, -1)
             registers[: code.parts] = sums
         for operation in self.program.operations[code.operation0 : code.operation1]:
@@ -141,8 +141,8 @@ class ReferenceMachine:
             sums += self._read(code.accumulator, run, cells)
         elif code.bias >= 0:
             sums += self.constants[code.bias : code.bias + count]
-        matrix = self.matrices[code.weight]
         for segment in self.program.segments[code.segment0 : code.segment1]:
+            matrix = self.matrices[code.weight]
             values = self._read(segment.operand, run, cells)
             if segment.kind == INDEX:
                 index = values[..., 0].long()

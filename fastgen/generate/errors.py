@@ -1,0 +1,21 @@
+"""What can be wrong with a network, said before any work."""
+
+from __future__ import annotations
+
+
+class CompileError(ValueError):
+    """The network cannot be compiled to a step program; the message says where and why."""
+
+
+class NotCausalError(CompileError):
+    """An output depends on an element that is not drawn yet, or on another sample of the batch."""
+
+
+class UnsupportedOperator(CompileError):
+    """The graph has an operator, or a use of one, without a rule."""
+
+    def __init__(self, graph, what: str) -> None:
+        super().__init__(
+            f"{what} has no rule, at {graph.name}, {graph.where}. "
+            "Register one with fastgen.generate.register_rule(operator); see its docstring."
+        )

@@ -1,0 +1,314 @@
+"""From a module to the graph of ids: export at batch two, fold constants, apply the rules."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import Node as FxNode
+from torch.utils._pytree import tree_any, tree_map
+
+from fastgen.generate.errors import CompileError, UnsupportedOperator
+from fastgen.generate.graph import Channels, Constant, Graph, Node, Recipe, Value
+from fastgen.generate.rules import RULES
+
+aten = torch.ops.aten
+BATCH = 2
+
+
+@dataclass
+class Exported:
+    """The exported graph of a module at one static shape."""
+
+    graph_module: torch.fx.GraphModule
+    parameters: dict[str, str]  # placeholder -> name in the module's state
+    constants: dict[str, Tensor]  # lifted constants by placeholder
+    users: list[str]  # placeholders of the inputs, in order
+
+
+@dataclass
+class Traced:
+    graph: Graph
+    input: Node
+    contexts: list[Node]
+    output: Value
+    folded: list[tuple[str, Callable[[dict[str, Tensor]], object]]]
+    """How to make every folded constant again, in order."""
+
+
+class _Adapted(nn.Module):
+    def __init__(self, module: nn.Module, adapter: Callable | None) -> None:
+        super().__init__()
+        self.module, self.adapter = module, adapter
+
+    def forward(self, x, context=None):
+        out = self.module(x) if context is None else self.module(x, context)
+        return out if self.adapter is None else self.adapter(out)
+
+
+def export(module: nn.Module, x: Tensor, context, adapter: Callable | None = None) -> Exported:
+    """``torch.export`` of ``adapter(module(x[, context]))`` in eval mode.
+
+    Raises:
+        CompileError: the module cannot be exported; the message says what to change.
+    """
+    training = module.training
+    module.eval()
+    try:
+        arguments = (x,) if context is None else (x, context)
+        wrapped = _Adapted(module, adapter).eval()
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if _writes_weights(module):
+                raise CompileError(_WRITES)
+            wrapped(*arguments)  # some modules register buffers on their first call
+            try:
+                program = torch.export.export(wrapped, arguments)
+                if not all(_has_rule(node) for node in program.graph.nodes):
+                    program = program.run_decompositions({})
+            except CompileError:
+                raise
+            except Exception as error:
+                reason = str(error).strip().splitlines()
+                raise CompileError(
+                    f"torch.export does not take {type(module).__name__}: {type(error).__name__}: {reason[0] if reason else ''}. "
+                    "The forward must be free of data-dependent Python control flow and of writes to parameters."
+                ) from error
+    finally:
+        module.train(training)
+    signature = program.graph_signature
+    if signature.buffers_to_mutate or getattr(signature, "parameters_to_mutate", None):
+        names = [n.removeprefix("module.") for n in signature.buffers_to_mutate.values()]
+        raise CompileError(f"forward writes to {', '.join(map(repr, names))}; " + _WRITES)
+    lifted = {p: program.constants[n] for p, n in signature.inputs_to_lifted_tensor_constants.items()}
+    parameters = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
+    for placeholder, name in list(parameters.items()):
+        if name in program.constants and name not in program.state_dict:
+            lifted[placeholder] = program.constants[name]
+            del parameters[placeholder]
+    return Exported(program.graph_module, parameters, lifted, list(signature.user_inputs))
+
+
+def _has_rule(node: FxNode) -> bool:
+    """Whether the operator needs no decomposition: it has a rule, or only moves sizes, and it writes to nothing."""
+    if node.op != "call_function":
+        return True
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return getattr(node.target, "__name__", "") == "getitem"
+    if schema.is_mutable or node.target in _COMPOSITE:
+        return False
+    return node.target in RULES or node.target in _PLAIN or not any(isinstance(a, FxNode) for a in node.args)
+
+
+_PLAIN = (
+    aten._assert_tensor_metadata.default, aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default,
+    aten._weight_norm.default, aten._weight_norm_interface.default,
+)  # fmt: skip
+_COMPOSITE = (aten.as_strided.default,)
+
+_WRITES = (
+    "the module writes to its own weights in forward (a mask applied as `self.weight.data *= self.mask`, usually). "
+    "Use fastgen.generate.freeze_masks(module), which folds such masks into the weights once."
+)
+
+
+def _writes_weights(module: nn.Module) -> bool:
+    """Whether the source of a forward writes to ``weight.data``: torch.export would not see it."""
+    for kind in {type(m) for m in module.modules() if not type(m).__module__.startswith("torch.")}:
+        try:
+            source = inspect.getsource(kind.forward)
+        except (OSError, TypeError):
+            continue
+        for line in source.splitlines():
+            code = line.split("#")[0].replace(" ", "")
+            if ".data*=" in code or ".data.mul_(" in code or (".data=" in code and "self." in code) or ".data[" in code.split("=")[0]:
+                return True
+    return False
+
+
+def state_of(exported: Exported, module: nn.Module) -> dict[str, Tensor]:
+    """The placeholders' tensors, taken from the module as it is now."""
+    state = dict(module.state_dict(keep_vars=False)) | dict(module.named_buffers())
+    tensors = {p: state[n.removeprefix("module.")].detach() for p, n in exported.parameters.items()}
+    return tensors | exported.constants
+
+
+def _where(node: FxNode) -> str:
+    stack = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
+    files = [i for i, line in enumerate(stack) if line.startswith("File ")]
+    own = [i for i in files if "/torch/" not in stack[i]] or files
+    if not own:
+        return "an unknown source line"
+    line = stack[own[-1]]
+    code = stack[own[-1] + 1] if own[-1] + 1 < len(stack) else ""
+    return f"{line} `{code}`" if code else line
+
+
+def _name(node: FxNode) -> str:
+    modules = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    path = modules[-1].removeprefix("L['self'].").replace("module.", "", 1) if modules else ""
+    return f"{path or 'forward'} ({node.name})"
+
+
+def _finite_mask(node: FxNode, number: float) -> bool:
+    """Whether a masked fill or added mask of ``number`` reaches a softmax."""
+    if not -1e30 < number <= -1e3:
+        return False
+    pending, seen = [node], set()
+    while pending:
+        for user in pending.pop().users:
+            if user in seen:
+                continue
+            seen.add(user)
+            if user.target in (aten.softmax.int, aten._softmax.default, aten.log_softmax.int):
+                return True
+            if user.target in (aten.add.Tensor, aten.mul.Tensor, aten.view.default, aten.expand.default, aten._to_copy.default):
+                pending.append(user)
+    return False
+
+
+def trace(exported: Exported, state: dict[str, Tensor], input_node: Callable[[Graph, Tensor], tuple[Node, Value]]) -> Traced:
+    """Apply the rules. ``input_node(graph, example)`` makes the event's node and its ids in the input's shape."""
+    graph = Graph()
+    environment: dict[FxNode, object] = {}
+    folded: list[tuple[str, Callable]] = []
+    contexts: list[Node] = []
+    source = None
+    for node in exported.graph_module.graph.nodes:
+        graph.name, graph.where = _name(node), _where(node)
+        if node.op == "placeholder":
+            if node.name in exported.users:
+                example = node.meta["val"]
+                if source is None:
+                    source, environment[node] = input_node(graph, example)
+                else:
+                    context, environment[node] = _context(graph, example, len(contexts))
+                    contexts.append(context)
+            else:
+                tensor = state[node.name]
+                graph.constants[node.name] = tensor
+                environment[node] = _constant(node.name, tensor)
+            continue
+        if node.op == "output":
+            (output,) = [o for o in tree_map(lambda n: environment[n], node.args[0]) if o is not None][:1]
+            if not isinstance(output, Value):
+                raise CompileError("the module's output does not depend on its input")
+            return Traced(graph, source, contexts, output, folded)
+        arguments = tree_map(lambda n: environment[n] if isinstance(n, FxNode) else n, (list(node.args), dict(node.kwargs)))
+        if not tree_any(lambda a: isinstance(a, Value), arguments):
+            environment[node] = _fold(graph, node, arguments, folded)
+        else:
+            environment[node] = _apply(graph, node, *arguments)
+    raise AssertionError("an exported graph ends with its output")
+
+
+def _constant(name: str, tensor: Tensor) -> Constant:
+    return Constant(tensor, Recipe((name,), lambda t: t))
+
+
+def _fold(graph: Graph, node: FxNode, arguments, folded: list):
+    """Evaluate a node that depends on no input."""
+    target = node.target
+    sources = [a for a in torch.utils._pytree.tree_leaves(arguments) if isinstance(a, Constant)]
+
+    def evaluate(constants: dict[str, Tensor]):
+        args, kwargs = tree_map(lambda a: a.recipe.function(*[constants[s] for s in a.recipe.sources]) if isinstance(a, Constant) else a, arguments)
+        if target in (aten._assert_tensor_metadata.default,):
+            return None
+        with torch.no_grad():
+            return target(*args, **kwargs)
+
+    result = evaluate(graph.constants)
+    if isinstance(result, Tensor):
+        if not sources:
+            return Constant.literal(result)
+        graph.constants[node.name] = result
+        folded.append((node.name, evaluate))
+        return _constant(node.name, result)
+    if isinstance(result, (tuple, list)) and any(isinstance(r, Tensor) for r in result):
+        made = []
+        for number, tensor in enumerate(result):
+            name = f"{node.name}.{number}"
+            graph.constants[name] = tensor
+            folded.append((name, lambda constants, number=number: evaluate(constants)[number]))
+            made.append(_constant(name, tensor))
+        return made
+    return result
+
+
+def _apply(graph: Graph, node: FxNode, args, kwargs):
+    target = node.target
+    if getattr(target, "__name__", "") == "getitem":
+        return args[0][args[1]]
+    if target is aten._assert_tensor_metadata.default:
+        return None
+    if target in (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default):
+        before, after = node.args[0].meta["val"].dtype, node.meta["val"].dtype
+        if before.is_floating_point and not after.is_floating_point:
+            return RULES[aten.trunc.default](graph, args[0])
+        return args[0]
+    if target not in RULES:
+        raise UnsupportedOperator(graph, f"operator {target}")
+    for number in (kwargs.get("value"), *args):
+        number = number.tensor if isinstance(number, Constant) else number
+        if isinstance(number, Tensor) and number.is_floating_point() and number.numel() and torch.isfinite(number).any():
+            number = float(number[torch.isfinite(number)].min())
+        if isinstance(number, (int, float)) and _finite_mask(node, number):
+            raise CompileError(
+                f"a softmax is masked with the finite number {number:g} at {graph.name}, {graph.where}: masked positions keep a weight. "
+                'Mask with float("-inf").'
+            )
+    rule = RULES[target]
+    if "operator" in inspect.signature(rule).parameters:
+        kwargs = kwargs | {"operator": target}
+    return rule(graph, *args, **kwargs)
+
+
+def _context(graph: Graph, example: Tensor, number: int) -> tuple[Node, Value]:
+    """The node of a context: ``[N]`` or ``[N, C]`` one position; ``[N, C, *grid]`` a grid of positions."""
+    channels = example.shape[1] if example.dim() >= 2 else 1
+    rows_shape = (example.shape[0], *example.shape[2:])
+    rows = int(np.prod(rows_shape))
+    uses = np.repeat(np.array([1, 2], np.uint8), rows // BATCH)
+    run = Channels(0, channels, np.zeros(rows, np.int32), uses)
+    node = graph.add("context", rows_shape, channels, [run], context=number)
+    ids = graph.ids(node)
+    return node, Value(ids.movedim(-1, 1) if example.dim() >= 2 else ids[..., 0])
+
+
+def freeze_masks(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` whose masked layers multiply by their mask in a differentiable way.
+
+    For the common public pattern ``self.weight.data *= self.mask; return super().forward(x)``: every submodule that has both a
+    ``weight`` and a buffer or attribute ``mask`` of its shape gets ``weight * mask`` folded in, and its forward no longer
+    writes. Raises ValueError where nothing in ``module`` follows the pattern.
+    """
+    import copy
+
+    frozen = copy.deepcopy(module)
+    found = 0
+    for layer in frozen.modules():
+        mask, weight = getattr(layer, "mask", None), getattr(layer, "weight", None)
+        if isinstance(mask, Tensor) and isinstance(weight, Tensor) and mask.shape == weight.shape:
+            base = next((b for b in type(layer).__mro__ if b.__module__.startswith("torch.nn")), None)
+            if base is None:
+                continue
+            with torch.no_grad():
+                weight.mul_(mask.to(weight.dtype))
+            layer.__class__ = base
+            found += 1
+    if not found:
+        raise ValueError("module has no layer with a `weight` and a `mask` of its shape; nothing to freeze")
+    return frozen
+
+
+def check_finite(state: dict[str, Tensor], names: Sequence[str]) -> None:
+    for placeholder, tensor in state.items():
+        if placeholder in names and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CompileError(f"parameter {placeholder!r} holds NaN or infinite values")

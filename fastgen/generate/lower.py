@@ -1,0 +1,521 @@
+"""From the schedule to the step program: groups of fused runs become codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastgen.generate.graph import REDUCTIONS, Channels, Graph, Node, Piece, Recipe, Term
+from fastgen.generate.orders import Order
+from fastgen.generate.program import (
+    CONSTANT,
+    CONTEXT,
+    DENSE,
+    INDEX,
+    OPCODE,
+    PIXEL,
+    PROLOGUE,
+    ROW,
+    STATE,
+    Buffer,
+    Code,
+    Draw,
+    Operand,
+    Operation,
+    Program,
+    Segment,
+    Weight,
+)
+from fastgen.generate.rings import ring_lengths, written
+from fastgen.generate.schedule import Address, DrawSite, Lattice, Placed
+
+Constants = dict[str, Tensor]
+
+
+@dataclass(eq=False)
+class Task:
+    """One run of a node on one lattice."""
+
+    node: Node
+    run: Channels
+    lattice: Lattice
+    group: Group | None = None
+    register: int = -1
+    stored: bool = False
+
+
+@dataclass(eq=False)
+class Group:
+    """Tasks of one code: contractions with the same terms, and the elementwise runs fused behind them."""
+
+    order: int
+    lattice: Lattice
+    lanes: int
+    tasks: list[Task] = field(default_factory=list)
+    level: int = 0
+
+    @property
+    def contractions(self) -> list[Task]:
+        return [t for t in self.tasks if t.run.terms is not None]
+
+
+@dataclass
+class Lowered:
+    program: Program
+    fill: Callable[[Constants], tuple[Tensor, Tensor]]
+    """The float arenas (weights, constants) from the folded constants."""
+    groups: list[Group]
+
+
+class Lowering:
+    def __init__(self, graph: Graph, order: Order, placed: dict[Node, Placed], draws: list[DrawSite], event: Node, shift: int, lookahead: int):
+        self.graph, self.order, self.placed, self.draws, self.event = graph, order, placed, draws, event
+        self.shift, self.lookahead = shift, lookahead
+        self.tasks: dict[tuple[Node, int], list[Task]] = {}
+        self.groups: list[Group] = []
+        self.program = Program(order.length, order.row_length, 0, lookahead)
+        self.weight_parts: list[tuple[int, list[tuple[Recipe, np.ndarray, np.ndarray]]]] = []
+        self.constant_parts: list[tuple[int, Recipe, np.ndarray | None]] = []
+        self.weights_size = self.constants_size = 0
+        self.buffers: dict[Node, int] = {}
+        self._known_weights: dict[object, int] = {}
+
+    def run(self) -> Lowered:
+        for node in self.graph.nodes:
+            for number, run in enumerate(node.runs):
+                tasks = [Task(node, run, lattice) for lattice in self.placed[node].lattices[number]]
+                self.tasks[node, number] = tasks
+                for task in tasks:
+                    self._join(task)
+        self._mark_stored()
+        self._levels()
+        self._make_buffers()
+        codes = []
+        for group in self.groups:
+            codes += self._emit(group)
+        codes.sort(key=lambda c: (c[0].kind, c[0].level, c[1]))
+        self.program.codes = [code for code, _ in codes]
+        for draw in self.draws:
+            self._emit_draw(draw)
+        lowered = Lowered(self.program, self._filler(), self.groups)
+        return lowered
+
+    # ---- fusion
+
+    def _sources(self, task: Task) -> list[tuple[Piece, Address, list[Task]]]:
+        found = []
+        for piece, address in zip(task.run.pieces(), task.lattice.operands, strict=True):
+            if address is not None and piece.node.kind == "computed":
+                tasks = [t for run in piece.source_runs() for t in self.tasks[piece.node, piece.node.runs.index(run)]]
+                found.append((piece, address, tasks))
+        return found
+
+    def _linked(self, task: Task, piece: Piece, address: Address, source: Task) -> bool:
+        """Whether a register of the source's code holds the operand, lane by lane."""
+        a, b = source.lattice, task.lattice
+        run = source.run
+        if a.domain != b.domain or (address.a, address.b, address.c) != (a.target.a, a.target.b, a.target.c) or address.box != b.box:
+            return False
+        if run.opcode in REDUCTIONS and piece.stride == 0:
+            return run.x == run.length == task.run.length and run.slot <= address.slot < run.slot + run.length
+        return piece.stride == 1 and address.slot == run.slot and piece.length == run.length == task.run.length
+
+    def _meets(self, task: Task, piece: Piece, address: Address, source: Task) -> bool:
+        """Whether the source's cell is computed in the reader's phase for some cell."""
+        if source.lattice.kind != task.lattice.kind:
+            return False
+        return _same_phase(task.lattice, address, source.lattice)
+
+    def _join(self, task: Task) -> None:
+        sources = [(p, a, s) for p, a, tasks in self._sources(task) for s in tasks]
+        latest = None
+        for piece, address, source in sources:
+            if self._meets(task, piece, address, source) and (latest is None or source.group.order > latest.order):
+                latest = source.group
+        if task.run.terms is not None:
+            for group in reversed(self.groups):
+                twins = group.contractions
+                if (
+                    twins
+                    and group.lanes == task.run.length
+                    and group.lattice.domain == task.lattice.domain
+                    and twins[0].lattice.operands == task.lattice.operands
+                    and _same_terms(twins[0].run.terms, task.run.terms)
+                    and not (latest is not None and latest.order >= group.order)
+                ):
+                    self._add(group, task)
+                    return
+                if group.order < len(self.groups) - 24:
+                    break
+        elif latest is not None and latest.lanes == task.run.length and latest.lattice.domain == task.lattice.domain:
+            fits = all(
+                source.group.order < latest.order or not self._meets(task, piece, address, source)
+                if source.group is not latest
+                else self._linked(task, piece, address, source) or not self._meets(task, piece, address, source)
+                for piece, address, source in sources
+            )
+            if fits:
+                self._add(latest, task)
+                return
+        group = Group(len(self.groups), task.lattice, task.run.length)
+        self.groups.append(group)
+        self._add(group, task)
+
+    def _add(self, group: Group, task: Task) -> None:
+        task.group = group
+        group.tasks.append(task)
+
+    def _register_source(self, task: Task, piece: Piece, address: Address) -> Task | None:
+        if piece.node.kind != "computed":
+            return None
+        for run in piece.source_runs():
+            for source in self.tasks[piece.node, piece.node.runs.index(run)]:
+                if source.group is task.group and self._linked(task, piece, address, source):
+                    return source
+        return None
+
+    def _mark_stored(self) -> None:
+        for tasks in self.tasks.values():
+            for task in tasks:
+                for piece, address, sources in self._sources(task):
+                    if task.run.terms is None and self._register_source(task, piece, address) is not None:
+                        continue
+                    for source in sources:
+                        source.stored = True
+        for draw in self.draws:
+            for piece in draw.pieces:
+                for run in piece.source_runs():
+                    for source in self.tasks.get((piece.node, piece.node.runs.index(run)), []):
+                        source.stored = True
+
+    def _levels(self) -> None:
+        for group in self.groups:
+            for task in group.tasks:
+                for piece, address, sources in self._sources(task):
+                    for source in sources:
+                        if source.group is not group and self._meets(task, piece, address, source):
+                            group.level = max(group.level, source.group.level + 1)
+
+    # ---- buffers and operands
+
+    def _make_buffers(self) -> None:
+        lengths = ring_lengths(self.graph, self.order, self.placed, self.draws, self.event, self.lookahead)
+        for node in self.graph.nodes:
+            used = any(t.stored for n in range(len(node.runs)) for t in self.tasks[node, n])
+            if node.kind == "computed" and used or node is self.event:
+                self.buffers[node] = self._state_buffer(node.channels, lengths[node])
+
+    def _state_buffer(self, channels: int, positions: int) -> int:
+        self.program.buffers.append(Buffer(STATE, channels, positions, self.program.state_size))
+        self.program.state_size += -(-channels * positions // 16) * 16
+        return len(self.program.buffers) - 1
+
+    def _buffer(self, node: Node) -> int:
+        if node not in self.buffers:
+            if node.kind == "constant":
+                made = Buffer(CONSTANT, node.channels, node.rows, self._constant(node.values, node.rows * node.channels))
+            else:
+                made = Buffer(CONTEXT, node.channels, 0, node.context)
+            self.program.buffers.append(made)
+            self.buffers[node] = len(self.program.buffers) - 1
+        return self.buffers[node]
+
+    def _constant(self, recipe: Recipe, size: int, columns: np.ndarray | None = None) -> int:
+        offset = self.constants_size
+        self.constant_parts.append((offset, recipe, columns))
+        self.constants_size += -(-size // 16) * 16
+        return offset
+
+    def _operand(self, buffer: int, address: Address, channel: int, stride: int, length: int, lattice: Lattice) -> int:
+        q0, q1, w0, w1 = address.box
+        whole = lattice.box
+        bounds = [0, 1 << 40, 0, 1 << 40]
+        if q0 > whole[0]:
+            bounds[0] = q0
+        if q1 < whole[1]:
+            bounds[1] = q1
+        if w0 > whole[2]:
+            bounds[2] = w0
+        if w1 < whole[3]:
+            bounds[3] = w1
+        made = Operand(buffer, channel, stride, length, address.a, address.b, address.c, *bounds)
+        self.program.operands.append(made)
+        return len(self.program.operands) - 1
+
+    # ---- codes
+
+    def _emit(self, group: Group) -> list[tuple[Code, int]]:
+        contractions = group.contractions
+        lattice, lanes, parts = group.lattice, group.lanes, len(contractions)
+        codes, accumulator = [], -1
+        segments = weight = None
+        bias = -1
+        if contractions:
+            now, early = self._split_terms(group)
+            recipes = [t.run.bias for t in contractions]
+            if any(r is not None for r in recipes):
+                columns = [t.run.columns for t in contractions]
+                bias = self._constant(_joined_bias(recipes, columns), parts * lanes)
+            if early:
+                code, accumulator = self._emit_partial(group, early, bias)
+                codes.append((code, group.order))
+                bias = -1
+            segments, weight = self._segments(contractions, now, lattice)
+        operations, registers = self._lane_program(group, parts)
+        code = self._code(lattice, lattice.kind, group.level, segments, weight, bias, accumulator, parts, lanes, operations, registers)
+        codes.append((code, group.order))
+        return codes
+
+    def _code(self, lattice, kind, level, segments, weight, bias, accumulator, parts, lanes, operations, registers) -> Code:
+        program = self.program
+        segment0, operation0 = len(program.segments), len(program.operations)
+        program.segments += segments or []
+        program.operations += operations
+        row_stride, column_stride, delay = lattice.row_step, lattice.column_step, lattice.delay
+        if lattice.kind == PIXEL and kind == ROW:
+            first = lattice.column_step * lattice.box[2] + lattice.delay
+            row_stride, column_stride, delay = lattice.row_step // self.order.row_length, 0, first // self.order.row_length
+        elif kind == PIXEL:
+            row_stride = row_stride // self.order.row_length
+        return Code(
+            kind, level, row_stride, column_stride, delay, *lattice.box,
+            segment0, len(program.segments), -1 if weight is None else weight, bias, accumulator, parts, lanes,
+            operation0, len(program.operations), registers,
+        )  # fmt: skip
+
+    def _split_terms(self, group: Group) -> tuple[list[int], list[int]]:
+        """Terms by number: those that wait for the step, and those that the row's start can sum."""
+        task = group.contractions[0]
+        lattice = group.lattice
+        numbers = [n for n, a in enumerate(task.lattice.operands) if a is not None]
+        order = self.order
+        if lattice.kind != PIXEL or order.length == order.row_length or not order.regular or lattice.row_step % order.row_length:
+            return numbers, []
+        first = lattice.row_step * lattice.q + lattice.column_step * lattice.w.min() + lattice.delay
+        starts = 2 * (first // order.row_length * order.row_length)
+        now, early = [], []
+        for n in numbers:
+            address, piece = task.lattice.operands[n], task.run.terms[n].piece
+            (early if self._computed_by(piece, address, lattice, starts) else now).append(n)
+        return now, early
+
+    def _computed_by(self, piece: Piece, address: Address, lattice: Lattice, phases: np.ndarray) -> bool:
+        if piece.node.kind in ("constant", "context"):
+            return True
+        q0, q1, w0, w1 = address.box
+        inside = (lattice.q >= q0) & (lattice.q < q1) & (lattice.w >= w0) & (lattice.w < w1)
+        positions = address.a * lattice.q[inside] + address.b * lattice.w[inside] + address.c
+        for run in piece.source_runs():
+            at = written(self.placed[piece.node], piece.node.runs.index(run), self.event)
+            if (at[positions] > phases[inside]).any():
+                return False
+        return True
+
+    def _emit_partial(self, group: Group, early: list[int], bias: int) -> tuple[Code, int]:
+        """The taps that are there when the row starts, for the whole row at once; returns the code and the accumulator."""
+        lattice, parts, lanes = group.lattice, len(group.contractions), group.lanes
+        q0, q1, w0, w1 = lattice.box
+        width = w1 - w0
+        first = lattice.column_step * w0 + lattice.delay
+        wraps = first % self.order.row_length + lattice.column_step * (width - 1) >= self.order.row_length
+        buffer = self._state_buffer(parts * lanes, width * (2 if wraps else 1))
+        address = Address(width, 1, -w0 - width * q0, 0, lattice.box)
+        segments, weight = self._segments(group.contractions, early, lattice)
+        operations = []
+        for part in range(parts):
+            operand = self._operand(buffer, address, part * lanes, 1, lanes, lattice)
+            operations.append(Operation(OPCODE["store"], 0, part, operand))
+        level = 0
+        task = group.contractions[0]
+        for n in early:
+            piece = task.run.terms[n].piece
+            if piece.node.kind == "computed":
+                for run in piece.source_runs():
+                    for source in self.tasks[piece.node, piece.node.runs.index(run)]:
+                        if source.lattice.kind == ROW:
+                            level = max(level, source.group.level + 1)
+        code = self._code(lattice, ROW, level, segments, weight, bias, -1, parts, lanes, operations, parts)
+        return code, self._operand(buffer, address, 0, 1, parts * lanes, lattice)
+
+    def _segments(self, contractions: list[Task], numbers: list[int], lattice: Lattice) -> tuple[list[Segment], int | None]:
+        """Segments of the chosen terms (neighbouring channel runs merged) and the weight matrix that they meet."""
+        task = contractions[0]
+        merged: list[list] = []  # [term, address, length, rows]
+        for n in numbers:
+            term, address = task.run.terms[n], task.lattice.operands[n]
+            piece, last = term.piece, merged[-1] if merged else None
+            if (
+                last is not None
+                and not term.index
+                and not last[0].index
+                and last[0].piece.node is piece.node
+                and piece.stride == last[0].piece.stride == 1
+                and last[1].slot + last[2] == address.slot
+                and (last[1].a, last[1].b, last[1].c, last[1].box) == (address.a, address.b, address.c, address.box)
+            ):
+                last[2] += piece.length
+                last[3] = np.concatenate([last[3], term.weight_rows])
+            else:
+                merged.append([term, address, piece.length, term.weight_rows])
+        if not merged:
+            return [], None
+        segments, row = [], 0
+        for term, address, length, rows in merged:
+            buffer = self._buffer(term.piece.node)
+            count = 1 if term.index else length
+            operand = self._operand(buffer, address, address.slot, term.piece.stride, count, lattice)
+            segments.append(Segment(operand, INDEX if term.index else DENSE, row, len(rows)))
+            row += len(rows)
+        rows = np.concatenate([m[3] for m in merged])
+        return segments, self._weight([(t.run.matrix, rows, t.run.columns) for t in contractions])
+
+    def _weight(self, parts: list[tuple[Recipe, np.ndarray, np.ndarray]]) -> int:
+        key = tuple((r.sources, id(r) if not r.sources else None, rows.tobytes(), columns.tobytes()) for r, rows, columns in parts)
+        shared = self._known_weights.get(key)
+        values = None
+        if shared is not None:
+            values = _weight_block(parts, self.graph.constants)
+            record = self.program.weight_table[shared]
+            start, recipe_parts = next(p for p in self.weight_parts if p[0] == record.offset)
+            if torch.equal(values, _weight_block(recipe_parts, self.graph.constants)):
+                return shared
+        rows, columns = len(parts[0][1]), sum(len(c) for _, _, c in parts)
+        self.program.weight_table.append(Weight(self.weights_size, rows, columns))
+        self.weight_parts.append((self.weights_size, parts))
+        self.weights_size += rows * columns
+        self._known_weights[key] = len(self.program.weight_table) - 1
+        return len(self.program.weight_table) - 1
+
+    def _lane_program(self, group: Group, parts: int) -> tuple[list[Operation], int]:
+        operations: list[Operation] = []
+        for number, task in enumerate(group.contractions):
+            task.register = number
+        free = parts
+
+        def load(piece: Piece, address: Address, lattice: Lattice) -> int:
+            nonlocal free
+            operand = self._operand(self._buffer(piece.node), address, address.slot, piece.stride, group.lanes, lattice)
+            operations.append(Operation(OPCODE["load"], free, operand))
+            free += 1
+            return free - 1
+
+        for task in group.tasks:
+            run = task.run
+            if run.terms is None:
+                addresses = iter(task.lattice.operands)
+                arguments = []
+                for pieces in run.operands:
+                    value = None
+                    for piece in pieces:
+                        address = next(addresses)
+                        if address is None:
+                            continue
+                        source = self._register_source(task, piece, address)
+                        register = source.register if source is not None else load(piece, address, task.lattice)
+                        if value is not None:
+                            operations.append(Operation(OPCODE["add"], free, value, register))
+                            register, free = free, free + 1
+                        value = register
+                    if value is None:
+                        operations.append(Operation(OPCODE["const"], free))
+                        value, free = free, free + 1
+                    arguments.append(value)
+                if run.opcode in REDUCTIONS:
+                    arguments.append(int(run.x))
+                operations.append(Operation(OPCODE[run.opcode], free, *arguments, x=run.x, y=run.y))
+                task.register, free = free, free + 1
+            if task.stored:
+                target = task.lattice.target
+                address = Address(target.a, target.b, target.c, run.slot, task.lattice.box)
+                operand = self._operand(self.buffers[task.node], address, run.slot, 1, run.length, task.lattice)
+                operations.append(Operation(OPCODE["store"], 0, task.register, operand))
+        return operations, free
+
+    def _emit_draw(self, draw: DrawSite) -> None:
+        program, lattice = self.program, draw.lattice
+        first = len(program.operands)
+        for piece, address in zip(draw.pieces, lattice.operands, strict=True):
+            self._operand(self._buffer(piece.node), address, address.slot, piece.stride, piece.length, lattice)
+        last = len(program.operands)
+        target = lattice.target
+        for channel in range(draw.channels):
+            if self.order.name == "features":
+                address = Address(0, 0, 0, int(draw.positions[0]), lattice.box)
+            else:
+                address = Address(target.a, target.b, target.c + self.shift, draw.channel0 + channel, lattice.box)
+            self._operand(self.buffers[self.event], address, address.slot, 1, 1, lattice)
+        row_stride = lattice.row_step // self.order.row_length
+        program.draws.append(
+            Draw(
+                row_stride, lattice.column_step, lattice.delay, *lattice.box, first, last, target.a, target.b, target.c,
+                draw.channel0, draw.channels, last, len(program.operands),
+            )  # fmt: skip
+        )
+
+    def _filler(self) -> Callable[[Constants], tuple[Tensor, Tensor]]:
+        weights_size, constants_size = self.weights_size, self.constants_size
+        weight_parts, constant_parts, table = self.weight_parts, self.constant_parts, self.program.weight_table
+
+        def fill(constants: Constants) -> tuple[Tensor, Tensor]:
+            weights, values = torch.zeros(weights_size), torch.zeros(constants_size)
+            for (offset, parts), record in zip(weight_parts, table, strict=True):
+                block = _weight_block(parts, constants)
+                weights[offset : offset + record.rows * record.columns] = block.reshape(-1)
+            for offset, recipe, columns in constant_parts:
+                flat = recipe(constants).reshape(-1)
+                flat = flat if columns is None else flat[torch.from_numpy(columns)]
+                values[offset : offset + flat.numel()] = flat
+            return weights, values
+
+        return fill
+
+
+def _same_phase(reader: Lattice, address: Address, source: Lattice) -> bool:
+    q0, q1, w0, w1 = address.box
+    inside = (reader.q >= q0) & (reader.q < q1) & (reader.w >= w0) & (reader.w < w1)
+    positions = address.a * reader.q[inside] + address.b * reader.w[inside] + address.c
+    phases = reader.phases[inside]
+    size = int(max(positions.max(initial=0), source.positions.max())) + 1
+    table = np.full(size, -2, np.int64)
+    table[source.positions] = source.phases
+    return bool((table[positions] == phases).any())
+
+
+def _same_terms(a: list[Term], b: list[Term]) -> bool:
+    if a is b:
+        return True
+    return len(a) == len(b) and all(
+        s.index == t.index
+        and s.piece.node is t.piece.node
+        and s.piece.length == t.piece.length
+        and s.piece.stride == t.piece.stride
+        and len(s.weight_rows) == len(t.weight_rows)
+        and np.array_equal(s.piece.rows, t.piece.rows)
+        and np.array_equal(s.piece.slots, t.piece.slots)
+        and np.array_equal(s.weight_rows, t.weight_rows)
+        for s, t in zip(a, b, strict=True)
+    )
+
+
+def _weight_block(parts: list[tuple[Recipe, np.ndarray, np.ndarray]], constants: Constants) -> Tensor:
+    return torch.cat([r(constants)[torch.from_numpy(rows)][:, torch.from_numpy(columns)] for r, rows, columns in parts], 1)
+
+
+def _joined_bias(recipes: list[Recipe | None], columns: list[np.ndarray]) -> Recipe:
+    counts = [0 if r is None else len(r.sources) for r in recipes]
+
+    def function(*sources: Tensor) -> Tensor:
+        parts, start = [], 0
+        for recipe, chosen, count in zip(recipes, columns, counts, strict=True):
+            if recipe is None:
+                parts.append(torch.zeros(len(chosen)))
+            else:
+                parts.append(recipe.function(*sources[start : start + count]).float()[torch.from_numpy(chosen)])
+            start += count
+        return torch.cat(parts)
+
+    return Recipe(tuple(s for r in recipes if r is not None for s in r.sources), function)

@@ -1,0 +1,113 @@
+"""Data movement: the operator itself, applied to ids."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from fastgen.generate.graph import Constant, Graph, Value
+from fastgen.generate.rules.registry import register_rule
+
+aten = torch.ops.aten
+
+
+def moved(graph: Graph, operator, *args, **kwargs):
+    """``operator`` on ids; constants become ids too."""
+
+    def ids(argument):
+        if isinstance(argument, Value):
+            return argument.ids
+        return graph.constant_ids(argument.tensor) if isinstance(argument, Constant) else argument
+
+    result = operator(*tree_map(ids, args), **tree_map(ids, kwargs))
+    return tree_map(lambda r: Value(r) if isinstance(r, Tensor) else r, result)
+
+
+def _register(*operators) -> None:
+    for operator in operators:
+        register_rule(operator)(lambda graph, *args, _op=operator, **kwargs: moved(graph, _op, *args, **kwargs))
+
+
+_register(
+    aten.alias.default, aten.cat.default, aten.stack.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.t.default,
+    aten.expand.default, aten.expand_as.default, aten.view_as.default, aten.slice.Tensor, aten.select.int,
+    aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int, aten.squeeze.default,
+    aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.flatten.using_ints, aten.unflatten.int,
+    aten.narrow.default, aten.flip.default, aten.roll.default, aten.repeat.default, aten.tile.default,
+    aten.repeat_interleave.self_int, aten.movedim.int, aten.movedim.intlist, aten.swapaxes.default,
+    aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.as_strided.default,
+    aten.unfold.default, aten.diagonal.default, aten.select_scatter.default, aten.slice_scatter.default,
+    aten.tril.default, aten.triu.default, aten.rot90.default, aten.broadcast_to.default, aten.numpy_T.default,
+)  # fmt: skip
+
+
+@register_rule(aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default)
+def view(graph: Graph, x: Value, shape, *_) -> Value:
+    return Value(x.ids.reshape(shape))
+
+
+@register_rule(
+    aten.clone.default, aten.contiguous.default, aten.detach.default, aten.detach_.default, aten.lift_fresh_copy.default,
+    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.to.device,
+)  # fmt: skip
+def same(graph: Graph, x: Value, *_, **__) -> Value:
+    """Copies, and dropout, which does nothing in eval."""
+    return x
+
+
+def _through_float(operator):
+    """For operators without an integer kernel; ids are exact in float64."""
+
+    def rule(graph: Graph, x: Value, *args, **kwargs) -> Value:
+        return Value(operator(x.ids.double(), *args, **kwargs).long())
+
+    return rule
+
+
+for _operator in (
+    aten.im2col.default,
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_nearest3d.vec,
+    aten.upsample_nearest1d.default,
+    aten.upsample_nearest2d.default,
+):
+    register_rule(_operator)(_through_float(_operator))
+
+
+@register_rule(aten.pad.default, aten.constant_pad_nd.default)
+def pad(graph: Graph, x: Value, padding, mode="constant", value=None) -> Value:
+    if not isinstance(mode, str):  # constant_pad_nd has no mode
+        mode, value = "constant", mode
+    if mode != "constant":
+        return Value(aten.pad.default(x.ids.double(), padding, mode).long())
+    fill = graph.constant_ids(torch.tensor(float(value or 0.0))).item()
+    return Value(torch.nn.functional.pad(x.ids, padding, value=fill))
+
+
+@register_rule(aten.index.Tensor)
+def index(graph: Graph, x: Value, indices) -> Value:
+    return Value(aten.index.Tensor(x.ids, [i.tensor if isinstance(i, Constant) else i for i in indices]))
+
+
+@register_rule(aten.index_select.default, aten.gather.default)
+def index_select(graph: Graph, x: Value, dim: int, where: Constant, **_) -> Value:
+    if x.ids.dim() == where.tensor.dim() and where.tensor.dim() > 1:
+        return Value(torch.gather(x.ids, dim, where.tensor))
+    return Value(torch.index_select(x.ids, dim, where.tensor))
+
+
+@register_rule(
+    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.new_zeros.default, aten.new_ones.default,
+    aten.new_full.default, aten.fill.Scalar, aten.fill.Tensor,
+)  # fmt: skip
+def filled(graph: Graph, x: Value, *args, operator, **_) -> Constant:
+    """Constants that only take their shape from a value."""
+    name = operator._schema.name.split("::")[1]
+    size = args[0] if name.startswith("new_") else x.shape
+    if name in ("full_like", "new_full", "fill"):
+        fill = args[-1].tensor.item() if isinstance(args[-1], Constant) else args[-1]
+    else:
+        fill = 1.0 if "ones" in name else 0.0
+    return Constant.literal(torch.full(tuple(size), float(fill)))

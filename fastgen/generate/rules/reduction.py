@@ -1,0 +1,168 @@
+"""Reductions, softmax and norms, over channels."""
+
+from __future__ import annotations
+
+import torch
+
+from fastgen.generate.errors import UnsupportedOperator
+from fastgen.generate.graph import Constant, Graph, Value, derive
+from fastgen.generate.rules.registry import register_rule
+from fastgen.generate.rules.elementwise import add, mul
+
+aten = torch.ops.aten
+_FOLD = {"sum": "add", "amax": "max", "amin": "min"}
+
+
+def over(graph: Graph, opcode: str, x: Value, dim: int, group: int | None = None) -> Value:
+    """Reduce groups of ``group`` neighbours (all, by default) along ``dim``; the result keeps the shape, broadcast."""
+    dim = dim % x.ids.dim()
+    size = x.shape[dim]
+    if size == 1:
+        return x
+    table = x.ids.movedim(dim, -1).reshape(-1, size)
+    runs = graph.channel_runs([table])
+    if len(runs) > 64:
+        raise UnsupportedOperator(graph, f"a reduction over {size} elements that are not the channels of one position")
+    if len(runs) > 1 or runs[0][2] != (1,):
+        x = graph.map("addc", x, x=0.0, channel=dim)
+    return graph.map(opcode, x, x=float(group or size), channel=dim)
+
+
+def reduce(graph: Graph, opcode: str, x: Value, dims, keepdim: bool) -> Value:
+    rank = x.ids.dim()
+    dims = [dims] if isinstance(dims, int) else list(dims)
+    dims = sorted({d % rank for d in dims}) if dims else list(range(rank))
+    for dim in dims:
+        lines = x.ids.movedim(dim, -1).reshape(-1, x.shape[dim])
+        if x.shape[dim] <= 64 and len(graph.channel_runs([lines])) == x.shape[dim] > 1:
+            parts = x.ids.split(1, dim)  # elements of different positions, or of different tensors: one by one
+            x = Value(parts[0])
+            for part in parts[1:]:
+                x = graph.map(_FOLD[opcode], x, Value(part))
+        else:
+            x = Value(over(graph, opcode, x, dim).ids.narrow(dim, 0, 1))
+    return x if keepdim else Value(x.ids.squeeze(dims))
+
+
+def _count(x: Value, dims) -> int:
+    rank = x.ids.dim()
+    dims = [dims] if isinstance(dims, int) else (list(dims) if dims else range(rank))
+    return int(torch.tensor([x.shape[d % rank] for d in dims]).prod())
+
+
+@register_rule(aten.sum.dim_IntList)
+def sum_(graph: Graph, x: Value, dims, keepdim: bool = False, **_) -> Value:
+    return reduce(graph, "sum", x, dims, keepdim)
+
+
+@register_rule(aten.mean.dim)
+def mean(graph: Graph, x: Value, dims, keepdim: bool = False, **_) -> Value:
+    return mul(graph, reduce(graph, "sum", x, dims, keepdim), 1.0 / _count(x, dims))
+
+
+@register_rule(aten.sum.default)
+def sum_all(graph: Graph, x: Value, **_) -> Value:
+    return reduce(graph, "sum", x, None, False)
+
+
+@register_rule(aten.mean.default)
+def mean_all(graph: Graph, x: Value, **_) -> Value:
+    return mean(graph, x, None)
+
+
+@register_rule(aten.amax.default)
+def amax(graph: Graph, x: Value, dims=(), keepdim: bool = False) -> Value:
+    return reduce(graph, "amax", x, dims, keepdim)
+
+
+@register_rule(aten.amin.default)
+def amin(graph: Graph, x: Value, dims=(), keepdim: bool = False) -> Value:
+    return reduce(graph, "amin", x, dims, keepdim)
+
+
+@register_rule(aten.max.dim)
+def max_dim(graph: Graph, x: Value, dim: int, keepdim: bool = False):
+    return amax(graph, x, dim, keepdim), None
+
+
+@register_rule(aten.var.correction, aten.var.dim)
+def var(graph: Graph, x: Value, dims=None, unbiased=True, keepdim: bool = False, *, correction=None) -> Value:
+    correction = int(unbiased) if correction is None else correction
+    centred = graph.map("sub", x, mean(graph, x, dims, True))
+    squares = reduce(graph, "sum", graph.map("mul", centred, centred), dims, keepdim)
+    return mul(graph, squares, 1.0 / (_count(x, dims) - correction))
+
+
+@register_rule(aten.std.correction, aten.std.dim)
+def std(graph: Graph, x: Value, dims=None, unbiased=True, keepdim: bool = False, *, correction=None) -> Value:
+    return graph.map("sqrt", var(graph, x, dims, unbiased, keepdim, correction=correction))
+
+
+@register_rule(aten.linalg_vector_norm.default)
+def vector_norm(graph: Graph, x: Value, order=2, dims=None, keepdim: bool = False, **_) -> Value:
+    if order != 2:
+        raise UnsupportedOperator(graph, f"a vector norm of order {order}")
+    return graph.map("sqrt", reduce(graph, "sum", graph.map("mul", x, x), dims, keepdim))
+
+
+@register_rule(aten.softmax.int, aten._softmax.default)
+def softmax(graph: Graph, x: Value, dim: int, *_, **__) -> Value:
+    exp = graph.map("exp", graph.map("sub", x, over(graph, "amax", x, dim)))
+    return graph.map("div", exp, over(graph, "sum", exp, dim))
+
+
+@register_rule(aten.log_softmax.int, aten._log_softmax.default)
+def log_softmax(graph: Graph, x: Value, dim: int, *_, **__) -> Value:
+    shifted = graph.map("sub", x, over(graph, "amax", x, dim))
+    return graph.map("sub", shifted, graph.map("log", over(graph, "sum", graph.map("exp", shifted), dim)))
+
+
+@register_rule(aten.logsumexp.default)
+def logsumexp(graph: Graph, x: Value, dims, keepdim: bool = False) -> Value:
+    peak = reduce(graph, "amax", x, dims, True)
+    total = reduce(graph, "sum", graph.map("exp", graph.map("sub", x, peak)), dims, True)
+    out = graph.map("add", peak, graph.map("log", total))
+    return out if keepdim else Value(out.ids.squeeze(dims))
+
+
+def _normalise(graph: Graph, x: Value, dim: int, group: int, eps: float) -> Value:
+    centred = graph.map("sub", x, mul(graph, over(graph, "sum", x, dim, group), 1.0 / group))
+    variance = mul(graph, over(graph, "sum", graph.map("mul", centred, centred), dim, group), 1.0 / group)
+    return graph.map("mul", centred, graph.map("rsqrt", graph.map("addc", variance, x=eps)))
+
+
+def _affine(graph: Graph, x: Value, weight: Constant | None, bias: Constant | None, shape) -> Value:
+    if weight is not None:
+        x = mul(graph, x, derive(lambda w: w.reshape(shape), weight))
+    return x if bias is None else add(graph, x, derive(lambda b: b.reshape(shape), bias))
+
+
+@register_rule(aten.layer_norm.default)
+def layer_norm(graph: Graph, x: Value, shape, weight=None, bias=None, eps: float = 1e-5, *_) -> Value:
+    if len(shape) != 1:
+        raise UnsupportedOperator(graph, f"layer_norm over {tuple(shape)}: it normalises over positions; normalise over channels only")
+    return _affine(graph, _normalise(graph, x, -1, shape[0], eps), weight, bias, (-1,))
+
+
+@register_rule(aten.native_layer_norm.default)
+def native_layer_norm(graph: Graph, x: Value, shape, weight, bias, eps: float):
+    return layer_norm(graph, x, shape, weight, bias, eps), None, None
+
+
+@register_rule(aten.rms_norm.default)
+def rms_norm(graph: Graph, x: Value, shape, weight=None, eps=None) -> Value:
+    if len(shape) != 1:
+        raise UnsupportedOperator(graph, f"rms_norm over {tuple(shape)}: it normalises over positions; normalise over channels only")
+    squares = mul(graph, over(graph, "sum", graph.map("mul", x, x), -1), 1.0 / shape[0])
+    eps = torch.finfo(torch.float32).eps if eps is None else eps
+    return _affine(graph, graph.map("mul", x, graph.map("rsqrt", add(graph, squares, eps))), weight, None, (-1,))
+
+
+@register_rule(aten.group_norm.default)
+def group_norm(graph: Graph, x: Value, groups: int, weight=None, bias=None, eps: float = 1e-5, *_) -> Value:
+    if x.ids[0, 0].numel() > 1:
+        raise UnsupportedOperator(graph, "group_norm over positions; it may normalise over the channels of one position only")
+    shape = (1, -1, *[1] * (x.ids.dim() - 2))
+    return _affine(graph, _normalise(graph, x, 1, x.shape[1] // groups, eps), weight, bias, shape)
+
+
