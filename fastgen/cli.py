@@ -33,14 +33,22 @@ def main(argv: list[str] | None = None) -> int:
             rest
         )
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == "fastgen":
-            raise
-        extra = "dev" if error.name.startswith("pytest") else "zoo"
-        return _fail(f"{command} needs {error.name}: pip install 'fastgen-kernels[{extra}]'")
+        return report_missing(f"fastgen {command}", error)
+    except SystemExit as stopped:  # from tyro: after --help, or a command line that it cannot parse
+        return int(stopped.code or 0)
     except KeyboardInterrupt:
         return INTERRUPTED
     except (ValueError, OSError) as error:
         return _fail(str(error))
+
+
+def report_missing(what: str, error: ModuleNotFoundError) -> int:
+    """Says which extra brings the module that ``what`` lacks; raises the error again if none does."""
+    module = (error.name or "").split(".")[0]
+    if module in ("", "fastgen"):
+        raise error
+    extra = "dev" if module == "pytest" else "zoo"
+    return _fail(f"{what} needs {module}: pip install 'fastgen-kernels[{extra}]'")
 
 
 def _fail(message: str) -> int:

@@ -36,3 +36,16 @@ def save_sheet(path: Path, levels: Tensor, count: int, columns: int | None = Non
     from PIL import Image
 
     Image.fromarray(arrange(to_pixels(levels, count), columns)).save(path)
+
+
+def save_panels(path: Path, panels: dict[str, Tensor], count: int, title: str) -> None:
+    """Sheets of levels ``[N, C, H, W]`` side by side, each under its caption, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(panels), 4.9), layout="constrained", dpi=120)
+    figure.suptitle(title, fontsize=12)
+    for axis, (caption, levels) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        axis.imshow(arrange(to_pixels(levels, count), gap=6), interpolation="none")
+        axis.set_title(caption, fontsize=11)
+        axis.axis("off")
+    figure.savefig(path)

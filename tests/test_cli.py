@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastgen import cli
+from fastgen.models import list_models
+
+ROOT = Path(__file__).parents[1]
+MODEL = ["--model", "gated_pixelcnn", "--set", "layers=2", "channels=8", "kernel_size=3", "head_channels=8"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("data") / "pictures.npz"
+    images = np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8)
+    np.savez(path, images=images, labels=np.arange(30) % 3, classes=np.array(["ant", "bee", "cat"]))
+    return str(path)
+
+
+def _options(pictures: str, output: Path, *more: str) -> list[str]:
+    fixed = ["--batch-size", "8", "--accelerator", "cpu", "--samples", "0", "--no-progress", "--threads", "1"]
+    return ["train", "--output", str(output), "--data.source", pictures, "--data.levels", "8", *MODEL, *fixed, *more]
+
+
+@pytest.fixture(scope="module")
+def run(pictures, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "run"
+    assert cli.main(_options(pictures, output, "--steps", "3", "--conditional")) == 0
+    return output
+
+
+def test_help_and_unknown_commands(capsys):
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in cli.COMMANDS)
+    assert cli.main([]) == 2
+    assert cli.main(["trane"]) == 2
+    assert "no command 'trane'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "bench"])
+def test_every_command_explains_its_options(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    assert f"fastgen {command}" in capsys.readouterr().out
+
+
+def test_info_says_what_is_there(capsys):
+    assert cli.main(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert torch.__version__ in shown
+    assert all(name in shown for name in list_models())
+
+
+@pytest.mark.parametrize(
+    ("command", "module"), [("train", "tyro"), ("train", "lightning_fabric"), ("evaluate", "tqdm")]
+)
+def test_a_missing_extra_is_named(command, module, tmp_path):
+    code = f"import sys; sys.modules[{module!r}] = None; from fastgen.cli import main; sys.exit(main(sys.argv[1:]))"
+    where = ["--output" if command == "train" else "--run", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, command, *where],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"fastgen: fastgen {command} needs {module}: pip install 'fastgen-kernels[zoo]'\n"
+
+
+def test_train_reports_test_and_baseline(pictures, tmp_path, capsys):
+    assert cli.main(_options(pictures, tmp_path / "new", "--steps", "2")) == 0
+    shown = capsys.readouterr().out
+    assert "trivial baseline, independent histogram of each pixel" in shown
+    assert "\ntest " in shown
+
+
+def test_evaluate_gives_what_training_reported(run, capsys):
+    assert cli.main(["evaluate", "--run", str(run), "--batch-size", "8", "--no-progress"]) == 0
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"test: {last['test']:.4f} +- {last['standard_error']:.4f} bits/dim" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--output", "{run}"], "is not empty: --resume continues the run in it, --overwrite replaces it"),
+        (["train", "--output", "{run}", "--resume", "--seed", "9"], "was started with another seed"),
+        (["train", "--output", "{new}", "--resume"], "nothing to resume"),
+        (["train", "--output", "{new}", "--steps", "0"], "steps is 0; 1 or more is allowed"),
+        (["train", "--output", "{new}", "--data.source", "nowhere"], "'nowhere' is neither"),
+        (["train", "--output", "{new}", "--model", "wavnet"], "must be one of"),
+        (["train", "--output", "{new}", "--devices", "2", "--batch-size", "3"], "a multiple of the 2 processes"),
+        (["evaluate", "--run", "{new}"], "is no run directory with a model"),
+        (["evaluate", "--run", "{run}", "--examples", "0"], "1 or more is allowed"),
+        (["sample", "--run", "{new}"], "is no run directory with a model"),
+        (["sample", "--run", "{run}", "--count", "0"], "count 0"),
+        (["sample", "--run", "{run}", "--label", "dog"], "label is 'dog'; ant, bee, cat are allowed"),
+        (["sample", "--run", "{run}", "--known-rows", "4"], "at most 3 are allowed"),
+        (["sample", "--run", "{run}", "--prompt-seconds", "1"], "prompt and prompt_seconds are for audio"),
+        (["sample", "--run", "{run}", "--prompt", "none.wav"], "prompt none.wav is not a file"),
+    ],
+)
+def test_wrong_requests_are_refused_in_words(run, tmp_path, capsys, arguments, message):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    status = cli.main([argument.format(run=run, new=tmp_path / "new") for argument in arguments])
+    assert status in (1, 2)
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "new").exists()
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def _start(arguments: list[str], folder: Path, rows: int) -> subprocess.Popen:
+    """Starts the command line in a process of its own and waits until it has logged so many steps."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastgen.cli", *arguments],
+        env=environment,
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = Path(arguments[arguments.index("--output") + 1]) / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.read_text().count("\n") >= rows):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def test_kill_and_ctrl_c_lose_nothing(pictures, tmp_path, capsys):
+    intervals = ["--log-interval", "1", "--checkpoint-interval", "5", "--evaluate-interval", "1000"]
+    output = tmp_path / "run"
+    command = _options(pictures, output, "--steps", "100000", *intervals)
+    killed = _start(command, tmp_path, rows=8)
+    killed.kill()
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    reached = torch.load(output / "checkpoint" / "last.pt", weights_only=True)["step"]
+    assert reached >= 5
+
+    resumed = ["train", "--output", str(output), "--resume", "--no-progress"]
+    stopped = _start([*resumed, "--steps", "100000"], tmp_path, rows=reached + 10)
+    stopped.send_signal(signal.SIGINT)
+    _, errors = stopped.communicate(timeout=60)
+    assert stopped.returncode == cli.INTERRUPTED
+    assert f"to continue: fastgen train --output {output} --resume" in errors
+    state = torch.load(output / "checkpoint" / "last.pt", weights_only=True)
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train" in row] == list(range(1, state["step"] + 1))
+
+    assert cli.main([*resumed, "--steps", str(state["step"] + 2)]) == 0
+    assert f"resumed at step {state['step']}" in capsys.readouterr().out
