@@ -13,23 +13,24 @@ enum class Format { float32, bfloat16, int8 };
 constexpr int kTile = 16;  // outputs that are packed side by side, whatever the width of a vector
 constexpr int kFormats = 3;
 
-// Sums of a block of one or two tiles, for a number of items.
+// Sums of consecutive tiles for a number of items. Tiles are packed in blocks of two; an odd last one is a block alone.
 //
-// K inputs are cut into `chains` = 4 / tiles chains: chain c sums the inputs k = c, c + chains, ... one after the other from
-// zero, each with one fma. The result is ((out + scale chain 0) + scale chain 1) + ..., again by fma. This order is all that
-// the value depends on: not the number of items, not the instruction set.
+// The inputs of a block are cut into `chains` = 4 / tiles of the block: chain c sums the inputs k = c, c + chains, ... one after
+// the other from zero, each with one fma. The result is ((start + scale chain 0) + scale chain 1) + ..., again by fma. This
+// order is all that the value depends on: not the number of items, not the instruction set.
 //
-// A step holds, chain by chain and in it tile by tile, 16 weights: 64 float32; or 32 words, each the bfloat16 weights of two
-// neighbouring chains (the even one in the low half); or 64 int8.
+// A block is a run of steps. A step holds, chain by chain and in it tile by tile, 16 weights: 64 float32; or 32 words, each the
+// bfloat16 weights of two neighbouring chains (the even one in the low half); or 64 int8.
 struct PanelTask {
-  const float* const* x;  // one pointer an item to steps * chains inputs
+  const float* const* x;  // one pointer an item to `inputs` values, followed by zeros up to a multiple of 4
   int items;
-  const void* weights;
-  std::int64_t steps;
-  int tiles;
-  const float* scale;  // [tiles * 16]; read for int8 only
-  float* out[2];       // the tiles' outputs of the first item: start values in, sums out
-  std::ptrdiff_t out_stride;
+  std::int64_t inputs;
+  const void* weights;  // of the first block
+  const float* scale;   // [tiles * 16]; read for int8 only
+  std::int64_t tiles, parts;
+  // tile parts * i + p of item m: start values in, sums out, at out + 16 i + p * part_stride + m * item_stride
+  float* out;
+  std::ptrdiff_t part_stride, item_stride;
 };
 
 // dst = f(a, b, c, x, y) for n lanes, n a multiple of 16.

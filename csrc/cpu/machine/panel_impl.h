@@ -56,15 +56,21 @@ inline void load_weights(const unsigned char* step, int first, int all, Float (&
   }
 }
 
+// One block for all items.
+struct Block {
+  const unsigned char* weights;
+  const float* scale;
+  float* out[2];  // of its tiles, for the first item
+};
+
 template <Format F, int M, int C, int V>
-void sum_panel(const PanelTask& task, int item, int first) {
+inline void sum_panel(const PanelTask& task, const Block& block, int item, int first) {
   constexpr int all = kVectors * 4 / C;
   const float* x[M];
   for (int m = 0; m < M; ++m) x[m] = task.x[item + m];
   Float sum[M][C][V] = {};
-  const unsigned char* step = static_cast<const unsigned char*>(task.weights);
-  const std::int64_t inputs = task.steps * C;
-  for (std::int64_t k = 0; k < inputs; k += C, step += kStepBytes<F>) {
+  const unsigned char* step = block.weights;
+  for (std::int64_t k = 0; k < task.inputs; k += C, step += kStepBytes<F>) {
 #pragma GCC unroll 4
     for (int line = 0; line < kStepBytes<F>; line += 64) __builtin_prefetch(step + kPrefetch + line);
     Float w[C][V];
@@ -83,9 +89,9 @@ void sum_panel(const PanelTask& task, int item, int first) {
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       const int vector = first + v;
-      float* out = task.out[vector / kVectors] + (item + m) * task.out_stride + vector % kVectors * kWidth;
+      float* out = block.out[vector / kVectors] + (item + m) * task.item_stride + vector % kVectors * kWidth;
       Float total = load(out);
-      const Float scale = F == Format::int8 ? load(task.scale + vector * kWidth) : broadcast(1.0f);
+      const Float scale = F == Format::int8 ? load(block.scale + vector * kWidth) : broadcast(1.0f);
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) total = F == Format::int8 ? fma(sum[m][c][v], scale, total) : total + sum[m][c][v];
       store(out, total);
@@ -93,37 +99,52 @@ void sum_panel(const PanelTask& task, int item, int first) {
 }
 
 template <Format F, int M, int C>
-void sum_items(const PanelTask& task, int item) {
+void sum_items(const PanelTask& task, const Block& block, int item) {
   constexpr int all = kVectors * 4 / C, wanted = M == 1 ? kSingleCuts : kPanelCuts;
   constexpr int cuts = wanted < all ? wanted : all;
-  for (int first = 0; first < all; first += all / cuts) sum_panel<F, M, C, all / cuts>(task, item, first);
+  for (int first = 0; first < all; first += all / cuts) sum_panel<F, M, C, all / cuts>(task, block, item, first);
 }
 
 template <Format F, int C>
-void sum_block(const PanelTask& task) {
+void sum_block(const PanelTask& task, const Block& block) {
   int item = 0;
-  int panels = (task.items + kPanelItems - 1) / kPanelItems;
-  while (item < task.items) {
+  for (int panels = (task.items + kPanelItems - 1) / kPanelItems; panels > 0; --panels) {
     const int size = (task.items - item + panels - 1) / panels;
     switch (size) {
-      case 1: sum_items<F, 1, C>(task, item); break;
-      case 2: sum_items<F, 2, C>(task, item); break;
-      case 3: sum_items<F, 3, C>(task, item); break;
-      case 4: if constexpr (kPanelItems > 3) sum_items<F, 4, C>(task, item); break;
-      case 5: if constexpr (kPanelItems > 3) sum_items<F, 5, C>(task, item); break;
-      case 6: if constexpr (kPanelItems > 3) sum_items<F, 6, C>(task, item); break;
+      case 1: sum_items<F, 1, C>(task, block, item); break;
+      case 2: sum_items<F, 2, C>(task, block, item); break;
+      case 3: sum_items<F, 3, C>(task, block, item); break;
+      case 4: if constexpr (kPanelItems > 3) sum_items<F, 4, C>(task, block, item); break;
+      case 5: if constexpr (kPanelItems > 3) sum_items<F, 5, C>(task, block, item); break;
+      case 6: if constexpr (kPanelItems > 3) sum_items<F, 6, C>(task, block, item); break;
     }
     item += size;
-    --panels;
   }
 }
 
 template <Format F>
 void panel(const PanelTask& task) {
-  if (task.tiles == 2) {
-    sum_block<F, 2>(task);
-  } else {
-    sum_block<F, 4>(task);
+  Block block{static_cast<const unsigned char*>(task.weights), task.scale, {}};
+  std::ptrdiff_t part = 0;
+  float* column = task.out;  // of the lane tile
+  for (std::int64_t tile = 0; tile < task.tiles; tile += 2) {
+    const int tiles = tile + 1 < task.tiles ? 2 : 1;
+    for (int i = 0; i < tiles; ++i) {
+      block.out[i] = column + part * task.part_stride;
+      if (++part == task.parts) {
+        part = 0;
+        column += kTile;
+      }
+    }
+    if (tiles == 2 && task.items == 1) {
+      sum_items<F, 1, 2>(task, block, 0);
+    } else if (tiles == 2) {
+      sum_block<F, 2>(task, block);
+    } else {
+      sum_block<F, 4>(task, block);
+    }
+    block.weights += (task.inputs + 1) / 2 * kStepBytes<F>;
+    if (F == Format::int8) block.scale += 2 * kTile;
   }
 }
 

@@ -101,7 +101,7 @@ void Worker::execute(int number, const Cell* cells, std::int64_t count, const Sh
   tile.lanes = std::min(code.lanes - tile.lane0, tile.width);
   tile.run = &run;
   tile.step = step;
-  const std::int64_t together = std::max<std::int64_t>(1, code.chunk / samples);
+  const std::int64_t together = samples == 1 ? code.chunk : std::max<std::int64_t>(1, code.chunk / samples);
   for (std::int64_t cell = 0; cell < count; cell += together) {
     tile.cells = cells + cell;
     tile.cell_count = std::min(together, count - cell);
@@ -203,34 +203,33 @@ void Worker::multiply(const Tile& tile) {
     }
   }
   const Packed& matrix = weights_.matrix(code.matrix);
-  const std::int64_t tiles = matrix.tiles(), first = tile.lane_tile0 * code.parts, end = tile.lane_tile1 * code.parts;
+  const std::int64_t first = tile.lane_tile0 * code.parts;
   PanelTask task{};
   task.x = x;
   task.items = static_cast<int>(tile.items());
-  task.out_stride = tile.width;
-  for (std::int64_t block = first / 2; block < (end + 1) / 2; ++block) {
-    task.tiles = static_cast<int>(std::min<std::int64_t>(2, tiles - 2 * block));
-    task.weights = weights_.block(matrix, block);
-    task.steps = matrix.steps(task.tiles);
-    task.scale = weights_.scales(matrix, 2 * block);
-    for (int i = 0; i < task.tiles; ++i) {
-      const std::int64_t number = 2 * block + i, lane_tile = number / code.parts, part = number % code.parts;
-      task.out[i] = floats(registers_) + part * tile.register_stride + (lane_tile - tile.lane_tile0) * kTile;
-    }
-    kernels_.panel[static_cast<int>(weights_.format())](task);
-  }
+  task.inputs = code.inputs;
+  task.weights = weights_.block(matrix, first / 2);
+  task.scale = weights_.scales(matrix, first);
+  task.tiles = tile.lane_tile1 * code.parts - first;
+  task.parts = code.parts;
+  task.out = floats(registers_);
+  task.part_stride = tile.register_stride;
+  task.item_stride = tile.width;
+  kernels_.panel[static_cast<int>(weights_.format())](task);
 }
 
 void Worker::apply(const Tile& tile) {
   const PlannedCode& code = *tile.code;
   const std::int64_t items = tile.items(), stride = static_cast<std::int64_t>(code.operands.size());
-  const std::int64_t together = std::max<std::int64_t>(1, kLaneFloats / (tile.width * std::max<std::int64_t>(code.registers, 1)));
+  const std::int64_t floats_of_item = tile.width * code.registers;
+  const std::int64_t together = items * floats_of_item <= kLaneFloats ? items : std::max<std::int64_t>(1, kLaneFloats / floats_of_item);
   for (std::int64_t item0 = 0; item0 < items; item0 += together) {
     const std::int64_t item1 = std::min(items, item0 + together);
+    const std::int64_t cell0 = item0 == 0 ? 0 : item0 / tile.samples, sample0 = item0 - cell0 * tile.samples;
     float* registers = floats(registers_) + item0 * tile.width;
     const std::size_t lanes = static_cast<std::size_t>((item1 - item0) * tile.width);
     const auto each = [&](std::int64_t operand, auto function) {
-      std::int64_t cell = item0 / tile.samples, sample = item0 % tile.samples;
+      std::int64_t cell = cell0, sample = sample0;
       for (std::int64_t item = item0; item < item1; ++item) {
         const Address& address = addresses_[cell * stride + operand];
         if (address.base) {
