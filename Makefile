@@ -13,6 +13,7 @@ ifeq ($(origin PYTHON),undefined)
 else
   ENVIRONMENT := build/installed-$(subst /,-,$(PYTHON))
 endif
+EXTENSION := build/extension-$(subst /,-,$(PYTHON))
 PYTEST := $(PYTHON) -m pytest
 
 .PHONY: demo test test-no-extension test-interpreter bench lint check-cuda clean
@@ -32,32 +33,32 @@ build/installed-%: setup.py pyproject.toml
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
 	@mkdir -p build && touch $@
 
-build/extension: $(SOURCES) $(ENVIRONMENT)
+$(EXTENSION): $(SOURCES) $(ENVIRONMENT)
 	$(PYTHON) -W ignore setup.py --quiet build_ext --inplace
 	@mkdir -p build && touch $@
 
-demo: build/extension
+demo: $(EXTENSION)
 	$(PYTHON) -m fastgen.demo
 
 test: test-no-extension test-interpreter
 	$(PYTEST) -n 2 --dist loadfile
 
 # what must work where nothing could be compiled
-test-no-extension: build/extension
+test-no-extension: $(EXTENSION)
 	FASTGEN_NO_EXTENSION=1 $(PYTEST) -q -rfE tests/ops tests/test_import.py tests/test_layout.py
 
 # TRITON_INTERPRET=1 must be there before the first import of Triton: a process of its own
-test-interpreter: build/extension
+test-interpreter: $(EXTENSION)
 	TRITON_INTERPRET=1 $(PYTEST) -q -m interpreter tests/ops
 
-bench: build/extension
+bench: $(EXTENSION)
 	$(PYTEST) bench --benchmark-enable --benchmark-group-by=group
 
 lint: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
-check-cuda: build/extension
+check-cuda: $(EXTENSION)
 	$(PYTHON) .ci/check_cuda.py
 
 clean:

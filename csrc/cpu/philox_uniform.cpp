@@ -21,11 +21,16 @@ void check_indices(const Tensor& tensor, const char* name) {
                   " must be a one-dimensional int64 tensor");
 }
 
-Tensor philox_uniform_cpu(std::int64_t seed, Tensor samples, Tensor positions, std::int64_t channel, std::int64_t draw) {
+void check_uint16(std::int64_t value, const char* name) {
+  STD_TORCH_CHECK(value >= 0 && value < 65536, name, " is ", value, "; it must be at least 0 and less than 65536");
+}
+
+Tensor philox_uniform_cpu(std::int64_t seed, Tensor samples, Tensor positions, std::int64_t channel,
+                          std::int64_t draw) {
   check_indices(samples, "samples");
   check_indices(positions, "positions");
-  STD_TORCH_CHECK(channel >= 0 && channel < 65536, "channel is ", channel, "; it must be at least 0 and less than 65536");
-  STD_TORCH_CHECK(draw >= 0 && draw < 65536, "draw is ", draw, "; it must be at least 0 and less than 65536");
+  check_uint16(channel, "channel");
+  check_uint16(draw, "draw");
   samples = torch::stable::contiguous(samples);
   positions = torch::stable::contiguous(positions);
   const std::int64_t count = positions.size(0);

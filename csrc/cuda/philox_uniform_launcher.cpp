@@ -13,12 +13,23 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-Tensor philox_uniform_cuda(std::int64_t seed, Tensor samples, Tensor positions, std::int64_t channel, std::int64_t draw) {
-  STD_TORCH_CHECK(samples.scalar_type() == ScalarType::Long && samples.dim() == 1, "samples must be a one-dimensional int64 tensor");
-  STD_TORCH_CHECK(positions.scalar_type() == ScalarType::Long && positions.dim() == 1, "positions must be a one-dimensional int64 tensor");
-  STD_TORCH_CHECK(samples.get_device_index() == positions.get_device_index(), "samples and positions must be on one device");
-  STD_TORCH_CHECK(channel >= 0 && channel < 65536, "channel is ", channel, "; it must be at least 0 and less than 65536");
-  STD_TORCH_CHECK(draw >= 0 && draw < 65536, "draw is ", draw, "; it must be at least 0 and less than 65536");
+void check_indices(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long && tensor.dim() == 1, name,
+                  " must be a one-dimensional int64 tensor");
+}
+
+void check_uint16(std::int64_t value, const char* name) {
+  STD_TORCH_CHECK(value >= 0 && value < 65536, name, " is ", value, "; it must be at least 0 and less than 65536");
+}
+
+Tensor philox_uniform_cuda(std::int64_t seed, Tensor samples, Tensor positions, std::int64_t channel,
+                           std::int64_t draw) {
+  check_indices(samples, "samples");
+  check_indices(positions, "positions");
+  STD_TORCH_CHECK(samples.get_device_index() == positions.get_device_index(),
+                  "samples and positions must be on one device");
+  check_uint16(channel, "channel");
+  check_uint16(draw, "draw");
   samples = torch::stable::contiguous(samples);
   positions = torch::stable::contiguous(positions);
   const torch::stable::accelerator::DeviceGuard guard(samples.get_device_index());
