@@ -1,4 +1,4 @@
-"""From a module to its step program."""
+"""From a module to the step program of any length."""
 
 from __future__ import annotations
 
@@ -10,188 +10,88 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastgen.generate.analysis import Analysis, analyse
+from fastgen.generate.contexts import ContextLayout
 from fastgen.generate.errors import CompileError, NotCausalError
-from fastgen.generate.export import Exported, Traced, check_finite, export, state_of, trace
-from fastgen.generate.fuse import cut_runs
-from fastgen.generate.graph import Channels, Graph, Node, Piece, Value
-from fastgen.generate.lower import Lowered, Lowering
-from fastgen.generate.orders import Order, event_grid, make_order
+from fastgen.generate.export import Exported, state_of
+from fastgen.generate.heads import Head
+from fastgen.generate.orders import event_grid
 from fastgen.generate.program import UNBOUNDED, Program
-from fastgen.generate.schedule import DrawSite, Placed, Scheduler
 
 STREAM = 1 << 36
-LOOKAHEAD = 32
+"""Steps of a program that has no end."""
+_GRAIN = 64
+_LONGEST = 1 << 16
 
 
 @dataclass
-class Analysis:
-    """Everything that compiling found out at one event shape."""
+class Compiled:
+    """A program, and what it takes to fill it with new weights."""
 
-    exported: Exported
-    traced: Traced
-    event_shape: tuple[int, ...]
-    order: Order
-    draws: list[DrawSite]
-    placed: dict[Node, Placed]
-    lowered: Lowered
-    patterns: list[np.ndarray]
+    program: Program
+    folded: list[tuple[str, Callable]]
+    exported: Exported | None
+    analysis: Analysis | None
 
 
-def analyse(
-    module: nn.Module, event_shape, head, order, predicts: str, adapter: Callable | None, context, dtype: torch.dtype
-) -> Analysis:
-    """Export ``module`` at ``event_shape``, find the schedule and lower it.
+def compile_module(
+    module: nn.Module, event_shape, head: Head, order, predicts: str, adapter: Callable | None, layout: ContextLayout | None
+) -> Compiled:
+    """Analyse a module and give the program of its event.
 
-    ``context``: tensors for a batch of two, or None.
+    Images, features and short sequences are analysed at their shape. A long sequence is analysed at two lengths past the reach
+    of its layers, and the program follows from the two; it has no end unless a context has frames.
     """
-    order = make_order(order, event_shape)
-    shape = (2, *event_shape)
-    x = torch.zeros(shape, dtype=dtype)
-    exported = export(module, x, context, adapter)
-    state = state_of(exported, module)
-    check_finite(state, list(exported.parameters))
-    shift = 1 if predicts == "next" else 0
-    traced = trace(exported, state, lambda graph, example: _event_node(graph, order, event_shape, shift))
-    graph = traced.graph
-    parameters = head.arrange(traced.output.ids, event_shape)
-    draws = _draw_sites(graph, parameters, order, head.groups(event_shape))
-    _check_causal(draws, order, event_shape, traced.input)
-    cut_runs(graph)
-    placed = Scheduler(graph, order, draws).run()
-    lookahead = 1 if not order.regular else min(LOOKAHEAD, order.row_length)
-    lowered = Lowering(graph, order, placed, draws, traced.input, shift, lookahead).run()
-    lowered.program.weights, lowered.program.constants = lowered.fill(graph.constants)
-    return Analysis(exported, traced, tuple(event_shape), order, draws, placed, lowered, [])
+    dtype = head.to_input(torch.zeros((1, *event_shape), dtype=torch.int64 if head.levels else torch.float32)).dtype
+
+    def at(length: int | None) -> Analysis | None:
+        shape = event_shape if length is None else (*event_shape[:-1], length)
+        context = None
+        if layout is not None:
+            context = layout.example(2, length, event_shape[-1])
+            if context is None:
+                return None
+        return analyse(module, shape, head.resolve(shape), order, predicts, adapter, context, dtype)
+
+    steps = event_grid(event_shape)[1][-1]
+    if order == "time":
+        grain = math.lcm(_GRAIN, *[steps // math.gcd(steps, frames) for frames in (layout.frames() if layout else [])])
+        length = -(-(2 * _reach(module) + 40) // grain) * grain
+        while length + grain < steps:
+            try:
+                short, long = at(length), at(length + grain)
+            except NotCausalError:
+                raise
+            except (CompileError, RuntimeError, ValueError):
+                short = long = None
+            if short is not None and long is not None:
+                end = steps if layout is not None and layout.frames() else STREAM
+                program = extrapolate(short.lowered.program, long.lowered.program, (length, length + grain), end)
+                if program is not None:
+                    return _compiled(long, program)
+            length *= 4
+        if steps > _LONGEST:
+            raise CompileError(
+                f"no program of any length was found below {_LONGEST} steps: analyses at two lengths do not agree. "
+                f"Give an event_shape of at most {_LONGEST} steps"
+            )
+    analysis = at(None)
+    return _compiled(analysis, analysis.lowered.program)
 
 
-def _event_node(graph: Graph, order: Order, event_shape, shift: int) -> tuple[Node, Value]:
-    channels, grid = event_grid(event_shape)
-    steps = order.steps + 1 - shift
-    if order.name == "features":
-        runs = [
-            Channels(d, 1, np.full(2, steps[0, d], np.int32), np.array([1, 2], np.uint8)) for d in range(grid[0])
-        ]
-        node = graph.add("input", (2,), grid[0], runs)
-        return node, Value(graph.ids(node))
-    uses = np.repeat(np.array([1, 2], np.uint8), math.prod(grid))
-    runs = []
-    start = 0
-    for c in range(1, channels + 1):
-        if c == channels or (steps[c] != steps[start]).any():
-            runs.append(Channels(start, c - start, np.tile(steps[start], 2).astype(np.int32), uses))
-            start = c
-    node = graph.add("input", (2, *grid), channels, runs)
-    ids = graph.ids(node)
-    return node, Value(ids[..., 0] if len(event_shape) == 1 else ids.movedim(-1, 1))
+def _compiled(analysis: Analysis, program: Program) -> Compiled:
+    return Compiled(program, analysis.traced.folded, analysis.exported, analysis)
 
 
-def _draw_sites(graph: Graph, parameters: Tensor, order: Order, groups: int) -> list[DrawSite]:
-    parameters = parameters[0]  # [P, G, n]
-    channels = order.steps.shape[0]
-    positions = np.arange(parameters.shape[0])
-    if order.name == "raster-subpixel":
-        if groups != channels:
-            raise CompileError("order 'raster-subpixel' draws one channel a step; the head draws all channels of a position at once")
-        sites = [(c, 1, parameters[:, c]) for c in range(channels)]
-    else:
-        sites = [(0, channels, parameters.reshape(parameters.shape[0], -1))]
-    draws = []
-    for channel0, count, table in sites:
-        rows = [[p] for p in np.argsort(order.steps[channel0])] if not order.regular else [positions]
-        for chosen in rows:
-            part = table[torch.as_tensor(chosen)]
-            draws.append(DrawSite(channel0, count, positions[chosen], order.steps[channel0][chosen], _pieces(graph, part)))
-    return draws
-
-
-def _pieces(graph: Graph, table: Tensor) -> list[Piece]:
-    pieces = []
-    for start, length, (stride,) in graph.channel_runs([table]):
-        found, constants = graph.decode(table[:, start].contiguous().numpy(), stride, length)
-        if len(found) + len(constants) > 1 or bool((table[:, start] == 0).any()):
-            raise CompileError("the network's output is not one computed tensor at every position; it is padded or joined in places")
-        pieces += found + [graph.value_piece(value, where, length) for value, where in constants]
-    return pieces
-
-
-# ---- causality
-
-
-def _check_causal(draws: list[DrawSite], order: Order, event_shape, event: Node) -> None:
-    for draw in draws:
-        for piece in draw.pieces:
-            for run in piece.source_runs():
-                if piece.node.kind == "constant":
-                    continue
-                rows = piece.rows
-                if (run.uses[rows] & 2).any():
-                    raise NotCausalError(_mixing(piece, run, rows))
-                late = run.ready[rows] > draw.steps
-                if late.any():
-                    at = int(np.argmax(late))
-                    raise NotCausalError(_peeking(draw, piece, run, int(rows[at]), at, order, event_shape, event))
-
-
-def _walk(node: Node, run: Channels, row: int, key: Callable[[Channels, int], int]) -> tuple[list[Node], Node, int, int]:
-    """Follow the dependency that maximises ``key`` back to an input; returns the path, the input, its row and slot."""
-    path, slot = [], 0
-    while node.kind == "computed":
-        path.append(node)
-        best = None
-        for piece in run.pieces():
-            source = int(piece.rows[row])
-            if source < 0 or piece.node.kind == "constant":
-                continue
-            for r in piece.source_runs():
-                value = key(r, source)
-                if best is None or value > best[0]:
-                    best = value, piece.node, r, source, int(piece.slots[row])
-        if best is None:
-            break
-        _, node, run, row, slot = best
-    return path, node, row, slot
-
-
-def _layers(path: list[Node]) -> str:
-    names = []
-    for node in reversed(path):
-        name = node.name.split(" (")[0]
-        if not names or names[-1] != name:
-            names.append(name)
-    shown = names if len(names) <= 8 else [*names[:4], "...", *names[-3:]]
-    return " -> ".join(shown)
-
-
-def _mixing(piece: Piece, run: Channels, rows: np.ndarray) -> str:
-    row = int(rows[np.argmax((run.uses[rows] & 2) > 0)])
-    path, _, _, _ = _walk(piece.node, run, row, lambda r, source: int(r.uses[source] & 2))
-    first = next((n for n in reversed(path) if any((r.uses == 3).any() for r in n.runs)), path[0])
-    return f"the network mixes the samples of the batch at {first.name}, {first.where}"
-
-
-def _element(order: Order, event_shape, position: int, channel: int | None) -> str:
-    _, grid = event_grid(event_shape)
-    at = tuple(int(i) for i in np.unravel_index(position, grid))
-    return f"{at}" if channel is None or order.steps.shape[0] == 1 else f"{at}, channel {channel}"
-
-
-def _peeking(draw: DrawSite, piece: Piece, run: Channels, row: int, at: int, order: Order, event_shape, event: Node) -> str:
-    path, node, source, slot = _walk(piece.node, run, row, lambda r, s: int(r.ready[s]))
-    target = _element(order, event_shape, int(draw.positions[at]), draw.channel0)
-    if order.name == "features":
-        peeked = _element(order, event_shape, slot, None)
-    else:
-        peeked = _element(order, event_shape, source % (event.rows // 2), slot)
-    offset = int(run.ready[row]) - int(draw.steps[at])
-    hint = ' If output t is meant to score element t + 1, pass predicts="next".' if offset == 1 else ""
-    return (
-        f"the network is not causal for order {order.name!r}: the output that scores element {target} (drawn at step "
-        f"{int(draw.steps[at])}) depends on element {peeked} (drawn at step {int(run.ready[row]) - 1}), "
-        f"through {_layers(path)}.{hint}"
-    )
-
-
-# ---- programs for every length
+def _reach(module: nn.Module) -> int:
+    """The longest distance between the taps of one layer."""
+    reach = 1
+    for layer in module.modules():
+        size, dilation = getattr(layer, "kernel_size", None), getattr(layer, "dilation", None)
+        if size is not None and dilation is not None:
+            size, dilation = (v if isinstance(v, tuple) else (v,) for v in (size, dilation))
+            reach = max(reach, *[d * (k - 1) for k, d in zip(size, dilation, strict=False) if isinstance(k, int)])
+    return reach
 
 
 def extrapolate(short: Program, long: Program, lengths: tuple[int, int], length: int) -> Program | None:
@@ -212,8 +112,26 @@ def extrapolate(short: Program, long: Program, lengths: tuple[int, int], length:
             return None
         tensors[name] = a + torch.from_numpy(slope) * (length - lengths[0])
     program = Program.from_tensors(tensors)
+    if program.state_size != long.state_size:
+        return None
     for operand in program.operands:
         for f in fields(operand):
             if f.name.startswith("box_") and getattr(operand, f.name) >= UNBOUNDED:
                 setattr(operand, f.name, UNBOUNDED)
     return program
+
+
+def refreshed(compiled: Compiled, module: nn.Module) -> tuple[Tensor, Tensor]:
+    """The program's float arenas from the module's parameters as they are now.
+
+    Raises:
+        CompileError: what the analysis relied on has changed: weights that were zero, or constants that are moved about.
+    """
+    graph = compiled.analysis.traced.graph
+    constants = dict(state_of(compiled.exported, module))
+    for name, evaluate in compiled.folded:
+        constants[name] = evaluate(constants)
+    for where, recipe, holds in graph.assumptions:
+        if not holds(recipe.function(*[constants[s] for s in recipe.sources])):
+            raise CompileError(f"weights that were zero are not any more, or a constant changed, at {where}; compile a new sampler")
+    return compiled.analysis.lowered.fill(constants)

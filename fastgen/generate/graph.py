@@ -169,6 +169,8 @@ class Graph:
         self.nodes: list[Node] = []
         self.constants: dict[str, Tensor] = {}
         self.values: list[float] = []
+        self.assumptions: list[tuple[str, Recipe, Callable[[Tensor], bool]]] = []
+        """What must still hold of constants when the parameters change, and where."""
         self._bases = np.empty(0, np.int64)
         self._next = 1
         self._value_ids: dict[float, int] = {}
@@ -203,9 +205,25 @@ class Graph:
             self._value_nodes[value] = self.constant_node((1,), 1, recipe)
         return self._value_nodes[value]
 
-    def constant_ids(self, tensor: Tensor) -> Tensor:
-        """Ids of a constant that takes part in data movement."""
-        flat = tensor.detach().to(torch.float64).reshape(-1)
+    def constant_ids(self, constant: Constant, beside: Value | None = None) -> Tensor:
+        """Ids of a constant that takes part in data movement, next to ``beside``.
+
+        A few different numbers are constants by value; more of them, a node whose channels lie as those of ``beside``.
+        """
+        tensor = constant.tensor.detach()
+        varied = bool(constant.recipe.sources) or tensor.numel() > 8 and len(tensor.unique()) > 4
+        if varied and beside is not None and beside.ids.dim() == tensor.dim() and bool((tensor != 0).any()):
+            channel = _channel_dim(self, beside.shape, [beside])
+            table = self._constant_table(constant, tensor.shape, channel)
+            if channel is None:
+                return table.reshape(tensor.shape)
+            rest = [n for d, n in enumerate(tensor.shape) if d != channel]
+            return table.reshape(*rest, tensor.shape[channel]).movedim(-1, channel)
+        self.assume(constant.recipe, lambda t: torch.equal(t, tensor))
+        return self._value_ids_of(tensor)
+
+    def _value_ids_of(self, tensor: Tensor) -> Tensor:
+        flat = tensor.to(torch.float64).reshape(-1)
         unique, inverse = torch.unique(flat, return_inverse=True)
         table = torch.tensor([self._value_id(v) for v in unique.tolist()], dtype=torch.int64)
         return table[inverse].reshape(tensor.shape)
@@ -363,6 +381,7 @@ class Graph:
             pattern = np.stack([nonzero[torch.from_numpy(t.weight_rows)].any(0).numpy() for t in terms])
         else:
             pattern = np.zeros((0, columns), bool)
+        self._assume_zeros(matrix, [t.weight_rows for t in terms], pattern)
         groups, group_of = np.unique(pattern, axis=1, return_inverse=True)
         group_of = group_of.reshape(-1)
         runs, times = [], {}
@@ -381,6 +400,20 @@ class Graph:
         node = self.add("computed", rows_shape, columns, runs)
         ids = self.ids(node)
         return Value(ids if len(runs) == 1 else ids[..., torch.from_numpy(slot_of)])
+
+    def assume(self, recipe: Recipe, holds: Callable[[Tensor], bool]) -> None:
+        if recipe.sources:
+            self.assumptions.append((f"{self.name}, {self.where}", recipe, holds))
+
+    def _assume_zeros(self, matrix: Recipe, weight_rows: list[np.ndarray], pattern: np.ndarray) -> None:
+        if pattern.all() or not len(weight_rows):
+            return
+        self.assume(
+            matrix,
+            lambda w: not any(
+                ((w[torch.from_numpy(r)] != 0).any(0).numpy() & ~p).any() for r, p in zip(weight_rows, pattern, strict=True)
+            ),
+        )
 
     def _terms(self, ids: np.ndarray, stride: int, length: int, weight_rows: np.ndarray, index: bool) -> list[Term]:
         pieces, constants = self.decode(ids, stride, length)

@@ -282,7 +282,7 @@ class Lowering:
         elif kind == PIXEL:
             row_stride = row_stride // self.order.row_length
         return Code(
-            kind, level, row_stride, column_stride, delay, *lattice.box,
+            kind, level, max(1, row_stride), max(1, column_stride), delay, *lattice.box,
             segment0, len(program.segments), -1 if weight is None else weight, bias, accumulator, parts, lanes,
             operation0, len(program.operations), registers,
         )  # fmt: skip

@@ -53,8 +53,10 @@ def mul(graph: Graph, a: Operand, b: Operand) -> Value:
         return Value(torch.zeros_like(a.ids)) if number == 0 else graph.map("mulc", a, x=number)
     if isinstance(b, Constant) and bool((b.tensor == 0).any()):
         mask = b.tensor != 0
+        graph.assume(b.recipe, lambda t: torch.equal(t != 0, mask))
         kept = Value(torch.where(mask, a.ids, 0))  # what a zero multiplies is not used
         if bool((b.tensor[mask] == 1).all()):
+            graph.assume(b.recipe, lambda t: bool((t[mask] == 1).all()))
             return kept
         return Value(torch.where(mask, graph.map("mul", kept, b).ids, 0))
     return graph.map("mul", a, b)
@@ -64,8 +66,10 @@ def where(graph: Graph, condition: Value | Constant, a: Operand, b: Operand) -> 
     a, b = constant(a), constant(b)
     if isinstance(condition, Value):
         return graph.map("where", condition, a, b)
-    a, b = (o.ids if isinstance(o, Value) else graph.constant_ids(o.tensor) for o in (a, b))
-    return Value(torch.where(condition.tensor.bool(), a, b))
+    mask = condition.tensor.bool()
+    graph.assume(condition.recipe, lambda t: torch.equal(t.bool(), mask))
+    a, b = (o.ids if isinstance(o, Value) else graph.constant_ids(o) for o in (a, b))
+    return Value(torch.where(mask, a, b))
 
 
 register_rule(aten.add.Tensor, aten.add.Scalar)(add)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fastgen.generate.graph import Constant, Graph, Value
 from fastgen.generate.rules.registry import register_rule
@@ -14,11 +14,12 @@ aten = torch.ops.aten
 
 def moved(graph: Graph, operator, *args, **kwargs):
     """``operator`` on ids; constants become ids too."""
+    beside = next((a for a in tree_leaves(args) if isinstance(a, Value)), None)
 
     def ids(argument):
         if isinstance(argument, Value):
             return argument.ids
-        return graph.constant_ids(argument.tensor) if isinstance(argument, Constant) else argument
+        return graph.constant_ids(argument, beside) if isinstance(argument, Constant) else argument
 
     result = operator(*tree_map(ids, args), **tree_map(ids, kwargs))
     return tree_map(lambda r: Value(r) if isinstance(r, Tensor) else r, result)
@@ -82,7 +83,7 @@ def pad(graph: Graph, x: Value, padding, mode="constant", value=None) -> Value:
         mode, value = "constant", mode
     if mode != "constant":
         return Value(aten.pad.default(x.ids.double(), padding, mode).long())
-    fill = graph.constant_ids(torch.tensor(float(value or 0.0))).item()
+    fill = graph.constant_ids(Constant.literal(float(value or 0.0))).item()
     return Value(torch.nn.functional.pad(x.ids, padding, value=fill))
 
 

@@ -1,0 +1,452 @@
+"""``Sampler``: exact, fast generation from any causal network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from safetensors.torch import load_file, safe_open
+from torch import Tensor, nn
+
+from fastgen.generate.compile import Compiled, compile_module, refreshed
+from fastgen.generate.contexts import ContextLayout, position_major
+from fastgen.generate.errors import CompileError
+from fastgen.generate.explain import Explanation, explain
+from fastgen.generate.heads import Head, from_config, to_config
+from fastgen.generate.naive import sample_naive
+from fastgen.generate.orders import event_grid, make_order
+from fastgen.generate.program import Program
+from fastgen.generate.run import Run
+from fastgen.generate.state import State, restore
+
+WEIGHTS = ("float32", "bfloat16", "int8")
+_PROGRESS_PARTS = 200
+
+
+class Sampler:
+    """Compiles a causal network to a step program and generates from it.
+
+    Every activation is computed once, so a sample costs about one forward pass. The sample is exactly the textbook loop's for
+    the same seed, but for draws whose uniform number lies within float32 rounding of a cdf edge, and it is bitwise the same for
+    any batch size, number of threads and division into calls.
+
+    Args:
+        module: takes ``[N, *event_shape]`` (what ``head.to_input`` makes of levels), and a context if ``example_context`` is
+            given; any module that ``torch.export`` takes. It is used in eval mode.
+        event_shape: ``(C, H, W)``, ``(C, T)``, ``(T,)`` or ``(D,)``.
+        head: how outputs are read, scored and drawn; see ``fastgen.heads``.
+        order: "raster", "raster-subpixel", "time", "features", or the positions in the order in which they are drawn.
+        weights: "float32", or "bfloat16" or "int8": rounded weights, an approximation.
+        predicts: "same" where output t scores element t, "next" where it scores element t + 1; then the network first reads
+            ``start``.
+        adapter: applied to the module's output, to bring it to a layout that the head reads.
+        example_context: a context (or dict of contexts) of any batch size, if the module takes one.
+        start: the input value before the first element, for ``predicts="next"``.
+        machine: "cpu" or "reference"; by default "cpu" where the compiled extension is there.
+        threads: threads of the cpu machine; by default PyTorch's number.
+
+    Raises:
+        CompileError: the network is not causal, mixes the batch, has an operator without a rule, or holds NaN.
+        ValueError: an argument is wrong, or the output has a layout that the head does not read.
+
+    Example::
+
+        sampler = fastgen.Sampler(model, event_shape=(3, 32, 32), head=fastgen.heads.DiscretizedLogisticMixture(10))
+        images = sampler.sample(64, seed=0)  # int64 [64, 3, 32, 32]
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        event_shape: Sequence[int],
+        head: Head,
+        order: str | Sequence[int] = "raster",
+        weights: str = "float32",
+        predicts: str = "same",
+        adapter: Callable | None = None,
+        example_context=None,
+        start: float = 0.0,
+        machine: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.event_shape = tuple(int(n) for n in event_shape)
+        event_grid(self.event_shape)
+        if not isinstance(head, Head):
+            raise ValueError(f"head must be one of fastgen.heads, got {head!r}")
+        if weights not in WEIGHTS:
+            raise ValueError(f"weights must be one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}")
+        if predicts not in ("same", "next"):
+            raise ValueError(f"predicts must be 'same' or 'next', got {predicts!r}")
+        self.order = make_order(order, self.event_shape)
+        if predicts == "next" and self.order.name not in ("time", "raster"):
+            raise ValueError(f"predicts='next' needs order 'time' or 'raster', got {self.order.name!r}")
+        self.module, self.head = module, head.resolve(self.event_shape)
+        self.predicts, self.adapter, self.start_value = predicts, adapter, float(start)
+        self.weights, self.threads = weights, _threads(threads)
+        self.layout = ContextLayout(example_context) if example_context is not None else None
+        self._finish(compile_module(module, self.event_shape, self.head, order, predicts, adapter, self.layout), machine)
+
+    def _finish(self, compiled: Compiled, machine: str | None) -> None:
+        self.compiled = compiled
+        self.program: Program = compiled.program
+        self.machine_name = machine or _default_machine()
+        self._machine = _machine(self.machine_name, self.program, self.head, self.weights)
+
+    # ---- generating
+
+    def sample(
+        self,
+        n: int,
+        seed: int = 0,
+        *,
+        known: Tensor | None = None,
+        known_mask: Tensor | None = None,
+        context=None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        return_log_prob: bool = False,
+        return_proposal_log_prob: bool = False,
+        progress: bool = False,
+        threads: int | None = None,
+    ):
+        """``n`` events: integers ``[n, *event_shape]`` for a discrete head, float32 for a continuous one.
+
+        Args:
+            n: how many.
+            seed: of the noise; sample i of a seed is the same in any batch.
+            known, known_mask: levels ``[n or 1, *event_shape]`` and booleans of the same shape: what is known is kept; each draw
+                conditions on what is earlier in the order, no more.
+            context: as ``example_context``, with batch n or 1.
+            temperature, top_k, top_p: alter the distribution that is drawn from; the last two for ``Categorical``.
+            return_log_prob: also the model's log-probability ``[n]`` of each event (nats), whatever the temperature.
+            return_proposal_log_prob: also that of the altered distribution, of the elements drawn.
+            progress: show a progress bar.
+            threads: instead of the sampler's.
+
+        Raises:
+            ValueError: an argument is out of range or of the wrong shape; said before any work.
+        """
+        state = self.start(
+            n, seed, known=known, known_mask=known_mask, context=context, temperature=temperature, top_k=top_k, top_p=top_p,
+            log_prob=return_log_prob, proposal_log_prob=return_proposal_log_prob, threads=threads,
+        )  # fmt: skip
+        self.advance(state, self.steps, progress=progress)
+        results = [state.levels]
+        if return_log_prob:
+            results.append(state.run.log_prob)
+        if return_proposal_log_prob:
+            results.append(state.run.proposal_log_prob)
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def stream(
+        self, batch: int = 1, steps: int | None = None, chunk: int = 1600, seed: int = 0, *, prompt: Tensor | None = None, **options
+    ) -> Iterator[Tensor]:
+        """Generate a sequence of any length in chunks: yields ``[batch, (C,) up to chunk]``.
+
+        ``steps=None`` goes on for ever (up to the context, where the network has frames of one). ``prompt`` ``[batch or 1, (C,)
+        n]`` is read first, in parallel, and not returned. The chunks together are bitwise what ``sample`` returns.
+        """
+        if self.order.name != "time":
+            raise ValueError(f"stream needs order 'time'; this sampler has order {self.order.name!r}")
+        if chunk < 1:
+            raise ValueError(f"chunk must be 1 or more, got {chunk}")
+        given = 0 if prompt is None else prompt.shape[-1]
+        total = self.program.steps if steps is None else given + steps
+        if not 0 < total <= self.program.steps:
+            raise ValueError(f"steps must be 1 .. {self.program.steps - given}, got {steps}")
+        channels = self.order.steps.shape[0]
+        state = self._start(batch, seed, None, None, window=max(given, chunk), **options)
+        if prompt is not None:
+            levels = self._levels_in(prompt, batch, "prompt", (*self.event_shape[:-1], given)).reshape(batch, channels, given)
+            state.run.levels = levels.clone()
+            state.run.known = torch.ones_like(levels, dtype=torch.bool)
+            self._machine.absorb(state.run, 0, given)
+        at = given
+        while at < total:
+            size = min(chunk, total - at)
+            state.run.levels, state.run.known = torch.zeros(batch, channels, size), None
+            state.run.position0 = at
+            self._machine.advance(state.run, at, at + size)
+            at += size
+            yield self._levels_out(state.run.levels, (*self.event_shape[:-1], size))
+
+    def start(
+        self,
+        batch: int,
+        seed: int = 0,
+        *,
+        known: Tensor | None = None,
+        known_mask: Tensor | None = None,
+        context=None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        log_prob: bool = False,
+        proposal_log_prob: bool = False,
+        threads: int | None = None,
+        first_sample: int = 0,
+    ) -> State:
+        """A generation before its first step, for ``advance``; the arguments are those of ``sample``.
+
+        ``first_sample`` is the index of the first sample, so that ``sample(8)[3:5]`` is ``start(2, first_sample=3)``.
+        """
+        known, known_mask = self._known(known, known_mask, batch)
+        return self._start(
+            batch, seed, known, known_mask, context=context, temperature=temperature, top_k=top_k, top_p=top_p, log_prob=log_prob,
+            proposal_log_prob=proposal_log_prob, threads=threads, first_sample=first_sample,
+        )  # fmt: skip
+
+    def advance(self, state: State, steps: int, progress: bool = False) -> State:
+        """Go ``steps`` further (to the end at most), in place; returns ``state``."""
+        if steps < 0:
+            raise ValueError(f"steps must be 0 or more, got {steps}")
+        end = min(state.step + steps, self.steps)
+        bar = _bar(end - state.step) if progress else None
+        part = max(1, (end - state.step) // _PROGRESS_PARTS) if progress else end
+        for first, last, known in self._spans(state, end):
+            for t in range(first, last, part):
+                until = min(t + part, last)
+                (self._machine.absorb if known else self._machine.advance)(state.run, t, until)
+                state.step = until
+                if bar is not None:
+                    bar.update(until - t)
+        if bar is not None:
+            bar.close()
+        return state
+
+    def sample_naive(self, n: int, seed: int = 0, **options):
+        """The textbook loop on the original module with the same noise: a whole forward pass for every step.
+
+        Takes the arguments of ``sample`` (but ``threads``); it is what ``sample`` is compared with.
+        """
+        return sample_naive(self, n, seed, **options)
+
+    @torch.no_grad()
+    def log_prob(self, x: Tensor, context=None) -> Tensor:
+        """Log-probability ``[N]`` in nats of levels ``[N, *event_shape]``, by one parallel forward of the module."""
+        self.head.check_levels(x, "x")
+        if tuple(x.shape[1:]) != self.event_shape:
+            raise ValueError(f"x must have shape [N, {', '.join(map(str, self.event_shape))}], got {list(x.shape)}")
+        return self.head.log_prob(self.forward(self.head.to_input(x), self._contexts(context, x.shape[0])), x)
+
+    def forward(self, inputs: Tensor, context_leaves: list[Tensor]) -> Tensor:
+        """The head's parameters from the module's input, shifted by one where ``predicts="next"``."""
+        module = self._module()
+        if self.predicts == "next":
+            flat = inputs.flatten(-2) if self.order.name == "raster" else inputs
+            first = torch.full_like(flat[..., :1], self.start_value)
+            inputs = torch.cat([first, flat[..., :-1]], -1).reshape(inputs.shape)
+        training = module.training
+        module.eval()
+        try:
+            if self.layout is None:
+                out = module(inputs)
+            else:
+                out = module(inputs, self.layout.module_context(context_leaves))
+        finally:
+            module.train(training)
+        return out if self.adapter is None else self.adapter(out)
+
+    # ---- the sampler itself
+
+    @property
+    def steps(self) -> int:
+        """Steps of one event."""
+        return self.order.length
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells programs apart: a state goes with one program."""
+        tensors = self.program.to_tensors()
+        digest = hashlib.sha256()
+        for name in sorted(set(tensors) - {"weights", "constants"}):
+            digest.update(name.encode() + tensors[name].numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def explain(self) -> Explanation:
+        """Causality, receptive field, blind spots, work per step against the textbook loop, memory; ``print`` it."""
+        return explain(self)
+
+    def refresh(self) -> Sampler:
+        """Take the module's parameters as they are now, after a training step; returns the sampler.
+
+        Raises:
+            CompileError: weights that were zero, and so left out, no longer are; compile a new sampler.
+        """
+        weights, constants = refreshed(self.compiled, self._module())
+        self.program.weights, self.program.constants = weights, constants
+        self._machine.refresh(weights, constants)
+        return self
+
+    def save(self, path) -> None:
+        """Write the program; ``Sampler.load(path)`` generates from it without the module."""
+        layout = None
+        if self.layout is not None:
+            if len(self.layout.leaves) != 1:
+                raise ValueError("a sampler with several contexts cannot be saved; save the module instead")
+            layout = [list(self.layout.leaves[0].shape), str(self.layout.leaves[0].dtype).removeprefix("torch.")]
+        order = self.order.name if self.order.name != "permutation" else self.order.steps[0].argsort().tolist()
+        self.program.save(
+            path,
+            {
+                "event_shape": self.event_shape, "head": to_config(self.head), "order": order, "weights": self.weights,
+                "predicts": self.predicts, "start": self.start_value, "context": layout,
+            },  # fmt: skip
+        )
+
+    @classmethod
+    def load(cls, path, machine: str | None = None, threads: int | None = None) -> Sampler:
+        """A sampler from ``save``'s file. It has no module: ``sample_naive``, ``log_prob`` and ``refresh`` raise."""
+        program, saved = Program.load(path)
+        sampler = cls.__new__(cls)
+        sampler.event_shape = tuple(saved["event_shape"])
+        sampler.order = make_order(saved["order"], sampler.event_shape)
+        sampler.module, sampler.adapter = None, None
+        sampler.head = from_config(saved["head"]).resolve(sampler.event_shape)
+        sampler.predicts, sampler.start_value, sampler.weights = saved["predicts"], saved["start"], saved["weights"]
+        sampler.threads = _threads(threads)
+        sampler.layout = None
+        if saved["context"] is not None:
+            shape, dtype = saved["context"]
+            sampler.layout = ContextLayout(torch.zeros(shape, dtype=getattr(torch, dtype)))
+        sampler._finish(Compiled(program, [], None, None), machine)
+        return sampler
+
+    def load_state(self, path) -> State:
+        """The state that ``State.save`` wrote with this sampler's program."""
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("program") != self.fingerprint:
+            raise ValueError(f"{path} is a state of another program ({metadata.get('program')}); this one is {self.fingerprint}")
+        return restore(load_file(path), json.loads(metadata["state"]), self)
+
+    # ---- within
+
+    def _module(self) -> nn.Module:
+        if self.module is None:
+            raise CompileError("this sampler was loaded from a file and has no module")
+        return self.module
+
+    def _contexts(self, context, batch: int) -> list[Tensor]:
+        if self.layout is None:
+            if context is not None:
+                raise ValueError("context is given, but the sampler was made without example_context")
+            return []
+        if context is None:
+            raise ValueError("context is missing: the sampler was made with an example_context")
+        return self.layout.check(context, batch)
+
+    def _start(
+        self, batch, seed, known, known_mask, *, context=None, temperature=1.0, top_k=0, top_p=1.0, log_prob=False,
+        proposal_log_prob=False, threads=None, first_sample=0, window=None,
+    ) -> State:  # fmt: skip
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"the number of samples must be an integer, 1 or more, got {batch!r}")
+        if not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise ValueError(f"seed must be an integer in 0 .. 2**63 - 1, got {seed!r}")
+        self.head.check_sampling(temperature, top_k, top_p, scored=log_prob or proposal_log_prob)
+        leaves = self._contexts(context, batch)
+        channels, positions = self.order.steps.shape
+        stride = -(-self.program.state_size // 16) * 16 + 16
+        run = Run(
+            state=torch.zeros(batch, stride),
+            contexts=[position_major(leaf) for leaf in leaves],
+            seed=seed,
+            samples=torch.arange(first_sample, first_sample + batch),
+            levels=torch.zeros(batch, channels, window or positions) if known is None else known,
+            known=known_mask,
+            log_prob=torch.zeros(batch, dtype=torch.float64) if log_prob else None,
+            proposal_log_prob=torch.zeros(batch, dtype=torch.float64) if proposal_log_prob else None,
+            temperature=float(temperature),
+            top_k=int(top_k),
+            top_p=float(top_p),
+            threads=self.threads if threads is None else _threads(threads),
+        )
+        if self.predicts == "next":
+            draw = self.program.draws[0]
+            buffer = self.program.buffers[self.program.operands[draw.input0].buffer]
+            run.state[:, buffer.offset : buffer.offset + buffer.channels] = self.start_value
+        self._machine.prologue(run)
+        return State(run, 0, self)
+
+    def _known(self, known: Tensor | None, mask: Tensor | None, batch: int) -> tuple[Tensor | None, Tensor | None]:
+        if known is None and mask is None:
+            return None, None
+        if known is None or mask is None:
+            raise ValueError("known and known_mask go together; one of them is missing")
+        if mask.dtype != torch.bool or mask.dim() != len(self.event_shape) + 1:
+            raise ValueError(f"known_mask must be boolean [N, {', '.join(map(str, self.event_shape))}], got {mask.dtype} {list(mask.shape)}")
+        levels = self._levels_in(known, batch, "known", self.event_shape)
+        if tuple(mask.shape[1:]) != self.event_shape or mask.shape[0] not in (1, batch):
+            raise ValueError(f"known_mask must have shape [{batch} or 1, {', '.join(map(str, self.event_shape))}], got {list(mask.shape)}")
+        shape = (batch, *self.order.steps.shape)
+        mask = mask.expand(batch, *self.event_shape).reshape(shape).contiguous()
+        return torch.where(mask, levels.reshape(shape), 0).contiguous(), mask
+
+    def _levels_in(self, levels: Tensor, batch: int, name: str, shape: Sequence[int]) -> Tensor:
+        if tuple(levels.shape[1:]) != tuple(shape) or levels.shape[0] not in (1, batch):
+            raise ValueError(f"{name} must have shape [{batch} or 1, {', '.join(map(str, shape))}], got {list(levels.shape)}")
+        self.head.check_levels(levels, name)
+        return levels.expand(batch, *shape).float()
+
+    def _levels_out(self, levels: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+        levels = levels.reshape(-1, *(shape or self.event_shape))
+        return levels.long() if self.head.levels else levels.clone()
+
+    def _spans(self, state: State, end: int) -> Iterator[tuple[int, int, bool]]:
+        """Runs of steps whose elements are all known, or not."""
+        if state.run.known is None or state.run.known.shape[-1] != self.order.steps.shape[1]:
+            yield state.step, end, False
+            return
+        everywhere = state.run.known.all(0).numpy()
+        full = torch.ones(self.steps, dtype=torch.bool)
+        steps = torch.from_numpy(self.order.steps)
+        full[steps[torch.from_numpy(~everywhere)]] = False
+        first = state.step
+        while first < end:
+            last = first
+            while last < end and full[last] == full[first]:
+                last += 1
+            yield first, last, bool(full[first])
+            first = last
+
+
+def _threads(threads: int | None) -> int:
+    if threads is None:
+        return torch.get_num_threads()
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"threads must be an integer, 1 or more, got {threads!r}")
+    return threads
+
+
+def _default_machine() -> str:
+    import fastgen
+
+    return "cpu" if fastgen.extension_error is None else "reference"
+
+
+def _machine(name: str, program: Program, head: Head, weights: str):
+    if name == "reference":
+        from fastgen.generate.reference_machine import ReferenceMachine
+
+        return ReferenceMachine(program, head, weights)
+    if name == "cpu":
+        import fastgen
+        from fastgen.generate.cpu_machine import CpuMachine
+
+        if fastgen.extension_error is not None:
+            raise ValueError(f"machine 'cpu' needs the compiled extension, which is not there: {fastgen.extension_error}")
+        return CpuMachine(program, head, weights)
+    raise ValueError(f"machine must be 'cpu' or 'reference', got {name!r}")
+
+
+def _bar(total: int):
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError("progress=True needs tqdm: pip install fastgen-kernels[zoo]") from error
+    return tqdm(total=total, unit="step", unit_scale=True, desc="generating")

@@ -1,0 +1,76 @@
+"""A generation in progress, which can be forked, saved and resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fastgen.generate.run import Run
+
+if TYPE_CHECKING:
+    from fastgen.generate.sampler import Sampler
+
+_NUMBERS = ("seed", "position0", "temperature", "top_k", "top_p", "threads")
+_TENSORS = ("state", "samples", "levels", "known", "log_prob", "proposal_log_prob")
+
+
+@dataclass
+class State:
+    """Where ``batch`` generations stand after ``step`` steps. ``run.state`` is everything the network remembers."""
+
+    run: Run
+    step: int
+    sampler: Sampler
+
+    @property
+    def batch(self) -> int:
+        return self.run.state.shape[0]
+
+    @property
+    def levels(self) -> Tensor:
+        """``[batch, *event_shape]``: what is drawn so far; later elements hold 0 (or their known values)."""
+        return self.sampler._levels_out(self.run.levels)
+
+    def fork(self, indices: Sequence[int], same_noise: bool = False, first_sample: int | None = None) -> State:
+        """New generations that continue from those at ``indices``.
+
+        They take the sample indices ``first_sample, first_sample + 1, ...`` (by default those after the highest in use), so
+        that forks of one state differ; ``same_noise=True`` keeps the indices of their origins.
+
+        Raises:
+            ValueError: an index is outside the batch.
+        """
+        bad = [i for i in indices if not 0 <= i < self.batch]
+        if bad or not len(indices):
+            raise ValueError(f"indices must be one or more of 0 .. {self.batch - 1}, got {list(indices)}")
+        chosen = torch.tensor(list(indices))
+        run = self.run
+        samples = run.samples[chosen]
+        if not same_noise:
+            first = int(run.samples.max()) + 1 if first_sample is None else first_sample
+            samples = torch.arange(first, first + len(chosen))
+        tensors = {name: getattr(run, name) for name in _TENSORS if getattr(run, name) is not None and name != "samples"}
+        taken = {name: tensor[chosen].clone() for name, tensor in tensors.items()}
+        contexts = [c[chosen].contiguous() for c in run.contexts]
+        return State(replace(run, samples=samples, contexts=contexts, **taken), self.step, self.sampler)
+
+    def save(self, path) -> None:
+        """Write the state to a safetensors file; ``sampler.load_state(path)`` goes on from it, bitwise."""
+        run = self.run
+        tensors = {name: getattr(run, name).contiguous() for name in _TENSORS if getattr(run, name) is not None}
+        tensors |= {f"context.{i}": c.contiguous() for i, c in enumerate(run.contexts)}
+        numbers = {name: getattr(run, name) for name in _NUMBERS} | {"step": self.step}
+        save_file(tensors, path, {"state": json.dumps(numbers), "program": self.sampler.fingerprint})
+
+
+def restore(tensors: dict[str, Tensor], numbers: dict, sampler: Sampler) -> State:
+    step = numbers.pop("step")
+    contexts = [tensors[f"context.{i}"] for i in range(sum(name.startswith("context.") for name in tensors))]
+    run = Run(contexts=contexts, **{name: tensors.get(name) for name in _TENSORS}, **numbers)
+    return State(run, step, sampler)
