@@ -22,7 +22,6 @@ CASES = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 @pytest.mark.parametrize(("name", "config"), CASES)
 def test_exports_and_computes_the_same(name, config):
     model = create_model(name, preset="tiny", **config).eval()

@@ -97,12 +97,12 @@ class FirstConv1d(nn.Module):
     family="autoregressive",
     presets={
         "tiny": {
-            "event_shape": (4000,),
+            "event_shape": (2000,),
             "cycles": 2,
             "layers_per_cycle": 8,
-            "residual_channels": 32,
-            "gate_channels": 64,
-            "skip_channels": 64,
+            "residual_channels": 24,
+            "gate_channels": 48,
+            "skip_channels": 48,
             "head_channels": 64,
         },
     },
