@@ -103,7 +103,7 @@ def test_evaluate_gives_what_training_reported(run, capsys):
         (["evaluate", "--run", "{new}"], "is no run directory with a model"),
         (["evaluate", "--run", "{run}", "--examples", "0"], "1 or more is allowed"),
         (["sample", "--run", "{new}"], "is no run directory with a model"),
-        (["sample", "--run", "{run}", "--count", "0"], "count 0"),
+        (["sample", "--run", "{run}", "--count", "0"], "count 0, seed 0"),
         (["sample", "--run", "{run}", "--label", "dog"], "label is 'dog'; ant, bee, cat are allowed"),
         (["sample", "--run", "{run}", "--known-rows", "4"], "at most 3 are allowed"),
         (["sample", "--run", "{run}", "--prompt-seconds", "1"], "prompt and prompt_seconds are for audio"),

@@ -31,6 +31,11 @@ class DataConfig:
     label: str = "labels"
     """.npz: the array with the class of each example (labels, speakers, ...)."""
 
+    def __post_init__(self) -> None:
+        path = Path(self.source).expanduser()
+        if self.source != "digits" and path.exists():  # the run's file then names it wherever it is read from
+            object.__setattr__(self, "source", str(path.resolve()))
+
 
 def load(config: DataConfig) -> Dataset:
     """The dataset that ``config`` describes. Raises ValueError or FileNotFoundError that says what is allowed."""

@@ -15,6 +15,7 @@ from fastgen.data.audio import read, resample
 from fastgen.models import Model, from_pretrained
 from fastgen.plots.sheet import save_sheet
 from fastgen.plots.waveform import save_wav, save_waveforms
+from fastgen.training.comparison import Comparison, compare
 from fastgen.training.config import TrainConfig
 from fastgen.training.directory import RunDirectory
 
@@ -40,7 +41,8 @@ class SampleConfig:
     """Audio: a WAV file to continue."""
     weights: Literal["float32", "bfloat16", "int8"] = "float32"
     """Precision of the weights in the sampler; all but float32 are approximations."""
-    threads: int = 1
+    threads: int | None = None
+    """CPU threads of the sampler; without it what torch takes."""
     naive: bool = False
     """Draw the same with the textbook loop too, and compare."""
     output: Path | None = None
@@ -48,8 +50,13 @@ class SampleConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.threads < 1:
-            raise ValueError(f"count {self.count}, threads {self.threads}: 1 or more is allowed")
+        if self.count < 1 or self.seed < 0 or (self.threads is not None and self.threads < 1):
+            raise ValueError(
+                f"count {self.count}, seed {self.seed}, threads {self.threads}: "
+                "1 or more, 0 or more and 1 or more are allowed"
+            )
+        if self.naive and self.weights != "float32":
+            raise ValueError(f"naive compares with the model's own float32 weights; weights is {self.weights!r}")
         if self.known_rows < 0 or self.prompt_seconds < 0:
             raise ValueError(
                 f"known_rows {self.known_rows}, prompt_seconds {self.prompt_seconds}: 0 or more is allowed"
@@ -62,8 +69,7 @@ class SampleConfig:
 class Samples:
     """``levels`` ``[N, *event_shape]``, the model's ``log_prob`` ``[N]`` of each, the files, and the seconds it took.
 
-    ``naive_seconds`` and ``differing`` (samples that are not the same) are those of the textbook loop, if it was
-    asked for.
+    ``naive_seconds`` and ``comparison`` are those of the textbook loop, if it was asked for.
     """
 
     levels: Tensor
@@ -71,7 +77,7 @@ class Samples:
     files: tuple[Path, ...]
     seconds: float
     naive_seconds: float | None = None
-    differing: int | None = None
+    comparison: Comparison | None = None
 
 
 @dataclass(frozen=True)
@@ -99,22 +105,16 @@ def sample(config: SampleConfig) -> Samples:
     Raises ValueError for a request that does not fit the model, before any work.
     """
     run = load_run(config.run)
+    altered = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
+    run.model.head.check_sampling(**altered)
     known, mask = _known(config, run)
-    options = {
-        "context": _context(config, run),
-        "known": known,
-        "known_mask": mask,
-        "temperature": config.temperature,
-        "top_k": config.top_k,
-        "top_p": config.top_p,
-        "return_log_prob": True,
-        "progress": config.progress,
-    }
+    asked = {"context": _context(config, run), "known": known, "known_mask": mask}
+    options = altered | asked | {"return_log_prob": True, "progress": config.progress}
     output = config.output or config.run
     output.mkdir(parents=True, exist_ok=True)
-    sampler = run.model.sampler(weights=config.weights, threads=config.threads)
+    sampler = run.model.sampler(weights=config.weights)
     started = time.perf_counter()
-    levels, log_prob = sampler.sample(config.count, seed=config.seed, **options)
+    levels, log_prob = sampler.sample(config.count, seed=config.seed, threads=config.threads, **options)
     seconds = time.perf_counter() - started
     files = save(levels, run.data, output / "samples")
     if not config.naive:
@@ -123,8 +123,8 @@ def sample(config: SampleConfig) -> Samples:
     naive, _ = sampler.sample_naive(config.count, seed=config.seed, **options)
     naive_seconds = time.perf_counter() - started
     files += save(naive, run.data, output / "samples_naive")
-    differing = int((levels != naive).flatten(1).any(1).sum())
-    return Samples(levels, log_prob, files, seconds, naive_seconds, differing)
+    comparison = compare(run.model, levels, naive, config.seed, asked["context"], **altered)
+    return Samples(levels, log_prob, files, seconds, naive_seconds, comparison)
 
 
 def save(levels: Tensor, data: Description, stem: Path) -> tuple[Path, ...]:
