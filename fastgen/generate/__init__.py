@@ -1,0 +1,9 @@
+"""Compiled generation: from any causal network to a step program, and the machines that run it."""
+
+from __future__ import annotations
+
+from fastgen.generate.errors import CompileError, NotCausalError, UnsupportedOperator
+from fastgen.generate.export import freeze_masks
+from fastgen.generate.rules import register_rule
+
+__all__ = ["CompileError", "NotCausalError", "UnsupportedOperator", "freeze_masks", "register_rule"]
