@@ -75,14 +75,14 @@ class Model(nn.Module):
         """What ``context`` holds, by name; empty for an unconditional model."""
         return {}
 
-    def example_context(self, n: int = 2) -> Context:
-        """A context of zeros that ``forward`` takes for n samples of ``config.event_shape``; None if unconditional."""
-        sizes = self.context_sizes()
+    def example_context(self, n: int = 2, event_shape: tuple[int, ...] | None = None) -> Context:
+        """A context of zeros that ``forward`` takes for n samples of a shape (the config's); None if unconditional."""
+        sizes = self.context_sizes(event_shape)
         values = {name: condition.example(n, sizes[name]) for name, condition in self.conditions.items()}
         return next(iter(values.values())) if len(values) == 1 else values or None
 
-    def context_sizes(self) -> dict[str, tuple[int, ...]]:
-        """The shape, without the batch, of every tensor of a context that goes with ``config.event_shape``."""
+    def context_sizes(self, event_shape: tuple[int, ...] | None = None) -> dict[str, tuple[int, ...]]:
+        """The shape, without the batch, of every tensor of a context that goes with an event shape (the config's)."""
         return {name: condition.shape for name, condition in self.conditions.items()}
 
     def save_pretrained(self, directory: str | Path) -> None:

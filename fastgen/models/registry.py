@@ -43,8 +43,9 @@ def create_model(name: str, preset: str = "paper", **config: Any) -> Model:
     """``create_model("pixelcnn_pp", preset="tiny", event_shape=(1, 8, 8), levels=17)``: a new model, in training mode.
 
     Args:
-        name: one of ``list_models()``. preset: "paper" (the default config), "tiny" (trains in about a minute on two
-        CPU cores) or another of the model's. config: fields of the model's config that differ from the preset.
+        name: one of ``list_models()``.
+        preset: "paper" (the default config), "tiny" (trains in about a minute on two CPU cores) or another of the model.
+        config: fields of the model's config that differ from the preset.
 
     Raises:
         ValueError: an unknown name, preset or field, or a field out of range; the message lists what there is.

@@ -47,8 +47,7 @@ class AutoregressiveModel(Model):
         """The head's parameters."""
 
     def log_prob(self, levels: Tensor, context: Context = None) -> Tensor:
-        """Log-probability in nats, summed over the elements, [N], of integer levels [N, *event_shape] (any length or
-        size).
+        """Log-probability [N] in nats, summed over the elements, of integer levels [N, *event_shape] of any size.
 
         Raises:
             ValueError: ``levels`` or ``context`` has a wrong shape, dtype or value.
@@ -69,12 +68,16 @@ class AutoregressiveModel(Model):
         """Negative log-likelihood in bits per element, [N]."""
         return -self.log_prob(levels, context) / (math.log(2) * levels[0].numel())
 
-    def sampler(self, *, event_shape: tuple[int, ...] | None = None, weights: str = "float32") -> fastgen.Sampler:
-        """The compiled sampler of this model for an event shape (the config's if None) and a format of weights.
+    def sampler(
+        self, *, event_shape: tuple[int, ...] | None = None, weights: str = "float32", machine: str | None = None
+    ) -> fastgen.Sampler:
+        """``fastgen.Sampler`` with this model's head and order, for an event shape (the config's).
 
         It is compiled once, and refreshed whenever the model's weights have changed since.
         """
-        key = (tuple(event_shape or self.config.event_shape), weights)
+        event_shape = tuple(event_shape or self.config.event_shape)
+        example = next(self.parameters())
+        key = (event_shape, weights, machine, example.dtype, example.device)
         current = self.state_dict()
         compiled = self._compiled.get(key)
         if compiled is None:
@@ -83,12 +86,13 @@ class AutoregressiveModel(Model):
             try:
                 sampler = fastgen.Sampler(
                     self,
-                    event_shape=key[0],
+                    event_shape=event_shape,
                     head=self.head,
                     order=self.order,
                     weights=weights,
                     predicts=self.predicts,
-                    example_context=self.example_context(),
+                    example_context=self.example_context(event_shape=event_shape),
+                    machine=machine,
                 )
             finally:
                 self.train(training)
@@ -108,18 +112,20 @@ class AutoregressiveModel(Model):
         *,
         event_shape: tuple[int, ...] | None = None,
         weights: str = "float32",
+        machine: str | None = None,
         **options: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Levels [n, *event_shape], by the compiled sampler.
 
         Args:
-            n, seed, context: as in ``fastgen.Sampler.sample``; the context has n rows. event_shape: another size or
-            length than the config's. weights: "float32", or an approximation by name: "bfloat16", "int8". options:
-            passed to ``fastgen.Sampler.sample``: temperature, top_p, known, known_mask, return_log_prob, progress,
-            ...
+            n, seed, context: as in ``fastgen.Sampler.sample``; the context has n rows.
+            event_shape: another size or length than the config's.
+            weights: "float32", or an approximation by name: "bfloat16", "int8".
+            machine: "cpu" or "reference"; None for the faster one that is there.
+            options: for ``fastgen.Sampler.sample``: temperature, top_p, known, known_mask, return_log_prob, progress...
         """
         check_context(context, self.conditions, n)
-        sampler = self.sampler(event_shape=event_shape, weights=weights)
+        sampler = self.sampler(event_shape=event_shape, weights=weights, machine=machine)
         return sampler.sample(n, seed=seed, context=context, **options)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -150,10 +150,10 @@ class GatedPixelCNN(AutoregressiveModel):
             conditions["map"] = Condition((config.map, None, None))
         return conditions
 
-    def context_sizes(self) -> dict[str, tuple[int, ...]]:
-        sizes = super().context_sizes()
+    def context_sizes(self, event_shape: tuple[int, ...] | None = None) -> dict[str, tuple[int, ...]]:
+        sizes = super().context_sizes(event_shape)
         if self.config.map:
-            sizes["map"] = (self.config.map, *self.config.event_shape[1:])
+            sizes["map"] = (self.config.map, *(event_shape or self.config.event_shape)[1:])
         return sizes
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:

@@ -174,10 +174,11 @@ class WaveNet(AutoregressiveModel):
             conditions["frames"] = Condition((config.frames, None))
         return conditions
 
-    def context_sizes(self) -> dict[str, tuple[int, ...]]:
-        sizes = super().context_sizes()
+    def context_sizes(self, event_shape: tuple[int, ...] | None = None) -> dict[str, tuple[int, ...]]:
+        sizes = super().context_sizes(event_shape)
         if self.config.frames:
-            sizes["frames"] = (self.config.frames, -(-self.config.event_shape[0] // self.config.hop))
+            length = (event_shape or self.config.event_shape)[0]
+            sizes["frames"] = (self.config.frames, -(-length // self.config.hop))
         return sizes
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
