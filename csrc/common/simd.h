@@ -157,12 +157,12 @@ inline Float expm1(Float x) {
   return is_nan(x) | (x == 0.0f) ? x : result;
 }
 
-// log(m 2^e + correction ...) of a positive normal number split in m in [2/3, 4/3) and e; `low` is added to the mantissa.
+// log(x + low) of a positive normal number, low below a unit in its last place. x = 2^e m with m in [2/3, 4/3).
 inline Float log_of(Float x, Float low) {
   const Int raised = bits(x) - 0x3f2aaaab;
   const Int e = raised >> 23;
   const Float m = from_bits(bits(x) - (raised & (Int)(broadcast_int(-0x800000))));
-  const Float f = (m - 1.0f) + low * from_bits((127 - e) << 23);
+  const Float f = (m - 1.0f) + (e > 60 ? Float{} : low * power_of_two(-e));
   Float p = broadcast(-0.130187988f);
   p = fma(p, f, broadcast(0.140889585f));
   p = fma(p, f, broadcast(-0.121489584f));
@@ -202,10 +202,13 @@ inline Float sigmoid(Float x) {
   return (x < 0.0f ? z : broadcast(1.0f)) / (1.0f + z);
 }
 
+// E / (E + 2) near zero and 1 - 2 / (E + 2) elsewhere, with E = exp(2 |x|) - 1.
 inline Float tanh(Float x) {
-  const Float e = expm1(-2.0f * abs(x));
-  const Float result = copysign(-e / (e + 2.0f), x);
-  return is_nan(x) ? x : result;
+  const Float size = abs(x);
+  const Float e = expm1(2.0f * (size > 10.0f ? broadcast(10.0f) : size));
+  const Int near = size < 0.5f;
+  const Float quotient = (near ? e : broadcast(2.0f)) / (e + 2.0f);
+  return is_nan(x) ? x : copysign(near ? quotient : 1.0f - quotient, x);
 }
 
 // Minimax approximations of N. Juffa, two branches.
@@ -229,9 +232,17 @@ inline Float erf(Float x) {
   return is_nan(x) ? x : result;
 }
 
-// sin(x + quarter_turns pi / 2); arguments beyond 8192 go lane by lane through the C library.
+// The range in which three fma reduce an argument by multiples of pi / 2 without loss; the rest goes lane by lane through the C
+// library.
+#if defined(__FMA__) || defined(__aarch64__)
+constexpr float kNearTurns = 8192.0f;
+#else
+constexpr float kNearTurns = 0.0f;
+#endif
+
+// sin(x + quarter_turns pi / 2).
 inline Float sine(Float x, int quarter_turns) {
-  const Int far = ~(abs(x) <= 8192.0f);
+  const Int far = ~(abs(x) <= kNearTurns);
   const Float near = far ? Float{} : x;
   const Float whole = round(near * 0.636619747f);
   Float r = fma(whole, broadcast(-1.57079601f), near);

@@ -1,5 +1,7 @@
 #include "program.h"
 
+#include <algorithm>
+#include <cstdlib>
 #include <string>
 
 #include "../../common/check.h"
@@ -20,13 +22,15 @@ void check_span(const std::string& what, const char* field, std::int64_t begin, 
 }
 
 template <typename Lattice>
-void check_lattice(const std::string& what, const Lattice& cells, std::int64_t row_length) {
+void check_lattice(const std::string& what, const Lattice& cells, std::int64_t row_length, bool timed) {
   FASTGEN_CHECK(cells.q0 <= cells.q1 && cells.w0 <= cells.w1, what, ": the lattice q ", cells.q0, " .. ", cells.q1, ", w ", cells.w0,
                 " .. ", cells.w1, " runs backwards");
   for (std::int64_t value : {cells.q0, cells.q1, cells.w0, cells.w1, cells.delay}) check_range(what, "lattice", value, -kFar, kFar);
   check_range(what, "row_stride", cells.row_stride, cells.q1 - cells.q0 > 1 ? 1 : 0, 1 << 20);
   check_range(what, "column_stride", cells.column_stride, cells.w1 - cells.w0 > 1 ? 1 : 0, 1 << 20);
-  FASTGEN_CHECK(cells.q1 - cells.q0 <= 1 || row_length < kFar >> 20, what, ": row_length ", row_length, " is too long for several rows");
+  const __int128 farthest = static_cast<__int128>(row_length) * cells.row_stride * std::max(std::abs(cells.q0), std::abs(cells.q1));
+  FASTGEN_CHECK(!timed || farthest < static_cast<__int128>(1) << 61, what, ": rows of ", row_length, " steps are too long for q ",
+                cells.q0, " .. ", cells.q1);
 }
 
 void check_operand(const Program& program, std::size_t index) {
@@ -75,7 +79,7 @@ void check_code(const Program& program, std::size_t index) {
   const Code& code = program.codes[index];
   const std::string what = text("codes[", index, "]");
   check_range(what, "kind", code.kind, kPrologue, kPixel + 1);
-  check_lattice(what, code, program.row_length);
+  check_lattice(what, code, program.row_length, code.kind == kPixel);
   FASTGEN_CHECK(code.kind == kPixel || (code.w1 - code.w0 <= kMostCells && code.q1 - code.q0 <= kMostCells), what, ": the lattice q ",
                 code.q0, " .. ", code.q1, ", w ", code.w0, " .. ", code.w1, " is unbounded, but all its cells run at once");
   check_range(what, "lanes", code.lanes, 1, 1 << 24);
@@ -113,7 +117,7 @@ void check_code(const Program& program, std::size_t index) {
 void check_draw(const Program& program, std::size_t index) {
   const Draw& draw = program.draws[index];
   const std::string what = text("draws[", index, "]");
-  check_lattice(what, draw, program.row_length);
+  check_lattice(what, draw, program.row_length, true);
   check_span(what, "parameter", draw.parameter0, draw.parameter1, program.operands.size());
   check_span(what, "input", draw.input0, draw.input1, program.operands.size());
   check_range(what, "channels", draw.channels, 1, 1 << 16);
