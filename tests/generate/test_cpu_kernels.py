@@ -92,9 +92,7 @@ def random_sum(choose: random.Random, inputs: int, parts: int, lanes: int) -> tu
     where = {"a": CELLS[1], "b": 1}
     if choose.random() < 0.5:
         start["accumulator"] = new.operand(stored, outputs, **where)
-    stores = [
-        op("store", 0, part, new.operand(stored, lanes, channel=part * lanes, **where)) for part in range(parts)
-    ]
+    stores = [op("store", 0, part, new.operand(stored, lanes, channel=part * lanes, **where)) for part in range(parts)]
     new.code(
         segments, stores, parts=parts, lanes=lanes, weight=new.weight(torch.randn(row, outputs)), kind=PROLOGUE,
         q1=CELLS[0], w1=CELLS[1], registers=parts, **start,
@@ -177,7 +175,25 @@ def apply(name: str, values: Tensor, group: int = 1) -> Tensor:
     return prologue(CpuMachine(lanes_program(name, lanes, group), heads.Bernoulli()), state, [])[:, 3 * lanes :]
 
 
-SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-45, -1e-45, 1e-38, 1.2e-38, 3.4e38, -3.4e38, 88.72, 88.73, -87.4, -103.9, -104.5, 1e-7]
+SPECIAL = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    0.5,
+    1e-45,
+    -1e-45,
+    1e-38,
+    1.2e-38,
+    3.4e38,
+    -3.4e38,
+    88.72,
+    88.73,
+    -87.4,
+    -103.9,
+    -104.5,
+    1e-7,
+]
 SPECIAL += [-0.99999994, 16777216.0, 8388607.5, 2.5, -2.5, 1e-20, float("inf"), float("-inf"), float("nan")]
 
 
@@ -205,7 +221,21 @@ UNARY = {
     "softplus": lambda a: torch.where(a * 0.75 > 1.25, a, torch.log1p(torch.exp((a * 0.75).float().double())) / 0.75),
     "sign": torch.sign,
 }  # fmt: skip
-ROUNDED_ONCE = {"neg", "abs", "sqrt", "reciprocal", "floor", "ceil", "round", "relu", "addc", "mulc", "clamp", "sign", "leaky_relu"}
+ROUNDED_ONCE = {
+    "neg",
+    "abs",
+    "sqrt",
+    "reciprocal",
+    "floor",
+    "ceil",
+    "round",
+    "relu",
+    "addc",
+    "mulc",
+    "clamp",
+    "sign",
+    "leaky_relu",
+}
 
 
 @pytest.mark.parametrize("name", sorted(UNARY))

@@ -1,0 +1,444 @@
+"""The C++ machine: the reference machine's samples, bitwise the same however the work is split, and errors instead of crashes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+import time
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastgen.generate import heads
+from fastgen.generate.program import (
+    CONTEXT,
+    DENSE,
+    INDEX,
+    PIXEL,
+    PROLOGUE,
+    ROW,
+    STATE,
+    UNBOUNDED,
+    Buffer,
+    Draw,
+    Program,
+    Segment,
+)
+from fastgen.generate.reference_machine import ReferenceMachine
+from fastgen.generate.run import Run
+from tests.generate.test_reference_machine import CASES, Assembler, Case, event, machine_parameters, op
+from tests.generate.test_reference_machine import start as start_case
+
+_C = pytest.importorskip("fastgen._C", reason="no compiled extension")
+from fastgen.generate.cpu_machine import CpuMachine  # noqa: E402
+
+SCORES = ("state", "levels", "log_prob", "proposal_log_prob")
+
+
+@pytest.fixture(params=_C.isas())
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("FASTGEN_ISA", request.param)
+    return request.param
+
+
+def same(one: Run, other: Run, samples: slice = slice(None)) -> bool:
+    """Bitwise, NaN included; `samples` picks those of `other`."""
+    return all(
+        torch.equal(getattr(one, name).nan_to_num(nan=-7e77 if "prob" in name else -7e33),
+                    getattr(other, name)[samples].nan_to_num(nan=-7e77 if "prob" in name else -7e33))
+        for name in SCORES
+    )  # fmt: skip
+
+
+def causal(seed: int, steps: int = 40, lookahead: int = 5) -> tuple[Program, heads.Head]:
+    """A random network over time: gates, a shared accumulator, normalisation over lanes, a context and a prologue."""
+    choose = random.Random(seed)
+    torch.manual_seed(seed)
+    levels = choose.choice([3, 16, 40])
+    program = Program(steps, UNBOUNDED if seed % 2 else 10, state_size=0, lookahead=lookahead)
+    new, in_rows = Assembler(program), program.row_length < UNBOUNDED
+    program.buffers.append(Buffer(CONTEXT, 6, 0, 0))
+    here = {"a": 10, "b": 1} if in_rows else {}
+    cells = {"q1": steps // 10, "w1": 10} if in_rows else {}
+
+    def buffer(channels: int, positions: int) -> int:
+        program.buffers.append(Buffer(STATE, channels, positions, program.state_size))
+        program.state_size += channels * positions
+        return len(program.buffers) - 1
+
+    def past(source: int, channels: int, distance: int) -> int:
+        box = {"box_q0": min(distance, 1)} if in_rows else {"box_w0": distance}
+        return new.operand(source, channels, **here | {"c": -distance} | box)
+
+    reach = 11 if in_rows else 4
+    x, shift = buffer(1, reach + lookahead), buffer(24, 1)
+    new.code(
+        [Segment(new.operand(0, 6, b=0), DENSE, 0, 6)], [op("store", 0, 0, new.operand(shift, 24, b=0))],
+        parts=1, lanes=24, weight=new.weight(torch.randn(6, 24)), kind=PROLOGUE, w1=1,
+    )  # fmt: skip
+    width = choose.choice([16, 40, 64])
+    hidden = buffer(width, reach + lookahead)
+    first = new.operand(x, 1, **here | {"c": -1, "box_w0": 1})
+    new.code(
+        [Segment(first, INDEX, 0, levels), Segment(new.operand(shift, 24, b=0), DENSE, levels, 24)],
+        [op("tanh", 0, 0), op("store", 0, 0, new.operand(hidden, width, **here))],
+        parts=1, lanes=width, weight=new.weight(torch.randn(levels + 24, width) / 3), **cells,
+    )  # fmt: skip
+    skip, level = buffer(33, lookahead), 0
+    for layer in range(3):
+        lanes, previous, narrow = choose.choice([5, 32, 48, 64]), width, hidden
+        gate, level = buffer(lanes, lookahead), level + 1
+        inputs = [past(narrow, previous, d) for d in (0, choose.randrange(1, 4), reach - 1)]
+        segments = [Segment(o, DENSE, i * previous, previous) for i, o in enumerate(inputs)]
+        operations = [
+            op("tanh", 0, 0),
+            op("sigmoid", 1, 1),
+            op("mul", 0, 0, 1),
+            op("store", 0, 0, new.operand(gate, lanes, **here)),
+        ]
+        new.code(
+            segments, operations, parts=2, lanes=lanes, level=level, bias=new.constant(torch.randn(2 * lanes)),
+            weight=new.weight(torch.randn(3 * previous, 2 * lanes) / (3 * previous) ** 0.5), **cells,
+        )  # fmt: skip
+        gated, width, level = new.operand(gate, lanes, **here), choose.choice([20, 64]), level + 1
+        hidden, total = buffer(width, reach + lookahead), new.operand(skip, 33, **here)
+        normalise = [
+            op("sum", 1, 0, width), op("mulc", 1, 1, x=1 / width), op("sub", 0, 0, 1), op("mul", 1, 0, 0), op("sum", 1, 1, width),
+            op("addc", 1, 1, x=1e-5), op("rsqrt", 1, 1), op("mul", 0, 0, 1), op("store", 0, 0, new.operand(hidden, width, **here)),
+        ]  # fmt: skip
+        for outputs, operations, extra in (
+            (width, normalise, {}),
+            (33, [op("store", 0, 0, total)], {"accumulator": total} if layer else {}),
+        ):
+            matrix = new.weight(torch.randn(lanes, outputs) / lanes**0.5)
+            new.code(
+                [Segment(gated, DENSE, 0, lanes)],
+                operations,
+                parts=1,
+                lanes=outputs,
+                level=level,
+                weight=matrix,
+                **extra,
+                **cells,
+            )
+    logits = buffer(levels, lookahead)
+    new.code(
+        [Segment(new.operand(skip, 33, **here), DENSE, 0, 33)], [op("store", 0, 0, new.operand(logits, levels, **here))],
+        parts=1, lanes=levels, level=level + 1, weight=new.weight(torch.randn(33, levels)), **cells,
+    )  # fmt: skip
+    read, write = new.operand(logits, levels, **here), new.operand(x, 1, **here)
+    a, b, q1, w1 = (10, 1, steps // 10, 10) if in_rows else (0, 1, 1, steps)
+    program.draws = [Draw(1, 1, 0, 0, q1, 0, w1, read, read + 1, a, b, 0, 0, 1, write, write + 1)]
+    return new.finish(), heads.Categorical(levels)
+
+
+def context(batch: int) -> Tensor:
+    return torch.randn(batch, 1, 6, generator=torch.Generator().manual_seed(3))
+
+
+def start(program: Program, batch: int, **options) -> Run:
+    options.setdefault("levels", torch.full((batch, 1, program.steps), torch.nan))
+    return Run(
+        state=torch.full((batch, program.state_size + 3), torch.nan),
+        contexts=[context(64)[:batch].contiguous()],
+        seed=5,
+        samples=torch.arange(batch),
+        log_prob=torch.zeros(batch, dtype=torch.float64),
+        proposal_log_prob=torch.zeros(batch, dtype=torch.float64),
+        **options,
+    )
+
+
+def generate(machine, batch: int, chunks: list[int] | None = None, **options) -> Run:
+    run = start(machine.program, batch, **options)
+    machine.prologue(run)
+    times = [0, *(chunks or []), machine.program.steps]
+    for t0, t1 in zip(times[:-1], times[1:], strict=True):
+        machine.advance(run, t0, t1)
+    return run
+
+
+@pytest.fixture(params=list(CASES))
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_hand_made_programs(isa, case, threads):
+    """The draws are the reference machine's, the parameters as near to the float64 network as its float32 version."""
+    expected = start_case(case)
+    ReferenceMachine(case.program, case.head).advance(expected, 0, case.program.steps)
+    run = start_case(case, threads=threads)
+    run.state.fill_(torch.nan)
+    machine = CpuMachine(case.program, case.head)
+    machine.prologue(run)
+    machine.advance(run, 0, case.program.steps)
+    if not case.head.feed_raw:
+        exact, single = (
+            case.parameters(event(case, run), dtype).flatten(2) for dtype in (torch.float64, torch.float32)
+        )
+        floor = torch.finfo(torch.float32).eps * exact.abs().max()
+        assert (machine_parameters(case, run) - exact).abs().max() <= 2 * (single - exact).abs().max() + floor
+    if case.head.levels:
+        assert torch.equal(run.levels, expected.levels)
+    assert torch.equal(run.state.isnan(), expected.state.isnan())
+
+
+@functools.cache
+def reference_run(seed: int) -> tuple[Run, Tensor]:
+    """The reference machine's run, and how far weights that are off by the bound on rounding move its state."""
+    program, head = causal(seed)
+    reference = ReferenceMachine(program, head)
+    expected = generate(reference, 3)
+    known = {"known": torch.ones_like(expected.levels, dtype=torch.bool), "levels": expected.levels}
+    roundings = max(code.segment1 - code.segment0 for code in program.codes) * 64 + 10
+    spread = torch.zeros(())
+    for _ in range(2):
+        noise = (2 * torch.rand_like(program.weights) - 1) * roundings * 2.0**-24
+        reference.refresh(program.weights * (1 + noise), program.constants)
+        moved = (generate(reference, 3, **known).state - expected.state).nan_to_num().abs().max()
+        spread = torch.maximum(spread, moved)
+    return expected, spread
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_programs(isa, seed):
+    program, head = causal(seed)
+    expected, spread = reference_run(seed)
+    run = generate(CpuMachine(program, head), 3, threads=2)
+    assert torch.equal(run.levels, expected.levels)
+    assert (run.state - expected.state).nan_to_num().abs().max() <= spread
+    assert torch.equal(run.state.isnan(), expected.state.isnan())
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("seed", range(3))
+def test_one_sample_however_the_work_is_split(isa, seed, weights):
+    program, head = causal(seed)
+    machine = CpuMachine(program, head, weights)
+    whole = generate(machine, 64)
+    assert not same(whole, generate(machine, 64, temperature=0.5))
+    for batch, threads, chunks in (
+        (64, 2, [1, 2, 17]),
+        (64, 3, None),
+        (7, 1, [20]),
+        (7, 2, None),
+        (1, 1, None),
+        (1, 2, [3]),
+    ):
+        assert same(generate(machine, batch, chunks, threads=threads, temperature=1.0), whole, slice(0, batch))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_absorb_is_advance(isa, seed):
+    """Bitwise, state and scores included, for any lookahead, split and number of threads."""
+    for lookahead in (1, 5, 30):
+        program, head = causal(seed, lookahead=lookahead)
+        machine = CpuMachine(program, head)
+        drawn = generate(machine, 5)
+        known = torch.zeros_like(drawn.levels, dtype=torch.bool)
+        known[:, :, :27] = True
+        for threads, middle in ((1, 0), (1, 13), (2, 20)):
+            run = start(program, 5, known=known, levels=drawn.levels.where(known, torch.nan), threads=threads)
+            machine.prologue(run)
+            machine.absorb(run, 0, middle)
+            machine.absorb(run, middle, 27)
+            assert (run.proposal_log_prob == 0).all()
+            machine.advance(run, 27, program.steps)
+            run.proposal_log_prob = drawn.proposal_log_prob
+            assert same(run, drawn)
+
+
+def test_rows_of_many_cells(isa):
+    """A row phase wide enough for every size of panel, split over threads by cells and by lanes."""
+    size, width, levels = 13, 40, 2
+    program = Program(size * size, size, state_size=size * size * (1 + width) + levels - 1, lookahead=1)
+    program.buffers = [Buffer(STATE, 1, size * size, 0), Buffer(STATE, width, size * size, size * size),
+                       Buffer(STATE, 1, 1, size * size * (1 + width))]  # fmt: skip
+    new = Assembler(program)
+    taps = [
+        new.operand(0, 1, a=size, c=d - size, box_q0=1, box_w0=max(0, -d), box_w1=size - max(0, d))
+        for d in range(-2, 3)
+    ]
+    row = [Segment(tap, DENSE, i, 1) for i, tap in enumerate(taps)]
+    store = op("store", 0, 0, new.operand(1, width, a=size))
+    new.code(
+        row,
+        [op("tanh", 0, 0), store],
+        parts=1,
+        lanes=width,
+        weight=new.weight(torch.randn(5, width)),
+        kind=ROW,
+        q1=size,
+        w1=size,
+    )
+    left = new.operand(0, 1, a=size, c=-1, box_w0=1)
+    new.code(
+        [Segment(new.operand(1, width, a=size), DENSE, 0, width), Segment(left, DENSE, width, 1)],
+        [op("store", 0, 0, new.operand(2, 1, b=0))], parts=1, lanes=1, weight=new.weight(torch.randn(width + 1, 1)), q1=size, w1=size,
+    )  # fmt: skip
+    read, write = new.operand(2, 1, b=0), new.operand(0, 1, a=size)
+    program.draws = [Draw(1, 1, 0, 0, size, 0, size, read, read + 1, size, 1, 0, 0, 1, write, write + 1)]
+    program, head = new.finish(), heads.Bernoulli("symmetric")
+    machine = CpuMachine(program, head)
+    whole = generate(machine, 9)
+    assert torch.equal(whole.levels, generate(ReferenceMachine(program, head), 9).levels)
+    for batch, threads in ((1, 1), (1, 2), (5, 3), (9, 2)):
+        assert same(generate(machine, batch, threads=threads), whole, slice(0, batch))
+
+
+def test_one_program_for_each_step():
+    """Records that run at one step only (an order over features) are found, in the order of the program."""
+    steps = 9
+    program = Program(steps, steps, state_size=2 * steps, lookahead=1)
+    program.buffers = [Buffer(STATE, 1, steps, 0), Buffer(STATE, 1, steps, steps)]
+    new = Assembler(program)
+    matrix = new.weight(torch.randn(steps, 1))
+    for t in range(steps):
+        inputs = [new.operand(0, 1, b=0, c=i) for i in range(t)]
+        store = op("store", 0, 0, new.operand(1, 1, b=0, c=t))
+        new.code(
+            [Segment(o, DENSE, i, 1) for i, o in enumerate(inputs)], [store], parts=1, lanes=1, delay=t, w1=1, weight=matrix,
+            bias=new.constant(torch.randn(1)),
+        )  # fmt: skip
+    for t in range(steps):
+        read, write = new.operand(1, 1, b=0, c=t), new.operand(0, 1, b=0, c=t)
+        program.draws.append(Draw(1, 1, t, 0, 1, 0, 1, read, read + 1, 0, 0, t, 0, 1, write, write + 1))
+    program, head = new.finish(), heads.Bernoulli("symmetric")
+    whole = generate(CpuMachine(program, head), 40)
+    assert torch.equal(whole.levels, generate(ReferenceMachine(program, head), 40).levels)
+    assert same(generate(CpuMachine(program, head), 3, [4, 5], threads=2), whole, slice(0, 3))
+
+
+def test_refresh_is_a_new_machine(isa):
+    (program, head), (other, _) = causal(1), causal(1)
+    other.weights, other.constants = torch.randn_like(program.weights), torch.randn_like(program.constants)
+    for weights in ("float32", "bfloat16", "int8"):
+        machine = CpuMachine(program, head, weights)
+        before = generate(machine, 2)
+        machine.refresh(other.weights, other.constants)
+        assert same(generate(machine, 2), generate(CpuMachine(other, head, weights), 2))
+        machine.refresh(program.weights, program.constants)
+        assert same(generate(machine, 2), before)
+    with pytest.raises(ValueError, match="weights has"):
+        machine.refresh(other.weights[1:], other.constants)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_errors_name_what_is_wrong(threads):
+    program, head = causal(0)
+    machine = CpuMachine(program, head)
+
+    def run(**options) -> Run:
+        made = start(program, 4, threads=threads, **options)
+        machine.prologue(made)
+        return made
+
+    for change, message in (
+        ({"state": torch.zeros(4, program.state_size - 1)}, "state has .* the program needs"),
+        ({"state": torch.zeros(4, program.state_size, dtype=torch.float64)}, "state has dtype float64"),
+        ({"state": torch.zeros(8, program.state_size)[::2]}, "state must be contiguous"),
+        ({"levels": torch.zeros(3, 1, 40)}, "levels has shape"),
+        ({"levels": torch.zeros(4, 0, 40)}, "levels has 0 channels"),
+        ({"samples": torch.zeros(4)}, "samples has dtype float32"),
+        ({"known": torch.zeros(4, 1, 39, dtype=torch.bool)}, "known has shape"),
+        ({"log_prob": torch.zeros(4)}, "log_prob has dtype float32"),
+        ({"contexts": []}, "contexts has 0 tensors"),
+        ({"contexts": [torch.zeros(4, 1, 5)]}, r"contexts\[0\] has 5 channels"),
+        ({"temperature": 0.0}, "temperature is 0"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"threads": 0}, "threads is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            machine.advance(dataclasses.replace(run(), **change), 0, 1)
+    for steps in ((0, 41), (3, 2), (-1, 2)):
+        with pytest.raises(ValueError, match="they must be within 0 .. 40"):
+            machine.advance(run(), *steps)
+    with pytest.raises(ValueError, match=r"contexts\[0\] has 0 positions; position 0 is needed"):
+        machine.prologue(dataclasses.replace(run(), contexts=[torch.zeros(4, 0, 6)]))
+    with pytest.raises(ValueError, match="known is False for position 0"):
+        machine.absorb(run(), 0, 1)
+    with pytest.raises(ValueError, match="step 8 draws position 8"):
+        machine.advance(run(levels=torch.zeros(4, 1, 8)), 0, 40)
+    bad = torch.zeros(4, 1, 40)
+    bad[2, 0, 3] = 0.5
+    with pytest.raises(ValueError, match="a known level is .*, at position 3 of item 2"):
+        machine.advance(run(levels=bad, known=torch.ones_like(bad, dtype=torch.bool)), 0, 40)
+    spoiled = run()
+    machine.advance(spoiled, 0, 3)
+    offset = program.buffers[1].offset
+    spoiled.state[1, offset : offset + program.buffers[1].positions] = 1e9
+    with pytest.raises(ValueError, match="an index is 1e.09 at step 3; it must be a whole number in 0 .."):
+        machine.advance(spoiled, 3, 40)
+    machine.refresh(program.weights * torch.nan, program.constants)
+    with pytest.raises(ValueError, match="the network.s output is NaN.* at position 0"):
+        machine.advance(run(), 0, 40)
+    machine.refresh(program.weights, program.constants)
+    assert same(generate(machine, 4, threads=threads), generate(CpuMachine(program, head), 4))
+
+
+def test_no_table_entry_is_trusted():
+    """Any number of any record replaced by one far outside: an error that names the record, never a wrong address."""
+    program, head = causal(2)
+    choose = random.Random(0)
+    refused = 0
+    for name in ("buffers", "operands", "segments", "weight_table", "operations", "codes", "draws"):
+        for _ in range(60):
+            tensors = {key: tensor.clone() for key, tensor in program.to_tensors().items()}
+            table = tensors[name]
+            row, column = choose.randrange(table.shape[0]), choose.randrange(table.shape[1])
+            table[row, column] = choose.choice([-(2**62), -5, -1, 7, 100, 12345, 2**31, 2**62])
+            broken = Program.from_tensors(tensors)
+            try:
+                machine = CpuMachine(broken, head)
+            except ValueError as error:
+                refused += 1
+                assert any(
+                    word in str(error)
+                    for word in (f"{name}[", "operands[", "codes[", "draws[", "segments[", "operations[")
+                )
+                continue
+            if broken.state_size <= 2**20 and all(
+                code.kind == PIXEL or code.w1 - code.w0 <= 1000 for code in broken.codes
+            ):
+                run = start(broken, 2)
+                try:
+                    machine.prologue(run)
+                    machine.advance(run, 0, 12)
+                except ValueError:
+                    pass
+    assert refused > 200
+
+
+def test_machine_is_chosen_by_name(monkeypatch):
+    program, head = causal(0)
+    with pytest.raises(ValueError, match="weights is 'float8'; it must be one of float32, bfloat16, int8"):
+        CpuMachine(program, head, "float8")
+    with pytest.raises(ValueError, match="the head needs 7 parameters for 1 channels"):
+        CpuMachine(program, heads.Categorical(7))
+    monkeypatch.setenv("FASTGEN_ISA", "sse9")
+    with pytest.raises(ValueError, match="FASTGEN_ISA is 'sse9'; this build and processor run baseline"):
+        CpuMachine(program, head)
+
+
+def test_waiting_threads_sleep():
+    program, head = causal(0)
+    machine = CpuMachine(program, head)
+    generate(machine, 1, threads=2)
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.1
+
+
+def test_probes():
+    assert _C.read_bandwidth(1 << 20, 2, 5) > 0
+    assert 0 < _C.fma_peak(1)
+    with pytest.raises(ValueError, match="threads is 0"):
+        _C.fma_peak(0)
+    with pytest.raises(ValueError, match="bytes is 100"):
+        _C.read_bandwidth(100, 1, 1)
+    assert _C.build_info().keys() >= {"compiler", "architecture"}
