@@ -44,7 +44,7 @@ def create_model(name: str, preset: str = "paper", **config: Any) -> Model:
 
     Args:
         name: one of ``list_models()``.
-        preset: "paper" (the default config), "tiny" (trains in about a minute on two CPU cores) or another of the model.
+        preset: "paper" (the default config), "tiny" (trains in about a minute on two CPU cores) or another one.
         config: fields of the model's config that differ from the preset.
 
     Raises:

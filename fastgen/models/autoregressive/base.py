@@ -66,7 +66,7 @@ class AutoregressiveModel(Model):
 
     def bits_per_dim(self, levels: Tensor, context: Context = None) -> Tensor:
         """Negative log-likelihood in bits per element, [N]."""
-        return -self.log_prob(levels, context) / (math.log(2) * levels[0].numel())
+        return -self.log_prob(levels, context) / (math.log(2) * math.prod(levels.shape[1:]))
 
     def sampler(
         self, *, event_shape: tuple[int, ...] | None = None, weights: str = "float32", machine: str | None = None

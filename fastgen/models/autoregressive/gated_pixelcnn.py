@@ -65,6 +65,8 @@ class GatedLayer(nn.Module):
         self.by_class = nn.Embedding(config.classes, conditioned) if config.classes else None
         self.by_vector = nn.Linear(config.vector, conditioned, bias=False) if config.vector else None
         self.by_map = nn.Conv2d(config.map, conditioned, 1, bias=False) if config.map else None
+        if self.by_class is not None:
+            nn.init.normal_(self.by_class.weight, std=0.05)
 
     def forward(self, v: Tensor, h: Tensor, context: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         vertical = self.vertical(F.pad(v, self.margins))

@@ -66,6 +66,8 @@ class Block(nn.Module):
         self.ul = GatedResnet(c, DownRightShiftedConv2d, 2 * c if from_encoder else c, config.dropout)
         self.by_class = nn.Embedding(config.classes, 4 * c) if config.classes else None
         self.by_vector = nn.Linear(config.vector, 4 * c, bias=False) if config.vector else None
+        if self.by_class is not None:
+            nn.init.normal_(self.by_class.weight, std=0.05)
 
     def forward(
         self, u: Tensor, ul: Tensor, context: dict[str, Tensor], skips: tuple[Tensor, Tensor] | None = None
@@ -134,9 +136,6 @@ class PixelCNNpp(AutoregressiveModel):
         self.double_u = nn.ModuleList(DownShiftedConvTranspose2d(c, c) for _ in range(LEVELS - 1))
         self.double_ul = nn.ModuleList(DownRightShiftedConvTranspose2d(c, c) for _ in range(LEVELS - 1))
         self.output = nn.Conv2d(c, (3 if channels == 1 else 10) * config.mixtures, 1)
-        for block in self.modules():
-            if isinstance(block, Block) and block.by_class is not None:
-                nn.init.normal_(block.by_class.weight, std=0.05)
         if config.weight_norm:
             apply_weight_norm(self)
             with torch.no_grad():
