@@ -11,7 +11,7 @@ from typing import Any
 from fastgen.cli import INTERRUPTED, report_missing
 
 OUTPUT = Path("demo")
-STEPS = 700
+STEPS = 500
 DIGITS = 64
 
 
