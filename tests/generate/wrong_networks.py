@@ -40,9 +40,9 @@ class SeesItself(Wrong):
         return self.output(torch.tanh(self.conv(F.pad(x[:, None], (2, 0)))))
 
 
-class NormsOverTime(Wrong):
+class CentresOverTime(Wrong):
     def spoil(self, h: Tensor) -> Tensor:
-        return F.instance_norm(h)
+        return h - h.mean(-1, keepdim=True)
 
 
 class MixesBatch(Wrong):
@@ -111,7 +111,7 @@ def _sequence(make: type[nn.Module], word: str):
 WRONG = {
     "centred_convolution": _sequence(CentredConvolution, "causal"),
     "sees_itself": _sequence(SeesItself, "causal"),
-    "norms_over_time": _sequence(NormsOverTime, "causal"),
+    "centres_over_time": _sequence(CentresOverTime, "causal"),
     "mixes_batch": _sequence(MixesBatch, "batch"),
     "batch_norm_training": _sequence(BatchNormTraining, "batch"),
     "finite_mask": _sequence(FiniteMask, "finite"),
