@@ -124,17 +124,15 @@ class Lowering:
             return run.x == run.length == task.run.length and run.slot <= address.slot < run.slot + run.length
         return piece.stride == 1 and address.slot == run.slot and piece.length == run.length == task.run.length
 
-    def _meets(self, task: Task, piece: Piece, address: Address, source: Task) -> bool:
-        """Whether the source's cell is computed in the reader's phase for some cell."""
-        if source.lattice.kind != task.lattice.kind:
-            return False
-        return _same_phase(task.lattice, address, source.lattice)
+    def _follows(self, task: Task, source: Task) -> bool:
+        """Whether the source's code must stand before the reader's, so that whole codes may run over several steps."""
+        return source.lattice.kind == task.lattice.kind
 
     def _join(self, task: Task) -> None:
         sources = [(p, a, s) for p, a, tasks in self._sources(task) for s in tasks]
         latest = None
-        for piece, address, source in sources:
-            if self._meets(task, piece, address, source) and (latest is None or source.group.order > latest.order):
+        for _, _, source in sources:
+            if self._follows(task, source) and (latest is None or source.group.order > latest.order):
                 latest = source.group
         if task.run.terms is not None:
             for group in reversed(self.groups):
@@ -153,9 +151,9 @@ class Lowering:
                     break
         elif latest is not None and latest.lanes == task.run.length and latest.lattice.domain == task.lattice.domain:
             fits = all(
-                source.group.order < latest.order or not self._meets(task, piece, address, source)
+                source.group.order < latest.order or not self._follows(task, source)
                 if source.group is not latest
-                else self._linked(task, piece, address, source) or not self._meets(task, piece, address, source)
+                else self._linked(task, piece, address, source)
                 for piece, address, source in sources
             )
             if fits:
@@ -195,9 +193,9 @@ class Lowering:
     def _levels(self) -> None:
         for group in self.groups:
             for task in group.tasks:
-                for piece, address, sources in self._sources(task):
+                for _, _, sources in self._sources(task):
                     for source in sources:
-                        if source.group is not group and self._meets(task, piece, address, source):
+                        if source.group is not group and self._follows(task, source):
                             group.level = max(group.level, source.group.level + 1)
 
     # ---- buffers and operands
@@ -472,17 +470,6 @@ class Lowering:
             return weights, values
 
         return fill
-
-
-def _same_phase(reader: Lattice, address: Address, source: Lattice) -> bool:
-    q0, q1, w0, w1 = address.box
-    inside = (reader.q >= q0) & (reader.q < q1) & (reader.w >= w0) & (reader.w < w1)
-    positions = address.a * reader.q[inside] + address.b * reader.w[inside] + address.c
-    phases = reader.phases[inside]
-    size = int(max(positions.max(initial=0), source.positions.max())) + 1
-    table = np.full(size, -2, np.int64)
-    table[source.positions] = source.phases
-    return bool((table[positions] == phases).any())
 
 
 def _same_terms(a: list[Term], b: list[Term]) -> bool:
