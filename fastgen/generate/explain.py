@@ -1,0 +1,292 @@
+"""What compiling found out about a network, for people to read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastgen.generate.analysis import Analysis
+from fastgen.generate.orders import event_grid
+from fastgen.generate.program import DENSE, PIXEL, PROLOGUE, ROW, STATE, Code, Program
+from fastgen.generate.receptive_field import ReceptiveField, receptive_field
+
+if TYPE_CHECKING:
+    from fastgen.generate.sampler import Sampler
+
+_EXAMPLES = 4
+_WHEN = {"prologue": "before the first step", "row": "at the start of a row", "pixel": "at a step"}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-adds of one sample: of the prologue, and the average over the steps of an event."""
+
+    prologue: int
+    row: float
+    """A step's share of what is computed for a whole row at once."""
+    pixel: float
+    """What is computed at the step itself."""
+    parallel: float | None
+    """One parallel forward of the module, masked taps and padding included; None for a sampler without its module."""
+    steps: int
+
+    @property
+    def per_step(self) -> float:
+        return self.row + self.pixel
+
+    @property
+    def total(self) -> float:
+        return self.prologue + self.steps * self.per_step
+
+    @property
+    def textbook(self) -> float | None:
+        """A whole forward for every step."""
+        return None if self.parallel is None else self.parallel * self.steps
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes."""
+
+    state: int
+    """Of a sample: activations that later steps read."""
+    contexts: int
+    """Of a sample."""
+    weights: int
+    """The program's float32 weights."""
+    packed: int
+    """The machine's copy of the weights."""
+    constants: int
+    """Biases and tables: the program's and the machine's."""
+
+    @property
+    def per_sample(self) -> int:
+        return self.state + self.contexts
+
+    @property
+    def shared(self) -> int:
+        return self.weights + self.packed + self.constants
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """``Sampler.explain()``: print it, or read its parts."""
+
+    title: str
+    causality: str
+    field: ReceptiveField | None
+    """Of the output at the middle of the last row, or at the last step of the length that was analysed."""
+    work: Work
+    chain: dict[str, int]
+    """Codes that follow one another in each phase: "prologue", "row", "pixel"."""
+    codes: dict[str, int]
+    memory: Memory
+    rings: list[tuple[int, int]]
+    """(positions, channels) of every buffer of the state."""
+    analysis: Analysis | None = field(repr=False)
+    shift: int = field(repr=False)
+
+    @property
+    def causal(self) -> bool:
+        """True: a network that is not causal has no sampler."""
+        return True
+
+    def receptive_field(self, position: tuple[int, ...] | None = None, channel: int = 0) -> ReceptiveField:
+        """That of another output.
+
+        Raises:
+            ValueError: the position or the channel is outside the event, or the sampler was loaded from a file.
+        """
+        return receptive_field(self._analysis(), self.shift, position, channel)
+
+    def save_ready_times(self, path: str | Path, position: tuple[int, ...] | None = None, channel: int = 0) -> None:
+        """The ready times behind the output that scores ``channel`` of ``position``, as a PNG.
+
+        For an image: the step that draws every pixel of the receptive field, and for every layer the steps at which the
+        cells that the output depends on are ready. For a sequence: the same cells, layer by layer, over the steps.
+
+        Raises:
+            ValueError: the position or the channel is outside the event, or the sampler was loaded from a file.
+            ImportError: matplotlib is missing.
+        """
+        from fastgen.generate.ready_times import save_ready_times
+
+        analysis = self._analysis()
+        save_ready_times(Path(path), analysis, receptive_field(analysis, self.shift, position, channel), self.shift)
+
+    def _analysis(self) -> Analysis:
+        if self.analysis is None:
+            raise ValueError("this sampler was loaded from a file, which keeps the program but not the network's graph")
+        return self.analysis
+
+    def __str__(self) -> str:
+        rows = [
+            ("causality", self.causality),
+            ("receptive field", _field_text(self.field)),
+            ("blind spots", _blind_text(self.field)),
+            ("work", _work_text(self.work)),
+            ("textbook loop", _textbook_text(self.work)),
+            ("critical chain", ", ".join(f"{n} codes {_WHEN[kind]}" for kind, n in self.chain.items()) or "none"),
+            ("program", ", ".join(f"{n} {name}" for name, n in self.codes.items())),
+            ("memory", _memory_text(self.memory)),
+            ("rings", _rings_text(self.rings)),
+        ]
+        return "\n".join([self.title, *(f"  {name:<16} {text}" for name, text in rows)])
+
+
+def explain(sampler: Sampler) -> Explanation:
+    """What is known of a sampler: from the analysis of its network and from its program.
+
+    A sampler that was loaded from a file has no analysis: its receptive field and the textbook loop's work are unknown.
+    """
+    program, analysis = sampler.program, sampler.compiled.analysis
+    shift = 1 if sampler.predicts == "next" else 0
+    kinds = {"prologue": PROLOGUE, "row": ROW, "pixel": PIXEL}
+    levels = {name: [c.level for c in program.codes if c.kind == kind] for name, kind in kinds.items()}
+    codes = {f"{name} codes": len(found) for name, found in levels.items() if found}
+    order = "a permutation" if sampler.order.name == "permutation" else f"order {sampler.order.name!r}"
+    name = "a saved network" if sampler.module is None else type(sampler.module).__name__
+    return Explanation(
+        title=f"Sampler of {name}, event {sampler.event_shape}, {order}, {sampler.steps} steps, machine {sampler.machine_name!r}",
+        causality=_causality(sampler),
+        field=None if analysis is None else receptive_field(analysis, shift),
+        work=_work(sampler, program, analysis),
+        chain={name: max(found) + 1 for name, found in levels.items() if found},
+        codes=codes | {"draws": len(program.draws), "operands": len(program.operands)},
+        memory=_memory(sampler, program),
+        rings=[(b.positions, b.channels) for b in program.buffers if b.where == STATE],
+        analysis=analysis,
+        shift=shift,
+    )
+
+
+def _causality(sampler: Sampler) -> str:
+    analysis = sampler.compiled.analysis
+    if analysis is None:
+        return "causal; checked when the sampler was compiled"
+    shown = math.prod(analysis.event_shape)
+    beyond = (
+        "" if analysis.event_shape == sampler.event_shape else f", at the analysed length {analysis.event_shape[-1]}"
+    )
+    return f"causal: none of the {shown} elements' distributions depends on a later element{beyond}"
+
+
+# ---- numbers
+
+
+def _work(sampler: Sampler, program: Program, analysis: Analysis | None) -> Work:
+    sums = {PROLOGUE: 0, ROW: 0, PIXEL: 0}
+    for code in program.codes:
+        sums[code.kind] += _multiply_adds(program, code) * (code.q1 - code.q0) * (code.w1 - code.w0)
+    parallel = None
+    if analysis is not None:
+        length, full = (math.prod(event_grid(shape)[1]) for shape in (analysis.event_shape, sampler.event_shape))
+        parallel = _forward_multiply_adds(analysis) * full / length
+    return Work(sums[PROLOGUE], sums[ROW] / program.steps, sums[PIXEL] / program.steps, parallel, sampler.steps)
+
+
+def _multiply_adds(program: Program, code: Code) -> int:
+    segments = program.segments[code.segment0 : code.segment1]
+    return code.parts * code.lanes * sum(s.length if s.kind == DENSE else 1 for s in segments)
+
+
+def _forward_multiply_adds(analysis: Analysis) -> float:
+    """Of one sample, counted on the exported graph (which has a batch of two) without computing anything."""
+    graph = analysis.exported.graph_module
+    inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
+        graph(*(torch.empty(value.shape, dtype=value.dtype) for value in inputs))
+    return counter.get_total_flops() / 4
+
+
+def _memory(sampler: Sampler, program: Program) -> Memory:
+    leaves = sampler.layout.leaves if sampler.layout is not None else []
+    packed = getattr(sampler._machine, "packed_bytes", None)
+    if packed is None:
+        packed = sum(matrix.nbytes for matrix in sampler._machine.matrices)
+    return Memory(
+        state=4 * (-(-program.state_size // 16) * 16 + 16),
+        contexts=sum(4 * leaf[0].numel() for leaf in leaves),
+        weights=program.weights.nbytes,
+        packed=packed,
+        constants=2 * program.constants.nbytes,
+    )
+
+
+# ---- words
+
+
+def _field_text(found: ReceptiveField | None) -> str:
+    if found is None:
+        return "unknown: the sampler was loaded from a file"
+    extents = ", ".join(
+        f"{n} steps back" if where == "steps" else f"{n} rows above" if where == "above" else f"{n} columns {where}"
+        for where, n in found.extents.items()
+    )
+    seen, earlier = int(found.seen.sum()), int(found.earlier.sum())
+    return f"of the output at {_at(found.position)}: {extents or 'nothing'}; {seen} of the {earlier} earlier elements"
+
+
+def _blind_text(found: ReceptiveField | None) -> str:
+    if found is None:
+        return "unknown: the sampler was loaded from a file"
+    count = int(found.blind.sum())
+    if not count:
+        return "none"
+    several = found.blind.shape[0] > 1
+    at = [f"{_at(i[1:])} channel {i[0]}" if several else _at(i[1:]) for i in reversed(_indices(found.blind))]
+    return f"{count} earlier elements within its reach are not seen: {', '.join(at[:_EXAMPLES])}{', ...' if count > _EXAMPLES else ''}"
+
+
+def _indices(mask) -> list[tuple[int, ...]]:
+    return [tuple(int(i) for i in index) for index in zip(*mask.nonzero(), strict=True)]
+
+
+def _at(position: tuple[int, ...]) -> str:
+    return str(position[0]) if len(position) == 1 else str(tuple(position))
+
+
+def _work_text(work: Work) -> str:
+    parts = f"{_count(work.row)} for whole rows, {_count(work.pixel)} at the step" if work.row else "all at the step"
+    before = f"; {_count(work.prologue)} before the first step" if work.prologue else ""
+    return f"{_count(work.per_step)} multiply-adds a step ({parts}){before}; {_count(work.total)} for a sample"
+
+
+def _textbook_text(work: Work) -> str:
+    if work.textbook is None:
+        return "unknown: the sampler was loaded from a file"
+    times = f", {work.textbook / work.total:.0f} times the work" if work.total else ""
+    return f"{_count(work.parallel)} multiply-adds a step, {_count(work.textbook)} for a sample{times}"
+
+
+def _memory_text(memory: Memory) -> str:
+    contexts = f" and {_bytes(memory.contexts)} of contexts" if memory.contexts else ""
+    return (
+        f"{_bytes(memory.state)} of state{contexts} a sample; {_bytes(memory.shared)} once "
+        f"(weights {_bytes(memory.weights)}, packed {_bytes(memory.packed)}, constants {_bytes(memory.constants)})"
+    )
+
+
+def _rings_text(rings: list[tuple[int, int]]) -> str:
+    longest = max((positions for positions, _ in rings), default=0)
+    return f"{len(rings)} buffers of {sum(p * c for p, c in rings)} numbers a sample; the longest keeps {longest} positions"
+
+
+def _count(number: float) -> str:
+    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def _bytes(number: int) -> str:
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number} B"
