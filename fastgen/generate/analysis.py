@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastgen.generate.channels import Table, channel_runs
 from fastgen.generate.errors import CompileError, NotCausalError
 from fastgen.generate.export import Exported, Traced, check_finite, export, state_of, trace
 from fastgen.generate.fuse import cut_runs
@@ -104,7 +105,7 @@ def _draw_sites(graph: Graph, parameters: Tensor, order: Order, groups: int) -> 
 
 def _pieces(graph: Graph, table: Tensor) -> list[Piece]:
     pieces = []
-    for start, length, (stride,) in graph.channel_runs([table]):
+    for start, length, (stride,) in channel_runs(graph, [Table(table)]):
         found, constants = graph.decode(table[:, start].contiguous().numpy(), stride, length)
         if len(found) + len(constants) > 1 or bool((table[:, start] == 0).any()):
             raise CompileError("the network's output is not one computed tensor at every position; it is padded or joined in places")

@@ -173,6 +173,21 @@ def _finite_mask(node: FxNode, number: float) -> bool:
     return False
 
 
+def _check_masks(exported: Exported, state: dict[str, Tensor]) -> None:
+    for node in exported.graph_module.graph.nodes:
+        for argument in (*node.args, *node.kwargs.values()):
+            number = argument
+            if isinstance(argument, FxNode) and argument.name in state:
+                tensor = state[argument.name]
+                finite = tensor[torch.isfinite(tensor)] if tensor.is_floating_point() else tensor[:0]
+                number = float(finite.min()) if finite.numel() else None
+            if isinstance(number, (int, float)) and _finite_mask(node, number):
+                raise CompileError(
+                    f"a softmax is masked with the finite number {number:g} at {_name(node)}, {_where(node)}: masked "
+                    'positions keep a weight. Mask with float("-inf").'
+                )
+
+
 def trace(exported: Exported, state: dict[str, Tensor], input_node: Callable[[Graph, Tensor], tuple[Node, Value]]) -> Traced:
     """Apply the rules. ``input_node(graph, example)`` makes the event's node and its ids in the input's shape."""
     graph = Graph()
@@ -180,6 +195,8 @@ def trace(exported: Exported, state: dict[str, Tensor], input_node: Callable[[Gr
     folded: list[tuple[str, Callable]] = []
     contexts: list[Node] = []
     source = None
+    pending = {node: len(node.users) for node in exported.graph_module.graph.nodes}
+    _check_masks(exported, state)
     for node in exported.graph_module.graph.nodes:
         graph.name, graph.where = _name(node), _where(node)
         if node.op == "placeholder":
@@ -205,6 +222,10 @@ def trace(exported: Exported, state: dict[str, Tensor], input_node: Callable[[Gr
             environment[node] = _fold(graph, node, arguments, folded)
         else:
             environment[node] = _apply(graph, node, *arguments)
+        for read in node.all_input_nodes:
+            pending[read] -= 1
+            if not pending[read]:
+                del environment[read]
     raise AssertionError("an exported graph ends with its output")
 
 
@@ -255,15 +276,6 @@ def _apply(graph: Graph, node: FxNode, args, kwargs):
         return args[0]
     if target not in RULES:
         raise UnsupportedOperator(graph, f"operator {target}")
-    for number in (kwargs.get("value"), *args):
-        number = number.tensor if isinstance(number, Constant) else number
-        if isinstance(number, Tensor) and number.is_floating_point() and number.numel() and torch.isfinite(number).any():
-            number = float(number[torch.isfinite(number)].min())
-        if isinstance(number, (int, float)) and _finite_mask(node, number):
-            raise CompileError(
-                f"a softmax is masked with the finite number {number:g} at {graph.name}, {graph.where}: masked positions keep a weight. "
-                'Mask with float("-inf").'
-            )
     rule = RULES[target]
     if "operator" in inspect.signature(rule).parameters:
         kwargs = kwargs | {"operator": target}

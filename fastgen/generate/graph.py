@@ -10,156 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
-REDUCTIONS = ("sum", "amax", "amin")
+from fastgen.generate.channels import Table, channel_dim, channel_runs
+from fastgen.generate.errors import CompileError
+from fastgen.generate.nodes import REDUCTIONS, Channels, Constant, Node, Piece, Recipe, Term, Value, derive
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """Float32 values made from the graph's folded constants: ``function(*[constants[s] for s in sources])``."""
-
-    sources: tuple[str, ...]
-    function: Callable[..., Tensor]
-
-    def __call__(self, constants: dict[str, Tensor]) -> Tensor:
-        return self.function(*[constants[s] for s in self.sources]).to(torch.float32)
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A tensor that depends on no input, and how to make it again when the parameters change."""
-
-    tensor: Tensor
-    recipe: Recipe
-
-    @classmethod
-    def literal(cls, value: float | Tensor) -> Constant:
-        tensor = torch.as_tensor(value)
-        return cls(tensor, Recipe((), lambda: tensor))
-
-
-def derive(function: Callable[..., Tensor], *constants: Constant) -> Constant:
-    """``function(*constants)`` as a constant."""
-    counts = [len(c.recipe.sources) for c in constants]
-
-    def made(*sources: Tensor) -> Tensor:
-        inputs, start = [], 0
-        for constant, count in zip(constants, counts, strict=True):
-            inputs.append(constant.recipe.function(*sources[start : start + count]))
-            start += count
-        return function(*inputs)
-
-    sources = tuple(s for c in constants for s in c.recipe.sources)
-    return Constant(function(*[c.tensor for c in constants]), Recipe(sources, made))
-
-
-@dataclass(frozen=True)
-class Value:
-    """A tensor that depends on the input: the ids of its elements."""
-
-    ids: Tensor
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.ids.shape
-
-
-@dataclass(eq=False)
-class Piece:
-    """For every row of the reader: ``length`` slots of ``node`` from (``rows[r]``, ``slots[r]``) on; nothing where rows is -1."""
-
-    node: Node
-    rows: np.ndarray
-    slots: np.ndarray
-    stride: int
-    length: int
-
-    def source_runs(self) -> list[Channels]:
-        """The runs of ``node`` that the piece touches (one, unless it is the whole operand of a reduction)."""
-        slots = np.unique(self.slots[self.rows >= 0])
-        reach = slots[:, None] + self.stride * np.arange(self.length) if len(slots) == 1 else slots
-        return [self.node.runs[n] for n in np.unique(self.node.run_of_slot[reach])]
-
-    @property
-    def varies(self) -> bool:
-        """Whether the rows read different slots (after a pixel shuffle, say)."""
-        slots = self.slots[self.rows >= 0]
-        return bool((slots != slots[:1]).any())
-
-    @property
-    def pointwise(self) -> bool:
-        rows = self.rows
-        return len(rows) == self.node.rows and bool(((rows == np.arange(len(rows))) | (rows < 0)).all())
-
-
-@dataclass(eq=False)
-class Term:
-    """One summand of a contraction: a piece and the rows of the weight matrix that its channels meet.
-
-    An ``index`` term reads one number v and stands for row ``weight_rows[v]``.
-    """
-
-    piece: Piece
-    weight_rows: np.ndarray
-    index: bool = False
-
-
-@dataclass(eq=False)
-class Channels:
-    """A run of a node's slots that is computed alike, with its times.
-
-    ``ready[r]`` is the first step at whose start row r can be computed; ``uses[r]`` has bit 0 and bit 1 for the samples of the
-    batch of two that it depends on. Either ``terms`` (columns ``columns`` of ``matrix``, plus ``bias``) or ``opcode`` with
-    ``operands``, each a sum of pieces, say how it is computed; inputs and constants have neither.
-    """
-
-    slot: int
-    length: int
-    ready: np.ndarray
-    uses: np.ndarray
-    terms: list[Term] | None = None
-    columns: np.ndarray | None = None
-    matrix: Recipe | None = None
-    bias: Recipe | None = None
-    opcode: str | None = None
-    operands: list[list[Piece]] = field(default_factory=list)
-    x: float = 0.0
-    y: float = 0.0
-
-    def pieces(self) -> list[Piece]:
-        if self.terms is not None:
-            return [term.piece for term in self.terms]
-        return [piece for operand in self.operands for piece in operand]
-
-
-@dataclass(eq=False)
-class Node:
-    index: int
-    kind: str  # "input", "context", "constant", "computed"
-    name: str
-    where: str
-    rows_shape: tuple[int, ...]
-    channels: int
-    base: int
-    runs: list[Channels]
-    values: Recipe | None = None  # of a constant: [rows, channels]
-    context: int = 0  # number of a context
-    one_hot: list[Term] | None = None  # index terms of a one-hot encoding, whose classes are the slots
-    run_of_slot: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.run_of_slot = np.empty(self.channels, np.int32)
-        for number, run in enumerate(self.runs):
-            self.run_of_slot[run.slot : run.slot + run.length] = number
-
-    @property
-    def rows(self) -> int:
-        return math.prod(self.rows_shape)
+__all__ = ["REDUCTIONS", "Channels", "Constant", "Graph", "Node", "Piece", "Recipe", "Term", "Value", "derive"]
 
 
 class Graph:
@@ -171,7 +32,9 @@ class Graph:
         self.values: list[float] = []
         self.assumptions: list[tuple[str, Recipe, Callable[[Tensor], bool]]] = []
         """What must still hold of constants when the parameters change, and where."""
-        self._bases = np.empty(0, np.int64)
+        self.bases = np.empty(0, np.int64)
+        self.widest = 1
+        self._owners: dict[int, tuple[StorageWeakRef, Node]] = {}
         self._next = 1
         self._value_ids: dict[float, int] = {}
         self._value_nodes: dict[float, Node] = {}
@@ -182,14 +45,23 @@ class Graph:
     def add(self, kind: str, rows_shape: Sequence[int], channels: int, runs: list[Channels], **options) -> Node:
         node = Node(len(self.nodes), kind, self.name, self.where, tuple(rows_shape), channels, self._next, runs, **options)
         self.nodes.append(node)
-        self._bases = np.append(self._bases, node.base)
+        self.bases = np.append(self.bases, node.base)
         self._next += node.rows * (channels + 1)
+        self.widest = max(self.widest, channels)
         return node
 
     def ids(self, node: Node) -> Tensor:
         """``[*rows_shape, channels]``"""
         rows = torch.arange(node.rows, dtype=torch.int64) * (node.channels + 1) + node.base
-        return (rows[:, None] + torch.arange(node.channels)).reshape(*node.rows_shape, node.channels)
+        ids = (rows[:, None] + torch.arange(node.channels)).reshape(*node.rows_shape, node.channels)
+        storage = ids.untyped_storage()
+        self._owners[storage.data_ptr()] = StorageWeakRef(storage), node
+        return ids
+
+    def owner(self, ids: Tensor) -> Node | None:
+        """The node whose own ids (from ``ids``) this tensor is a view of."""
+        reference, node = self._owners.get(ids.untyped_storage().data_ptr(), (None, None))
+        return node if reference is not None and not reference.expired() else None
 
     def still(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """The times of what depends on no input."""
@@ -213,7 +85,7 @@ class Graph:
         tensor = constant.tensor.detach()
         varied = bool(constant.recipe.sources) or tensor.numel() > 8 and len(tensor.unique()) > 4
         if varied and beside is not None and beside.ids.dim() == tensor.dim() and bool((tensor != 0).any()):
-            channel = _channel_dim(self, beside.shape, [beside])
+            channel = channel_dim(self, beside.shape, [beside])
             table = self._constant_table(constant, tensor.shape, channel)
             if channel is None:
                 return table.reshape(tensor.shape)
@@ -242,7 +114,7 @@ class Graph:
         present = ids > 0
         if present.any():
             found = ids[present]
-            node_of = np.searchsorted(self._bases, found, side="right") - 1
+            node_of = np.searchsorted(self.bases, found, side="right") - 1
             first = node_of[0]
             numbers = [first] if (node_of == first).all() else np.unique(node_of).tolist()
             for number in numbers:
@@ -253,6 +125,8 @@ class Graph:
                 rows = np.full(len(ids), -1, np.int32)
                 slots = np.zeros(len(ids), np.int32)
                 rows[chosen], slots[chosen] = np.divmod(offset, node.channels + 1)
+                if (slots[chosen] + stride * (length - 1) >= node.channels).any():
+                    raise CompileError(f"channels of {node.name} are read across positions at {self.name}, {self.where}")
                 pieces.append(Piece(node, rows, slots, stride, length))
         if (ids < 0).any():
             for number in np.unique(ids[ids < 0]).tolist():
@@ -280,82 +154,6 @@ class Graph:
                 ready[chosen_here] = np.maximum(ready[chosen_here], run.ready[at])
                 uses[chosen_here] |= run.uses[at]
         return ready, uses
-
-    # ---- runs of channels
-
-    def channel_runs(self, tables: Sequence[Tensor]) -> list[tuple[int, int, tuple[int, ...]]]:
-        """Cut the channels of ``[rows, channels]`` id tables into runs (start, length, stride per table).
-
-        Within a run every row's ids advance by the table's stride (constants stay the same), and no run crosses the
-        boundary between runs of a source.
-        """
-        channels = tables[0].shape[1]
-        breaks = np.zeros(channels + 1, bool)
-        breaks[[0, channels]] = True
-        strides = []
-        for table in tables:
-            rows = table.shape[0]
-            probe = table if rows <= 16 else table[torch.linspace(0, rows - 1, 16).long()]
-            stride = self._strides(probe)
-            if stride is None or not self._verify(table, stride[0], stride[1]):
-                stride = self._strides(table)
-            steps, cut = stride
-            strides.append(steps)
-            breaks[1:channels] |= cut
-            breaks |= self._source_breaks(table)
-        starts = np.flatnonzero(breaks)
-        runs = []
-        for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-            begin = start
-            while begin < stop:  # a change of stride inside starts a new run
-                end = begin + 1
-                while end < stop and all(s[end - 1] == s[begin] for s in strides):
-                    end += 1
-                runs.append((begin, end - begin, tuple(int(s[begin]) if end - begin > 1 else 1 for s in strides)))
-                begin = end
-        return runs
-
-    def _strides(self, table: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Stride from each channel to the next (0 where all rows are constants) and whether the run is broken there."""
-        ids = table.numpy()
-        difference = ids[:, 1:] - ids[:, :-1]
-        left, right = ids[:, :-1] > 0, ids[:, 1:] > 0
-        cut = (left != right).any(0) | (~left & (difference != 0)).any(0)
-        big = np.iinfo(np.int64).max
-        low = np.where(left, difference, big).min(0, initial=big)
-        high = np.where(left, difference, -big).max(0, initial=-big)
-        some = left.any(0)
-        cut |= some & ((low != high) | (low < 0) | (low > self._widest()))
-        steps = np.where(some & ~cut, low, 0)
-        return steps, cut
-
-    def _widest(self) -> int:
-        return max((node.channels for node in self.nodes), default=1)
-
-    def _verify(self, table: Tensor, steps: np.ndarray, cut: np.ndarray) -> bool:
-        starts = np.concatenate([[0], np.flatnonzero(cut) + 1])
-        start_of = np.repeat(starts, np.diff(np.append(starts, table.shape[1])))
-        offset = np.concatenate([[0], np.cumsum(np.where(cut, 0, steps))])
-        offset = torch.from_numpy(offset - offset[start_of])
-        first = table[:, torch.from_numpy(start_of)] if len(starts) > 1 else table[:, :1]
-        return bool(torch.where(first > 0, first + offset, first).eq(table).all())
-
-    def _source_breaks(self, table: Tensor) -> np.ndarray:
-        """Where a channel of any row enters another run of its source, or another row of it."""
-        breaks = np.zeros(table.shape[1] + 1, bool)
-        if table.shape[1] == 1:
-            return breaks
-        rows = table.shape[0]
-        probe = table[torch.linspace(0, rows - 1, min(rows, 5)).long()].numpy()
-        for ids in probe:
-            number = np.searchsorted(self._bases, ids, side="right") - 1
-            key = np.full(len(ids), -1, np.int64)
-            for n in np.unique(number[ids > 0]).tolist():
-                node, chosen = self.nodes[n], (ids > 0) & (number == n)
-                row, slot = np.divmod(ids[chosen] - node.base, node.channels + 1)
-                key[chosen] = (n << 48) + row * len(node.runs) + node.run_of_slot[slot]
-            breaks[1:-1] |= key[1:] != key[:-1]
-        return breaks
 
     # ---- computed nodes
 
@@ -440,7 +238,7 @@ class Graph:
         ``channel`` says which dimension holds the channels, where the ids should not decide.
         """
         shape = torch.broadcast_shapes(*[o.ids.shape if isinstance(o, Value) else o.tensor.shape for o in operands])
-        channel = _channel_dim(self, shape, operands) if channel is None else channel
+        channel = channel_dim(self, shape, operands) if channel is None else channel
         tables = [self._table(o, shape, channel) for o in operands]
         rows_shape = list(shape)
         if channel is not None:
@@ -450,20 +248,22 @@ class Graph:
         back = None
         for operand, table in zip(operands, tables, strict=True):
             if isinstance(operand, Value) and channels > 1:
-                middle = table[table.shape[0] // 2]
+                if table.whole is not None:
+                    break
+                middle = table.ids[table.ids.shape[0] // 2]
                 order = torch.argsort(middle, stable=True)
                 if (middle > 0).all() and not torch.equal(order, torch.arange(channels)) and len(middle.unique()) == channels:
-                    tables = [t[:, order] for t in tables]
+                    tables = [Table(t.ids[:, order]) for t in tables]
                     back = torch.argsort(order)
                 break
         rows = math.prod(rows_shape)
         runs = []
         atomic = opcode in REDUCTIONS
-        cuts = [(0, channels, (1,))] if atomic else self.channel_runs(tables)
+        cuts = [(0, channels, (1,))] if atomic else channel_runs(self, tables)
         for start, length, strides in cuts:
             sums = []
             for table, stride in zip(tables, strides, strict=True):
-                pieces, constants = self.decode(table[:, start].contiguous().numpy(), stride, length)
+                pieces, constants = self.decode(table.ids[:, start].contiguous().numpy(), stride, length)
                 sums.append(pieces + [self.value_piece(value, where, length) for value, where in constants])
             ready, uses = self.times([p for pieces in sums for p in pieces], rows)
             runs.append(Channels(start, length, ready, uses, opcode=opcode, operands=sums, x=x, y=y))
@@ -473,13 +273,12 @@ class Graph:
             ids = ids[..., back]
         return Value(ids.movedim(-1, channel) if channel is not None else ids[..., 0])
 
-    def _table(self, operand: Value | Constant, shape: Sequence[int], channel: int | None) -> Tensor:
+    def _table(self, operand: Value | Constant, shape: Sequence[int], channel: int | None) -> Table:
         """``[rows, channels]`` ids of an operand."""
         if isinstance(operand, Constant):
-            return self._constant_table(operand, shape, channel)
+            return Table(self._constant_table(operand, shape, channel))
         ids = operand.ids.expand(shape)
-        ids = ids.movedim(channel, -1) if channel is not None else ids.unsqueeze(-1)
-        return ids.reshape(-1, ids.shape[-1])
+        return Table.of(self, ids.movedim(channel, -1) if channel is not None else ids.unsqueeze(-1))
 
     def _constant_table(self, operand: Constant, shape: Sequence[int], channel: int | None) -> Tensor:
         def values(tensor: Tensor) -> Tensor:
@@ -503,35 +302,3 @@ def _through(piece: Piece, term: Term, weight_rows: np.ndarray) -> Term:
     rows = np.where(piece.rows >= 0, inner.rows[piece.rows], -1).astype(np.int32)
     slots = np.where(piece.rows >= 0, inner.slots[piece.rows], 0).astype(np.int32)
     return Term(Piece(inner.node, rows, slots, 1, 1), weight_rows, index=True)
-
-
-def _channel_dim(graph: Graph, shape: Sequence[int], operands: Sequence[Value | Constant]) -> int | None:
-    """The dimension along which the operands' ids stay in one row of their node and advance."""
-    expanded = None
-    for operand in operands:
-        if not isinstance(operand, Value):
-            continue
-        ids = operand.ids.expand(shape)
-        for at in (0.5, 0.75, 0.25, 0.999, 0.0):
-            index = [int(at * (n - 1) + 0.5) for n in shape]
-            for d in reversed(range(1, len(shape))):
-                if shape[d] == 1:
-                    continue
-                line = ids[tuple(slice(None) if e == d else i for e, i in enumerate(index))].numpy()
-                line = line[line > 0]
-                if len(line) < 2:
-                    continue
-                number = np.searchsorted(graph._bases, line, side="right") - 1
-                if (line == line[0]).all():
-                    expanded = d if expanded is None else expanded
-                    continue
-                pair = number[1:] == number[:-1]
-                channels = np.array([graph.nodes[n].channels + 1 for n in number[1:]])
-                bases = graph._bases[number[1:]]
-                same_row = (line[1:] - bases) // channels == (line[:-1] - bases) // channels
-                if (pair & same_row).sum() * 2 > pair.sum():
-                    return d
-    for operand in operands:
-        if isinstance(operand, Constant) and expanded is not None:
-            return expanded
-    return None

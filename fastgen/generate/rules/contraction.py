@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from fastgen.generate.channels import Table, channel_runs
 from fastgen.generate.errors import UnsupportedOperator
 from fastgen.generate.graph import Constant, Graph, Recipe, Value, derive
 from fastgen.generate.rules.registry import register_rule
@@ -16,16 +17,18 @@ from fastgen.generate.rules.elementwise import add, mul
 aten = torch.ops.aten
 
 
-def channel_inputs(graph: Graph, table: torch.Tensor) -> list[tuple[int, int, int, np.ndarray]]:
-    """Runs (channel, stride, length, channels in order) of an id table ``[rows, channels]``, channels sorted by slot."""
-    order = np.arange(table.shape[1])
-    middle = table[table.shape[0] // 2].numpy()
-    if (middle > 0).all() and (np.diff(middle) < 0).any():
-        order = np.argsort(middle, kind="stable")
-        table = table[:, torch.from_numpy(order)]
+def channel_inputs(graph: Graph, ids: torch.Tensor) -> list[tuple[int, int, int, np.ndarray]]:
+    """Runs (channel, stride, length, channels in order) of ids ``[..., channels]``, channels sorted by slot."""
+    table = Table.of(graph, ids)
+    order = np.arange(table.ids.shape[1])
+    if table.whole is None:
+        middle = table.ids[table.ids.shape[0] // 2].numpy()
+        if (middle > 0).all() and (np.diff(middle) < 0).any():
+            order = np.argsort(middle, kind="stable")
+            table = Table(table.ids[:, torch.from_numpy(order)])
     return [
         (int(order[start]), strides[0], length, order[start : start + length])
-        for start, length, strides in graph.channel_runs([table])
+        for start, length, strides in channel_runs(graph, [table])
     ]
 
 
@@ -45,7 +48,7 @@ def contract_last(graph: Graph, x: Value, matrix: Recipe, bias: Recipe | None = 
     table = x.ids.reshape(-1, x.shape[-1])
     inputs = [
         (table[:, first].contiguous().numpy(), stride, length, rows, False)
-        for first, stride, length, rows in channel_inputs(graph, table)
+        for first, stride, length, rows in channel_inputs(graph, x.ids)
     ]
     return graph.contract(x.shape[:-1], inputs, matrix, bias)
 
@@ -192,8 +195,8 @@ def convolution(
             return w.permute(*range(2, 2 + n), 1, 0).reshape(-1, w.shape[0])
 
         part_bias = derive(lambda b, group=group: b.reshape(groups, -1)[group], bias).recipe if bias is not None else None
-        table = part.movedim(1, -1).reshape(-1, per_group)
-        runs = [(part[:, first].numpy(), stride_, length, rows) for first, stride_, length, rows in channel_inputs(graph, table)]
+        channels = channel_inputs(graph, part.movedim(1, -1))
+        runs = [(part[:, first].numpy(), stride_, length, rows) for first, stride_, length, rows in channels]
         recipe = _matrix(weight, matrix)
         used = (recipe(graph.constants) != 0).any(1).reshape(-1, per_group).any(1)
         inputs = []

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from fastgen.generate.errors import UnsupportedOperator
 from fastgen.generate.graph import Constant, Graph, Value, derive
 from fastgen.generate.rules.registry import register_rule
 
@@ -272,6 +273,8 @@ def glu(graph: Graph, x: Value, dim: int = -1) -> Value:
 @register_rule(aten._native_batch_norm_legit_no_training.default)
 def batch_norm(graph: Graph, x: Value, weight, bias, mean: Constant, variance: Constant, momentum: float, eps: float):
     """In eval: x * scale + shift."""
+    if mean is None or variance is None:
+        raise UnsupportedOperator(graph, "batch_norm with the statistics of the batch, which mixes samples and positions,")
     shape = (1, -1, *[1] * (x.ids.dim() - 2))
     one, zero = Constant.literal(torch.ones(1)), Constant.literal(torch.zeros(1))
 
@@ -288,4 +291,6 @@ def batch_norm(graph: Graph, x: Value, weight, bias, mean: Constant, variance: C
 
 @register_rule(aten.batch_norm.default)
 def batch_norm_eval(graph: Graph, x: Value, weight, bias, mean, variance, training, momentum, eps, *_) -> Value:
+    if training or mean is None:
+        raise UnsupportedOperator(graph, "batch_norm with the statistics of the batch, which mixes samples and positions,")
     return batch_norm(graph, x, weight, bias, mean, variance, momentum, eps)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from fastgen.generate.channels import Table, channel_runs
 from fastgen.generate.errors import UnsupportedOperator
 from fastgen.generate.graph import Constant, Graph, Value, derive
 from fastgen.generate.rules.registry import register_rule
@@ -19,8 +20,7 @@ def over(graph: Graph, opcode: str, x: Value, dim: int, group: int | None = None
     size = x.shape[dim]
     if size == 1:
         return x
-    table = x.ids.movedim(dim, -1).reshape(-1, size)
-    runs = graph.channel_runs([table])
+    runs = channel_runs(graph, [Table.of(graph, x.ids.movedim(dim, -1))])
     if len(runs) > 64:
         raise UnsupportedOperator(graph, f"a reduction over {size} elements that are not the channels of one position")
     if len(runs) > 1 or runs[0][2] != (1,):
@@ -33,8 +33,8 @@ def reduce(graph: Graph, opcode: str, x: Value, dims, keepdim: bool) -> Value:
     dims = [dims] if isinstance(dims, int) else list(dims)
     dims = sorted({d % rank for d in dims}) if dims else list(range(rank))
     for dim in dims:
-        lines = x.ids.movedim(dim, -1).reshape(-1, x.shape[dim])
-        if x.shape[dim] <= 64 and len(graph.channel_runs([lines])) == x.shape[dim] > 1:
+        lines = Table.of(graph, x.ids.movedim(dim, -1))
+        if x.shape[dim] <= 64 and len(channel_runs(graph, [lines])) == x.shape[dim] > 1:
             parts = x.ids.split(1, dim)  # elements of different positions, or of different tensors: one by one
             x = Value(parts[0])
             for part in parts[1:]:

@@ -1,0 +1,156 @@
+"""The records of the dependency graph: nodes, runs of their channels, pieces that readers take, and constants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("sum", "amax", "amin")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Float32 values made from the graph's folded constants: ``function(*[constants[s] for s in sources])``."""
+
+    sources: tuple[str, ...]
+    function: Callable[..., Tensor]
+
+    def __call__(self, constants: dict[str, Tensor]) -> Tensor:
+        return self.function(*[constants[s] for s in self.sources]).to(torch.float32)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor that depends on no input, and how to make it again when the parameters change."""
+
+    tensor: Tensor
+    recipe: Recipe
+
+    @classmethod
+    def literal(cls, value: float | Tensor) -> Constant:
+        tensor = torch.as_tensor(value)
+        return cls(tensor, Recipe((), lambda: tensor))
+
+
+def derive(function: Callable[..., Tensor], *constants: Constant) -> Constant:
+    """``function(*constants)`` as a constant."""
+    counts = [len(c.recipe.sources) for c in constants]
+
+    def made(*sources: Tensor) -> Tensor:
+        inputs, start = [], 0
+        for constant, count in zip(constants, counts, strict=True):
+            inputs.append(constant.recipe.function(*sources[start : start + count]))
+            start += count
+        return function(*inputs)
+
+    sources = tuple(s for c in constants for s in c.recipe.sources)
+    return Constant(function(*[c.tensor for c in constants]), Recipe(sources, made))
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor that depends on the input: the ids of its elements."""
+
+    ids: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.ids.shape
+
+
+@dataclass(eq=False)
+class Piece:
+    """For every row of the reader: ``length`` slots of ``node`` from (``rows[r]``, ``slots[r]``) on; nothing where rows is -1."""
+
+    node: Node
+    rows: np.ndarray
+    slots: np.ndarray
+    stride: int
+    length: int
+
+    def source_runs(self) -> list[Channels]:
+        """The runs of ``node`` that the piece touches (one, unless it is the whole operand of a reduction)."""
+        slots = np.unique(self.slots[self.rows >= 0])
+        reach = slots[:, None] + self.stride * np.arange(self.length) if len(slots) == 1 else slots
+        return [self.node.runs[n] for n in np.unique(self.node.run_of_slot[reach])]
+
+    @property
+    def varies(self) -> bool:
+        """Whether the rows read different slots (after a pixel shuffle, say)."""
+        slots = self.slots[self.rows >= 0]
+        return bool((slots != slots[:1]).any())
+
+    @property
+    def pointwise(self) -> bool:
+        rows = self.rows
+        return len(rows) == self.node.rows and bool(((rows == np.arange(len(rows))) | (rows < 0)).all())
+
+
+@dataclass(eq=False)
+class Term:
+    """One summand of a contraction: a piece and the rows of the weight matrix that its channels meet.
+
+    An ``index`` term reads one number v and stands for row ``weight_rows[v]``.
+    """
+
+    piece: Piece
+    weight_rows: np.ndarray
+    index: bool = False
+
+
+@dataclass(eq=False)
+class Channels:
+    """A run of a node's slots that is computed alike, with its times.
+
+    ``ready[r]`` is the first step at whose start row r can be computed; ``uses[r]`` has bit 0 and bit 1 for the samples of the
+    batch of two that it depends on. Either ``terms`` (columns ``columns`` of ``matrix``, plus ``bias``) or ``opcode`` with
+    ``operands``, each a sum of pieces, say how it is computed; inputs and constants have neither.
+    """
+
+    slot: int
+    length: int
+    ready: np.ndarray
+    uses: np.ndarray
+    terms: list[Term] | None = None
+    columns: np.ndarray | None = None
+    matrix: Recipe | None = None
+    bias: Recipe | None = None
+    opcode: str | None = None
+    operands: list[list[Piece]] = field(default_factory=list)
+    x: float = 0.0
+    y: float = 0.0
+
+    def pieces(self) -> list[Piece]:
+        if self.terms is not None:
+            return [term.piece for term in self.terms]
+        return [piece for operand in self.operands for piece in operand]
+
+
+@dataclass(eq=False)
+class Node:
+    index: int
+    kind: str  # "input", "context", "constant", "computed"
+    name: str
+    where: str
+    rows_shape: tuple[int, ...]
+    channels: int
+    base: int
+    runs: list[Channels]
+    values: Recipe | None = None  # of a constant: [rows, channels]
+    context: int = 0  # number of a context
+    one_hot: list[Term] | None = None  # index terms of a one-hot encoding, whose classes are the slots
+    run_of_slot: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.run_of_slot = np.empty(self.channels, np.int32)
+        for number, run in enumerate(self.runs):
+            self.run_of_slot[run.slot : run.slot + run.length] = number
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.rows_shape)
