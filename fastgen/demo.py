@@ -16,11 +16,14 @@ DIGITS = 64
 
 
 def main() -> int:
-    """Returns the exit status: 1 if the two ways of generating drew different digits."""
+    """Returns the exit status: 1 if the two ways drew different digits, or the directory cannot be written."""
     try:
         return _demo()
     except ModuleNotFoundError as error:
         return report_missing("the demo", error)
+    except (ValueError, OSError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
 
 
 def _demo() -> int:
@@ -35,6 +38,7 @@ def _demo() -> int:
         OUTPUT / "run",
         steps=STEPS,
         samples=0,
+        threads=1,  # the network is so small that more would wait for one another
         optimizer=OptimizerConfig(rate=2e-3, ema=0.99),
         evaluate_interval=STEPS // 4,
         overwrite=(OUTPUT / "run").is_dir(),
