@@ -111,7 +111,10 @@ def _source_breaks(graph: Graph, table: Tensor) -> np.ndarray:
     breaks = np.zeros(table.shape[1] + 1, bool)
     if table.shape[1] == 1:
         return breaks
-    filled = table[(table > 0).any(1)]
+    few = table[:, :: max(1, table.shape[1] // 4)]
+    filled = table[(few > 0).any(1)]
+    if not len(filled):
+        filled = table[(table > 0).any(1)]
     if not len(filled):
         return breaks
     probe = filled[torch.linspace(0, len(filled) - 1, min(len(filled), _PROBES)).long()].numpy()

@@ -12,15 +12,15 @@ from fastgen.generate.run import Run
 
 
 class CpuMachine:
-    """Runs a step program by ``fastgen._C``; the same results as ``ReferenceMachine`` but for the order of float32 sums.
+    """Runs a step program by ``fastgen._C``; the results of ``ReferenceMachine`` but for the rounding of float32 sums.
 
-    Every output is summed in one fixed order, so a sample is bitwise the same for any batch size, number of threads and split of
-    the steps into calls, on one instruction set.
+    Every output is summed in one fixed order, so a sample is bitwise the same for any batch size, number of threads and
+    split of the steps into calls, on one instruction set.
 
     Args:
         program: the step program.
         head: draws and scores.
-        weights: "float32"; or "bfloat16" or "int8" (symmetric, one float32 scale a column), which round the weights only.
+        weights: "float32"; or "bfloat16" or "int8" (symmetric, one float32 scale a column), which round only weights.
 
     Raises:
         ValueError: a record of the program points outside its table, buffer or matrix; an unknown format of weights.
@@ -48,8 +48,8 @@ class CpuMachine:
         """Runs the steps ``t0 .. t1 - 1``.
 
         Raises:
-            ValueError: a tensor of ``run`` has the wrong dtype or shape; the steps are out of range; the network's output is NaN;
-                an index is outside its table; a known level is no level.
+            ValueError: a tensor of ``run`` has the wrong dtype or shape; the steps are out of range; the network's output
+                is NaN; an index is outside its table; a known level is no level.
         """
         self._machine.advance(_arrays(run), t0, t1)
 

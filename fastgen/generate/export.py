@@ -173,8 +173,16 @@ def _finite_mask(node: FxNode, number: float) -> bool:
     return False
 
 
+_MASKING = (
+    aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf,
+    aten.add.Tensor, aten.sub.Tensor,
+)  # fmt: skip
+
+
 def _check_masks(exported: Exported, state: dict[str, Tensor]) -> None:
     for node in exported.graph_module.graph.nodes:
+        if node.target not in _MASKING:
+            continue
         for argument in (*node.args, *node.kwargs.values()):
             number = argument
             if isinstance(argument, FxNode) and argument.name in state:

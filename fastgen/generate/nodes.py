@@ -72,12 +72,17 @@ class Piece:
     slots: np.ndarray
     stride: int
     length: int
+    _touched: tuple[list[Channels], list[Channels]] | None = None
 
     def source_runs(self) -> list[Channels]:
         """The runs of ``node`` that the piece touches (one, unless it is the whole operand of a reduction)."""
-        slots = np.unique(self.slots[self.rows >= 0])
-        reach = slots[:, None] + self.stride * np.arange(self.length) if len(slots) == 1 else slots
-        return [self.node.runs[n] for n in np.unique(self.node.run_of_slot[reach])]
+        if self._touched is None or self._touched[0] is not self.node.runs:
+            slots = self.slots[self.rows >= 0]
+            if not self.varies:
+                slots = int(slots[0]) + self.stride * np.arange(self.length) if len(slots) else slots
+            runs = [self.node.runs[n] for n in np.unique(self.node.run_of_slot[slots])]
+            self._touched = self.node.runs, runs
+        return self._touched[1]
 
     @property
     def varies(self) -> bool:
