@@ -140,7 +140,8 @@ def _info(arguments: list[str]) -> int:
 
     print(f"fastgen {fastgen.__version__}, torch {torch.__version__}, Python {sys.version.split()[0]}")
     print(f"compiled extension: {fastgen.extension_error or 'loaded'}")
-    print(f"backends:\n{fastgen.backends()}")
+    for entry in fastgen.backends():
+        print(f"{entry.op} on {entry.device}: {entry.backend} ({entry.reason})")
     print(f"models: {', '.join(fastgen.list_models())}")
     return 0
 
