@@ -18,6 +18,7 @@ from fastgen.generate.graph import Channels, Graph, Node, Piece, Value
 from fastgen.generate.lower import Lowered, Lowering
 from fastgen.generate.orders import Order, event_grid, make_order
 from fastgen.generate.schedule import DrawSite, Placed, Scheduler
+from fastgen.generate.still import settle
 
 LOOKAHEAD = 32
 """Steps of a sequence that a machine may batch when a prompt is read."""
@@ -55,6 +56,7 @@ def analyse(
     parameters = head.arrange(traced.output.ids, event_shape)
     draws = _draw_sites(graph, parameters, order, head.groups(event_shape))
     _check_causal(draws, order, event_shape, traced.input)
+    settle(traced, order, draws)
     cut_runs(graph)
     placed = Scheduler(graph, order, draws).run()
     lookahead = 1 if not order.regular else min(LOOKAHEAD, order.row_length)
@@ -67,9 +69,7 @@ def _event_node(graph: Graph, order: Order, event_shape, shift: int) -> tuple[No
     channels, grid = event_grid(event_shape)
     steps = order.steps + 1 - shift
     if order.name == "features":
-        runs = [
-            Channels(d, 1, np.full(2, steps[0, d], np.int32), np.array([1, 2], np.uint8)) for d in range(grid[0])
-        ]
+        runs = [Channels(d, 1, np.full(2, steps[0, d], np.int32), np.array([1, 2], np.uint8)) for d in range(grid[0])]
         node = graph.add("input", (2,), grid[0], runs)
         return node, Value(graph.ids(node))
     uses = np.repeat(np.array([1, 2], np.uint8), math.prod(grid))
@@ -90,7 +90,9 @@ def _draw_sites(graph: Graph, parameters: Tensor, order: Order, groups: int) -> 
     positions = np.arange(parameters.shape[0])
     if order.name == "raster-subpixel":
         if groups != channels:
-            raise CompileError("order 'raster-subpixel' draws one channel a step; the head draws all channels of a position at once")
+            raise CompileError(
+                "order 'raster-subpixel' draws one channel a step; the head draws all channels of a position at once"
+            )
         sites = [(c, 1, parameters[:, c]) for c in range(channels)]
     else:
         sites = [(0, channels, parameters.reshape(parameters.shape[0], -1))]
@@ -99,7 +101,9 @@ def _draw_sites(graph: Graph, parameters: Tensor, order: Order, groups: int) -> 
         rows = [[p] for p in np.argsort(order.steps[channel0])] if not order.regular else [positions]
         for chosen in rows:
             part = table[torch.as_tensor(chosen)]
-            draws.append(DrawSite(channel0, count, positions[chosen], order.steps[channel0][chosen], _pieces(graph, part)))
+            draws.append(
+                DrawSite(channel0, count, positions[chosen], order.steps[channel0][chosen], _pieces(graph, part))
+            )
     return draws
 
 
@@ -108,7 +112,9 @@ def _pieces(graph: Graph, table: Tensor) -> list[Piece]:
     for start, length, (stride,) in channel_runs(graph, [Table(table)]):
         found, constants = graph.decode(table[:, start].contiguous().numpy(), stride, length)
         if len(found) + len(constants) > 1 or bool((table[:, start] == 0).any()):
-            raise CompileError("the network's output is not one computed tensor at every position; it is padded or joined in places")
+            raise CompileError(
+                "the network's output is not one computed tensor at every position; it is padded or joined in places"
+            )
         pieces += found + [graph.value_piece(value, where, length) for value, where in constants]
     return pieces
 
@@ -131,7 +137,9 @@ def _check_causal(draws: list[DrawSite], order: Order, event_shape, event: Node)
                     raise NotCausalError(_peeking(draw, piece, run, int(rows[at]), at, order, event_shape, event))
 
 
-def _walk(node: Node, run: Channels, row: int, key: Callable[[Channels, int], int]) -> tuple[list[Node], Node, int, int]:
+def _walk(
+    node: Node, run: Channels, row: int, key: Callable[[Channels, int], int]
+) -> tuple[list[Node], Node, int, int]:
     """Follow the dependency that maximises ``key`` back to an input; returns the path, the input, its row and slot."""
     path, slot = [], 0
     while node.kind == "computed":
@@ -174,7 +182,9 @@ def _element(order: Order, event_shape, position: int, channel: int | None) -> s
     return f"{at}" if channel is None or order.steps.shape[0] == 1 else f"{at}, channel {channel}"
 
 
-def _peeking(draw: DrawSite, piece: Piece, run: Channels, row: int, at: int, order: Order, event_shape, event: Node) -> str:
+def _peeking(
+    draw: DrawSite, piece: Piece, run: Channels, row: int, at: int, order: Order, event_shape, event: Node
+) -> str:
     path, node, source, slot = _walk(piece.node, run, row, lambda r, s: int(r.ready[s]))
     target = _element(order, event_shape, int(draw.positions[at]), draw.channel0)
     if order.name == "features":

@@ -35,7 +35,13 @@ class Compiled:
 
 
 def compile_module(
-    module: nn.Module, event_shape, head: Head, order, predicts: str, adapter: Callable | None, layout: ContextLayout | None
+    module: nn.Module,
+    event_shape,
+    head: Head,
+    order,
+    predicts: str,
+    adapter: Callable | None,
+    layout: ContextLayout | None,
 ) -> Compiled:
     """Analyse a module and give the program of its event.
 
@@ -133,5 +139,7 @@ def refreshed(compiled: Compiled, module: nn.Module) -> tuple[Tensor, Tensor]:
         constants[name] = evaluate(constants)
     for where, recipe, holds in graph.assumptions:
         if not holds(recipe.function(*[constants[s] for s in recipe.sources])):
-            raise CompileError(f"weights that were zero are not any more, or a constant changed, at {where}; compile a new sampler")
+            raise CompileError(
+                f"weights that were zero are not any more, or a constant changed, at {where}; compile a new sampler"
+            )
     return compiled.analysis.lowered.fill(constants)

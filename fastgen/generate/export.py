@@ -127,7 +127,12 @@ def _writes_weights(module: nn.Module) -> bool:
             continue
         for line in source.splitlines():
             code = line.split("#")[0].replace(" ", "")
-            if ".data*=" in code or ".data.mul_(" in code or (".data=" in code and "self." in code) or ".data[" in code.split("=")[0]:
+            if (
+                ".data*=" in code
+                or ".data.mul_(" in code
+                or (".data=" in code and "self." in code)
+                or ".data[" in code.split("=")[0]
+            ):
                 return True
     return False
 
@@ -168,7 +173,13 @@ def _finite_mask(node: FxNode, number: float) -> bool:
             seen.add(user)
             if user.target in (aten.softmax.int, aten._softmax.default, aten.log_softmax.int):
                 return True
-            if user.target in (aten.add.Tensor, aten.mul.Tensor, aten.view.default, aten.expand.default, aten._to_copy.default):
+            if user.target in (
+                aten.add.Tensor,
+                aten.mul.Tensor,
+                aten.view.default,
+                aten.expand.default,
+                aten._to_copy.default,
+            ):
                 pending.append(user)
     return False
 
@@ -196,7 +207,9 @@ def _check_masks(exported: Exported, state: dict[str, Tensor]) -> None:
                 )
 
 
-def trace(exported: Exported, state: dict[str, Tensor], input_node: Callable[[Graph, Tensor], tuple[Node, Value]]) -> Traced:
+def trace(
+    exported: Exported, state: dict[str, Tensor], input_node: Callable[[Graph, Tensor], tuple[Node, Value]]
+) -> Traced:
     """Apply the rules. ``input_node(graph, example)`` makes the event's node and its ids in the input's shape."""
     graph = Graph()
     environment: dict[FxNode, object] = {}
@@ -225,7 +238,9 @@ def trace(exported: Exported, state: dict[str, Tensor], input_node: Callable[[Gr
             if not isinstance(output, Value):
                 raise CompileError("the module's output does not depend on its input")
             return Traced(graph, source, contexts, output, folded)
-        arguments = tree_map(lambda n: environment[n] if isinstance(n, FxNode) else n, (list(node.args), dict(node.kwargs)))
+        arguments = tree_map(
+            lambda n: environment[n] if isinstance(n, FxNode) else n, (list(node.args), dict(node.kwargs))
+        )
         if not tree_any(lambda a: isinstance(a, Value), arguments):
             environment[node] = _fold(graph, node, arguments, folded)
         else:
@@ -247,7 +262,10 @@ def _fold(graph: Graph, node: FxNode, arguments, folded: list):
     sources = [a for a in torch.utils._pytree.tree_leaves(arguments) if isinstance(a, Constant)]
 
     def evaluate(constants: dict[str, Tensor]):
-        args, kwargs = tree_map(lambda a: a.recipe.function(*[constants[s] for s in a.recipe.sources]) if isinstance(a, Constant) else a, arguments)
+        args, kwargs = tree_map(
+            lambda a: a.recipe.function(*[constants[s] for s in a.recipe.sources]) if isinstance(a, Constant) else a,
+            arguments,
+        )
         if target in (aten._assert_tensor_metadata.default,):
             return None
         with torch.no_grad():

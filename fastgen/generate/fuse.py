@@ -17,7 +17,12 @@ def cut_runs(graph: Graph) -> None:
     A gate ``tanh(y[:c]) * sigmoid(y[c:])`` cuts the convolution y in two equal parts of one code. Reductions stay whole.
     """
     cuts = {node: {run.slot for run in node.runs} | {node.channels} for node in graph.nodes}
-    links = [(node, run, piece, int(piece.slots.max())) for node, run in _maps(graph) for piece in run.pieces() if _links(run, piece)]
+    links = [
+        (node, run, piece, int(piece.slots.max()))
+        for node, run in _maps(graph)
+        for piece in run.pieces()
+        if _links(run, piece)
+    ]
     changed = True
     while changed:
         changed = False
@@ -43,7 +48,13 @@ def _maps(graph: Graph) -> list[tuple[Node, Channels]]:
 
 
 def _links(run: Channels, piece: Piece) -> bool:
-    return piece.node.kind == "computed" and piece.stride == 1 and not piece.varies and piece.pointwise and piece.length == run.length
+    return (
+        piece.node.kind == "computed"
+        and piece.stride == 1
+        and not piece.varies
+        and piece.pointwise
+        and piece.length == run.length
+    )
 
 
 def _split(run: Channels, cuts: set[int]) -> list[Channels]:

@@ -43,7 +43,9 @@ class Graph:
     # ---- nodes and ids
 
     def add(self, kind: str, rows_shape: Sequence[int], channels: int, runs: list[Channels], **options) -> Node:
-        node = Node(len(self.nodes), kind, self.name, self.where, tuple(rows_shape), channels, self._next, runs, **options)
+        node = Node(
+            len(self.nodes), kind, self.name, self.where, tuple(rows_shape), channels, self._next, runs, **options
+        )
         self.nodes.append(node)
         self.bases = np.append(self.bases, node.base)
         self._next += node.rows * (channels + 1)
@@ -126,7 +128,9 @@ class Graph:
                 slots = np.zeros(len(ids), np.int32)
                 rows[chosen], slots[chosen] = np.divmod(offset, node.channels + 1)
                 if (slots[chosen] + stride * (length - 1) >= node.channels).any():
-                    raise CompileError(f"channels of {node.name} are read across positions at {self.name}, {self.where}")
+                    raise CompileError(
+                        f"channels of {node.name} are read across positions at {self.name}, {self.where}"
+                    )
                 pieces.append(Piece(node, rows, slots, stride, length))
         if (ids < 0).any():
             for number in np.unique(ids[ids < 0]).tolist():
@@ -186,7 +190,9 @@ class Graph:
         for number in range(groups.shape[1]):
             chosen = [t for t, used in zip(terms, groups[:, number], strict=True) if used]
             times[number] = self.times([t.piece for t in chosen], rows), chosen
-        by_time = sorted(times, key=lambda n: (int(times[n][0][0].max(initial=0)), int(np.flatnonzero(group_of == n)[0])))
+        by_time = sorted(
+            times, key=lambda n: (int(times[n][0][0].max(initial=0)), int(np.flatnonzero(group_of == n)[0]))
+        )
         slot_of = np.empty(columns, np.int64)
         slot = 0
         for number in by_time:
@@ -208,8 +214,11 @@ class Graph:
             return
         self.assume(
             matrix,
-            lambda w: not any(
-                ((w[torch.from_numpy(r)] != 0).any(0).numpy() & ~p).any() for r, p in zip(weight_rows, pattern, strict=True)
+            lambda w: (
+                not any(
+                    ((w[torch.from_numpy(r)] != 0).any(0).numpy() & ~p).any()
+                    for r, p in zip(weight_rows, pattern, strict=True)
+                )
             ),
         )
 
@@ -232,7 +241,9 @@ class Graph:
             terms.append(Term(self.value_piece(value, where, length), weight_rows))
         return terms
 
-    def map(self, opcode: str, *operands: Value | Constant, x: float = 0.0, y: float = 0.0, channel: int | None = None) -> Value:
+    def map(
+        self, opcode: str, *operands: Value | Constant, x: float = 0.0, y: float = 0.0, channel: int | None = None
+    ) -> Value:
         """An operation of program.py, with broadcasting; reductions (group size ``x``) run over the channels.
 
         ``channel`` says which dimension holds the channels, where the ids should not decide.
@@ -252,7 +263,11 @@ class Graph:
                     break
                 middle = table.ids[table.ids.shape[0] // 2]
                 order = torch.argsort(middle, stable=True)
-                if (middle > 0).all() and not torch.equal(order, torch.arange(channels)) and len(middle.unique()) == channels:
+                if (
+                    (middle > 0).all()
+                    and not torch.equal(order, torch.arange(channels))
+                    and len(middle.unique()) == channels
+                ):
                     tables = [Table(t.ids[:, order]) for t in tables]
                     back = torch.argsort(order)
                 break

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastgen.generate.graph import REDUCTIONS, Channels, Graph, Node, Piece, Recipe, Term
+from fastgen.generate.graph import REDUCTIONS, Graph, Node, Piece, Recipe
+from fastgen.generate.groups import Group, Grouping, Task
 from fastgen.generate.orders import Order
 from fastgen.generate.program import (
     CONSTANT,
@@ -18,7 +19,6 @@ from fastgen.generate.program import (
     INDEX,
     OPCODE,
     PIXEL,
-    PROLOGUE,
     ROW,
     STATE,
     Buffer,
@@ -36,33 +36,6 @@ from fastgen.generate.schedule import Address, DrawSite, Lattice, Placed
 Constants = dict[str, Tensor]
 
 
-@dataclass(eq=False)
-class Task:
-    """One run of a node on one lattice."""
-
-    node: Node
-    run: Channels
-    lattice: Lattice
-    group: Group | None = None
-    register: int = -1
-    stored: bool = False
-
-
-@dataclass(eq=False)
-class Group:
-    """Tasks of one code: contractions with the same terms, and the elementwise runs fused behind them."""
-
-    order: int
-    lattice: Lattice
-    lanes: int
-    tasks: list[Task] = field(default_factory=list)
-    level: int = 0
-
-    @property
-    def contractions(self) -> list[Task]:
-        return [t for t in self.tasks if t.run.terms is not None]
-
-
 @dataclass
 class Lowered:
     program: Program
@@ -72,11 +45,19 @@ class Lowered:
 
 
 class Lowering:
-    def __init__(self, graph: Graph, order: Order, placed: dict[Node, Placed], draws: list[DrawSite], event: Node, shift: int, lookahead: int):
+    def __init__(
+        self,
+        graph: Graph,
+        order: Order,
+        placed: dict[Node, Placed],
+        draws: list[DrawSite],
+        event: Node,
+        shift: int,
+        lookahead: int,
+    ):
         self.graph, self.order, self.placed, self.draws, self.event = graph, order, placed, draws, event
         self.shift, self.lookahead = shift, lookahead
-        self.tasks: dict[tuple[Node, int], list[Task]] = {}
-        self.groups: list[Group] = []
+        self.grouping = Grouping(graph, placed, draws)
         self.program = Program(order.length, order.row_length, 0, lookahead)
         self.weight_parts: list[tuple[int, list[tuple[Recipe, np.ndarray, np.ndarray]]]] = []
         self.constant_parts: list[tuple[int, Recipe, np.ndarray | None]] = []
@@ -85,125 +66,22 @@ class Lowering:
         self._known_weights: dict[object, int] = {}
 
     def run(self) -> Lowered:
-        for node in self.graph.nodes:
-            for number, run in enumerate(node.runs):
-                tasks = [Task(node, run, lattice) for lattice in self.placed[node].lattices[number]]
-                self.tasks[node, number] = tasks
-                for task in tasks:
-                    self._join(task)
-        self._mark_stored()
-        self._levels()
         self._make_buffers()
         codes = []
-        for group in self.groups:
+        for group in self.grouping.groups:
             codes += self._emit(group)
         codes.sort(key=lambda c: (c[0].kind, c[0].level, c[1]))
         self.program.codes = [code for code, _ in codes]
         for draw in self.draws:
             self._emit_draw(draw)
-        lowered = Lowered(self.program, self._filler(), self.groups)
-        return lowered
-
-    # ---- fusion
-
-    def _sources(self, task: Task) -> list[tuple[Piece, Address, list[Task]]]:
-        found = []
-        for piece, address in zip(task.run.pieces(), task.lattice.operands, strict=True):
-            if address is not None and piece.node.kind == "computed":
-                tasks = [t for run in piece.source_runs() for t in self.tasks[piece.node, piece.node.runs.index(run)]]
-                found.append((piece, address, tasks))
-        return found
-
-    def _linked(self, task: Task, piece: Piece, address: Address, source: Task) -> bool:
-        """Whether a register of the source's code holds the operand, lane by lane."""
-        a, b = source.lattice, task.lattice
-        run = source.run
-        if a.domain != b.domain or (address.a, address.b, address.c) != (a.target.a, a.target.b, a.target.c) or address.box != b.box:
-            return False
-        if run.opcode in REDUCTIONS and piece.stride == 0:
-            return run.x == run.length == task.run.length and run.slot <= address.slot < run.slot + run.length
-        return piece.stride == 1 and address.slot == run.slot and piece.length == run.length == task.run.length
-
-    def _follows(self, task: Task, source: Task) -> bool:
-        """Whether the source's code must stand before the reader's, so that whole codes may run over several steps."""
-        return source.lattice.kind == task.lattice.kind
-
-    def _join(self, task: Task) -> None:
-        sources = [(p, a, s) for p, a, tasks in self._sources(task) for s in tasks]
-        latest = None
-        for _, _, source in sources:
-            if self._follows(task, source) and (latest is None or source.group.order > latest.order):
-                latest = source.group
-        if task.run.terms is not None:
-            for group in reversed(self.groups):
-                twins = group.contractions
-                if (
-                    twins
-                    and group.lanes == task.run.length
-                    and group.lattice.domain == task.lattice.domain
-                    and twins[0].lattice.operands == task.lattice.operands
-                    and _same_terms(twins[0].run.terms, task.run.terms)
-                    and not (latest is not None and latest.order >= group.order)
-                ):
-                    self._add(group, task)
-                    return
-                if group.order < len(self.groups) - 24:
-                    break
-        elif latest is not None and latest.lanes == task.run.length and latest.lattice.domain == task.lattice.domain:
-            fits = all(
-                source.group.order < latest.order or not self._follows(task, source)
-                if source.group is not latest
-                else self._linked(task, piece, address, source)
-                for piece, address, source in sources
-            )
-            if fits:
-                self._add(latest, task)
-                return
-        group = Group(len(self.groups), task.lattice, task.run.length)
-        self.groups.append(group)
-        self._add(group, task)
-
-    def _add(self, group: Group, task: Task) -> None:
-        task.group = group
-        group.tasks.append(task)
-
-    def _register_source(self, task: Task, piece: Piece, address: Address) -> Task | None:
-        if piece.node.kind != "computed":
-            return None
-        for run in piece.source_runs():
-            for source in self.tasks[piece.node, piece.node.runs.index(run)]:
-                if source.group is task.group and self._linked(task, piece, address, source):
-                    return source
-        return None
-
-    def _mark_stored(self) -> None:
-        for tasks in self.tasks.values():
-            for task in tasks:
-                for piece, address, sources in self._sources(task):
-                    if task.run.terms is None and self._register_source(task, piece, address) is not None:
-                        continue
-                    for source in sources:
-                        source.stored = True
-        for draw in self.draws:
-            for piece in draw.pieces:
-                for run in piece.source_runs():
-                    for source in self.tasks.get((piece.node, piece.node.runs.index(run)), []):
-                        source.stored = True
-
-    def _levels(self) -> None:
-        for group in self.groups:
-            for task in group.tasks:
-                for _, _, sources in self._sources(task):
-                    for source in sources:
-                        if source.group is not group and self._follows(task, source):
-                            group.level = max(group.level, source.group.level + 1)
+        return Lowered(self.program, self._filler(), self.grouping.groups)
 
     # ---- buffers and operands
 
     def _make_buffers(self) -> None:
         lengths = ring_lengths(self.graph, self.order, self.placed, self.draws, self.event, self.lookahead)
         for node in self.graph.nodes:
-            used = any(t.stored for n in range(len(node.runs)) for t in self.tasks[node, n])
+            used = any(t.stored for n in range(len(node.runs)) for t in self.grouping.tasks[node, n])
             if node.kind == "computed" and used or node is self.event:
                 self.buffers[node] = self._state_buffer(node.channels, lengths[node])
 
@@ -215,7 +93,9 @@ class Lowering:
     def _buffer(self, node: Node) -> int:
         if node not in self.buffers:
             if node.kind == "constant":
-                made = Buffer(CONSTANT, node.channels, node.rows, self._constant(node.values, node.rows * node.channels))
+                made = Buffer(
+                    CONSTANT, node.channels, node.rows, self._constant(node.values, node.rows * node.channels)
+                )
             else:
                 made = Buffer(CONTEXT, node.channels, 0, node.context)
             self.program.buffers.append(made)
@@ -264,11 +144,15 @@ class Lowering:
                 bias = -1
             segments, weight = self._segments(contractions, now, lattice)
         operations, registers = self._lane_program(group, parts)
-        code = self._code(lattice, lattice.kind, group.level, segments, weight, bias, accumulator, parts, lanes, operations, registers)
+        code = self._code(
+            lattice, lattice.kind, group.level, segments, weight, bias, accumulator, parts, lanes, operations, registers
+        )
         codes.append((code, group.order))
         return codes
 
-    def _code(self, lattice, kind, level, segments, weight, bias, accumulator, parts, lanes, operations, registers) -> Code:
+    def _code(
+        self, lattice, kind, level, segments, weight, bias, accumulator, parts, lanes, operations, registers
+    ) -> Code:
         program = self.program
         segment0, operation0 = len(program.segments), len(program.operations)
         program.segments += segments or []
@@ -276,7 +160,11 @@ class Lowering:
         row_stride, column_stride, delay = lattice.row_step, lattice.column_step, lattice.delay
         if lattice.kind == PIXEL and kind == ROW:
             first = lattice.column_step * lattice.box[2] + lattice.delay
-            row_stride, column_stride, delay = lattice.row_step // self.order.row_length, 0, first // self.order.row_length
+            row_stride, column_stride, delay = (
+                lattice.row_step // self.order.row_length,
+                0,
+                first // self.order.row_length,
+            )
         elif kind == PIXEL:
             row_stride = row_stride // self.order.row_length
         return Code(
@@ -291,7 +179,12 @@ class Lowering:
         lattice = group.lattice
         numbers = [n for n, a in enumerate(task.lattice.operands) if a is not None]
         order = self.order
-        if lattice.kind != PIXEL or order.length == order.row_length or not order.regular or lattice.row_step % order.row_length:
+        if (
+            lattice.kind != PIXEL
+            or order.length == order.row_length
+            or not order.regular
+            or lattice.row_step % order.row_length
+        ):
             return numbers, []
         first = lattice.row_step * lattice.q + lattice.column_step * lattice.w.min() + lattice.delay
         starts = 2 * (first // order.row_length * order.row_length)
@@ -332,14 +225,13 @@ class Lowering:
         for n in early:
             piece = task.run.terms[n].piece
             if piece.node.kind == "computed":
-                for run in piece.source_runs():
-                    for source in self.tasks[piece.node, piece.node.runs.index(run)]:
-                        if source.lattice.kind == ROW:
-                            level = max(level, source.group.level + 1)
+                level = max([level, *[s.group.level + 1 for s in self.grouping.of(piece) if s.lattice.kind == ROW]])
         code = self._code(lattice, ROW, level, segments, weight, bias, -1, parts, lanes, operations, parts)
         return code, self._operand(buffer, address, 0, 1, parts * lanes, lattice)
 
-    def _segments(self, contractions: list[Task], numbers: list[int], lattice: Lattice) -> tuple[list[Segment], int | None]:
+    def _segments(
+        self, contractions: list[Task], numbers: list[int], lattice: Lattice
+    ) -> tuple[list[Segment], int | None]:
         """Segments of the chosen terms (neighbouring channel runs merged) and the weight matrix that they meet."""
         task = contractions[0]
         merged: list[list] = []  # [term, address, length, rows]
@@ -372,7 +264,10 @@ class Lowering:
         return segments, self._weight([(t.run.matrix, rows, t.run.columns) for t in contractions])
 
     def _weight(self, parts: list[tuple[Recipe, np.ndarray, np.ndarray]]) -> int:
-        key = tuple((r.sources, id(r) if not r.sources else None, rows.tobytes(), columns.tobytes()) for r, rows, columns in parts)
+        key = tuple(
+            (r.sources, id(r) if not r.sources else None, rows.tobytes(), columns.tobytes())
+            for r, rows, columns in parts
+        )
         shared = self._known_weights.get(key)
         values = None
         if shared is not None:
@@ -412,7 +307,7 @@ class Lowering:
                         address = next(addresses)
                         if address is None:
                             continue
-                        source = self._register_source(task, piece, address)
+                        source = self.grouping.register_source(task, piece, address)
                         register = source.register if source is not None else load(piece, address, task.lattice)
                         if value is not None:
                             operations.append(Operation(OPCODE["add"], free, value, register))
@@ -449,8 +344,19 @@ class Lowering:
         row_stride = lattice.row_step // self.order.row_length
         program.draws.append(
             Draw(
-                row_stride, lattice.column_step, lattice.delay, *lattice.box, first, last, target.a, target.b, target.c,
-                draw.channel0, draw.channels, last, len(program.operands),
+                row_stride,
+                lattice.column_step,
+                lattice.delay,
+                *lattice.box,
+                first,
+                last,
+                target.a,
+                target.b,
+                target.c,
+                draw.channel0,
+                draw.channels,
+                last,
+                len(program.operands),
             )  # fmt: skip
         )
 
@@ -472,24 +378,10 @@ class Lowering:
         return fill
 
 
-def _same_terms(a: list[Term], b: list[Term]) -> bool:
-    if a is b:
-        return True
-    return len(a) == len(b) and all(
-        s.index == t.index
-        and s.piece.node is t.piece.node
-        and s.piece.length == t.piece.length
-        and s.piece.stride == t.piece.stride
-        and len(s.weight_rows) == len(t.weight_rows)
-        and np.array_equal(s.piece.rows, t.piece.rows)
-        and np.array_equal(s.piece.slots, t.piece.slots)
-        and np.array_equal(s.weight_rows, t.weight_rows)
-        for s, t in zip(a, b, strict=True)
-    )
-
-
 def _weight_block(parts: list[tuple[Recipe, np.ndarray, np.ndarray]], constants: Constants) -> Tensor:
-    return torch.cat([r(constants)[torch.from_numpy(rows)][:, torch.from_numpy(columns)] for r, rows, columns in parts], 1)
+    return torch.cat(
+        [r(constants)[torch.from_numpy(rows)][:, torch.from_numpy(columns)] for r, rows, columns in parts], 1
+    )
 
 
 def _joined_bias(recipes: list[Recipe | None], columns: list[np.ndarray]) -> Recipe:

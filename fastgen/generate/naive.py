@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastgen.generate.noise import Noise
+from fastgen.generate.progress import progress_bar
 
 if TYPE_CHECKING:
     from fastgen.generate.sampler import Sampler
@@ -50,8 +51,8 @@ def sample_naive(
     for step, position, channel in sites:
         by_step.setdefault(step, []).append((position, channel))
     total = len(by_step) if steps is None else min(steps, len(by_step))
-    bar = _progress(total) if progress else range(total)
-    for step in bar:
+    bar = progress_bar(total, "textbook loop") if progress else None
+    for step in range(total):
         output = sampler.forward(inputs.reshape(shape), contexts)
         parameters = head.arrange(output, sampler.event_shape).float()
         position, first = by_step[step][0]
@@ -65,15 +66,13 @@ def sample_naive(
         inputs[:, drawn_channels, position] = drawn.inputs.to(inputs.dtype)
         log_prob += drawn.log_prob
         proposal += drawn.proposal_log_prob
+        if bar is not None:
+            bar.update()
+    if bar is not None:
+        bar.close()
     results = [sampler._levels_out(levels)]
     if return_log_prob:
         results.append(log_prob)
     if return_proposal_log_prob:
         results.append(proposal)
     return results[0] if len(results) == 1 else tuple(results)
-
-
-def _progress(total: int):
-    from tqdm.auto import tqdm
-
-    return tqdm(range(total), unit="step", desc="textbook loop")

@@ -32,7 +32,9 @@ class Order:
 def event_grid(event_shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
     """Channels and grid of an event: ``(C, H, W)`` images, ``(T,)`` or ``(C, T)`` sequences, ``(D,)`` features."""
     if not 1 <= len(event_shape) <= 3 or any(int(n) != n or n < 1 for n in event_shape):
-        raise ValueError(f"event_shape must be (C, H, W), (C, T), (T,) or (D,) with positive sizes, got {tuple(event_shape)}")
+        raise ValueError(
+            f"event_shape must be (C, H, W), (C, T), (T,) or (D,) with positive sizes, got {tuple(event_shape)}"
+        )
     if len(event_shape) == 1:
         return 1, tuple(event_shape)
     return event_shape[0], tuple(event_shape[1:])
@@ -50,12 +52,16 @@ def make_order(order: str | Sequence[int] | np.ndarray, event_shape: Sequence[in
     if not isinstance(order, str):
         permutation = np.asarray(order, dtype=np.int64).reshape(-1)
         if not np.array_equal(np.sort(permutation), natural):
-            raise ValueError(f"order must be a permutation of the {positions} positions of {tuple(event_shape)}, got {order!r}")
+            raise ValueError(
+                f"order must be a permutation of the {positions} positions of {tuple(event_shape)}, got {order!r}"
+            )
         steps = np.empty(positions, dtype=np.int64)
         steps[permutation] = natural
         return Order("permutation", np.tile(steps, (channels, 1)), positions, regular=False)
     if order not in ORDERS:
-        raise ValueError(f"order must be one of {', '.join(map(repr, ORDERS))} or a permutation of the positions, got {order!r}")
+        raise ValueError(
+            f"order must be one of {', '.join(map(repr, ORDERS))} or a permutation of the positions, got {order!r}"
+        )
     images = order.startswith("raster")
     if images and len(grid) != 2:
         raise ValueError(f"order {order!r} needs event_shape (C, H, W), got {tuple(event_shape)}")

@@ -199,7 +199,9 @@ class Program:
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """The program as tensors: one int64 table per kind of record, the operations' numbers, and the two float arenas."""
         tables = {name: _table(getattr(self, name), record) for name, record in _RECORDS.items()}
-        tables["operation_numbers"] = torch.tensor([[o.x, o.y] for o in self.operations], dtype=torch.float64).reshape(-1, 2)
+        tables["operation_numbers"] = torch.tensor([[o.x, o.y] for o in self.operations], dtype=torch.float64).reshape(
+            -1, 2
+        )
         tables["header"] = torch.tensor([self.steps, self.row_length, self.state_size, self.lookahead])
         return tables | {"weights": self.weights, "constants": self.constants}
 

@@ -132,7 +132,7 @@ class ReferenceMachine:
             elif name == "const":
                 registers[operation.dst] = torch.full(shape, operation.x)
             else:
-                registers[operation.dst] = _apply(name, operation, registers)
+                registers[operation.dst] = apply_operation(name, operation, registers)
 
     def _gather_multiply(self, code: Code, run: Run, cells: Cells) -> Tensor:
         count = code.parts * code.lanes
@@ -294,7 +294,7 @@ _REDUCE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _apply(name: str, operation: Operation, registers: list[Tensor]) -> Tensor:
+def apply_operation(name: str, operation: Operation, registers: list[Tensor]) -> Tensor:
     """One operation on all lanes."""
     a = registers[operation.a]
     if name in _UNARY:

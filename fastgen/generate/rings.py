@@ -23,7 +23,11 @@ def written(placed: Placed, number: int, event: Node) -> np.ndarray:
 def _grid(lattice: Lattice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     q0, q1, w0, w1 = lattice.box
     q, w = np.meshgrid(np.arange(q0, q1), np.arange(w0, w1), indexing="ij")
-    return q.reshape(-1), w.reshape(-1), lattice.target.a * q.reshape(-1) + lattice.target.b * w.reshape(-1) + lattice.target.c
+    return (
+        q.reshape(-1),
+        w.reshape(-1),
+        lattice.target.a * q.reshape(-1) + lattice.target.b * w.reshape(-1) + lattice.target.c,
+    )
 
 
 def _horizon(phases: np.ndarray, order: Order, lookahead: int) -> np.ndarray:

@@ -16,9 +16,11 @@ from fastgen.generate.contexts import ContextLayout, position_major
 from fastgen.generate.errors import CompileError
 from fastgen.generate.explain import Explanation, explain
 from fastgen.generate.heads import Head, from_config, to_config
+from fastgen.generate.machines import check_threads, default_machine, make_machine
 from fastgen.generate.naive import sample_naive
 from fastgen.generate.orders import event_grid, make_order
 from fastgen.generate.program import Program
+from fastgen.generate.progress import progress_bar
 from fastgen.generate.run import Run
 from fastgen.generate.state import State, restore
 
@@ -85,15 +87,17 @@ class Sampler:
             raise ValueError(f"predicts='next' needs order 'time' or 'raster', got {self.order.name!r}")
         self.module, self.head = module, head.resolve(self.event_shape)
         self.predicts, self.adapter, self.start_value = predicts, adapter, float(start)
-        self.weights, self.threads = weights, _threads(threads)
+        self.weights, self.threads = weights, check_threads(threads)
         self.layout = ContextLayout(example_context) if example_context is not None else None
-        self._finish(compile_module(module, self.event_shape, self.head, order, predicts, adapter, self.layout), machine)
+        self._finish(
+            compile_module(module, self.event_shape, self.head, order, predicts, adapter, self.layout), machine
+        )
 
     def _finish(self, compiled: Compiled, machine: str | None) -> None:
         self.compiled = compiled
         self.program: Program = compiled.program
-        self.machine_name = machine or _default_machine()
-        self._machine = _machine(self.machine_name, self.program, self.head, self.weights)
+        self.machine_name = machine or default_machine()
+        self._machine = make_machine(self.machine_name, self.program, self.head, self.weights)
 
     # ---- generating
 
@@ -143,7 +147,14 @@ class Sampler:
         return results[0] if len(results) == 1 else tuple(results)
 
     def stream(
-        self, batch: int = 1, steps: int | None = None, chunk: int = 1600, seed: int = 0, *, prompt: Tensor | None = None, **options
+        self,
+        batch: int = 1,
+        steps: int | None = None,
+        chunk: int = 1600,
+        seed: int = 0,
+        *,
+        prompt: Tensor | None = None,
+        **options,
     ) -> Iterator[Tensor]:
         """Generate a sequence of any length in chunks: yields ``[batch, (C,) up to chunk]``.
 
@@ -161,7 +172,9 @@ class Sampler:
         channels = self.order.steps.shape[0]
         state = self._start(batch, seed, None, None, window=max(given, chunk), **options)
         if prompt is not None:
-            levels = self._levels_in(prompt, batch, "prompt", (*self.event_shape[:-1], given)).reshape(batch, channels, given)
+            levels = self._levels_in(prompt, batch, "prompt", (*self.event_shape[:-1], given)).reshape(
+                batch, channels, given
+            )
             state.run.levels = levels.clone()
             state.run.known = torch.ones_like(levels, dtype=torch.bool)
             self._machine.absorb(state.run, 0, given)
@@ -205,7 +218,7 @@ class Sampler:
         if steps < 0:
             raise ValueError(f"steps must be 0 or more, got {steps}")
         end = min(state.step + steps, self.steps)
-        bar = _bar(end - state.step) if progress else None
+        bar = progress_bar(end - state.step, "generating") if progress else None
         part = max(1, (end - state.step) // _PROGRESS_PARTS) if progress else end
         for first, last, known in self._spans(state, end):
             for t in range(first, last, part):
@@ -293,8 +306,13 @@ class Sampler:
         self.program.save(
             path,
             {
-                "event_shape": self.event_shape, "head": to_config(self.head), "order": order, "weights": self.weights,
-                "predicts": self.predicts, "start": self.start_value, "context": layout,
+                "event_shape": self.event_shape,
+                "head": to_config(self.head),
+                "order": order,
+                "weights": self.weights,
+                "predicts": self.predicts,
+                "start": self.start_value,
+                "context": layout,
             },  # fmt: skip
         )
 
@@ -308,7 +326,7 @@ class Sampler:
         sampler.module, sampler.adapter = None, None
         sampler.head = from_config(saved["head"]).resolve(sampler.event_shape)
         sampler.predicts, sampler.start_value, sampler.weights = saved["predicts"], saved["start"], saved["weights"]
-        sampler.threads = _threads(threads)
+        sampler.threads = check_threads(threads)
         sampler.layout = None
         if saved["context"] is not None:
             shape, dtype = saved["context"]
@@ -321,7 +339,9 @@ class Sampler:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
         if metadata.get("program") != self.fingerprint:
-            raise ValueError(f"{path} is a state of another program ({metadata.get('program')}); this one is {self.fingerprint}")
+            raise ValueError(
+                f"{path} is a state of another program ({metadata.get('program')}); this one is {self.fingerprint}"
+            )
         return restore(load_file(path), json.loads(metadata["state"]), self)
 
     # ---- within
@@ -364,7 +384,7 @@ class Sampler:
             temperature=float(temperature),
             top_k=int(top_k),
             top_p=float(top_p),
-            threads=self.threads if threads is None else _threads(threads),
+            threads=self.threads if threads is None else check_threads(threads),
         )
         if self.predicts == "next":
             draw = self.program.draws[0]
@@ -379,17 +399,23 @@ class Sampler:
         if known is None or mask is None:
             raise ValueError("known and known_mask go together; one of them is missing")
         if mask.dtype != torch.bool or mask.dim() != len(self.event_shape) + 1:
-            raise ValueError(f"known_mask must be boolean [N, {', '.join(map(str, self.event_shape))}], got {mask.dtype} {list(mask.shape)}")
+            raise ValueError(
+                f"known_mask must be boolean [N, {', '.join(map(str, self.event_shape))}], got {mask.dtype} {list(mask.shape)}"
+            )
         levels = self._levels_in(known, batch, "known", self.event_shape)
         if tuple(mask.shape[1:]) != self.event_shape or mask.shape[0] not in (1, batch):
-            raise ValueError(f"known_mask must have shape [{batch} or 1, {', '.join(map(str, self.event_shape))}], got {list(mask.shape)}")
+            raise ValueError(
+                f"known_mask must have shape [{batch} or 1, {', '.join(map(str, self.event_shape))}], got {list(mask.shape)}"
+            )
         shape = (batch, *self.order.steps.shape)
         mask = mask.expand(batch, *self.event_shape).reshape(shape).contiguous()
         return torch.where(mask, levels.reshape(shape), 0).contiguous(), mask
 
     def _levels_in(self, levels: Tensor, batch: int, name: str, shape: Sequence[int]) -> Tensor:
         if tuple(levels.shape[1:]) != tuple(shape) or levels.shape[0] not in (1, batch):
-            raise ValueError(f"{name} must have shape [{batch} or 1, {', '.join(map(str, shape))}], got {list(levels.shape)}")
+            raise ValueError(
+                f"{name} must have shape [{batch} or 1, {', '.join(map(str, shape))}], got {list(levels.shape)}"
+            )
         self.head.check_levels(levels, name)
         return levels.expand(batch, *shape).float()
 
@@ -413,40 +439,3 @@ class Sampler:
                 last += 1
             yield first, last, bool(full[first])
             first = last
-
-
-def _threads(threads: int | None) -> int:
-    if threads is None:
-        return torch.get_num_threads()
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"threads must be an integer, 1 or more, got {threads!r}")
-    return threads
-
-
-def _default_machine() -> str:
-    import fastgen
-
-    return "cpu" if fastgen.extension_error is None else "reference"
-
-
-def _machine(name: str, program: Program, head: Head, weights: str):
-    if name == "reference":
-        from fastgen.generate.reference_machine import ReferenceMachine
-
-        return ReferenceMachine(program, head, weights)
-    if name == "cpu":
-        import fastgen
-        from fastgen.generate.cpu_machine import CpuMachine
-
-        if fastgen.extension_error is not None:
-            raise ValueError(f"machine 'cpu' needs the compiled extension, which is not there: {fastgen.extension_error}")
-        return CpuMachine(program, head, weights)
-    raise ValueError(f"machine must be 'cpu' or 'reference', got {name!r}")
-
-
-def _bar(total: int):
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError("progress=True needs tqdm: pip install fastgen-kernels[zoo]") from error
-    return tqdm(total=total, unit="step", unit_scale=True, desc="generating")

@@ -141,17 +141,20 @@ class Scheduler:
         position[row] = np.arange(len(row))
         runs = len(node.runs)
         far = [np.full(len(row), INFINITE) for _ in range(runs)]
-        return Placed(node, position, row, self._width(node, len(row)), far, [f.copy() for f in far], [[] for _ in range(runs)])
+        return Placed(
+            node, position, row, self._width(node, len(row)), far, [f.copy() for f in far], [[] for _ in range(runs)]
+        )
 
     def _width(self, node: Node, positions: int) -> int:
-        dims = [n for n in (node.rows_shape[1:] if node.rows_shape[0] == 2 or node.kind == "constant" else (1,)) if n > 1]
+        dims = [
+            n for n in (node.rows_shape[1:] if node.rows_shape[0] == 2 or node.kind == "constant" else (1,)) if n > 1
+        ]
         if len(dims) >= 2:
             return dims[-1]
         for run in node.runs:
             for piece in run.pieces():
-                source = self.placed[piece.node]
-                if piece.node.kind != "constant" and source.positions == positions:
-                    return source.width
+                if piece.node.kind != "constant" and self.placed[piece.node].positions == positions:
+                    return self.placed[piece.node].width
         if self.has_rows and positions % self.row_length == 0:
             return self.row_length
         return max(positions, 1)
@@ -213,7 +216,9 @@ class Scheduler:
         rows = placed.row[live]
         ready = run.ready[rows].astype(np.int64)
         if (run.uses[rows] & 2).any():
-            raise NotCausalError(f"the network mixes the samples of the batch at {placed.node.name}, {placed.node.where}")
+            raise NotCausalError(
+                f"the network mixes the samples of the batch at {placed.node.name}, {placed.node.where}"
+            )
         lattices = None
         if (wish[live] < need[live]).any():
             lattices = self._fit(placed, run, live, ready, np.minimum(need, wish)[live])
@@ -325,7 +330,9 @@ class Scheduler:
             phases = 2 * (row_step * q + delay) * self.row_length
         else:
             phases = 2 * (row_step * q + column_step * w + delay) + 1
-        lattice = Lattice(kind, row_step, column_step, delay, q, w, positions, phases, Address(*target, 0, (0, 0, 0, 0)))
+        lattice = Lattice(
+            kind, row_step, column_step, delay, q, w, positions, phases, Address(*target, 0, (0, 0, 0, 0))
+        )
         for piece in pieces:
             address = self._address(piece, rows, q, w)
             if address is False:

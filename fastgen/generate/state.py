@@ -55,7 +55,9 @@ class State:
         if not same_noise:
             first = int(run.samples.max()) + 1 if first_sample is None else first_sample
             samples = torch.arange(first, first + len(chosen))
-        tensors = {name: getattr(run, name) for name in _TENSORS if getattr(run, name) is not None and name != "samples"}
+        tensors = {
+            name: getattr(run, name) for name in _TENSORS if getattr(run, name) is not None and name != "samples"
+        }
         taken = {name: tensor[chosen].clone() for name, tensor in tensors.items()}
         contexts = [c[chosen].contiguous() for c in run.contexts]
         return State(replace(run, samples=samples, contexts=contexts, **taken), self.step, self.sampler)

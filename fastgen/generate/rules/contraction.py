@@ -134,7 +134,9 @@ def one_hot(graph: Graph, x: Value, classes: int) -> Value:
 # ---- convolutions
 
 
-def _taps(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int, transposed: bool) -> list[np.ndarray]:
+def _taps(
+    size: int, out: int, kernel: int, stride: int, padding: int, dilation: int, transposed: bool
+) -> list[np.ndarray]:
     """For each kernel position the input index of every output index, -1 where there is none."""
     o = np.arange(out)
     taps = []
@@ -163,7 +165,16 @@ def _take(ids: np.ndarray, indices: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def convolution(
-    graph: Graph, x: Value, weight: Constant, bias: Constant | None, stride, padding, dilation, transposed, output_padding, groups
+    graph: Graph,
+    x: Value,
+    weight: Constant,
+    bias: Constant | None,
+    stride,
+    padding,
+    dilation,
+    transposed,
+    output_padding,
+    groups,
 ) -> Value:
     kernel = weight.tensor.shape[2:]
     n = len(kernel)
@@ -175,7 +186,10 @@ def convolution(
     ids = x.ids.unsqueeze(0) if unbatched else x.ids
     size = ids.shape[2:]
     if transposed:
-        out = [(size[d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (kernel[d] - 1) + output_padding[d] + 1 for d in range(n)]
+        out = [
+            (size[d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (kernel[d] - 1) + output_padding[d] + 1
+            for d in range(n)
+        ]
     else:
         out = [(size[d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in range(n)]
     taps = [_taps(size[d], out[d], kernel[d], stride[d], padding[d], dilation[d], transposed) for d in range(n)]
@@ -194,7 +208,9 @@ def convolution(
             w = w.reshape(groups, -1, *w.shape[1:])[group]
             return w.permute(*range(2, 2 + n), 1, 0).reshape(-1, w.shape[0])
 
-        part_bias = derive(lambda b, group=group: b.reshape(groups, -1)[group], bias).recipe if bias is not None else None
+        part_bias = (
+            derive(lambda b, group=group: b.reshape(groups, -1)[group], bias).recipe if bias is not None else None
+        )
         channels = channel_inputs(graph, part.movedim(1, -1))
         runs = [(part[:, first].numpy(), stride_, length, rows) for first, stride_, length, rows in channels]
         recipe = _matrix(weight, matrix)
@@ -212,7 +228,9 @@ def convolution(
     return Value(result[0] if unbatched else result)
 
 
-def _depthwise(graph: Graph, ids, weight: Constant, bias: Constant | None, taps, groups: int, out: Sequence[int]) -> Value:
+def _depthwise(
+    graph: Graph, ids, weight: Constant, bias: Constant | None, taps, groups: int, out: Sequence[int]
+) -> Value:
     """Few channels a group: sums of products lane by lane."""
     n, columns = len(out), weight.tensor.shape[0]
     per_group = ids.shape[1] // groups
@@ -242,9 +260,13 @@ def conv(graph: Graph, x: Value, weight: Constant, bias=None, stride=1, padding=
 
 
 @register_rule(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
-def conv_padding(graph: Graph, x: Value, weight: Constant, bias=None, stride=1, padding="valid", dilation=1, groups=1) -> Value:
+def conv_padding(
+    graph: Graph, x: Value, weight: Constant, bias=None, stride=1, padding="valid", dilation=1, groups=1
+) -> Value:
     kernel = weight.tensor.shape[2:]
-    dilations = [dilation] * len(kernel) if isinstance(dilation, int) else list(dilation) * (len(kernel) // len(dilation))
+    dilations = (
+        [dilation] * len(kernel) if isinstance(dilation, int) else list(dilation) * (len(kernel) // len(dilation))
+    )
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
         pads = [p for t in reversed(total) for p in (t // 2, t - t // 2)]

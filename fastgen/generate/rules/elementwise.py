@@ -158,7 +158,9 @@ def clamp(graph: Graph, x: Value, low=None, high=None, *, operator=None) -> Valu
     if isinstance(low, (Value, Constant)) or isinstance(high, (Value, Constant)):
         x = x if low is None else maximum(graph, x, low)
         return x if high is None else minimum(graph, x, high)
-    return graph.map("clamp", x, x=-math.inf if low is None else float(low), y=math.inf if high is None else float(high))
+    return graph.map(
+        "clamp", x, x=-math.inf if low is None else float(low), y=math.inf if high is None else float(high)
+    )
 
 
 @register_rule(aten.clamp_min.default)
@@ -192,7 +194,10 @@ def logical_and(graph: Graph, a: Operand, b: Operand) -> Value:
 @register_rule(aten.elu.default)
 def elu(graph: Graph, x: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Value:
     if input_scale != 1:
-        positive, negative = mul(graph, x, scale), mul(graph, graph.map("expm1", mul(graph, x, input_scale)), alpha * scale)
+        positive, negative = (
+            mul(graph, x, scale),
+            mul(graph, graph.map("expm1", mul(graph, x, input_scale)), alpha * scale),
+        )
         return graph.map("where", graph.map("lt", constant(0.0), x), positive, negative)
     y = graph.map("elu", x, x=float(alpha))
     return y if scale == 1 else mul(graph, y, scale)
@@ -274,7 +279,9 @@ def glu(graph: Graph, x: Value, dim: int = -1) -> Value:
 def batch_norm(graph: Graph, x: Value, weight, bias, mean: Constant, variance: Constant, momentum: float, eps: float):
     """In eval: x * scale + shift."""
     if mean is None or variance is None:
-        raise UnsupportedOperator(graph, "batch_norm with the statistics of the batch, which mixes samples and positions,")
+        raise UnsupportedOperator(
+            graph, "batch_norm with the statistics of the batch, which mixes samples and positions,"
+        )
     shape = (1, -1, *[1] * (x.ids.dim() - 2))
     one, zero = Constant.literal(torch.ones(1)), Constant.literal(torch.zeros(1))
 
@@ -292,5 +299,7 @@ def batch_norm(graph: Graph, x: Value, weight, bias, mean: Constant, variance: C
 @register_rule(aten.batch_norm.default)
 def batch_norm_eval(graph: Graph, x: Value, weight, bias, mean, variance, training, momentum, eps, *_) -> Value:
     if training or mean is None:
-        raise UnsupportedOperator(graph, "batch_norm with the statistics of the batch, which mixes samples and positions,")
+        raise UnsupportedOperator(
+            graph, "batch_norm with the statistics of the batch, which mixes samples and positions,"
+        )
     return batch_norm(graph, x, weight, bias, mean, variance, momentum, eps)[0]

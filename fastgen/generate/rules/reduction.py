@@ -140,7 +140,9 @@ def _affine(graph: Graph, x: Value, weight: Constant | None, bias: Constant | No
 @register_rule(aten.layer_norm.default)
 def layer_norm(graph: Graph, x: Value, shape, weight=None, bias=None, eps: float = 1e-5, *_) -> Value:
     if len(shape) != 1:
-        raise UnsupportedOperator(graph, f"layer_norm over {tuple(shape)}: it normalises over positions; normalise over channels only")
+        raise UnsupportedOperator(
+            graph, f"layer_norm over {tuple(shape)}: it normalises over positions; normalise over channels only"
+        )
     return _affine(graph, _normalise(graph, x, -1, shape[0], eps), weight, bias, (-1,))
 
 
@@ -152,7 +154,9 @@ def native_layer_norm(graph: Graph, x: Value, shape, weight, bias, eps: float):
 @register_rule(aten.rms_norm.default)
 def rms_norm(graph: Graph, x: Value, shape, weight=None, eps=None) -> Value:
     if len(shape) != 1:
-        raise UnsupportedOperator(graph, f"rms_norm over {tuple(shape)}: it normalises over positions; normalise over channels only")
+        raise UnsupportedOperator(
+            graph, f"rms_norm over {tuple(shape)}: it normalises over positions; normalise over channels only"
+        )
     squares = mul(graph, over(graph, "sum", graph.map("mul", x, x), -1), 1.0 / shape[0])
     eps = torch.finfo(torch.float32).eps if eps is None else eps
     return _affine(graph, graph.map("mul", x, graph.map("rsqrt", add(graph, squares, eps))), weight, None, (-1,))
@@ -161,8 +165,8 @@ def rms_norm(graph: Graph, x: Value, shape, weight=None, eps=None) -> Value:
 @register_rule(aten.group_norm.default)
 def group_norm(graph: Graph, x: Value, groups: int, weight=None, bias=None, eps: float = 1e-5, *_) -> Value:
     if x.ids[0, 0].numel() > 1:
-        raise UnsupportedOperator(graph, "group_norm over positions; it may normalise over the channels of one position only")
+        raise UnsupportedOperator(
+            graph, "group_norm over positions; it may normalise over the channels of one position only"
+        )
     shape = (1, -1, *[1] * (x.ids.dim() - 2))
     return _affine(graph, _normalise(graph, x, 1, x.shape[1] // groups, eps), weight, bias, shape)
-
-

@@ -1,0 +1,39 @@
+"""The machines by name, and what they are given."""
+
+from __future__ import annotations
+
+import torch
+
+import fastgen
+from fastgen.generate.heads import Head
+from fastgen.generate.program import Program
+
+
+def check_threads(threads: int | None) -> int:
+    """The number of threads, PyTorch's by default."""
+    if threads is None:
+        return torch.get_num_threads()
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"threads must be an integer, 1 or more, got {threads!r}")
+    return threads
+
+
+def default_machine() -> str:
+    return "cpu" if fastgen.extension_error is None else "reference"
+
+
+def make_machine(name: str, program: Program, head: Head, weights: str):
+    """The machine ``name`` ("cpu" or "reference") with a program loaded."""
+    if name == "reference":
+        from fastgen.generate.reference_machine import ReferenceMachine
+
+        return ReferenceMachine(program, head, weights)
+    if name == "cpu":
+        if fastgen.extension_error is not None:
+            raise ValueError(
+                f"machine 'cpu' needs the compiled extension, which is not there: {fastgen.extension_error}"
+            )
+        from fastgen.generate.cpu_machine import CpuMachine
+
+        return CpuMachine(program, head, weights)
+    raise ValueError(f"machine must be 'cpu' or 'reference', got {name!r}")
