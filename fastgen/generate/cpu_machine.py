@@ -48,8 +48,8 @@ class CpuMachine:
         """Runs the steps ``t0 .. t1 - 1``.
 
         Raises:
-            ValueError: a tensor of ``run`` has the wrong dtype or shape; the steps are out of range; the network's output
-                is NaN; an index is outside its table; a known level is no level.
+            ValueError: a tensor of ``run`` has the wrong dtype or shape; the steps are out of range; the network's
+                output is NaN; an index is outside its table; a known level is no level.
         """
         self._machine.advance(_arrays(run), t0, t1)
 

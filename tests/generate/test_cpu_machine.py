@@ -1,9 +1,10 @@
-"""The C++ machine: the reference machine's samples, bitwise the same however the work is split, and errors instead of crashes."""
+"""The C++ machine: the reference machine's samples, bitwise the same however the work is split; errors, not crashes."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import random
 import time
 
@@ -13,14 +14,10 @@ from torch import Tensor
 
 from fastgen.generate import heads
 from fastgen.generate.program import (
-    CONTEXT,
     DENSE,
-    INDEX,
     PIXEL,
-    PROLOGUE,
     ROW,
     STATE,
-    UNBOUNDED,
     Buffer,
     Draw,
     Program,
@@ -28,7 +25,9 @@ from fastgen.generate.program import (
 )
 from fastgen.generate.reference_machine import ReferenceMachine
 from fastgen.generate.run import Run
-from tests.generate.test_reference_machine import CASES, Assembler, Case, event, machine_parameters, op
+from tests.generate.hand_programs import CASES, Assembler, Case, op
+from tests.generate.random_programs import causal
+from tests.generate.test_reference_machine import event, machine_parameters
 from tests.generate.test_reference_machine import start as start_case
 
 _C = pytest.importorskip("fastgen._C", reason="no compiled extension")
@@ -52,88 +51,6 @@ def same(one: Run, other: Run, samples: slice = slice(None)) -> bool:
     )  # fmt: skip
 
 
-def causal(seed: int, steps: int = 40, lookahead: int = 5) -> tuple[Program, heads.Head]:
-    """A random network over time: gates, a shared accumulator, normalisation over lanes, a context and a prologue."""
-    choose = random.Random(seed)
-    torch.manual_seed(seed)
-    levels = choose.choice([3, 16, 40])
-    program = Program(steps, UNBOUNDED if seed % 2 else 10, state_size=0, lookahead=lookahead)
-    new, in_rows = Assembler(program), program.row_length < UNBOUNDED
-    program.buffers.append(Buffer(CONTEXT, 6, 0, 0))
-    here = {"a": 10, "b": 1} if in_rows else {}
-    cells = {"q1": steps // 10, "w1": 10} if in_rows else {}
-
-    def buffer(channels: int, positions: int) -> int:
-        program.buffers.append(Buffer(STATE, channels, positions, program.state_size))
-        program.state_size += channels * positions
-        return len(program.buffers) - 1
-
-    def past(source: int, channels: int, distance: int) -> int:
-        box = {"box_q0": min(distance, 1)} if in_rows else {"box_w0": distance}
-        return new.operand(source, channels, **here | {"c": -distance} | box)
-
-    reach = 11 if in_rows else 4
-    x, shift = buffer(1, reach + lookahead), buffer(24, 1)
-    new.code(
-        [Segment(new.operand(0, 6, b=0), DENSE, 0, 6)], [op("store", 0, 0, new.operand(shift, 24, b=0))],
-        parts=1, lanes=24, weight=new.weight(torch.randn(6, 24)), kind=PROLOGUE, w1=1,
-    )  # fmt: skip
-    width = choose.choice([16, 40, 64])
-    hidden = buffer(width, reach + lookahead)
-    first = new.operand(x, 1, **here | {"c": -1, "box_w0": 1})
-    new.code(
-        [Segment(first, INDEX, 0, levels), Segment(new.operand(shift, 24, b=0), DENSE, levels, 24)],
-        [op("tanh", 0, 0), op("store", 0, 0, new.operand(hidden, width, **here))],
-        parts=1, lanes=width, weight=new.weight(torch.randn(levels + 24, width) / 3), **cells,
-    )  # fmt: skip
-    skip, level = buffer(33, lookahead), 0
-    for layer in range(3):
-        lanes, previous, narrow = choose.choice([5, 32, 48, 64]), width, hidden
-        gate, level = buffer(lanes, lookahead), level + 1
-        inputs = [past(narrow, previous, d) for d in (0, choose.randrange(1, 4), reach - 1)]
-        segments = [Segment(o, DENSE, i * previous, previous) for i, o in enumerate(inputs)]
-        operations = [
-            op("tanh", 0, 0),
-            op("sigmoid", 1, 1),
-            op("mul", 0, 0, 1),
-            op("store", 0, 0, new.operand(gate, lanes, **here)),
-        ]
-        new.code(
-            segments, operations, parts=2, lanes=lanes, level=level, bias=new.constant(torch.randn(2 * lanes)),
-            weight=new.weight(torch.randn(3 * previous, 2 * lanes) / (3 * previous) ** 0.5), **cells,
-        )  # fmt: skip
-        gated, width, level = new.operand(gate, lanes, **here), choose.choice([20, 64]), level + 1
-        hidden, total = buffer(width, reach + lookahead), new.operand(skip, 33, **here)
-        normalise = [
-            op("sum", 1, 0, width), op("mulc", 1, 1, x=1 / width), op("sub", 0, 0, 1), op("mul", 1, 0, 0), op("sum", 1, 1, width),
-            op("addc", 1, 1, x=1e-5), op("rsqrt", 1, 1), op("mul", 0, 0, 1), op("store", 0, 0, new.operand(hidden, width, **here)),
-        ]  # fmt: skip
-        for outputs, operations, extra in (
-            (width, normalise, {}),
-            (33, [op("store", 0, 0, total)], {"accumulator": total} if layer else {}),
-        ):
-            matrix = new.weight(torch.randn(lanes, outputs) / lanes**0.5)
-            new.code(
-                [Segment(gated, DENSE, 0, lanes)],
-                operations,
-                parts=1,
-                lanes=outputs,
-                level=level,
-                weight=matrix,
-                **extra,
-                **cells,
-            )
-    logits = buffer(levels, lookahead)
-    new.code(
-        [Segment(new.operand(skip, 33, **here), DENSE, 0, 33)], [op("store", 0, 0, new.operand(logits, levels, **here))],
-        parts=1, lanes=levels, level=level + 1, weight=new.weight(torch.randn(33, levels)), **cells,
-    )  # fmt: skip
-    read, write = new.operand(logits, levels, **here), new.operand(x, 1, **here)
-    a, b, q1, w1 = (10, 1, steps // 10, 10) if in_rows else (0, 1, 1, steps)
-    program.draws = [Draw(1, 1, 0, 0, q1, 0, w1, read, read + 1, a, b, 0, 0, 1, write, write + 1)]
-    return new.finish(), heads.Categorical(levels)
-
-
 def context(batch: int) -> Tensor:
     return torch.randn(batch, 1, 6, generator=torch.Generator().manual_seed(3))
 
@@ -155,7 +72,7 @@ def generate(machine, batch: int, chunks: list[int] | None = None, **options) ->
     run = start(machine.program, batch, **options)
     machine.prologue(run)
     times = [0, *(chunks or []), machine.program.steps]
-    for t0, t1 in zip(times[:-1], times[1:], strict=True):
+    for t0, t1 in itertools.pairwise(times):
         machine.advance(run, t0, t1)
     return run
 
@@ -203,7 +120,7 @@ def reference_run(seed: int) -> tuple[Run, Tensor]:
     return expected, spread
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_programs(isa, seed):
     program, head = causal(seed)
     expected, spread = reference_run(seed)
@@ -214,7 +131,7 @@ def test_random_programs(isa, seed):
 
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_one_sample_however_the_work_is_split(isa, seed, weights):
     program, head = causal(seed)
     machine = CpuMachine(program, head, weights)
@@ -231,7 +148,7 @@ def test_one_sample_however_the_work_is_split(isa, seed, weights):
         assert same(generate(machine, batch, chunks, threads=threads, temperature=1.0), whole, slice(0, batch))
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_absorb_is_advance(isa, seed):
     """Bitwise, state and scores included, for any lookahead, split and number of threads."""
     for lookahead in (1, 5, 30):
@@ -277,7 +194,8 @@ def test_rows_of_many_cells(isa):
     left = new.operand(0, 1, a=size, c=-1, box_w0=1)
     new.code(
         [Segment(new.operand(1, width, a=size), DENSE, 0, width), Segment(left, DENSE, width, 1)],
-        [op("store", 0, 0, new.operand(2, 1, b=0))], parts=1, lanes=1, weight=new.weight(torch.randn(width + 1, 1)), q1=size, w1=size,
+        [op("store", 0, 0, new.operand(2, 1, b=0))],
+        parts=1, lanes=1, weight=new.weight(torch.randn(width + 1, 1)), q1=size, w1=size,
     )  # fmt: skip
     read, write = new.operand(2, 1, b=0), new.operand(0, 1, a=size)
     program.draws = [Draw(1, 1, 0, 0, size, 0, size, read, read + 1, size, 1, 0, 0, 1, write, write + 1)]
@@ -300,8 +218,8 @@ def test_one_program_for_each_step():
         inputs = [new.operand(0, 1, b=0, c=i) for i in range(t)]
         store = op("store", 0, 0, new.operand(1, 1, b=0, c=t))
         new.code(
-            [Segment(o, DENSE, i, 1) for i, o in enumerate(inputs)], [store], parts=1, lanes=1, delay=t, w1=1, weight=matrix,
-            bias=new.constant(torch.randn(1)),
+            [Segment(o, DENSE, i, 1) for i, o in enumerate(inputs)], [store],
+            parts=1, lanes=1, delay=t, w1=1, weight=matrix, bias=new.constant(torch.randn(1)),
         )  # fmt: skip
     for t in range(steps):
         read, write = new.operand(1, 1, b=0, c=t), new.operand(0, 1, b=0, c=t)
@@ -355,7 +273,7 @@ def test_errors_name_what_is_wrong(threads):
         with pytest.raises(ValueError, match=message):
             machine.advance(dataclasses.replace(run(), **change), 0, 1)
     for steps in ((0, 41), (3, 2), (-1, 2)):
-        with pytest.raises(ValueError, match="they must be within 0 .. 40"):
+        with pytest.raises(ValueError, match=r"they must be within 0 \.\. 40"):
             machine.advance(run(), *steps)
     with pytest.raises(ValueError, match=r"contexts\[0\] has 0 positions; position 0 is needed"):
         machine.prologue(dataclasses.replace(run(), contexts=[torch.zeros(4, 0, 6)]))
@@ -365,16 +283,16 @@ def test_errors_name_what_is_wrong(threads):
         machine.advance(run(levels=torch.zeros(4, 1, 8)), 0, 40)
     bad = torch.zeros(4, 1, 40)
     bad[2, 0, 3] = 0.5
-    with pytest.raises(ValueError, match="a known level is .*, at position 3 of item 2"):
+    with pytest.raises(ValueError, match=r"a known level is .*, at position 3 of item 2"):
         machine.advance(run(levels=bad, known=torch.ones_like(bad, dtype=torch.bool)), 0, 40)
     spoiled = run()
     machine.advance(spoiled, 0, 3)
     offset = program.buffers[1].offset
     spoiled.state[1, offset : offset + program.buffers[1].positions] = 1e9
-    with pytest.raises(ValueError, match="an index is 1e.09 at step 3; it must be a whole number in 0 .."):
+    with pytest.raises(ValueError, match=r"an index is 1e\+09 at step 3; it must be a whole number in 0 \.\."):
         machine.advance(spoiled, 3, 40)
     machine.refresh(program.weights * torch.nan, program.constants)
-    with pytest.raises(ValueError, match="the network.s output is NaN.* at position 0"):
+    with pytest.raises(ValueError, match=r"the network.s output is NaN.* at position 0"):
         machine.advance(run(), 0, 40)
     machine.refresh(program.weights, program.constants)
     assert same(generate(machine, 4, threads=threads), generate(CpuMachine(program, head), 4))
@@ -384,7 +302,7 @@ def test_no_table_entry_is_trusted():
     """Any number of any record replaced by one far outside: an error that names the record, never a wrong address."""
     program, head = causal(2)
     choose = random.Random(0)
-    refused = 0
+    messages = []
     for name in ("buffers", "operands", "segments", "weight_table", "operations", "codes", "draws"):
         for _ in range(60):
             tensors = {key: tensor.clone() for key, tensor in program.to_tensors().items()}
@@ -395,11 +313,7 @@ def test_no_table_entry_is_trusted():
             try:
                 machine = CpuMachine(broken, head)
             except ValueError as error:
-                refused += 1
-                assert any(
-                    word in str(error)
-                    for word in (f"{name}[", "operands[", "codes[", "draws[", "segments[", "operations[")
-                )
+                messages.append(str(error))
                 continue
             if broken.state_size <= 2**20 and all(
                 code.kind == PIXEL or code.w1 - code.w0 <= 1000 for code in broken.codes
@@ -410,7 +324,9 @@ def test_no_table_entry_is_trusted():
                     machine.advance(run, 0, 12)
                 except ValueError:
                     pass
-    assert refused > 200
+    assert len(messages) > 200
+    named = ("buffers[", "operands[", "segments[", "weight_table[", "operations[", "codes[", "draws[")
+    assert all(message.startswith(named) for message in messages)
 
 
 def test_machine_is_chosen_by_name(monkeypatch):
@@ -436,7 +352,7 @@ def test_waiting_threads_sleep():
 
 def test_probes():
     assert _C.read_bandwidth(1 << 20, 2, 5) > 0
-    assert 0 < _C.fma_peak(1)
+    assert _C.fma_peak(1) > 0
     with pytest.raises(ValueError, match="threads is 0"):
         _C.fma_peak(0)
     with pytest.raises(ValueError, match="bytes is 100"):

@@ -20,7 +20,7 @@ constexpr int kSingleCuts = 1, kPanelCuts = 4, kPanelItems = 6;
 constexpr int kSingleCuts = 2, kPanelCuts = 4, kPanelItems = 3;
 #endif
 
-constexpr std::ptrdiff_t kPrefetch = 2048;  // bytes ahead: a single stream is bound by memory
+constexpr std::ptrdiff_t kPrefetch = 1024;  // bytes that are asked for while a code's lane program runs
 
 template <Format F>
 constexpr int kStepBytes = F == Format::float32 ? 256 : F == Format::bfloat16 ? 128 : 64;
@@ -71,8 +71,6 @@ inline void sum_panel(const PanelTask& task, const Block& block, int item, int f
   Float sum[M][C][V] = {};
   const unsigned char* step = block.weights;
   for (std::int64_t k = 0; k < task.inputs; k += C, step += kStepBytes<F>) {
-#pragma GCC unroll 4
-    for (int line = 0; line < kStepBytes<F>; line += 64) __builtin_prefetch(step + kPrefetch + line);
     Float w[C][V];
     load_weights<F, C, V>(step, first, all, w);
 #pragma GCC unroll 8
@@ -107,6 +105,7 @@ void sum_items(const PanelTask& task, const Block& block, int item) {
 
 template <Format F, int C>
 void sum_block(const PanelTask& task, const Block& block) {
+  if (task.items == 1) return sum_items<F, 1, C>(task, block, 0);
   int item = 0;
   for (int panels = (task.items + kPanelItems - 1) / kPanelItems; panels > 0; --panels) {
     const int size = (task.items - item + panels - 1) / panels;
@@ -136,15 +135,17 @@ void panel(const PanelTask& task) {
         column += kTile;
       }
     }
-    if (tiles == 2 && task.items == 1) {
-      sum_items<F, 1, 2>(task, block, 0);
-    } else if (tiles == 2) {
+    if (tiles == 2) {
       sum_block<F, 2>(task, block);
     } else {
       sum_block<F, 4>(task, block);
     }
     block.weights += (task.inputs + 1) / 2 * kStepBytes<F>;
     if (F == Format::int8) block.scale += 2 * kTile;
+  }
+  // The weights of the next code follow; the processor's own prefetching follows a stream, but does not begin it early.
+  if (task.items == 1) {
+    for (std::ptrdiff_t line = 0; line < kPrefetch; line += 64) __builtin_prefetch(block.weights + line, 0, 2);
   }
 }
 

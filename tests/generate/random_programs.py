@@ -1,0 +1,95 @@
+"""Random step programs of a known shape, for machines to agree on."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from fastgen.generate import heads
+from fastgen.generate.program import CONTEXT, DENSE, INDEX, PROLOGUE, STATE, UNBOUNDED, Buffer, Draw, Program, Segment
+from tests.generate.hand_programs import Assembler, op
+
+
+def causal(seed: int, steps: int = 40, lookahead: int = 5) -> tuple[Program, heads.Head]:
+    """A random network over time: gates, a shared accumulator, normalisation over lanes, a context and a prologue."""
+    choose = random.Random(seed)
+    torch.manual_seed(seed)
+    levels = choose.choice([3, 16, 40])
+    program = Program(steps, UNBOUNDED if seed % 2 else 10, state_size=0, lookahead=lookahead)
+    new, in_rows = Assembler(program), program.row_length < UNBOUNDED
+    program.buffers.append(Buffer(CONTEXT, 6, 0, 0))
+    here = {"a": 10, "b": 1} if in_rows else {}
+    cells = {"q1": steps // 10, "w1": 10} if in_rows else {}
+
+    def buffer(channels: int, positions: int) -> int:
+        program.buffers.append(Buffer(STATE, channels, positions, program.state_size))
+        program.state_size += channels * positions
+        return len(program.buffers) - 1
+
+    def past(source: int, channels: int, distance: int) -> int:
+        box = {"box_q0": min(distance, 1)} if in_rows else {"box_w0": distance}
+        return new.operand(source, channels, **here | {"c": -distance} | box)
+
+    reach = 11 if in_rows else 4
+    x, shift = buffer(1, reach + lookahead), buffer(24, 1)
+    new.code(
+        [Segment(new.operand(0, 6, b=0), DENSE, 0, 6)], [op("store", 0, 0, new.operand(shift, 24, b=0))],
+        parts=1, lanes=24, weight=new.weight(torch.randn(6, 24)), kind=PROLOGUE, w1=1,
+    )  # fmt: skip
+    width = choose.choice([16, 40, 64])
+    hidden = buffer(width, reach + lookahead)
+    first = new.operand(x, 1, **here | {"c": -1, "box_w0": 1})
+    new.code(
+        [Segment(first, INDEX, 0, levels), Segment(new.operand(shift, 24, b=0), DENSE, levels, 24)],
+        [op("tanh", 0, 0), op("store", 0, 0, new.operand(hidden, width, **here))],
+        parts=1, lanes=width, weight=new.weight(torch.randn(levels + 24, width) / 3), **cells,
+    )  # fmt: skip
+    skip, level = buffer(33, lookahead), 0
+    for layer in range(3):
+        lanes, previous, narrow = choose.choice([5, 32, 48, 64]), width, hidden
+        gate, level = buffer(lanes, lookahead), level + 1
+        inputs = [past(narrow, previous, d) for d in (0, choose.randrange(1, 4), reach - 1)]
+        segments = [Segment(o, DENSE, i * previous, previous) for i, o in enumerate(inputs)]
+        operations = [
+            op("tanh", 0, 0),
+            op("sigmoid", 1, 1),
+            op("mul", 0, 0, 1),
+            op("store", 0, 0, new.operand(gate, lanes, **here)),
+        ]
+        new.code(
+            segments, operations, parts=2, lanes=lanes, level=level, bias=new.constant(torch.randn(2 * lanes)),
+            weight=new.weight(torch.randn(3 * previous, 2 * lanes) / (3 * previous) ** 0.5), **cells,
+        )  # fmt: skip
+        gated, width, level = new.operand(gate, lanes, **here), choose.choice([20, 64]), level + 1
+        hidden, total = buffer(width, reach + lookahead), new.operand(skip, 33, **here)
+        normalise = [
+            op("sum", 1, 0, width), op("mulc", 1, 1, x=1 / width), op("sub", 0, 0, 1), op("mul", 1, 0, 0),
+            op("sum", 1, 1, width), op("addc", 1, 1, x=1e-5), op("rsqrt", 1, 1), op("mul", 0, 0, 1),
+            op("store", 0, 0, new.operand(hidden, width, **here)),
+        ]  # fmt: skip
+        for outputs, operations, extra in (
+            (width, normalise, {}),
+            (33, [op("store", 0, 0, total)], {"accumulator": total} if layer else {}),
+        ):
+            matrix = new.weight(torch.randn(lanes, outputs) / lanes**0.5)
+            new.code(
+                [Segment(gated, DENSE, 0, lanes)],
+                operations,
+                parts=1,
+                lanes=outputs,
+                level=level,
+                weight=matrix,
+                **extra,
+                **cells,
+            )
+    logits = buffer(levels, lookahead)
+    new.code(
+        [Segment(new.operand(skip, 33, **here), DENSE, 0, 33)],
+        [op("store", 0, 0, new.operand(logits, levels, **here))],
+        parts=1, lanes=levels, level=level + 1, weight=new.weight(torch.randn(33, levels)), **cells,
+    )  # fmt: skip
+    read, write = new.operand(logits, levels, **here), new.operand(x, 1, **here)
+    a, b, q1, w1 = (10, 1, steps // 10, 10) if in_rows else (0, 1, 1, steps)
+    program.draws = [Draw(1, 1, 0, 0, q1, 0, w1, read, read + 1, a, b, 0, 0, 1, write, write + 1)]
+    return new.finish(), heads.Categorical(levels)
