@@ -138,6 +138,8 @@ class Scheduler:
             row = np.arange(rows // 2)
         else:
             row = np.flatnonzero(uses == 1)
+            if not self.has_rows:
+                row = row[np.argsort(np.max([run.ready[row] for run in node.runs], 0), kind="stable")]
         position[row] = np.arange(len(row))
         runs = len(node.runs)
         far = [np.full(len(row), INFINITE) for _ in range(runs)]
