@@ -149,6 +149,8 @@ def _classes(run: Channels, rows: np.ndarray, count: int, cells: dict[Node, _Cel
 def _keys(piece: Piece, rows: np.ndarray, cells: dict[Node, _Cells]) -> list[np.ndarray]:
     """Numbers that are equal where the piece gives equal values, -1 where it gives none."""
     source, slots = piece.rows[rows], piece.slots[rows]
+    if (source < 0).all():
+        return []
     if piece.node.kind == "constant":
         keys = [source]
     else:
@@ -204,6 +206,8 @@ def _read(piece: Piece, rows: np.ndarray, cells: dict[Node, _Cells], constants: 
     inside = piece.rows[rows] >= 0
     source, slots = piece.rows[rows][inside], piece.slots[rows][inside]
     values = torch.zeros(len(rows), piece.length)
+    if not inside.any():
+        return values
     if piece.node.kind == "constant":
         table = piece.node.values(constants).reshape(piece.node.rows, piece.node.channels)
     else:
