@@ -1,0 +1,66 @@
+"""How fast a step program could be at best: every weight read once a step, every multiply-add done once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastgen.generate.program import DENSE, PIXEL, ROW, UNBOUNDED, Program
+
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+_PROBE_REPEATS = 30
+
+
+@dataclass
+class Work:
+    """What the codes of one phase do in one event (or, for a stream, in one step), for a batch of 1."""
+
+    footprint: float = 0.0
+    """Weights that the phase has, in elements."""
+    reads: float = 0.0
+    """Weights read, each execution of a code counted."""
+    multiply_adds: float = 0.0
+
+
+def work(program: Program) -> dict[int, Work]:
+    """``{ROW: Work, PIXEL: Work}``. A program with no end is counted by the step.
+
+    An index segment reads, and adds, one row of its table.
+    """
+    endless = program.steps >= UNBOUNDED >> 8
+    phases = {ROW: Work(), PIXEL: Work()}
+    for code in program.codes:
+        if code.kind not in phases or code.weight < 0:
+            continue
+        columns = program.weight_table[code.weight].columns
+        segments = program.segments[code.segment0 : code.segment1]
+        elements = sum(s.length if s.kind == DENSE else 1 for s in segments) * columns
+        cells = 1 / code.column_stride if endless else (code.q1 - code.q0) * (code.w1 - code.w0)
+        phase = phases[code.kind]
+        phase.footprint += elements
+        phase.reads += elements * (code.q1 - code.q0 if code.kind == ROW else cells)
+        phase.multiply_adds += elements * cells
+    return phases
+
+
+def floor_of(program: Program, weights: str, batch: int, threads: int) -> Callable[[], float]:
+    """A function that measures this machine's rates now and returns the least seconds that an event (a step) takes.
+
+    Of each phase the longer of two times: its weights at the read bandwidth of a footprint of that size,once for the
+    whole batch; and its multiply-adds at the peak of float32 multiply-adds.
+    """
+    from fastgen import _C
+
+    phases = [phase for phase in work(program).values() if phase.footprint]
+
+    def seconds() -> float:
+        peak = _C.fma_peak(threads) * 1e9 if batch > 1 or len(phases) > 1 else float("inf")
+        total = 0.0
+        for phase in phases:
+            footprint = max(int(phase.footprint * BYTES[weights]), 1024 * threads)
+            rate = _C.read_bandwidth(footprint, threads, _PROBE_REPEATS) * 1e9
+            reading = phase.reads * BYTES[weights] / rate
+            total += max(reading, 2 * phase.multiply_adds * batch / peak)
+        return total
+
+    return seconds

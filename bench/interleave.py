@@ -1,0 +1,84 @@
+"""Timing several providers in one run: A B C A B C ..., and the median of each."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+_SETTLE = 0.005  # seconds; idle OpenMP threads of the provider before go to sleep
+
+
+@dataclass
+class Provider:
+    """One way of doing the work. A call of ``run`` makes ``units`` units: samples, or images, or a part of one."""
+
+    name: str
+    run: Callable[[], object]
+    units: float
+    threads: int
+    """Of PyTorch, while it runs."""
+    note: str = ""
+    machine_threads: int | None = None
+    """Of a provider that has threads of its own."""
+    floor: Callable[[], float] | None = None
+    """Seconds that a unit takes at least, from rates measured now; called once a round, right after ``run``."""
+    times: list[float] = field(default_factory=list)
+    floors: list[float] = field(default_factory=list)
+
+    def measure(self) -> None:
+        """Times one call; PyTorch has ``threads`` threads within."""
+        before = torch.get_num_threads()
+        if before != self.threads:
+            torch.set_num_threads(self.threads)
+        time.sleep(_SETTLE)
+        begin = time.perf_counter()
+        self.run()
+        self.times.append((time.perf_counter() - begin) / self.units)
+        if before != self.threads:
+            torch.set_num_threads(before)
+        if self.floor is not None:
+            self.floors.append(self.floor())
+
+    @property
+    def seconds(self) -> float:
+        """The median time of a unit."""
+        return statistics.median(self.times)
+
+    @property
+    def percent_of_floor(self) -> float | None:
+        """How near the time is to the floor of the same round: 100 is the floor itself."""
+        if not self.floors:
+            return None
+        return 100 * statistics.median(f / t for f, t in zip(self.floors, self.times, strict=True))
+
+    def speedup_over(self, other: Provider) -> float:
+        """The median over the rounds of how many times faster than ``other`` this is."""
+        return statistics.median(b / a for a, b in zip(self.times, other.times, strict=True))
+
+
+def interleave(benchmark, providers: list[Provider], rounds: int) -> None:
+    """Times every provider once a round.
+
+    pytest-benchmark itself times the first provider; the others, and the floors, run between its rounds. One round
+    before the first warms everything up and is not counted.
+    """
+    first, *others = providers
+
+    def between() -> None:
+        for provider in others:
+            provider.measure()
+
+    for provider in providers:
+        provider.measure()
+        provider.times.clear()
+        provider.floors.clear()
+    benchmark.pedantic(first.measure, setup=between, rounds=rounds, iterations=1)
+
+
+def fastest(providers: list[Provider], name: str) -> Provider:
+    """The fastest of those whose name begins with ``name``."""
+    return min((p for p in providers if p.name.startswith(name)), key=lambda p: p.seconds)

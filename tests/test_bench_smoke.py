@@ -1,0 +1,41 @@
+"""The benchmarks of generation run, on tiny sizes, and every baseline in them passes its check."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PARTS = {
+    f"{name}-{batch}"
+    for name in ("wavenet", "gated_pixelcnn", "pixelcnn_pp-40-2", "pixelcnn_pp-80-5")
+    for batch in (1, 16)
+}
+COMPILED = {"compile-PixelCNN++, tiny"}
+
+
+@pytest.mark.needs_extension
+def test_every_benchmark_of_generation_runs_and_writes_its_results(tmp_path):
+    environment = os.environ | {
+        "FASTGEN_BENCH_QUICK": "1",
+        "FASTGEN_BENCH_RESULTS": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "pytest", "bench/generate", "--benchmark-enable", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.glob("*.json")
+    parts = json.loads(path.read_text())["parts"]
+    assert set(parts) == PARTS | COMPILED
+    for name in PARTS:
+        rows = parts[name]["rows"]
+        assert {"fastgen", "textbook"} <= {row["provider"].split()[0] for row in rows}
+        assert all(row["per_second"] > 0 and row["rounds"] > 0 for row in rows)
+        assert all(row["percent_of_floor"] > 0 for row in rows if row["provider"].startswith("fastgen"))
+    assert path.with_suffix(".md").read_text().count("###") == len(parts)
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
