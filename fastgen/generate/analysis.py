@@ -185,7 +185,7 @@ def _element(order: Order, event_shape, position: int, channel: int | None) -> s
 def _peeking(
     draw: DrawSite, piece: Piece, run: Channels, row: int, at: int, order: Order, event_shape, event: Node
 ) -> str:
-    path, node, source, slot = _walk(piece.node, run, row, lambda r, s: int(r.ready[s]))
+    path, _, source, slot = _walk(piece.node, run, row, lambda r, s: int(r.ready[s]))
     target = _element(order, event_shape, int(draw.positions[at]), draw.channel0)
     if order.name == "features":
         peeked = _element(order, event_shape, slot, None)

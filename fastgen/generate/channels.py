@@ -42,8 +42,8 @@ class Table:
 def channel_runs(graph: Graph, tables: Sequence[Table]) -> list[tuple[int, int, tuple[int, ...]]]:
     """Cut the channels of id tables into runs (start, length, stride per table).
 
-    Within a run every row's ids advance by the table's stride (constants stay the same), and no run crosses the boundary
-    between runs of a source.
+    Within a run every row's ids advance by the table's stride (constants stay the same), and no run crosses the
+    boundary between runs of a source.
     """
     channels = tables[0].ids.shape[1]
     breaks = np.zeros(channels + 1, bool)

@@ -45,8 +45,8 @@ def compile_module(
 ) -> Compiled:
     """Analyse a module and give the program of its event.
 
-    Images, features and short sequences are analysed at their shape. A long sequence is analysed at two lengths past the reach
-    of its layers, and the program follows from the two; it has no end unless a context has frames.
+    Images, features and short sequences are analysed at their shape. A long sequence is analysed at two lengths past
+    the reach of its layers, and the program follows from the two; it has no end unless a context has frames.
     """
     dtype = head.to_input(torch.zeros((1, *event_shape), dtype=torch.int64 if head.levels else torch.float32)).dtype
 
@@ -131,7 +131,8 @@ def refreshed(compiled: Compiled, module: nn.Module) -> tuple[Tensor, Tensor]:
     """The program's float arenas from the module's parameters as they are now.
 
     Raises:
-        CompileError: what the analysis relied on has changed: weights that were zero, or constants that are moved about.
+        CompileError: what the analysis relied on has changed: weights that were zero, or constants that are moved
+            about.
     """
     graph = compiled.analysis.traced.graph
     constants = dict(state_of(compiled.exported, module))

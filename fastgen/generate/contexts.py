@@ -17,9 +17,10 @@ class ContextLayout:
                 raise ValueError(f"example_context must hold tensors [N, ...], got {type(leaf).__name__}")
 
     def example(self, batch: int, length: int | None = None, full_length: int | None = None):
-        """``batch`` rows of the example; of tensors ``[N, C, F]`` the frames that ``length`` of ``full_length`` steps need.
+        """``batch`` rows of the example.
 
-        Returns None where the frames do not divide.
+        Of tensors ``[N, C, F]``, the frames that ``length`` of ``full_length`` steps need. Returns None where the
+        frames do not divide.
         """
         leaves = []
         for leaf in self.leaves:

@@ -74,9 +74,9 @@ def export(module: nn.Module, x: Tensor, context, adapter: Callable | None = Non
             except CompileError:
                 raise
             except Exception as error:
-                reason = str(error).strip().splitlines()
+                reason = next(iter(str(error).strip().splitlines()), "")
                 raise CompileError(
-                    f"torch.export does not take {type(module).__name__}: {type(error).__name__}: {reason[0] if reason else ''}. "
+                    f"torch.export does not take {type(module).__name__}: {type(error).__name__}: {reason}. "
                     "The forward must be free of data-dependent Python control flow and of writes to parameters."
                 ) from error
     finally:
@@ -107,8 +107,8 @@ def _has_rule(node: FxNode) -> bool:
 
 
 _PLAIN = (
-    aten._assert_tensor_metadata.default, aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default,
-    aten._weight_norm.default, aten._weight_norm_interface.default,
+    aten._assert_tensor_metadata.default, aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout,
+    aten.type_as.default, aten._weight_norm.default, aten._weight_norm_interface.default,
 )  # fmt: skip
 _COMPOSITE = (aten.as_strided.default,)
 
@@ -323,9 +323,12 @@ def _context(graph: Graph, example: Tensor, number: int) -> tuple[Node, Value]:
 def freeze_masks(module: nn.Module) -> nn.Module:
     """A copy of ``module`` whose masked layers multiply by their mask in a differentiable way.
 
-    For the common public pattern ``self.weight.data *= self.mask; return super().forward(x)``: every submodule that has both a
-    ``weight`` and a buffer or attribute ``mask`` of its shape gets ``weight * mask`` folded in, and its forward no longer
-    writes. Raises ValueError where nothing in ``module`` follows the pattern.
+    For the common public pattern ``self.weight.data *= self.mask; return super().forward(x)``: every submodule that has
+    both a ``weight`` and a buffer or attribute ``mask`` of its shape gets ``weight * mask`` folded in, and its forward
+    no longer writes.
+
+    Raises:
+        ValueError: nothing in ``module`` follows the pattern.
     """
     import copy
 

@@ -14,7 +14,8 @@ _MOST_PARTS = 16
 def cut_runs(graph: Graph) -> None:
     """Split every node's runs at the borders at which an elementwise reader, or its producer, is split.
 
-    A gate ``tanh(y[:c]) * sigmoid(y[c:])`` cuts the convolution y in two equal parts of one code. Reductions stay whole.
+    A gate ``tanh(y[:c]) * sigmoid(y[c:])`` cuts the convolution y in two equal parts of one code. Reductions stay
+    whole.
     """
     cuts = {node: {run.slot for run in node.runs} | {node.channels} for node in graph.nodes}
     links = [

@@ -1,9 +1,9 @@
 """The dependency graph: every computed element has an id, and data movement runs on the ids.
 
 A *node* is a tensor that a machine will compute (or is given): rows of channels. Its element (row, slot) has the id
-``base + row * (channels + 1) + slot``, so a run of a row's channels is a run of ids, and runs never cross rows. Id 0 is the
-constant zero, id -(k + 1) the constant ``values[k]``. Views, permutations, padding, concatenation and their like are the ATen
-operators themselves, applied to the tensors of ids.
+``base + row * (channels + 1) + slot``, so a run of a row's channels is a run of ids, and runs never cross rows. Id 0 is
+the constant zero, id -(k + 1) the constant ``values[k]``. Views, permutations, padding, concatenation and their like
+are the ATen operators themselves, applied to the tensors of ids.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Graph:
         A few different numbers are constants by value; more of them, a node whose channels lie as those of ``beside``.
         """
         tensor = constant.tensor.detach()
-        varied = bool(constant.recipe.sources) or tensor.numel() > 8 and len(tensor.unique()) > 4
+        varied = bool(constant.recipe.sources) or (tensor.numel() > 8 and len(tensor.unique()) > 4)
         if varied and beside is not None and beside.ids.dim() == tensor.dim() and bool((tensor != 0).any()):
             channel = channel_dim(self, beside.shape, [beside])
             table = self._constant_table(constant, tensor.shape, channel)
@@ -170,8 +170,8 @@ class Graph:
     ) -> Value:
         """``sum_k x[k] W[k, :] + bias``; returns ids ``[*rows_shape, columns]``.
 
-        ``inputs``: (ids of the first channel ``[rows]``, stride, length, weight rows, is index). Terms whose weights are all
-        zero do not exist: masks need no rule.
+        ``inputs``: (ids of the first channel ``[rows]``, stride, length, weight rows, is index). Terms whose weights
+        are all zero do not exist: masks need no rule.
         """
         rows = math.prod(rows_shape)
         nonzero = matrix(self.constants) != 0
@@ -252,10 +252,7 @@ class Graph:
         channel = channel_dim(self, shape, operands) if channel is None else channel
         tables = [self._table(o, shape, channel) for o in operands]
         rows_shape = list(shape)
-        if channel is not None:
-            channels = rows_shape.pop(channel)
-        else:
-            channels = 1
+        channels = 1 if channel is None else rows_shape.pop(channel)
         back = None
         for operand, table in zip(operands, tables, strict=True):
             if isinstance(operand, Value) and channels > 1:

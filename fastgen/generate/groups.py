@@ -125,7 +125,7 @@ def _follows(task: Task, source: Task) -> bool:
 
 
 def _fits(task: Task, group: Group, sources: list[tuple[Piece, Address, Task]]) -> bool:
-    """Whether an elementwise run may stand behind a group: equal lanes and cells, and everything else computed before."""
+    """Whether an elementwise run may stand behind a group: equal lanes and cells, the rest computed before."""
     if group.lanes != task.run.length or group.lattice.domain != task.lattice.domain:
         return False
     return all(

@@ -82,7 +82,7 @@ class Lowering:
         lengths = ring_lengths(self.graph, self.order, self.placed, self.draws, self.event, self.lookahead)
         for node in self.graph.nodes:
             used = any(t.stored for n in range(len(node.runs)) for t in self.grouping.tasks[node, n])
-            if node.kind == "computed" and used or node is self.event:
+            if (node.kind == "computed" and used) or node is self.event:
                 self.buffers[node] = self._state_buffer(node.channels, lengths[node])
 
     def _state_buffer(self, channels: int, positions: int) -> int:
@@ -207,9 +207,9 @@ class Lowering:
         return True
 
     def _emit_partial(self, group: Group, early: list[int], bias: int) -> tuple[Code, int]:
-        """The taps that are there when the row starts, for the whole row at once; returns the code and the accumulator."""
+        """The taps that are there when the row starts, for the whole row at once: the code and the accumulator."""
         lattice, parts, lanes = group.lattice, len(group.contractions), group.lanes
-        q0, q1, w0, w1 = lattice.box
+        q0, _, w0, w1 = lattice.box
         width = w1 - w0
         first = lattice.column_step * w0 + lattice.delay
         wraps = first % self.order.row_length + lattice.column_step * (width - 1) >= self.order.row_length
@@ -273,7 +273,7 @@ class Lowering:
         if shared is not None:
             values = _weight_block(parts, self.graph.constants)
             record = self.program.weight_table[shared]
-            start, recipe_parts = next(p for p in self.weight_parts if p[0] == record.offset)
+            _, recipe_parts = next(p for p in self.weight_parts if p[0] == record.offset)
             if torch.equal(values, _weight_block(recipe_parts, self.graph.constants)):
                 return shared
         rows, columns = len(parts[0][1]), sum(len(c) for _, _, c in parts)
@@ -342,23 +342,9 @@ class Lowering:
                 address = Address(target.a, target.b, target.c + self.shift, draw.channel0 + channel, lattice.box)
             self._operand(self.buffers[self.event], address, address.slot, 1, 1, lattice)
         row_stride = lattice.row_step // self.order.row_length
-        program.draws.append(
-            Draw(
-                row_stride,
-                lattice.column_step,
-                lattice.delay,
-                *lattice.box,
-                first,
-                last,
-                target.a,
-                target.b,
-                target.c,
-                draw.channel0,
-                draw.channels,
-                last,
-                len(program.operands),
-            )  # fmt: skip
-        )
+        when = row_stride, lattice.column_step, lattice.delay, *lattice.box
+        where = target.a, target.b, target.c, draw.channel0, draw.channels
+        program.draws.append(Draw(*when, first, last, *where, last, len(program.operands)))
 
     def _filler(self) -> Callable[[Constants], tuple[Tensor, Tensor]]:
         weights_size, constants_size = self.weights_size, self.constants_size

@@ -58,12 +58,11 @@ def sample_naive(
         position, first = by_step[step][0]
         drawn_channels = [c for _, c in by_step[step]]
         group = parameters[:, position] if len(drawn_channels) == channels else parameters[:, position, drawn_channels]
-        drawn = head.draw(
-            group, Noise(seed, samples, position, first), levels[:, drawn_channels, position], mask[:, drawn_channels, position],
-            temperature, top_k, top_p,
-        )  # fmt: skip
-        levels[:, drawn_channels, position] = drawn.levels
-        inputs[:, drawn_channels, position] = drawn.inputs.to(inputs.dtype)
+        at = slice(None), drawn_channels, position
+        noise = Noise(seed, samples, position, first)
+        drawn = head.draw(group, noise, levels[at], mask[at], temperature, top_k, top_p)
+        levels[at] = drawn.levels
+        inputs[at] = drawn.inputs.to(inputs.dtype)
         log_prob += drawn.log_prob
         proposal += drawn.proposal_log_prob
         if bar is not None:

@@ -65,7 +65,10 @@ class Value:
 
 @dataclass(eq=False)
 class Piece:
-    """For every row of the reader: ``length`` slots of ``node`` from (``rows[r]``, ``slots[r]``) on; nothing where rows is -1."""
+    """For every row r of the reader: ``length`` slots of ``node`` from (``rows[r]``, ``slots[r]``) on.
+
+    Nothing where ``rows[r]`` is -1.
+    """
 
     node: Node
     rows: np.ndarray
@@ -112,9 +115,9 @@ class Term:
 class Channels:
     """A run of a node's slots that is computed alike, with its times.
 
-    ``ready[r]`` is the first step at whose start row r can be computed; ``uses[r]`` has bit 0 and bit 1 for the samples of the
-    batch of two that it depends on. Either ``terms`` (columns ``columns`` of ``matrix``, plus ``bias``) or ``opcode`` with
-    ``operands``, each a sum of pieces, say how it is computed; inputs and constants have neither.
+    ``ready[r]`` is the first step at whose start row r can be computed; ``uses[r]`` has bit 0 and bit 1 for the samples
+    of the batch of two that it depends on. Either ``terms`` (columns ``columns`` of ``matrix``, plus ``bias``) or
+    ``opcode`` with ``operands``, each a sum of pieces, say how it is computed; inputs and constants have neither.
     """
 
     slot: int

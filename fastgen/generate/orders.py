@@ -15,8 +15,8 @@ ORDERS = ("raster", "raster-subpixel", "time", "features")
 class Order:
     """``steps[c, p]`` is the step that draws channel c of position p (positions in natural order).
 
-    ``row_length`` is the number of steps in a row of the image; a sequence is one row. ``regular`` orders have programs whose
-    size does not depend on the event's size; an arbitrary permutation is unrolled.
+    ``row_length`` is the number of steps in a row of the image; a sequence is one row. ``regular`` orders have programs
+    whose size does not depend on the event's size; an arbitrary permutation is unrolled.
     """
 
     name: str

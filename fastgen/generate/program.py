@@ -3,35 +3,37 @@
 A program is data. It says which *codes* run when, where their operands lie, and how the step's elements are drawn.
 
 Lattice and time
-    Generation takes ``steps`` steps; step t has the row ``t // row_length`` and the column ``t % row_length`` (sequences have
-    one endless row). A code computes a *lattice* of cells (q, w), ``q0 <= q < q1`` and ``w0 <= w < w1``; ``kind`` says when:
+    Generation takes ``steps`` steps; step t has the row ``t // row_length`` and the column ``t % row_length``
+    (sequences have one endless row). A code computes a *lattice* of cells (q, w), ``q0 <= q < q1`` and
+    ``w0 <= w < w1``; ``kind`` says when:
 
     - ``PROLOGUE``: all cells, once, before the first step;
     - ``ROW``: at the start of row R the cells with ``R == row_stride * q + delay``, all w at once;
-    - ``PIXEL``: at step t the cells with ``t == row_length * row_stride * q + column_stride * w + delay`` (for sequences the
-      q range is [0, 1) and the q term is absent). More than one cell may answer to a step; they run in the order of q.
+    - ``PIXEL``: at step t the cells with ``t == row_length * row_stride * q + column_stride * w + delay`` (for
+      sequences the q range is [0, 1) and the q term is absent). More than one cell may answer to a step; they run in
+      the order of q.
 
     Within one row start, and within one step, codes run in the order of the list; ``level`` is their depth in the
     dependencies of that phase: codes of one level never depend on each other.
 
 Operands
     Every buffer holds positions x channels, a position's channels contiguous. An operand addresses, for a cell (q, w),
-    position ``p = a*q + b*w + c`` of its buffer and there ``length`` channels ``channel + i * channel_stride`` (stride 0
-    broadcasts one value). Outside the box ``box_q0 <= q < box_q1 and box_w0 <= w < box_w1`` it reads ``border`` (an offset of
-    ``length`` values in ``constants``), or zeros where ``border`` is -1. A ring buffer keeps position p in slot
-    ``p % positions``.
+    position ``p = a*q + b*w + c`` of its buffer and there ``length`` channels ``channel + i * channel_stride`` (stride
+    0 broadcasts one value). Outside the box ``box_q0 <= q < box_q1 and box_w0 <= w < box_w1`` it reads ``border`` (an
+    offset of ``length`` values in ``constants``), or zeros where ``border`` is -1. A ring buffer keeps position p in
+    slot ``p % positions``.
 
 A code
     1. gather-multiply: the outputs are ``parts * lanes`` sums
-       ``start[o] + sum_segments sum_k x[k] * W[segment.row + k, o]``, where start is the accumulator operand's value, or the
-       bias (an offset in ``constants``), or 0. A dense segment reads ``length`` values x; an index segment reads one value v
-       and adds ``W[segment.row + v]``. ``weight == -1`` and no segments: the sums are their start.
+       ``start[o] + sum_segments sum_k x[k] * W[segment.row + k, o]``, where start is the accumulator operand's value,
+       or the bias (an offset in ``constants``), or 0. A dense segment reads ``length`` values x; an index segment
+       reads one value v and adds ``W[segment.row + v]``. ``weight == -1`` and no segments: the sums are their start.
        Output ``part * lanes + lane`` becomes lane ``lane`` of register ``part``.
     2. a lane program: registers are vectors of ``lanes`` float32, operations apply to every lane (see ``OPCODES``).
 
 A draw
-    At its cells it reads the head's parameters (its operands, concatenated), draws ``channels`` elements of the event at
-    natural position ``a*q + b*w + c`` (from ``position``), channel ``channel0`` on, and writes their input values.
+    At its cells it reads the head's parameters (its operands, concatenated), draws ``channels`` elements of the event
+    at natural position ``a*q + b*w + c`` (from ``position``), channel ``channel0`` on, and writes their input values.
 """
 
 from __future__ import annotations
@@ -71,9 +73,10 @@ OPCODE = {name: number for number, name in enumerate(OPCODES)}
 
 @dataclass
 class Buffer:
-    """``positions`` slots of ``channels`` float32. ``offset``: in the sample's state, in ``constants``, or the context's number.
+    """``positions`` slots of ``channels`` float32.
 
-    A CONTEXT buffer has as many positions as the context tensor has; ``positions`` is then 0.
+    ``offset``: in the sample's state, in ``constants``, or the context's number. A CONTEXT buffer has as many positions
+    as the context tensor has; ``positions`` is then 0.
     """
 
     where: int
@@ -155,10 +158,10 @@ class Code:
 class Draw:
     """Draws at PIXEL cells, after every code of the step.
 
-    The parameters are the concatenated values of operands ``parameter0 .. parameter1``: ``channels`` groups of equal size for
-    a head that draws channels independently, one group for a head that couples them. ``a, b, c`` give the natural position;
-    ``input0 .. input1`` are the operands that receive the input value of channel ``channel0``, ``channel0 + 1``, ... (one
-    operand of length 1 each).
+    The parameters are the concatenated values of operands ``parameter0 .. parameter1``: ``channels`` groups of equal
+    size for a head that draws channels independently, one group for a head that couples them. ``a, b, c`` give the
+    natural position; ``input0 .. input1`` are the operands that receive the input value of channel ``channel0``,
+    ``channel0 + 1``, ... (one operand of length 1 each).
     """
 
     row_stride: int
@@ -185,7 +188,7 @@ class Program:
     row_length: int
     state_size: int
     lookahead: int
-    """How many consecutive steps (of one row) may run code by code, each code over all of them, before a ring overflows."""
+    """How many consecutive steps (of one row) may run code by code, each over all of them, before a ring overflows."""
     buffers: list[Buffer] = field(default_factory=list)
     operands: list[Operand] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
@@ -197,7 +200,7 @@ class Program:
     constants: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
-        """The program as tensors: one int64 table per kind of record, the operations' numbers, and the two float arenas."""
+        """One int64 table per kind of record, the operations' numbers, and the two float arenas."""
         tables = {name: _table(getattr(self, name), record) for name, record in _RECORDS.items()}
         tables["operation_numbers"] = torch.tensor([[o.x, o.y] for o in self.operations], dtype=torch.float64).reshape(
             -1, 2

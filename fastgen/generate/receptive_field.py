@@ -17,9 +17,9 @@ from fastgen.generate.schedule import DrawSite
 class ReceptiveField:
     """What the distribution of one element depends on, structurally: whatever the weights that are not zero.
 
-    ``seen``, ``blind`` and ``earlier`` are booleans ``[C, *grid]``. ``earlier`` are the elements that come before it in the
-    order. ``blind`` are those of them inside the bounding box of ``seen`` and the position (for sequences and other orders than
-    raster: since the first one seen) that it does not depend on.
+    ``seen``, ``blind`` and ``earlier`` are booleans ``[C, *grid]``. ``earlier`` are the elements that come before it in
+    the order. ``blind`` are those of them inside the bounding box of ``seen`` and the position (for sequences and other
+    orders than raster: since the first one seen) that it does not depend on.
     """
 
     position: tuple[int, ...]
@@ -32,7 +32,10 @@ class ReceptiveField:
 
     @property
     def extents(self) -> dict[str, int]:
-        """How far it reaches: rows "above", columns "left" and "right", or "steps" back (features: the number "seen")."""
+        """How far it reaches: rows "above", columns "left" and "right", or "steps" back.
+
+        Of features it is the number "seen".
+        """
         at = np.argwhere(self.seen.any(0))
         if not len(at):
             return {}
@@ -54,7 +57,8 @@ def receptive_field(
 
     ``shift``: the input at position t is the element at t - shift (1 for ``predicts="next"``).
 
-    By default the position is the middle of the last row of an image, the last step of a sequence, or the last in the order.
+    By default the position is the middle of the last row of an image, the last step of a sequence, or the last in the
+    order.
 
     Raises:
         ValueError: the position or the channel is outside the event.

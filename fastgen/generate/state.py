@@ -40,8 +40,8 @@ class State:
     def fork(self, indices: Sequence[int], same_noise: bool = False, first_sample: int | None = None) -> State:
         """New generations that continue from those at ``indices``.
 
-        They take the sample indices ``first_sample, first_sample + 1, ...`` (by default those after the highest in use), so
-        that forks of one state differ; ``same_noise=True`` keeps the indices of their origins.
+        They take the sample indices ``first_sample, first_sample + 1, ...`` (by default those after the highest in
+        use), so that forks of one state differ; ``same_noise=True`` keeps the indices of their origins.
 
         Raises:
             ValueError: an index is outside the batch.

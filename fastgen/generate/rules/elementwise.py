@@ -131,7 +131,8 @@ def square(graph: Graph, x: Value) -> Value:
 
 
 for _name, _opcode, _swap in (
-    ("lt", "lt", False), ("le", "le", False), ("gt", "lt", True), ("ge", "le", True), ("eq", "eq", False), ("ne", "ne", False),
+    ("lt", "lt", False), ("le", "le", False), ("gt", "lt", True), ("ge", "le", True), ("eq", "eq", False),
+    ("ne", "ne", False),
 ):  # fmt: skip
 
     def _compare(graph, a, b, _code=_opcode, _swap=_swap):

@@ -31,15 +31,16 @@ def _register(*operators) -> None:
 
 
 _register(
-    aten.alias.default, aten.cat.default, aten.stack.default, aten.reshape.default, aten.permute.default, aten.transpose.int, aten.t.default,
-    aten.expand.default, aten.expand_as.default, aten.view_as.default, aten.slice.Tensor, aten.select.int,
-    aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int, aten.squeeze.default,
-    aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default, aten.flatten.using_ints, aten.unflatten.int,
-    aten.narrow.default, aten.flip.default, aten.roll.default, aten.repeat.default, aten.tile.default,
-    aten.repeat_interleave.self_int, aten.movedim.int, aten.movedim.intlist, aten.swapaxes.default,
-    aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.channel_shuffle.default, aten.as_strided.default,
-    aten.unfold.default, aten.diagonal.default, aten.select_scatter.default, aten.slice_scatter.default,
-    aten.tril.default, aten.triu.default, aten.rot90.default, aten.broadcast_to.default, aten.numpy_T.default,
+    aten.alias.default, aten.cat.default, aten.stack.default, aten.reshape.default, aten.permute.default,
+    aten.transpose.int, aten.t.default, aten.expand.default, aten.expand_as.default, aten.view_as.default,
+    aten.slice.Tensor, aten.select.int, aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default,
+    aten.unbind.int, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
+    aten.flatten.using_ints, aten.unflatten.int, aten.narrow.default, aten.flip.default, aten.roll.default,
+    aten.repeat.default, aten.tile.default, aten.repeat_interleave.self_int, aten.movedim.int, aten.movedim.intlist,
+    aten.swapaxes.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.channel_shuffle.default,
+    aten.as_strided.default, aten.unfold.default, aten.diagonal.default, aten.select_scatter.default,
+    aten.slice_scatter.default, aten.tril.default, aten.triu.default, aten.rot90.default, aten.broadcast_to.default,
+    aten.numpy_T.default,
 )  # fmt: skip
 
 
@@ -49,8 +50,9 @@ def view(graph: Graph, x: Value, shape, *_) -> Value:
 
 
 @register_rule(
-    aten.clone.default, aten.contiguous.default, aten.detach.default, aten.detach_.default, aten.lift_fresh_copy.default,
-    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default, aten.to.device,
+    aten.clone.default, aten.contiguous.default, aten.detach.default, aten.detach_.default,
+    aten.lift_fresh_copy.default, aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default,
+    aten.to.device,
 )  # fmt: skip
 def same(graph: Graph, x: Value, *_, **__) -> Value:
     """Copies, and dropout, which does nothing in eval."""
@@ -100,8 +102,8 @@ def index_select(graph: Graph, x: Value, dim: int, where: Constant, **_) -> Valu
 
 
 @register_rule(
-    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.new_zeros.default, aten.new_ones.default,
-    aten.new_full.default, aten.fill.Scalar, aten.fill.Tensor,
+    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.new_zeros.default,
+    aten.new_ones.default, aten.new_full.default, aten.fill.Scalar, aten.fill.Tensor,
 )  # fmt: skip
 def filled(graph: Graph, x: Value, *args, operator, **_) -> Constant:
     """Constants that only take their shape from a value."""

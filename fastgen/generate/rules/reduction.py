@@ -7,8 +7,8 @@ import torch
 from fastgen.generate.channels import Table, channel_runs
 from fastgen.generate.errors import UnsupportedOperator
 from fastgen.generate.graph import Constant, Graph, Value, derive
-from fastgen.generate.rules.registry import register_rule
 from fastgen.generate.rules.elementwise import add, mul
+from fastgen.generate.rules.registry import register_rule
 
 aten = torch.ops.aten
 _FOLD = {"sum": "add", "amax": "max", "amin": "min"}
