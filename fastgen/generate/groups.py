@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastgen.generate.graph import REDUCTIONS, Channels, Graph, Node, Piece, Term
-from fastgen.generate.schedule import Address, DrawSite, Lattice, Placed
+from fastgen.generate.lattice import Address, Lattice
+from fastgen.generate.schedule import DrawSite, Placed
 
 _RECENT = 24
 """How many codes back a contraction with the same inputs is looked for."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastgen.generate.graph import REDUCTIONS, Graph, Node, Piece, Recipe
 from fastgen.generate.groups import Group, Grouping, Task
+from fastgen.generate.lattice import Address, Lattice
 from fastgen.generate.orders import Order
 from fastgen.generate.program import (
     CONSTANT,
@@ -31,7 +32,7 @@ from fastgen.generate.program import (
     Weight,
 )
 from fastgen.generate.rings import ring_lengths, written
-from fastgen.generate.schedule import Address, DrawSite, Lattice, Placed
+from fastgen.generate.schedule import DrawSite, Placed
 
 Constants = dict[str, Tensor]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from fastgen.generate.graph import Graph, Node
+from fastgen.generate.lattice import Lattice
 from fastgen.generate.orders import Order
 from fastgen.generate.program import PIXEL, PROLOGUE, ROW
-from fastgen.generate.schedule import DrawSite, Lattice, Placed
+from fastgen.generate.schedule import DrawSite, Placed
 
 
 def written(placed: Placed, number: int, event: Node) -> np.ndarray:

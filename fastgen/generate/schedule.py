@@ -1,61 +1,26 @@
 """When every cell is computed, and where its operands lie: from ready times and deadlines to lattices.
 
-Time is counted in phases: the prologue is -1, the start of the row of step t is 2 t, step t itself 2 t + 1. A cell is computed
-in a phase no earlier than it is ready and no later than its first consumer; within a phase, in the order of the graph. Nodes
-are placed from the outputs back, each run of channels as late as its deadlines allow, on a lattice whose cells keep one affine
-relation to time: whole rows where that is legal, one offset from the step otherwise.
+Time is counted in phases: the prologue is -1, the start of the row of step t is 2 t, step t itself 2 t + 1. A cell is
+computed in a phase no earlier than it is ready and no later than its first consumer; within a phase, in the order of
+the graph. Nodes are placed from the outputs back, each run of channels as late as its deadlines allow, on a lattice
+whose cells keep one affine relation to time: whole rows where that is legal, one offset from the step otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from fastgen.generate.errors import CompileError, NotCausalError
 from fastgen.generate.graph import Channels, Graph, Node, Piece
+from fastgen.generate.lattice import INFINITE, Address, Lattice, affine, regular_times, slopes
 from fastgen.generate.orders import Order
 from fastgen.generate.program import PIXEL, PROLOGUE, ROW
 
-INFINITE = np.int64(1 << 60)
 _PERIODS_2D = [(1, 1), (2, 2), (1, 2), (2, 1), (4, 4), (3, 3), (1, 3), (1, 4), (2, 4), (4, 2), (8, 8), (6, 6), (2, 6)]
 _PERIODS_1D = [(1, m) for m in (*range(1, 33), 40, 48, 64, 80, 96, 100, 128, 160, 200, 256, 320, 400, 441, 512)]
-
-
-@dataclass
-class Address:
-    """position = a q + b w + c inside the box ``[q0, q1) x [w0, w1)``, channels from ``slot`` on."""
-
-    a: int
-    b: int
-    c: int
-    slot: int
-    box: tuple[int, int, int, int]
-
-
-@dataclass(eq=False)
-class Lattice:
-    """Cells of one run that are computed alike."""
-
-    kind: int
-    row_step: int  # phases: steps per q (rows per q for ROW)
-    column_step: int
-    delay: int
-    q: np.ndarray
-    w: np.ndarray
-    positions: np.ndarray
-    phases: np.ndarray
-    target: Address
-    operands: list[Address | None] = field(default_factory=list)
-
-    @property
-    def domain(self) -> tuple[int, ...]:
-        return (self.kind, self.row_step, self.column_step, self.delay, *self.box)
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        return int(self.q.min()), int(self.q.max()) + 1, int(self.w.min()), int(self.w.max()) + 1
 
 
 @dataclass(eq=False)
@@ -85,25 +50,6 @@ class DrawSite:
     steps: np.ndarray
     pieces: list[Piece]
     lattice: Lattice | None = None
-
-
-def affine(q: np.ndarray, w: np.ndarray, v: np.ndarray) -> tuple[int, int, int] | None:
-    """Integers with ``v == a q + b w + c`` everywhere, or None."""
-    a = b = 0
-    same_row = (q == q[0]) & (w != w[0])
-    if same_row.any():
-        i = int(np.argmax(same_row))
-        b, rest = divmod(int(v[i] - v[0]), int(w[i] - w[0]))
-        if rest:
-            return None
-    other = q != q[0]
-    if other.any():
-        i = int(np.argmax(other))
-        a, rest = divmod(int(v[i] - v[0]) - b * int(w[i] - w[0]), int(q[i] - q[0]))
-        if rest:
-            return None
-    c = int(v[0]) - a * int(q[0]) - b * int(w[0])
-    return (a, b, c) if bool((v == a * q + b * w + c).all()) else None
 
 
 class Scheduler:
@@ -198,7 +144,7 @@ class Scheduler:
         phases = 2 * draw.steps + 1
         width = self.row_length // max(1, self._column_step(draw)) if self.has_rows else len(rows)
         q, w = rows // width, rows % width
-        row_step, column_step, delay = _times(q, w, draw.steps, draw.steps)
+        row_step, column_step, delay = regular_times(q, w, draw.steps, draw.steps)
         row_step, column_step = row_step or self.row_length, column_step or 1
         lattice = self._lattice(PIXEL, (row_step, column_step, delay), q, w, draw.positions, draw.pieces, rows)
         if lattice is None:
@@ -228,8 +174,8 @@ class Scheduler:
             lattices = self._fit(placed, run, live, ready, need[live])
         if lattices is None:
             raise CompileError(
-                f"no regular schedule was found for {placed.node.name}, {placed.node.where}: its cells do not keep one distance "
-                "from the steps of the order"
+                f"no regular schedule was found for {placed.node.name}, {placed.node.where}: its cells do not keep one "
+                "distance from the steps of the order"
             )
         for lattice in lattices:
             rows = placed.row[lattice.positions]
@@ -301,7 +247,7 @@ class Scheduler:
             elif kind == ROW:
                 times = self._row_times(q, ready, deadline)
             else:
-                times = _times(q, w, ready, (deadline - 1) // 2)
+                times = regular_times(q, w, ready, (deadline - 1) // 2)
             if times is not None:
                 return self._lattice(kind, times, q, w, positions, pieces, rows)
         return None
@@ -312,8 +258,7 @@ class Scheduler:
         first, last = -(-ready // self.row_length), deadline // 2 // self.row_length
         if (first > last).any():
             return None
-        for step in _slopes(q, np.zeros_like(q), first) + _slopes(q, np.zeros_like(q), last):
-            row_step = step[0]
+        for row_step, _ in slopes(q, np.zeros_like(q), first), slopes(q, np.zeros_like(q), last):
             low, high = (first - row_step * q).max(), (last - row_step * q).min()
             if row_step >= 1 and low <= high:
                 return row_step, 0, int(high)
@@ -342,7 +287,7 @@ class Scheduler:
             lattice.operands.append(address)
         return lattice
 
-    def _address(self, piece: Piece, rows, q, w) -> Address | None | bool:
+    def _address(self, piece: Piece, rows, q, w) -> Address | bool | None:
         """Where the piece lies for each cell; None: nowhere; False: not regularly."""
         positions = self.sources(piece, rows)
         valid = positions >= 0
@@ -369,36 +314,3 @@ class Scheduler:
             rows = placed.row[[position]]
             lattices.append(self._lattice(kind, (self.row_length, 1, delay), zero, zero, live[[i]], pieces, rows))
         return lattices
-
-
-def _slopes(q: np.ndarray, w: np.ndarray, v: np.ndarray) -> list[tuple[int, int]]:
-    """Likely (per q, per w) advances of ``v``: the commonest differences between neighbours."""
-    order = np.lexsort((w, q))
-    q, w, v = q[order], w[order], v[order]
-    columns = _commonest(v[1:] - v[:-1], (q[1:] == q[:-1]) & (w[1:] == w[:-1] + 1))
-    order = np.lexsort((q, w))
-    q, w, v = q[order], w[order], v[order]
-    rows = _commonest(v[1:] - v[:-1], (w[1:] == w[:-1]) & (q[1:] == q[:-1] + 1))
-    return [(rows, columns)]
-
-
-def _commonest(values: np.ndarray, where: np.ndarray) -> int:
-    values = values[where & (np.abs(values) < INFINITE // 4)]
-    if not len(values):
-        return 0
-    unique, counts = np.unique(values, return_counts=True)
-    return int(unique[counts.argmax()])
-
-
-def _times(q, w, ready, deadline) -> tuple[int, int, int] | None:
-    """(steps per q, steps per w, delay) of the latest regular schedule between ``ready`` and ``deadline`` (steps), or None."""
-    if (ready > deadline).any():
-        return None
-    for row_step, column_step in _slopes(q, w, deadline) + _slopes(q, w, ready):
-        if row_step < 0 or column_step < 0:
-            continue
-        base = row_step * q + column_step * w
-        low, high = int((ready - base).max()), int((deadline - base).min())
-        if low <= high:
-            return row_step, column_step, high
-    return None
