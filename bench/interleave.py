@@ -77,8 +77,3 @@ def interleave(benchmark, providers: list[Provider], rounds: int) -> None:
         provider.times.clear()
         provider.floors.clear()
     benchmark.pedantic(first.measure, setup=between, rounds=rounds, iterations=1)
-
-
-def fastest(providers: list[Provider], name: str) -> Provider:
-    """The fastest of those whose name begins with ``name``."""
-    return min((p for p in providers if p.name.startswith(name)), key=lambda p: p.seconds)

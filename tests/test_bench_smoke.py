@@ -11,11 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PARTS = {
-    f"{name}-{batch}"
-    for name in ("wavenet", "gated_pixelcnn", "pixelcnn_pp-40-2", "pixelcnn_pp-80-5")
-    for batch in (1, 16)
-}
+PARTS = {f"{name}-{batch}" for name in ("wavenet", "gated_pixelcnn", "pixelcnn_pp-40-2") for batch in (1, 16)}
 COMPILED = {"compile-PixelCNN++, tiny"}
 
 

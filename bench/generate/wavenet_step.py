@@ -52,7 +52,7 @@ class RingStep:
         self.time = 0
 
     def step(self, level: Tensor, slots: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """The next level int64 [N] and its logits [N, L], from the last level, its slots in the rings and uniforms [N]."""
+        """The next level int64 [N] and its logits [N, L], from the last level, slots in the rings, uniforms [N]."""
         past = torch.baddbmm(self.gate_bias, self.ring[slots], self.past).unbind()
         h = self.newer[level] + self.older_tap + self.first_bias
         self.older_tap.copy_(self.older[level])
