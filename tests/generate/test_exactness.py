@@ -62,17 +62,18 @@ def test_log_prob_of_a_sample_is_the_module_s_whatever_the_temperature(name, tem
     assert torch.allclose(log_prob, proposal, rtol=1e-12, atol=0) == (temperature == 1)
 
 
-def explained(compiled, drawn, naive, index: int, step: int, seed: int, context, bound: float) -> bool:
+def explained(compiled, drawn, naive, index: int, step: int, seed: int, context, bound: float, mask=None) -> bool:
     """Whether the first difference of sample ``index`` stems from a uniform number at the edge of a cdf.
 
-    Given the elements before it, the machine's and the module's parameters differ by the bound at most, and the same draw
-    with the same noise gives the one sample from the machine's and the other from the module's.
+    Given the elements before it (and those that ``mask`` says are known), the machine's and the module's parameters
+    differ by the bound at most, and the same draw with the same noise gives the one sample from the machine's and the
+    other from the module's.
     """
     order = compiled.order
     channels, positions = (order.steps == step).nonzero()
     before = torch.from_numpy(order.steps < step).reshape(1, *compiled.event_shape)
-    n = len(naive)
-    state = compiled.start(n, seed, known=naive, known_mask=before.expand(naive.shape), context=context)
+    mask, n = torch.zeros_like(naive, dtype=torch.bool) if mask is None else mask, len(naive)
+    state = compiled.start(n, seed, known=naive, known_mask=before | mask, context=context)
     compiled.advance(state, step + 1)
     inputs = compiled.head.to_input(torch.where(before, naive, torch.zeros_like(naive)))
     with torch.no_grad():
@@ -82,9 +83,11 @@ def explained(compiled, drawn, naive, index: int, step: int, seed: int, context,
     if not (of_module - of_machine).abs()[index].max() <= bound:
         return False
     noise = Noise(seed, torch.arange(n), int(positions[0]), int(channels[0]))
-    flat = [levels.reshape(n, len(order.steps), -1)[index, channels, positions[0]] for levels in (drawn, naive)]
-    for levels, parameters in zip(flat, (of_machine, of_module), strict=True):
-        if not torch.equal(compiled.head.draw(parameters, noise).levels[index].to(levels.dtype), levels):
+    known = mask.reshape(n, len(order.steps), -1)[:, channels, positions[0]]
+    for parameters, result in ((of_machine, drawn), (of_module, naive)):
+        levels = result.reshape(n, len(order.steps), -1)[:, channels, positions[0]]
+        again = compiled.head.draw(parameters.reshape(n, -1, parameters.shape[-1]), noise, levels, known)
+        if not torch.equal(again.levels[index].to(levels.dtype), levels[index]):
             return False
     return True
 
@@ -100,15 +103,26 @@ def first_differences(compiled, drawn, naive, steps: int) -> dict[int, int]:
     return found
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n != "gaussian"])
-def test_samples_are_the_textbook_loop_s_but_at_the_edges_of_a_cdf(name):
+@pytest.mark.parametrize(
+    ("name", "partly_known"),
+    [(name, False) for name in CASES if name != "gaussian"]
+    + [
+        (name, True)
+        for name in ("masked_stack", "pixelcnn_colour", "pixelcnn_pp_colour", "made_permuted", "causal_unet")
+    ],
+)
+def test_samples_are_the_textbook_loop_s_but_at_the_edges_of_a_cdf(name, partly_known):
     compiled, n, seed = sampler(name), 2, 11
     context, bound, steps = case(name).contexts(n), 2 * taught(name).bound, some_steps(compiled)
-    drawn = compiled.sample(n, seed, context=context)
-    naive = compiled.sample_naive(n, seed, context=context, steps=steps)
+    options, mask = {"context": context}, None
+    if partly_known:
+        mask = torch.rand((n, *compiled.event_shape), generator=torch.Generator().manual_seed(0)) < 0.4
+        options |= {"known": case(name).levels(n), "known_mask": mask}
+    drawn = compiled.sample(n, seed, **options)
+    naive = compiled.sample_naive(n, seed, steps=steps, **options)
     differences = first_differences(compiled, drawn, naive, steps)
     for index, step in differences.items():
-        assert explained(compiled, drawn, naive, index, step, seed, context, bound), (index, step)
+        assert explained(compiled, drawn, naive, index, step, seed, context, bound, mask), (index, step)
     edges = 2 * (compiled.head.levels + 2 * compiled.head.mixtures) * drawn.numel()
     assert len(differences) <= 1 + edges * bound
     print(f"{name}: {len(differences)} of {n} samples meet the edge of a cdf")
