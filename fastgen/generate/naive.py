@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fastgen.generate.known import known_levels
 from fastgen.generate.noise import Noise
 from fastgen.generate.progress import progress_bar
 
@@ -37,7 +38,7 @@ def sample_naive(
     """
     head, order = sampler.head, sampler.order
     head.check_sampling(temperature, top_k, top_p, scored=return_log_prob or return_proposal_log_prob)
-    levels, mask = sampler._known(known, known_mask, n)
+    levels, mask = known_levels(head, sampler.event_shape, order, known, known_mask, n)
     contexts = sampler._contexts(context, n)
     channels, positions = order.steps.shape
     shape = (n, *sampler.event_shape)

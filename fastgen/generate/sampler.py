@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -16,6 +15,7 @@ from fastgen.generate.contexts import ContextLayout, position_major
 from fastgen.generate.errors import CompileError
 from fastgen.generate.explain import Explanation, explain
 from fastgen.generate.heads import Head, from_config, to_config
+from fastgen.generate.known import given_levels, known_levels, known_spans
 from fastgen.generate.machines import check_threads, default_machine, make_machine
 from fastgen.generate.naive import sample_naive
 from fastgen.generate.orders import event_grid, make_order
@@ -31,19 +31,19 @@ _PROGRESS_PARTS = 200
 class Sampler:
     """Compiles a causal network to a step program and generates from it.
 
-    Every activation is computed once, so a sample costs about one forward pass. The sample is exactly the textbook loop's for
-    the same seed, but for draws whose uniform number lies within float32 rounding of a cdf edge, and it is bitwise the same for
-    any batch size, number of threads and division into calls.
+    Every activation is computed once, so a sample costs about one forward pass. The sample is exactly the textbook
+    loop's for the same seed, but for draws whose uniform number lies within float32 rounding of a cdf edge, and it is
+    bitwise the same for any batch size, number of threads and division into calls.
 
     Args:
-        module: takes ``[N, *event_shape]`` (what ``head.to_input`` makes of levels), and a context if ``example_context`` is
-            given; any module that ``torch.export`` takes. It is used in eval mode.
+        module: takes ``[N, *event_shape]`` (what ``head.to_input`` makes of levels), and a context if
+            ``example_context`` is given; any module that ``torch.export`` takes. It is used in eval mode.
         event_shape: ``(C, H, W)``, ``(C, T)``, ``(T,)`` or ``(D,)``.
         head: how outputs are read, scored and drawn; see ``fastgen.heads``.
         order: "raster", "raster-subpixel", "time", "features", or the positions in the order in which they are drawn.
         weights: "float32", or "bfloat16" or "int8": rounded weights, an approximation.
-        predicts: "same" where output t scores element t, "next" where it scores element t + 1; then the network first reads
-            ``start``.
+        predicts: "same" where output t scores element t, "next" where it scores element t + 1; then the network first
+            reads ``start``.
         adapter: applied to the module's output, to bring it to a layout that the head reads.
         example_context: a context (or dict of contexts) of any batch size, if the module takes one.
         start: the input value before the first element, for ``predicts="next"``.
@@ -122,8 +122,8 @@ class Sampler:
         Args:
             n: how many.
             seed: of the noise; sample i of a seed is the same in any batch.
-            known, known_mask: levels ``[n or 1, *event_shape]`` and booleans of the same shape: what is known is kept; each draw
-                conditions on what is earlier in the order, no more.
+            known, known_mask: levels ``[n or 1, *event_shape]`` and booleans of the same shape: what is known is kept;
+                each draw conditions on what is earlier in the order, no more.
             context: as ``example_context``, with batch n or 1.
             temperature, top_k, top_p: alter the distribution that is drawn from; the last two for ``Categorical``.
             return_log_prob: also the model's log-probability ``[n]`` of each event (nats), whatever the temperature.
@@ -135,8 +135,9 @@ class Sampler:
             ValueError: an argument is out of range or of the wrong shape; said before any work.
         """
         state = self.start(
-            n, seed, known=known, known_mask=known_mask, context=context, temperature=temperature, top_k=top_k, top_p=top_p,
-            log_prob=return_log_prob, proposal_log_prob=return_proposal_log_prob, threads=threads,
+            n, seed, known=known, known_mask=known_mask, context=context, temperature=temperature,
+            top_k=top_k, top_p=top_p, log_prob=return_log_prob, proposal_log_prob=return_proposal_log_prob,
+            threads=threads,
         )  # fmt: skip
         self.advance(state, self.steps, progress=progress)
         results = [state.levels]
@@ -158,8 +159,12 @@ class Sampler:
     ) -> Iterator[Tensor]:
         """Generate a sequence of any length in chunks: yields ``[batch, (C,) up to chunk]``.
 
-        ``steps=None`` goes on for ever (up to the context, where the network has frames of one). ``prompt`` ``[batch or 1, (C,)
-        n]`` is read first, in parallel, and not returned. The chunks together are bitwise what ``sample`` returns.
+        ``steps=None`` goes on for ever (up to the context, where the network has frames of one). ``prompt``
+        ``[batch or 1, (C,) n]`` is read first, in parallel, and not returned. ``options`` are those of ``start`` but
+        ``known``. The chunks together are bitwise what ``sample`` returns.
+
+        Raises:
+            ValueError: the order is not "time", or an argument is out of range or of the wrong shape.
         """
         if self.order.name != "time":
             raise ValueError(f"stream needs order 'time'; this sampler has order {self.order.name!r}")
@@ -172,11 +177,9 @@ class Sampler:
         channels = self.order.steps.shape[0]
         state = self._start(batch, seed, None, None, window=max(given, chunk), **options)
         if prompt is not None:
-            levels = self._levels_in(prompt, batch, "prompt", (*self.event_shape[:-1], given)).reshape(
-                batch, channels, given
-            )
-            state.run.levels = levels.clone()
-            state.run.known = torch.ones_like(levels, dtype=torch.bool)
+            levels = given_levels(self.head, prompt, batch, "prompt", (*self.event_shape[:-1], given))
+            state.run.levels = levels.reshape(batch, channels, given).clone()
+            state.run.known = torch.ones_like(state.run.levels, dtype=torch.bool)
             self._machine.absorb(state.run, 0, given)
         at = given
         while at < total:
@@ -206,21 +209,28 @@ class Sampler:
         """A generation before its first step, for ``advance``; the arguments are those of ``sample``.
 
         ``first_sample`` is the index of the first sample, so that ``sample(8)[3:5]`` is ``start(2, first_sample=3)``.
+
+        Raises:
+            ValueError: an argument is out of range or of the wrong shape; said before any work.
         """
-        known, known_mask = self._known(known, known_mask, batch)
+        known, known_mask = known_levels(self.head, self.event_shape, self.order, known, known_mask, batch)
         return self._start(
-            batch, seed, known, known_mask, context=context, temperature=temperature, top_k=top_k, top_p=top_p, log_prob=log_prob,
-            proposal_log_prob=proposal_log_prob, threads=threads, first_sample=first_sample,
+            batch, seed, known, known_mask, context=context, temperature=temperature, top_k=top_k, top_p=top_p,
+            log_prob=log_prob, proposal_log_prob=proposal_log_prob, threads=threads, first_sample=first_sample,
         )  # fmt: skip
 
     def advance(self, state: State, steps: int, progress: bool = False) -> State:
-        """Go ``steps`` further (to the end at most), in place; returns ``state``."""
+        """Go ``steps`` further (to the end at most), in place; returns ``state``.
+
+        Raises:
+            ValueError: ``steps`` is negative.
+        """
         if steps < 0:
             raise ValueError(f"steps must be 0 or more, got {steps}")
         end = min(state.step + steps, self.steps)
         bar = progress_bar(end - state.step, "generating") if progress else None
         part = max(1, (end - state.step) // _PROGRESS_PARTS) if progress else end
-        for first, last, known in self._spans(state, end):
+        for first, last, known in known_spans(state.run.known, self.order, state.step, end):
             for t in range(first, last, part):
                 until = min(t + part, last)
                 (self._machine.absorb if known else self._machine.advance)(state.run, t, until)
@@ -240,7 +250,12 @@ class Sampler:
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, context=None) -> Tensor:
-        """Log-probability ``[N]`` in nats of levels ``[N, *event_shape]``, by one parallel forward of the module."""
+        """Log-probability ``[N]`` in nats of levels ``[N, *event_shape]``, by one parallel forward of the module.
+
+        Raises:
+            ValueError: ``x`` or the context has another shape or dtype, or a level is none of the head's.
+            CompileError: the sampler was loaded from a file and has no module.
+        """
         self.head.check_levels(x, "x")
         if tuple(x.shape[1:]) != self.event_shape:
             raise ValueError(f"x must have shape [N, {', '.join(map(str, self.event_shape))}], got {list(x.shape)}")
@@ -256,10 +271,8 @@ class Sampler:
         training = module.training
         module.eval()
         try:
-            if self.layout is None:
-                out = module(inputs)
-            else:
-                out = module(inputs, self.layout.module_context(context_leaves))
+            contexts = () if self.layout is None else (self.layout.module_context(context_leaves),)
+            out = module(inputs, *contexts)
         finally:
             module.train(training)
         return out if self.adapter is None else self.adapter(out)
@@ -296,7 +309,11 @@ class Sampler:
         return self
 
     def save(self, path) -> None:
-        """Write the program; ``Sampler.load(path)`` generates from it without the module."""
+        """Write the program; ``Sampler.load(path)`` generates from it without the module.
+
+        Raises:
+            ValueError: the context has several tensors.
+        """
         layout = None
         if self.layout is not None:
             if len(self.layout.leaves) != 1:
@@ -313,12 +330,16 @@ class Sampler:
                 "predicts": self.predicts,
                 "start": self.start_value,
                 "context": layout,
-            },  # fmt: skip
+            },
         )
 
     @classmethod
     def load(cls, path, machine: str | None = None, threads: int | None = None) -> Sampler:
-        """A sampler from ``save``'s file. It has no module: ``sample_naive``, ``log_prob`` and ``refresh`` raise."""
+        """A sampler from ``save``'s file. It has no module: ``sample_naive``, ``log_prob`` and ``refresh`` raise.
+
+        Raises:
+            ValueError: the machine or the number of threads is none that there is.
+        """
         program, saved = Program.load(path)
         sampler = cls.__new__(cls)
         sampler.event_shape = tuple(saved["event_shape"])
@@ -335,7 +356,11 @@ class Sampler:
         return sampler
 
     def load_state(self, path) -> State:
-        """The state that ``State.save`` wrote with this sampler's program."""
+        """The state that ``State.save`` wrote with this sampler's program.
+
+        Raises:
+            ValueError: the file holds a state of another program.
+        """
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
         if metadata.get("program") != self.fingerprint:
@@ -393,49 +418,6 @@ class Sampler:
         self._machine.prologue(run)
         return State(run, 0, self)
 
-    def _known(self, known: Tensor | None, mask: Tensor | None, batch: int) -> tuple[Tensor | None, Tensor | None]:
-        if known is None and mask is None:
-            return None, None
-        if known is None or mask is None:
-            raise ValueError("known and known_mask go together; one of them is missing")
-        if mask.dtype != torch.bool or mask.dim() != len(self.event_shape) + 1:
-            raise ValueError(
-                f"known_mask must be boolean [N, {', '.join(map(str, self.event_shape))}], got {mask.dtype} {list(mask.shape)}"
-            )
-        levels = self._levels_in(known, batch, "known", self.event_shape)
-        if tuple(mask.shape[1:]) != self.event_shape or mask.shape[0] not in (1, batch):
-            raise ValueError(
-                f"known_mask must have shape [{batch} or 1, {', '.join(map(str, self.event_shape))}], got {list(mask.shape)}"
-            )
-        shape = (batch, *self.order.steps.shape)
-        mask = mask.expand(batch, *self.event_shape).reshape(shape).contiguous()
-        return torch.where(mask, levels.reshape(shape), 0).contiguous(), mask
-
-    def _levels_in(self, levels: Tensor, batch: int, name: str, shape: Sequence[int]) -> Tensor:
-        if tuple(levels.shape[1:]) != tuple(shape) or levels.shape[0] not in (1, batch):
-            raise ValueError(
-                f"{name} must have shape [{batch} or 1, {', '.join(map(str, shape))}], got {list(levels.shape)}"
-            )
-        self.head.check_levels(levels, name)
-        return levels.expand(batch, *shape).float()
-
     def _levels_out(self, levels: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         levels = levels.reshape(-1, *(shape or self.event_shape))
         return levels.long() if self.head.levels else levels.clone()
-
-    def _spans(self, state: State, end: int) -> Iterator[tuple[int, int, bool]]:
-        """Runs of steps whose elements are all known, or not."""
-        if state.run.known is None or state.run.known.shape[-1] != self.order.steps.shape[1]:
-            yield state.step, end, False
-            return
-        everywhere = state.run.known.all(0).numpy()
-        full = torch.ones(self.steps, dtype=torch.bool)
-        steps = torch.from_numpy(self.order.steps)
-        full[steps[torch.from_numpy(~everywhere)]] = False
-        first = state.step
-        while first < end:
-            last = first
-            while last < end and full[last] == full[first]:
-                last += 1
-            yield first, last, bool(full[first])
-            first = last
