@@ -73,7 +73,7 @@ def _shared(sampler: fastgen.Sampler) -> float:
 
 
 def _per_sample(sampler: fastgen.Sampler) -> float:
-    """Bytes by which the process grows for one more sample in the batch, levels and noise left out."""
+    """Bytes of the state and the contexts that one sample of a batch takes; not the levels that it makes."""
     state = sampler.start(_BATCH, seed=0)
     return sum(t.nbytes for t in (state.run.state, *state.run.contexts)) / _BATCH
 
