@@ -33,6 +33,21 @@ class ContextLayout:
             leaves.append(leaf)
         return tree_unflatten(leaves, self.structure)
 
+    def to_config(self) -> list:
+        """Shape and dtype of the one tensor, as plain data.
+
+        Raises:
+            ValueError: there are several tensors.
+        """
+        if len(self.leaves) != 1:
+            raise ValueError("a sampler with several contexts cannot be saved; save the module instead")
+        return [list(self.leaves[0].shape), str(self.leaves[0].dtype).removeprefix("torch.")]
+
+    @classmethod
+    def from_config(cls, config: list) -> ContextLayout:
+        shape, dtype = config
+        return cls(torch.zeros(shape, dtype=getattr(torch, dtype)))
+
     def frames(self) -> list[int]:
         return [leaf.shape[2] for leaf in self.leaves if leaf.dim() == 3]
 
@@ -62,6 +77,21 @@ class ContextLayout:
 
     def module_context(self, leaves: list[Tensor]):
         return tree_unflatten(leaves, self.structure)
+
+
+def context_leaves(layout: ContextLayout | None, context, batch: int) -> list[Tensor]:
+    """The leaves of ``context`` for ``batch`` samples; none where the sampler was made without an example.
+
+    Raises:
+        ValueError: a context is missing, or given where there is none, or not as the example.
+    """
+    if layout is None:
+        if context is not None:
+            raise ValueError("context is given, but the sampler was made without example_context")
+        return []
+    if context is None:
+        raise ValueError("context is missing: the sampler was made with an example_context")
+    return layout.check(context, batch)
 
 
 def position_major(leaf: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ A draw
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field, fields
 
@@ -227,6 +228,15 @@ class Program:
         with safe_open(path, "pt") as file:
             metadata = json.loads(file.metadata()["program"])
         return cls.from_tensors(load_file(path)), metadata
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells programs apart, whatever their parameters: a state goes with one program."""
+        digest = hashlib.sha256()
+        for name, table in sorted(self.tables().items()):
+            if name not in ("weights", "constants"):
+                digest.update(name.encode() + table.tobytes())
+        return digest.hexdigest()[:16]
 
     def tables(self) -> dict[str, np.ndarray]:
         return {name: tensor.numpy() for name, tensor in self.to_tensors().items()}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from safetensors.torch import load_file, safe_open
 from torch import Tensor, nn
 
 from fastgen.generate.compile import Compiled, compile_module, refreshed
-from fastgen.generate.contexts import ContextLayout, position_major
+from fastgen.generate.contexts import ContextLayout, context_leaves, position_major
 from fastgen.generate.errors import CompileError
 from fastgen.generate.explain import Explanation, explain
 from fastgen.generate.heads import Head, from_config, to_config
@@ -22,7 +19,7 @@ from fastgen.generate.orders import event_grid, make_order
 from fastgen.generate.program import Program
 from fastgen.generate.progress import progress_bar
 from fastgen.generate.run import Run
-from fastgen.generate.state import State, restore
+from fastgen.generate.state import State, load_state
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 _PROGRESS_PARTS = 200
@@ -261,7 +258,7 @@ class Sampler:
             raise ValueError(f"x must have shape [N, {', '.join(map(str, self.event_shape))}], got {list(x.shape)}")
         return self.head.log_prob(self.forward(self.head.to_input(x), self._contexts(context, x.shape[0])), x)
 
-    def forward(self, inputs: Tensor, context_leaves: list[Tensor]) -> Tensor:
+    def forward(self, inputs: Tensor, leaves: list[Tensor]) -> Tensor:
         """The head's parameters from the module's input, shifted by one where ``predicts="next"``."""
         module = self._module()
         if self.predicts == "next":
@@ -271,7 +268,7 @@ class Sampler:
         training = module.training
         module.eval()
         try:
-            contexts = () if self.layout is None else (self.layout.module_context(context_leaves),)
+            contexts = () if self.layout is None else (self.layout.module_context(leaves),)
             out = module(inputs, *contexts)
         finally:
             module.train(training)
@@ -287,11 +284,7 @@ class Sampler:
     @property
     def fingerprint(self) -> str:
         """Tells programs apart: a state goes with one program."""
-        tensors = self.program.to_tensors()
-        digest = hashlib.sha256()
-        for name in sorted(set(tensors) - {"weights", "constants"}):
-            digest.update(name.encode() + tensors[name].numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return self.program.fingerprint
 
     def explain(self) -> Explanation:
         """Causality, receptive field, blind spots, work per step against the textbook loop, memory; ``print`` it."""
@@ -314,11 +307,7 @@ class Sampler:
         Raises:
             ValueError: the context has several tensors.
         """
-        layout = None
-        if self.layout is not None:
-            if len(self.layout.leaves) != 1:
-                raise ValueError("a sampler with several contexts cannot be saved; save the module instead")
-            layout = [list(self.layout.leaves[0].shape), str(self.layout.leaves[0].dtype).removeprefix("torch.")]
+        layout = None if self.layout is None else self.layout.to_config()
         order = self.order.name if self.order.name != "permutation" else self.order.steps[0].argsort().tolist()
         self.program.save(
             path,
@@ -348,10 +337,7 @@ class Sampler:
         sampler.head = from_config(saved["head"]).resolve(sampler.event_shape)
         sampler.predicts, sampler.start_value, sampler.weights = saved["predicts"], saved["start"], saved["weights"]
         sampler.threads = check_threads(threads)
-        sampler.layout = None
-        if saved["context"] is not None:
-            shape, dtype = saved["context"]
-            sampler.layout = ContextLayout(torch.zeros(shape, dtype=getattr(torch, dtype)))
+        sampler.layout = None if saved["context"] is None else ContextLayout.from_config(saved["context"])
         sampler._finish(Compiled(program, [], None, None), machine)
         return sampler
 
@@ -361,13 +347,7 @@ class Sampler:
         Raises:
             ValueError: the file holds a state of another program.
         """
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        if metadata.get("program") != self.fingerprint:
-            raise ValueError(
-                f"{path} is a state of another program ({metadata.get('program')}); this one is {self.fingerprint}"
-            )
-        return restore(load_file(path), json.loads(metadata["state"]), self)
+        return load_state(path, self)
 
     # ---- within
 
@@ -377,13 +357,7 @@ class Sampler:
         return self.module
 
     def _contexts(self, context, batch: int) -> list[Tensor]:
-        if self.layout is None:
-            if context is not None:
-                raise ValueError("context is given, but the sampler was made without example_context")
-            return []
-        if context is None:
-            raise ValueError("context is missing: the sampler was made with an example_context")
-        return self.layout.check(context, batch)
+        return context_leaves(self.layout, context, batch)
 
     def _start(
         self, batch, seed, known, known_mask, *, context=None, temperature=1.0, top_k=0, top_p=1.0, log_prob=False,

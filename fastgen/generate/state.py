@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor
 
 from fastgen.generate.run import Run
@@ -71,7 +71,19 @@ class State:
         save_file(tensors, path, {"state": json.dumps(numbers), "program": self.sampler.fingerprint})
 
 
-def restore(tensors: dict[str, Tensor], numbers: dict, sampler: Sampler) -> State:
+def load_state(path, sampler: Sampler) -> State:
+    """The state that ``State.save`` wrote with the program of ``sampler``.
+
+    Raises:
+        ValueError: the file holds a state of another program.
+    """
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+    if metadata.get("program") != sampler.fingerprint:
+        raise ValueError(
+            f"{path} is a state of another program ({metadata.get('program')}); this one is {sampler.fingerprint}"
+        )
+    tensors, numbers = load_file(path), json.loads(metadata["state"])
     step = numbers.pop("step")
     contexts = [tensors[f"context.{i}"] for i in range(sum(name.startswith("context.") for name in tensors))]
     run = Run(contexts=contexts, **{name: tensors.get(name) for name in _TENSORS}, **numbers)
