@@ -113,8 +113,8 @@ CASES: dict[str, Callable[[], Case]] = {name: _network(name) for name in NETWORK
     "pixelcnn_pp_colour": _zoo("pixelcnn_pp", (3, 8, 8), levels=256, filters=6, mixtures=3, classes=3),
     "wavenet": _zoo("wavenet", (90,), layers_per_cycle=4, residual_channels=12, gate_channels=16, levels=32),
     "wavenet_mixture": _zoo(
-        "wavenet", (60,), output="mixture", mixtures=3, cycles=1, layers_per_cycle=4, gate_channels=20, classes=3, frames=3,
-        upsampling=(3, 4),
+        "wavenet", (60,), output="mixture", mixtures=3, cycles=1, layers_per_cycle=4, gate_channels=20, classes=3,
+        frames=3, upsampling=(3, 4),
     ),
     "wavenet_repeated_frames": _zoo(
         "wavenet", (48,), levels=16, cycles=2, layers_per_cycle=2, kernel_size=3, vector=2, frames=2, upsampling=(8,),

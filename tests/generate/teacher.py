@@ -20,8 +20,8 @@ EPSILON = torch.finfo(torch.float32).eps
 class Taught:
     """Parameters ``[N, P, G, n]`` of random levels, and the errors that float32 is allowed.
 
-    A sum in another order may err as the module's own float32 forward does; twice that, plus one rounding of the largest
-    value, is the bound.
+    A sum in another order may err as the module's own float32 forward does; twice that, plus one rounding of the
+    largest value, is the bound.
     """
 
     levels: Tensor
