@@ -1,9 +1,9 @@
 """Cells that depend on no input and that no step is free to compute: their values become constants.
 
-A network that pads its input by its whole receptive field computes many cells from padding and biases alone. On the lattice of
-their node they would belong to steps before the first; and where the rows of a node are not the two samples' halves (dilation
-folded into the batch), they do not even tell to which sample they belong. ``settle`` evaluates such cells once, and whoever
-reads them reads a constant node instead, filled again by ``Sampler.refresh``.
+A network that pads its input by its whole receptive field computes many cells from padding and biases alone. On the
+lattice of their node they would belong to steps before the first; and where the rows of a node are not the two samples'
+halves (dilation folded into the batch), they do not even tell to which sample they belong. ``settle`` evaluates such
+cells once, and whoever reads them reads a constant node instead, filled again by ``Sampler.refresh``.
 """
 
 from __future__ import annotations
@@ -62,8 +62,12 @@ def _uses(node: Node) -> np.ndarray:
 
 def _lag(draws: list[DrawSite]) -> int:
     """By how many steps every draw comes after its parameters are ready."""
-    lags = [0 if (run.uses[piece.rows] == 0).all() else int((draw.steps - run.ready[piece.rows])[run.uses[piece.rows] > 0].min())
-            for draw in draws for piece in draw.pieces for run in piece.source_runs()]  # fmt: skip
+    lags = []
+    for draw in draws:
+        for piece in draw.pieces:
+            for run in piece.source_runs():
+                moving = run.uses[piece.rows] > 0
+                lags.append(int((draw.steps - run.ready[piece.rows])[moving].min(initial=draw.steps.max(initial=0))))
     return min(lags, default=0)
 
 
@@ -102,8 +106,8 @@ def _before(ready: np.ndarray, count: int) -> np.ndarray:
 class _Cells:
     """The rows of a node whose values a folded constant ``name`` holds, ``[len(rows), channels]``.
 
-    ``rank[r]`` is the number of row r among them, ``alike[n, r]`` the number of a class of rows that run n computes alike,
-    whatever the parameters are.
+    ``rank[r]`` is the number of row r among them, ``alike[n, r]`` the number of a class of rows that run n computes
+    alike, whatever the parameters are.
     """
 
     name: str
@@ -243,7 +247,9 @@ class _Readers:
             kept, still = self._split(term.piece, run, free, folded)
             if still and term.index:
                 node = term.piece.node
-                raise CompileError(f"an index that depends on no input is computed at {node.name}, {node.where}; make it a constant")
+                raise CompileError(
+                    f"an index that depends on no input is computed at {node.name}, {node.where}; make it a constant"
+                )
             terms += [term if piece is term.piece else Term(piece, term.weight_rows, term.index) for piece in kept]
             constants += [Term(piece, term.weight_rows) for piece in still]
         return terms + constants
@@ -255,7 +261,9 @@ class _Readers:
         hit = (piece.rows >= 0) & self.settled[piece.node][piece.rows] & free
         if not hit.any():
             return [piece], []
-        kept = Piece(piece.node, np.where(hit, -1, piece.rows).astype(np.int32), piece.slots, piece.stride, piece.length)
+        kept = Piece(
+            piece.node, np.where(hit, -1, piece.rows).astype(np.int32), piece.slots, piece.stride, piece.length
+        )
         readers = np.flatnonzero(hit)
         sample = run.uses[readers] if folded else readers >= len(hit) // 2
         readers = readers[np.lexsort((readers, run.ready[readers] * folded, sample))]
@@ -277,5 +285,7 @@ class _Readers:
             channels = piece.length if piece.stride else 1
             at, columns = cells.rank[source][:, None], slots[:, None] + piece.stride * np.arange(channels)
             self.graph.name, self.graph.where = piece.node.name, piece.node.where
-            self.made[key] = self.graph.constant_node((len(source),), channels, Recipe((cells.name,), lambda values: values[at, columns]))
+            self.made[key] = self.graph.constant_node(
+                (len(source),), channels, Recipe((cells.name,), lambda values: values[at, columns])
+            )
         return self.made[key]

@@ -1,0 +1,112 @@
+"""Cells that depend on no input and have no step: networks that pad by their whole reach, folded or not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fastgen
+from fastgen.generate import heads
+from tests.generate.compiled import FAST
+from tests.generate.public_sequences import wavenet_batch_folded
+from tests.generate.seeded import built
+
+LEVELS = 7
+
+
+class PaddedOnce(nn.Module):
+    """All padding at the input, then valid convolutions."""
+
+    def __init__(self, dilations: tuple[int, ...] = (1, 2, 4)) -> None:
+        super().__init__()
+        self.start = nn.Conv1d(1, 5, 1)
+        self.layers = nn.ModuleList(nn.Conv1d(5, 10, 2, dilation=d) for d in dilations)
+        self.end = nn.Conv1d(5, LEVELS, 1)
+        self.pad = sum(dilations) + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.start(F.pad(x, (self.pad, -1)))
+        for layer in self.layers:
+            a, b = layer(x).chunk(2, 1)
+            x = torch.tanh(a) * torch.sigmoid(b) + x[:, :, layer.dilation[0] :]
+        return self.end(x)
+
+
+class PaddedTwice(PaddedOnce):
+    """Zeros before the input and zeros before the first layer: the cells of the padding differ."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(self.start(F.pad(x, (2, -1))), (self.pad - 2, 0))
+        for layer in self.layers:
+            a, b = layer(x).chunk(2, 1)
+            x = torch.tanh(a) * torch.sigmoid(b) + x[:, :, layer.dilation[0] :]
+        return self.end(x)
+
+
+NETWORKS = {
+    "once": lambda: (built(PaddedOnce), (1,), heads.Categorical(LEVELS, to_input="unit")),
+    "twice": lambda: (built(PaddedTwice), (1,), heads.Categorical(LEVELS, to_input="unit")),
+    "folded": lambda: (lambda module, _, head, *rest: (module, (), head))(*wavenet_batch_folded()),
+}
+
+
+def sampler(name: str, length: int, **options) -> fastgen.Sampler:
+    module, channels, head = NETWORKS[name]()
+    return fastgen.Sampler(module, (*channels, length), head, "time", threads=1, **({"machine": FAST} | options))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("length", [11, 29])
+def test_samples_and_scores_are_those_of_the_module(name: str, length: int) -> None:
+    made = sampler(name, length)
+    x, log_prob = made.sample(3, seed=1, return_log_prob=True)
+    assert torch.equal(x, made.sample_naive(3, seed=1))
+    torch.testing.assert_close(log_prob.float(), made.log_prob(x).float())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_program_does_not_grow_with_the_length(name: str) -> None:
+    short, long = sampler(name, 29).program, sampler(name, 41).program
+    assert len(short.codes) == len(long.codes) < 30
+    assert short.constants.shape == long.constants.shape
+
+
+def test_a_folded_batch_has_one_program_for_every_length() -> None:
+    made = sampler("folded", 400)
+    assert made.program.steps > 400
+    assert len(made.program.codes) < 30
+    x = torch.randint(0, made.head.levels, (2, 400), generator=torch.Generator().manual_seed(0))
+    _, log_prob = made.sample(2, known=x, known_mask=torch.ones(x.shape, dtype=torch.bool), return_log_prob=True)
+    torch.testing.assert_close(log_prob.float(), made.log_prob(x).float())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_refresh_evaluates_the_constants_again(name: str) -> None:
+    made = sampler(name, 23)
+    with torch.no_grad():
+        for parameter in made.module.parameters():
+            parameter.add_(torch.linspace(-0.2, 0.3, parameter.numel()).reshape(parameter.shape))
+    made.refresh()
+    module, channels, head = made.module, made.event_shape[:-1], made.head
+    fresh = fastgen.Sampler(module, (*channels, 23), head, "time", threads=1, machine=FAST)
+    assert torch.equal(made.program.constants, fresh.program.constants)
+    assert torch.equal(made.sample(3, seed=2), fresh.sample(3, seed=2))
+
+
+def test_equal_values_by_chance_are_not_taken_for_equal_cells() -> None:
+    module, channels, head = NETWORKS["twice"]()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    made = fastgen.Sampler(module, (*channels, 23), head, "time", threads=1, machine=FAST)
+    with torch.no_grad():
+        for number, (name, parameter) in enumerate(module.named_parameters()):
+            if name.endswith("bias"):
+                parameter.add_(0.3 * (number + 1))
+    made.refresh()
+    x, log_prob = made.sample(3, seed=2, return_log_prob=True)
+    assert torch.equal(x, made.sample_naive(3, seed=2))
+    torch.testing.assert_close(log_prob.float(), made.log_prob(x).float())
