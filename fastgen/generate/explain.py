@@ -118,7 +118,7 @@ class Explanation:
         from fastgen.generate.ready_times import save_ready_times
 
         analysis = self._analysis()
-        save_ready_times(Path(path), analysis, receptive_field(analysis, self.shift, position, channel), self.shift)
+        save_ready_times(Path(path), analysis, receptive_field(analysis, self.shift, position, channel))
 
     def _analysis(self) -> Analysis:
         if self.analysis is None:
@@ -152,8 +152,9 @@ def explain(sampler: Sampler) -> Explanation:
     codes = {f"{name} codes": len(found) for name, found in levels.items() if found}
     order = "a permutation" if sampler.order.name == "permutation" else f"order {sampler.order.name!r}"
     name = "a saved network" if sampler.module is None else type(sampler.module).__name__
+    event = f"event {sampler.event_shape}, {order}, {sampler.steps} steps"
     return Explanation(
-        title=f"Sampler of {name}, event {sampler.event_shape}, {order}, {sampler.steps} steps, machine {sampler.machine_name!r}",
+        title=f"Sampler of {name}, {event}, machine {sampler.machine_name!r}",
         causality=_causality(sampler),
         field=None if analysis is None else receptive_field(analysis, shift),
         work=_work(sampler, program, analysis),
@@ -241,7 +242,8 @@ def _blind_text(found: ReceptiveField | None) -> str:
         return "none"
     several = found.blind.shape[0] > 1
     at = [f"{_at(i[1:])} channel {i[0]}" if several else _at(i[1:]) for i in reversed(_indices(found.blind))]
-    return f"{count} earlier elements within its reach are not seen: {', '.join(at[:_EXAMPLES])}{', ...' if count > _EXAMPLES else ''}"
+    examples = ", ".join(at[:_EXAMPLES] + (["..."] if count > _EXAMPLES else []))
+    return f"{count} earlier elements within its reach are not seen: {examples}"
 
 
 def _indices(mask) -> list[tuple[int, ...]]:
@@ -274,8 +276,8 @@ def _memory_text(memory: Memory) -> str:
 
 
 def _rings_text(rings: list[tuple[int, int]]) -> str:
-    longest = max((positions for positions, _ in rings), default=0)
-    return f"{len(rings)} buffers of {sum(p * c for p, c in rings)} numbers a sample; the longest keeps {longest} positions"
+    numbers, longest = sum(p * c for p, c in rings), max((positions for positions, _ in rings), default=0)
+    return f"{len(rings)} buffers of {numbers} numbers a sample; the longest keeps {longest} positions"
 
 
 def _count(number: float) -> str:
