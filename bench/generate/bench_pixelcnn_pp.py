@@ -14,7 +14,7 @@ from ..machine import keep_freed_memory, thread_counts
 from ..quick import QUICK, size
 from ..report import Bar, Part, publish
 from .checks import check_log_prob
-from .providers import compiled, images, say
+from .providers import MODES, compiled, images, say
 from .textbook import ImageLoop
 
 pytestmark = pytest.mark.needs_extension
@@ -22,8 +22,7 @@ SEED = 0
 EVENT = size((3, 32, 32), (3, 8, 8))
 POSITIONS = EVENT[1] * EVENT[2]
 ROUNDS = size({1: 9, 16: 5}, {1: 1, 16: 1})
-# the other two modes only add CUDA graphs; and compiling takes a minute each
-COMPILED = size({1: ("default", "max-autotune-no-cudagraphs"), 16: ("default",)}, {1: (), 16: ()})
+COMPILED = size({1: MODES, 16: MODES[:1]}, {1: (), 16: ()})
 WANTED = {(40, 1): 400, (40, 16): 700, (80, 1): 250, (80, 16): 500}
 
 

@@ -14,7 +14,8 @@ import fastgen
 from ..interleave import Provider
 from .floors import floor_of
 
-MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+MODES = ("default", "max-autotune-no-cudagraphs")
+"""Of torch.compile: "reduce-overhead" and "max-autotune" are these two with CUDA graphs, which a CPU has not."""
 
 
 def say(text: str) -> None:
