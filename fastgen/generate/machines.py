@@ -10,7 +10,11 @@ from fastgen.generate.program import Program
 
 
 def check_threads(threads: int | None) -> int:
-    """The number of threads, PyTorch's by default."""
+    """The number of threads, PyTorch's by default.
+
+    Raises:
+        ValueError: it is no integer, or below 1.
+    """
     if threads is None:
         return torch.get_num_threads()
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
@@ -23,7 +27,11 @@ def default_machine() -> str:
 
 
 def make_machine(name: str, program: Program, head: Head, weights: str):
-    """The machine ``name`` ("cpu" or "reference") with a program loaded."""
+    """The machine ``name`` ("cpu" or "reference") with a program loaded.
+
+    Raises:
+        ValueError: the name is unknown, or the machine needs the compiled extension, which is not there.
+    """
     if name == "reference":
         from fastgen.generate.reference_machine import ReferenceMachine
 

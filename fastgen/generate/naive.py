@@ -35,6 +35,10 @@ def sample_naive(
     """For every step one forward pass of the whole module, then the head's draw at that step's position.
 
     The arguments and results are those of ``Sampler.sample``; ``steps`` stops early, for timing.
+
+    Raises:
+        ValueError: an argument is out of range or of the wrong shape.
+        CompileError: the sampler was loaded from a file and has no module.
     """
     head, order = sampler.head, sampler.order
     head.check_sampling(temperature, top_k, top_p, scored=return_log_prob or return_proposal_log_prob)

@@ -30,7 +30,11 @@ class Order:
 
 
 def event_grid(event_shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
-    """Channels and grid of an event: ``(C, H, W)`` images, ``(T,)`` or ``(C, T)`` sequences, ``(D,)`` features."""
+    """Channels and grid of an event: ``(C, H, W)`` images, ``(T,)`` or ``(C, T)`` sequences, ``(D,)`` features.
+
+    Raises:
+        ValueError: the shape has another number of dimensions, or a size below 1.
+    """
     if not 1 <= len(event_shape) <= 3 or any(int(n) != n or n < 1 for n in event_shape):
         raise ValueError(
             f"event_shape must be (C, H, W), (C, T), (T,) or (D,) with positive sizes, got {tuple(event_shape)}"
