@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgen.generate.graph import REDUCTIONS, Graph, Node, Piece, Recipe
+from fastgen.generate.graph import REDUCTIONS, Constant, Graph, Node, Piece, Recipe
 from fastgen.generate.groups import Group, Grouping, Task
 from fastgen.generate.lattice import Address, Lattice
 from fastgen.generate.orders import Order
@@ -254,14 +254,18 @@ class Lowering:
                 merged.append([term, address, piece.length, term.weight_rows])
         if not merged:
             return [], None
-        segments, row = [], 0
+        segments, chosen, row = [], [], 0
         for term, address, length, rows in merged:
             buffer = self._buffer(term.piece.node)
             count = 1 if term.index else length
             operand = self._operand(buffer, address, address.slot, term.piece.stride, count, lattice)
+            if term.index and address.box != lattice.box:  # outside the box stands the number of a row of zeros
+                self.program.operands[operand].border = self._constant(Constant.literal(float(len(rows))).recipe, 1)
+                rows = np.append(rows, -1)
             segments.append(Segment(operand, INDEX if term.index else DENSE, row, len(rows)))
             row += len(rows)
-        rows = np.concatenate([m[3] for m in merged])
+            chosen.append(rows)
+        rows = np.concatenate(chosen)
         return segments, self._weight([(t.run.matrix, rows, t.run.columns) for t in contractions])
 
     def _weight(self, parts: list[tuple[Recipe, np.ndarray, np.ndarray]]) -> int:
@@ -366,9 +370,12 @@ class Lowering:
 
 
 def _weight_block(parts: list[tuple[Recipe, np.ndarray, np.ndarray]], constants: Constants) -> Tensor:
-    return torch.cat(
-        [r(constants)[torch.from_numpy(rows)][:, torch.from_numpy(columns)] for r, rows, columns in parts], 1
-    )
+    """The matrices' chosen rows and columns, side by side; row -1 is a row of zeros."""
+    blocks = []
+    for recipe, rows, columns in parts:
+        block = recipe(constants)[torch.from_numpy(rows)][:, torch.from_numpy(columns)]
+        blocks.append(torch.where(torch.from_numpy(rows >= 0)[:, None], block, 0))
+    return torch.cat(blocks, 1)
 
 
 def _joined_bias(recipes: list[Recipe | None], columns: list[np.ndarray]) -> Recipe:
