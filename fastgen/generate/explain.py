@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastgen.generate.analysis import Analysis
 from fastgen.generate.orders import event_grid
-from fastgen.generate.program import DENSE, PIXEL, PROLOGUE, ROW, STATE, Code, Program
+from fastgen.generate.program import CONSTANT, DENSE, OPCODE, PIXEL, PROLOGUE, ROW, STATE, Code, Program
 from fastgen.generate.receptive_field import ReceptiveField, receptive_field
 
 if TYPE_CHECKING:
@@ -193,8 +194,16 @@ def _work(sampler: Sampler, program: Program, analysis: Analysis | None) -> Work
 
 
 def _multiply_adds(program: Program, code: Code) -> int:
+    """Of one cell: its sums, and lane by lane the products with constants (depthwise convolutions, norms)."""
     segments = program.segments[code.segment0 : code.segment1]
-    return code.parts * code.lanes * sum(s.length if s.kind == DENSE else 1 for s in segments)
+    products, constants = 0, set()
+    for operation in program.operations[code.operation0 : code.operation1]:
+        if operation.opcode == OPCODE["load"]:
+            if program.buffers[program.operands[operation.a].buffer].where == CONSTANT:
+                constants.add(operation.dst)
+        elif operation.opcode == OPCODE["mul"] and {operation.a, operation.b} & constants:
+            products += 1
+    return code.lanes * (products + code.parts * sum(s.length if s.kind == DENSE else 1 for s in segments))
 
 
 def _forward_multiply_adds(analysis: Analysis) -> float:
@@ -240,14 +249,11 @@ def _blind_text(found: ReceptiveField | None) -> str:
     count = int(found.blind.sum())
     if not count:
         return "none"
-    several = found.blind.shape[0] > 1
-    at = [f"{_at(i[1:])} channel {i[0]}" if several else _at(i[1:]) for i in reversed(_indices(found.blind))]
+    together = bool((found.blind == found.blind[:1]).all())
+    indices = [tuple(int(i) for i in index) for index in np.argwhere(found.blind[:1] if together else found.blind)]
+    at = [_at(i[1:]) + ("" if together else f" channel {i[0]}") for i in reversed(indices)]
     examples = ", ".join(at[:_EXAMPLES] + (["..."] if count > _EXAMPLES else []))
     return f"{count} earlier elements within its reach are not seen: {examples}"
-
-
-def _indices(mask) -> list[tuple[int, ...]]:
-    return [tuple(int(i) for i in index) for index in zip(*mask.nonzero(), strict=True)]
 
 
 def _at(position: tuple[int, ...]) -> str:

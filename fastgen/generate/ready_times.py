@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fastgen.generate.analysis import Analysis
-from fastgen.generate.graph import Node
+from fastgen.generate.graph import Channels, Node
 from fastgen.generate.program import PIXEL, PROLOGUE, ROW
 from fastgen.generate.receptive_field import ReceptiveField
 
@@ -55,13 +55,17 @@ def layers(analysis: Analysis, field: ReceptiveField) -> list[Layer]:
     found: dict[tuple[str, int], list[np.ndarray]] = {}
     for node, needed in field.needed.items():
         for number, (run, rows) in enumerate(zip(node.runs, needed, strict=True)):
-            if run.terms and rows.any():
+            if rows.any() and _has_weights(run):
                 kind = _kind(analysis, node, number)
                 found.setdefault((node.name.split(" (")[0], kind), []).append(run.ready[rows])
     merged = [Layer(name, kind, np.unique(np.concatenate(steps))) for (name, kind), steps in found.items()]
     if len(merged) > _MOST_LAYERS:
         merged = [merged[i] for i in np.unique(np.linspace(0, len(merged) - 1, _MOST_LAYERS).astype(int))]
     return merged
+
+
+def _has_weights(run: Channels) -> bool:
+    return bool(run.terms) or any(p.node.values is not None and p.node.values.sources for p in run.pieces())
 
 
 def _kind(analysis: Analysis, node: Node, number: int) -> int:
@@ -94,7 +98,7 @@ def _draw_image(figure, axes, analysis: Analysis, field: ReceptiveField, step: i
     ]
     if blind.any():
         patches.insert(1, Patch(color=(0.96, 0.72, 0.55), label="earlier, within reach, not seen"))
-    axes.legend(handles=patches, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncol=2, frameon=False)
+    figure.legend(handles=patches, fontsize=7, loc="outside lower left", ncol=len(patches), frameon=False)
     axes.set_anchor("N")
 
 

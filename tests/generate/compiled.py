@@ -110,7 +110,7 @@ CASES: dict[str, Callable[[], Case]] = {name: _network(name) for name in NETWORK
         "gated_pixelcnn", (3, 5, 6), levels=6, layers=3, channels=9, head_channels=9, kernel_size=5, vector=4
     ),
     "pixelcnn_pp": _zoo("pixelcnn_pp", filters=8),
-    "pixelcnn_pp_colour": _zoo("pixelcnn_pp", (3, 8, 8), levels=256, filters=6, mixtures=3, classes=3),
+    "pixelcnn_pp_colour": _zoo("pixelcnn_pp", (3, 12, 12), levels=256, filters=6, mixtures=3, classes=3),
     "wavenet": _zoo("wavenet", (90,), layers_per_cycle=4, residual_channels=12, gate_channels=16, levels=32),
     "wavenet_mixture": _zoo(
         "wavenet", (60,), output="mixture", mixtures=3, cycles=1, layers_per_cycle=4, gate_channels=20, classes=3,
