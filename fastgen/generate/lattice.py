@@ -83,11 +83,14 @@ def _commonest(values: np.ndarray, where: np.ndarray) -> int:
     return int(unique[counts.argmax()])
 
 
-def regular_times(q, w, ready, deadline) -> tuple[int, int, int] | None:
-    """(steps per q, steps per w, delay) of the latest regular schedule from step ``ready`` to ``deadline``, or None."""
+def regular_times(q, w, ready, deadline, likely: tuple[int, int]) -> tuple[int, int, int] | None:
+    """(advance per q, advance per w, delay) of the latest regular schedule from ``ready`` to ``deadline``, or None.
+
+    ``likely`` is the advance that the sizes of the grids suggest; others come from the times themselves.
+    """
     if (ready > deadline).any():
         return None
-    for row_step, column_step in slopes(q, w, deadline), slopes(q, w, ready):
+    for row_step, column_step in likely, slopes(q, w, deadline), slopes(q, w, ready):
         if row_step < 0 or column_step < 0:
             continue
         base = row_step * q + column_step * w

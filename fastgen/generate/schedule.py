@@ -15,7 +15,7 @@ import numpy as np
 
 from fastgen.generate.errors import CompileError, NotCausalError
 from fastgen.generate.graph import Channels, Graph, Node, Piece
-from fastgen.generate.lattice import INFINITE, Address, Lattice, affine, regular_times, slopes
+from fastgen.generate.lattice import INFINITE, Address, Lattice, affine, regular_times
 from fastgen.generate.orders import Order
 from fastgen.generate.program import PIXEL, PROLOGUE, ROW
 
@@ -70,7 +70,37 @@ class Scheduler:
                 for number, run in enumerate(node.runs):
                     if (placed.need[number] < INFINITE).any():
                         placed.lattices[number] = self._place(placed, number, run)
+        self._check()
         return self.placed
+
+    def _check(self) -> None:
+        """Nothing is computed before it is ready, or after it is read."""
+        for placed in self.placed.values():
+            for run, lattices in zip(placed.node.runs, placed.lattices, strict=True):
+                for lattice in lattices:
+                    rows = placed.row[lattice.positions]
+                    sound = (2 * run.ready[rows].astype(np.int64) - (lattice.kind == PROLOGUE) <= lattice.phases).all()
+                    for piece in run.pieces():
+                        sound = sound and self._computed(piece, rows, lattice.phases)
+                    if not sound:
+                        raise CompileError(f"the schedule is not sound at {placed.node.name}, {placed.node.where}")
+
+    def _computed(self, piece: Piece, rows: np.ndarray, phases: np.ndarray) -> bool:
+        if piece.node.kind != "computed":
+            return True
+        source = self.placed[piece.node]
+        positions = self.sources(piece, rows)
+        valid = positions >= 0
+        slots = piece.slots[rows]
+        for run in piece.source_runs():
+            number = piece.node.runs.index(run)
+            at = np.full(source.positions, INFINITE)
+            for lattice in source.lattices[number]:
+                at[lattice.positions] = lattice.phases
+            here = valid & (piece.node.run_of_slot[slots] == number) if piece.varies else valid
+            if (at[positions[here]] > phases[here]).any():
+                return False
+        return True
 
     # ---- positions
 
@@ -144,7 +174,7 @@ class Scheduler:
         phases = 2 * draw.steps + 1
         width = self.row_length // max(1, self._column_step(draw)) if self.has_rows else len(rows)
         q, w = rows // width, rows % width
-        row_step, column_step, delay = regular_times(q, w, draw.steps, draw.steps)
+        row_step, column_step, delay = regular_times(q, w, draw.steps, draw.steps, (self.row_length, 1))
         row_step, column_step = row_step or self.row_length, column_step or 1
         lattice = self._lattice(PIXEL, (row_step, column_step, delay), q, w, draw.positions, draw.pieces, rows)
         if lattice is None:
@@ -167,11 +197,10 @@ class Scheduler:
             raise NotCausalError(
                 f"the network mixes the samples of the batch at {placed.node.name}, {placed.node.where}"
             )
-        lattices = None
-        if (wish[live] < need[live]).any():
-            lattices = self._fit(placed, run, live, ready, np.minimum(need, wish)[live])
-        if lattices is None:
-            lattices = self._fit(placed, run, live, ready, need[live])
+        lattices = self._fit(placed, run, live, ready, need[live])
+        if lattices is not None and (wish[live] < need[live]).any():
+            early = self._fit(placed, run, live, ready, np.minimum(need, wish)[live])
+            lattices = early if early is not None and len(early) <= len(lattices) else lattices
         if lattices is None:
             raise CompileError(
                 f"no regular schedule was found for {placed.node.name}, {placed.node.where}: its cells do not keep one "
@@ -227,11 +256,13 @@ class Scheduler:
                 if mq > max(1, q.max() + 1) or mw > max(1, w.max() + 1):
                     continue
                 lattices = []
+                likely = self._likely(placed, w_all, mq, mw)
                 for key in sorted(set(((q % mq) * mw + w % mw).tolist())):
                     chosen = (q % mq) * mw + w % mw == key
                     lattice = self._fit_class(
-                        placed, pieces, live[chosen], q[chosen] // mq, w[chosen] // mw, ready[chosen], deadline[chosen]
-                    )
+                        placed, pieces, live[chosen], q[chosen] // mq, w[chosen] // mw, ready[chosen], deadline[chosen],
+                        likely,
+                    )  # fmt: skip
                     if lattice is None:
                         break
                     lattices.append(lattice)
@@ -239,32 +270,33 @@ class Scheduler:
                     return lattices
         return None
 
-    def _fit_class(self, placed: Placed, pieces, positions, q, w, ready, deadline) -> Lattice | None:
+    def _likely(self, placed: Placed, columns: np.ndarray, mq: int, mw: int) -> tuple[int, int]:
+        """Steps per q and per w of a grid that covers the event evenly, for every mq-th row and mw-th column."""
+        width = int(columns.max()) + 1
+        if width == placed.positions:
+            return 0, max(1, round(self.order.length / width)) * mw
+        height, rows = placed.positions // width, self.order.length // self.row_length
+        return max(1, round(rows / height)) * mq * self.row_length, max(1, round(self.row_length / width)) * mw
+
+    def _fit_class(self, placed: Placed, pieces, positions, q, w, ready, deadline, likely) -> Lattice | None:
         rows = placed.row[positions]
         for kind in (PROLOGUE, ROW, PIXEL):
             if kind == PROLOGUE:
                 times = (0, 0, 0) if not ready.any() and (placed.positions == 1 or (deadline < 0).any()) else None
             elif kind == ROW:
-                times = self._row_times(q, ready, deadline)
+                times = self._row_times(q, ready, deadline, likely[0] // self.row_length)
             else:
-                times = regular_times(q, w, ready, (deadline - 1) // 2)
+                times = regular_times(q, w, ready, (deadline - 1) // 2, likely)
             if times is not None:
                 return self._lattice(kind, times, q, w, positions, pieces, rows)
         return None
 
-    def _row_times(self, q, ready, deadline) -> tuple[int, int, int] | None:
+    def _row_times(self, q, ready, deadline, likely: int) -> tuple[int, int, int] | None:
         if not self.has_rows:
             return None
         first, last = -(-ready // self.row_length), deadline // 2 // self.row_length
-        if (first > last).any():
-            return None
-        for row_step, _ in slopes(q, np.zeros_like(q), first), slopes(q, np.zeros_like(q), last):
-            low, high = (first - row_step * q).max(), (last - row_step * q).min()
-            if row_step >= 1 and low <= high:
-                return row_step, 0, int(high)
-        if (q == q[0]).all():
-            return 1, 0, int(last.min() - q[0])
-        return None
+        times = regular_times(q, np.zeros_like(q), first, last, (max(1, likely), 0))
+        return None if times is None else (max(1, times[0]), 0, times[2] if times[0] else times[2] - int(q[0]))
 
     def _lattice(self, kind, times, q, w, positions, pieces, rows) -> Lattice | None:
         row_step, column_step, delay = times
