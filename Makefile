@@ -52,7 +52,7 @@ test-interpreter: $(EXTENSION)
 	TRITON_INTERPRET=1 $(PYTEST) -q -m interpreter tests/ops
 
 bench: $(EXTENSION)
-	$(PYTEST) bench --benchmark-enable --benchmark-group-by=group
+	$(PYTEST) -s bench --benchmark-enable --benchmark-group-by=group
 
 lint: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check .

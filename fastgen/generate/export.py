@@ -66,7 +66,13 @@ def export(module: nn.Module, x: Tensor, context, adapter: Callable | None = Non
             warnings.simplefilter("ignore")
             if _writes_weights(module):
                 raise CompileError(_WRITES)
-            wrapped(*arguments)  # some modules register buffers on their first call
+            try:
+                wrapped(*arguments)  # some modules register buffers on their first call
+            except Exception as error:
+                raise CompileError(
+                    f"{type(module).__name__} does not take an input {list(x.shape)}, {x.dtype} (a batch of {BATCH} of "
+                    f"event_shape {tuple(x.shape[1:])}): {type(error).__name__}: {error}"
+                ) from error
             try:
                 program = torch.export.export(wrapped, arguments)
                 if not all(_has_rule(node) for node in program.graph.nodes):

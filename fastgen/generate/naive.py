@@ -10,6 +10,7 @@ from torch import Tensor
 from fastgen.generate.known import known_levels
 from fastgen.generate.noise import Noise
 from fastgen.generate.progress import progress_bar
+from fastgen.generate.run import check_batch
 
 if TYPE_CHECKING:
     from fastgen.generate.sampler import Sampler
@@ -41,6 +42,7 @@ def sample_naive(
         CompileError: the sampler was loaded from a file and has no module.
     """
     head, order = sampler.head, sampler.order
+    check_batch(n, seed)
     head.check_sampling(temperature, top_k, top_p, scored=return_log_prob or return_proposal_log_prob)
     levels, mask = known_levels(head, sampler.event_shape, order, known, known_mask, n)
     contexts = sampler._contexts(context, n)

@@ -36,3 +36,11 @@ class Run:
     """0 is off."""
     top_p: float = 1.0
     threads: int = 1
+
+
+def check_batch(batch: int, seed: int) -> None:
+    """Raises ValueError unless ``batch`` is an integer, 1 or more, and ``seed`` one in ``0 .. 2**63 - 1``."""
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"the number of samples must be an integer, 1 or more, got {batch!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be an integer in 0 .. 2**63 - 1, got {seed!r}")

@@ -18,7 +18,7 @@ from fastgen.generate.naive import sample_naive
 from fastgen.generate.orders import event_grid, make_order
 from fastgen.generate.program import Program
 from fastgen.generate.progress import progress_bar
-from fastgen.generate.run import Run
+from fastgen.generate.run import Run, check_batch
 from fastgen.generate.state import State, load_state
 
 WEIGHTS = ("float32", "bfloat16", "int8")
@@ -363,10 +363,7 @@ class Sampler:
         self, batch, seed, known, known_mask, *, context=None, temperature=1.0, top_k=0, top_p=1.0, log_prob=False,
         proposal_log_prob=False, threads=None, first_sample=0, window=None,
     ) -> State:  # fmt: skip
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise ValueError(f"the number of samples must be an integer, 1 or more, got {batch!r}")
-        if not isinstance(seed, int) or not 0 <= seed < 2**63:
-            raise ValueError(f"seed must be an integer in 0 .. 2**63 - 1, got {seed!r}")
+        check_batch(batch, seed)
         self.head.check_sampling(temperature, top_k, top_p, scored=log_prob or proposal_log_prob)
         leaves = self._contexts(context, batch)
         channels, positions = self.order.steps.shape
