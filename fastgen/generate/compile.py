@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -61,8 +60,10 @@ def compile_module(
 
     steps = event_grid(event_shape)[1][-1]
     if order == "time":
+        framed = layout is not None and bool(layout.frames())
         grain = math.lcm(_GRAIN, *[steps // math.gcd(steps, frames) for frames in (layout.frames() if layout else [])])
-        length = -(-(2 * _reach(module) + 40) // grain) * grain
+        rest = steps % grain if framed else 0
+        length = -(-(2 * _reach(module) + 40) // grain) * grain + rest
         while length + grain < steps:
             try:
                 short, long = at(length), at(length + grain)
@@ -71,11 +72,11 @@ def compile_module(
             except (CompileError, RuntimeError, ValueError):
                 short = long = None
             if short is not None and long is not None:
-                end = steps if layout is not None and layout.frames() else STREAM
-                program = extrapolate(short.lowered.program, long.lowered.program, (length, length + grain), end)
+                times = ((steps if framed else STREAM) - length) // grain
+                program = extrapolate(short.lowered.program, long.lowered.program, times)
                 if program is not None:
                     return _compiled(long, program)
-            length *= 4
+            length += 3 * (length - rest)
         if steps > _LONGEST:
             raise CompileError(
                 f"no program of any length was found below {_LONGEST} steps: analyses at two lengths do not agree. "
@@ -100,23 +101,15 @@ def _reach(module: nn.Module) -> int:
     return reach
 
 
-def extrapolate(short: Program, long: Program, lengths: tuple[int, int], length: int) -> Program | None:
-    """The program at ``length`` from those at two shorter ones, or None where they do not follow one line."""
+def extrapolate(short: Program, long: Program, times: int) -> Program | None:
+    """The program ``times`` as many steps beyond ``short`` as ``long`` is; None where the two do not differ alike."""
     first, second = short.to_tensors(), long.to_tensors()
     tensors = {}
     for name, a in first.items():
         b = second[name]
-        if a.shape != b.shape:
+        if a.shape != b.shape or (a.dtype != torch.int64 and not torch.equal(a, b)):
             return None
-        if a.dtype != torch.int64:
-            if not torch.equal(a, b):
-                return None
-            tensors[name] = a
-            continue
-        slope, rest = np.divmod((b - a).numpy(), lengths[1] - lengths[0])
-        if rest.any():
-            return None
-        tensors[name] = a + torch.from_numpy(slope) * (length - lengths[0])
+        tensors[name] = a + (b - a) * times if a.dtype == torch.int64 else a
     program = Program.from_tensors(tensors)
     if program.state_size != long.state_size:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class ReceptiveField:
     seen: np.ndarray
     blind: np.ndarray
     earlier: np.ndarray
-    needed: dict[Node, np.ndarray]
+    needed: dict[Node, np.ndarray] = field(repr=False)
     """Per node, ``[runs, rows]``: the cells on the way."""
 
     @property
