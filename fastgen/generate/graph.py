@@ -299,8 +299,13 @@ class Graph:
             return tensor.reshape(-1, tensor.shape[-1]).to(torch.float32)
 
         full = values(operand.tensor)
-        same_rows = bool((full == full[:1]).all())
-        same_channels = bool((full == full[:, :1]).all())
+        if operand.recipe.sources:  # values may change; only what is broadcast stays equal
+            sizes = [1] * (len(shape) - operand.tensor.dim()) + list(operand.tensor.shape)
+            same_rows = all(n == 1 for d, n in enumerate(sizes) if d != channel)
+            same_channels = channel is None or sizes[channel] == 1
+        else:
+            same_rows = bool((full == full[:1]).all())
+            same_channels = bool((full == full[:, :1]).all())
         rows, channels = full.shape
         rows_kept, channels_kept = 1 if same_rows else rows, 1 if same_channels else channels
         recipe = derive(lambda tensor: values(tensor)[:rows_kept, :channels_kept], operand).recipe
