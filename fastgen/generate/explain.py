@@ -185,7 +185,7 @@ def _causality(sampler: Sampler) -> str:
 def _work(sampler: Sampler, program: Program, analysis: Analysis | None) -> Work:
     sums = {PROLOGUE: 0, ROW: 0, PIXEL: 0}
     for code in program.codes:
-        sums[code.kind] += _multiply_adds(program, code) * (code.q1 - code.q0) * (code.w1 - code.w0)
+        sums[code.kind] += _multiply_adds(program, code)
     parallel = None
     if analysis is not None:
         length, full = (math.prod(event_grid(shape)[1]) for shape in (analysis.event_shape, sampler.event_shape))
@@ -194,16 +194,21 @@ def _work(sampler: Sampler, program: Program, analysis: Analysis | None) -> Work
 
 
 def _multiply_adds(program: Program, code: Code) -> int:
-    """Of one cell: its sums, and lane by lane the products with constants (depthwise convolutions, norms)."""
-    segments = program.segments[code.segment0 : code.segment1]
-    products, constants = 0, set()
+    """Of all cells: the sums, without taps outside their boxes, and the products with constants (depthwise taps)."""
+    loaded, total = set(), 0
     for operation in program.operations[code.operation0 : code.operation1]:
         if operation.opcode == OPCODE["load"]:
             if program.buffers[program.operands[operation.a].buffer].where == CONSTANT:
-                constants.add(operation.dst)
-        elif operation.opcode == OPCODE["mul"] and {operation.a, operation.b} & constants:
-            products += 1
-    return code.lanes * (products + code.parts * sum(s.length if s.kind == DENSE else 1 for s in segments))
+                loaded.add(operation.dst)
+        elif operation.opcode == OPCODE["mul"] and {operation.a, operation.b} & loaded:
+            total += code.lanes * (code.q1 - code.q0) * (code.w1 - code.w0)
+    for segment in program.segments[code.segment0 : code.segment1]:
+        operand = program.operands[segment.operand]
+        rows = min(code.q1, operand.box_q1) - max(code.q0, operand.box_q0)
+        columns = min(code.w1, operand.box_w1) - max(code.w0, operand.box_w0)
+        inputs = segment.length if segment.kind == DENSE else 1
+        total += code.parts * code.lanes * inputs * max(0, rows) * max(0, columns)
+    return total
 
 
 def _forward_multiply_adds(analysis: Analysis) -> float:

@@ -116,11 +116,13 @@ def test_work_is_less_than_the_textbook_loop_s(name):
     assert work.steps == compiled.steps
     assert work.total == pytest.approx(work.prologue + work.steps * (work.row + work.pixel))
     assert work.textbook == work.steps * work.parallel
-    assert 0 < work.total <= 1.05 * work.parallel, "every activation once: at most one forward pass, borders aside"
+    norms = [m.weight.numel() for m in compiled.module.modules() if isinstance(m, nn.LayerNorm | nn.BatchNorm2d)]
+    scales = 2 * sum(norms) * compiled.steps
+    assert 0 < work.total <= work.parallel + scales, "every activation once: at most one forward pass"
 
 
 def test_work_is_counted_by_hand():
-    """A 1 x 1 convolution behind a masked one: 12 of 25 taps and no zero ones, then 4 x 3."""
+    """A 1 x 1 convolution behind a masked one: 12 taps where they lie in the image, then 4 x 3."""
 
     class Pair(nn.Module):
         def __init__(self) -> None:
@@ -130,12 +132,14 @@ def test_work_is_counted_by_hand():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.second(torch.relu(self.first(x)))
 
-    work = fastgen.Sampler(
-        built(Pair), event_shape=(1, 8, 8), head=heads.Categorical(3, to_input="unit"), machine=FAST
-    ).explain().work  # fmt: skip
-    assert work.per_step == 12 * 4 + 4 * 3
-    assert work.row == 10 * 4
-    assert work.parallel == 64 * (25 * 4 + 4 * 3)
+    head, size = heads.Categorical(3, to_input="unit"), 8
+    explanation = fastgen.Sampler(built(Pair), event_shape=(1, size, size), head=head, machine=FAST).explain()
+    inside = [sum(0 <= i + d < size for i in range(size)) for d in range(-2, 3)]
+    above, left = sum(inside[:2]) * sum(inside), size * sum(inside[:2])
+    work = explanation.work
+    assert work.row * work.steps == 4 * above
+    assert work.pixel * work.steps == 4 * left + size * size * 4 * 3
+    assert work.parallel == size * size * (25 * 4 + 4 * 3)
 
 
 def test_the_chain_of_a_wavenet_is_its_depth():

@@ -189,24 +189,24 @@ def test_refresh_after_a_training_step_equals_a_new_sampler(name):
 class Sparse(nn.Module):
     """A causal convolution whose oldest tap is zero."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: int) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(1, 4, 3)
+        self.mix = nn.Conv1d(1, 4, 1)
+        self.conv = nn.Conv1d(4, 4, 3, groups=groups)
         with torch.no_grad():
             self.conv.weight[:, :, 0] = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(F.pad(x[:, None], (3, -1)))
+        return self.conv(self.mix(F.pad(x[:, None], (3, -1))))
 
 
-def test_a_changed_zero_pattern_needs_a_new_sampler():
-    module = built(Sparse)
-    compiled = fastgen.Sampler(
-        module, event_shape=(12,), head=heads.Categorical(4, to_input="unit"), order="time", machine=FAST
-    )
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_changed_zero_pattern_needs_a_new_sampler(groups):
+    module, head = built(lambda: Sparse(groups)), heads.Categorical(4, to_input="unit")
+    compiled = fastgen.Sampler(module, event_shape=(12,), head=head, order="time", machine=FAST)
     before = compiled.sample(2, seed=0)
     with torch.no_grad():
-        module.conv.weight[:, :, 0] = 0.5
+        module.conv.weight[1, 0, 0] = 0.5
     with pytest.raises(CompileError, match="weights that were zero are not any more"):
         compiled.refresh()
     assert torch.equal(compiled.sample(2, seed=0), before)
