@@ -20,7 +20,7 @@ from fastgen.generate.orders import Order, event_grid, make_order
 from fastgen.generate.schedule import DrawSite, Placed, Scheduler
 from fastgen.generate.still import settle
 
-LOOKAHEAD = 32
+LOOKAHEAD = 8
 """Steps of a sequence that a machine may batch when a prompt is read."""
 
 

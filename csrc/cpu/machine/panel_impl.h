@@ -63,8 +63,14 @@ struct Block {
   float* out[2];  // of its tiles, for the first item
 };
 
+// Weights of the next block that are asked for beside the sums: two lines of 64 bytes at every step.
+struct Ahead {
+  const unsigned char* from;
+  std::ptrdiff_t step;  // bytes; 0 stays where it is
+};
+
 template <Format F, int M, int C, int V>
-inline void sum_panel(const PanelTask& task, const Block& block, int item, int first) {
+inline void sum_panel(const PanelTask& task, const Block& block, Ahead ahead, int item, int first) {
   constexpr int all = kVectors * 4 / C;
   const float* x[M];
   for (int m = 0; m < M; ++m) x[m] = task.x[item + m];
@@ -73,6 +79,11 @@ inline void sum_panel(const PanelTask& task, const Block& block, int item, int f
   for (std::int64_t k = 0; k < task.inputs; k += C, step += kStepBytes<F>) {
     Float w[C][V];
     load_weights<F, C, V>(step, first, all, w);
+    if constexpr (M > 1) {
+      __builtin_prefetch(ahead.from, 0, 2);
+      __builtin_prefetch(ahead.from + 64, 0, 2);
+      ahead.from += ahead.step;
+    }
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 4
@@ -97,26 +108,31 @@ inline void sum_panel(const PanelTask& task, const Block& block, int item, int f
 }
 
 template <Format F, int M, int C>
-void sum_items(const PanelTask& task, const Block& block, int item) {
+void sum_items(const PanelTask& task, const Block& block, Ahead ahead, int item) {
   constexpr int all = kVectors * 4 / C, wanted = M == 1 ? kSingleCuts : kPanelCuts;
   constexpr int cuts = wanted < all ? wanted : all;
-  for (int first = 0; first < all; first += all / cuts) sum_panel<F, M, C, all / cuts>(task, block, item, first);
+  for (int first = 0; first < all; first += all / cuts) sum_panel<F, M, C, all / cuts>(task, block, ahead, item, first);
 }
 
+// The first panel streams the block's weights from afar, the others find them near: these ask for the next block meanwhile.
 template <Format F, int C>
 void sum_block(const PanelTask& task, const Block& block) {
-  if (task.items == 1) return sum_items<F, 1, C>(task, block, 0);
+  if (task.items == 1) return sum_items<F, 1, C>(task, block, {block.weights, 0}, 0);
+  const std::int64_t bytes = (task.inputs + 1) / 2 * kStepBytes<F>, covered = (task.inputs + C - 1) / C * 128;
+  Ahead ahead{block.weights, 0};
   int item = 0;
   for (int panels = (task.items + kPanelItems - 1) / kPanelItems; panels > 0; --panels) {
     const int size = (task.items - item + panels - 1) / panels;
     switch (size) {
-      case 1: sum_items<F, 1, C>(task, block, item); break;
-      case 2: sum_items<F, 2, C>(task, block, item); break;
-      case 3: sum_items<F, 3, C>(task, block, item); break;
-      case 4: if constexpr (kPanelItems > 3) sum_items<F, 4, C>(task, block, item); break;
-      case 5: if constexpr (kPanelItems > 3) sum_items<F, 5, C>(task, block, item); break;
-      case 6: if constexpr (kPanelItems > 3) sum_items<F, 6, C>(task, block, item); break;
+      case 1: sum_items<F, 1, C>(task, block, ahead, item); break;
+      case 2: sum_items<F, 2, C>(task, block, ahead, item); break;
+      case 3: sum_items<F, 3, C>(task, block, ahead, item); break;
+      case 4: if constexpr (kPanelItems > 3) sum_items<F, 4, C>(task, block, ahead, item); break;
+      case 5: if constexpr (kPanelItems > 3) sum_items<F, 5, C>(task, block, ahead, item); break;
+      case 6: if constexpr (kPanelItems > 3) sum_items<F, 6, C>(task, block, ahead, item); break;
     }
+    ahead = item == 0 ? Ahead{block.weights + bytes, 128} : Ahead{ahead.from + covered, 128};
+    if (ahead.from >= block.weights + 2 * bytes) ahead = {block.weights, 0};
     item += size;
   }
 }

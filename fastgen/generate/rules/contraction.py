@@ -214,7 +214,9 @@ def convolution(
         channels = channel_inputs(graph, part.movedim(1, -1))
         runs = [(part[:, first].numpy(), stride_, length, rows) for first, stride_, length, rows in channels]
         recipe = _matrix(weight, matrix)
-        used = (recipe(graph.constants) != 0).any(1).reshape(-1, per_group).any(1)
+        used = _used_taps(recipe(graph.constants), per_group)
+        if not used.all():
+            graph.assume(recipe, lambda w, used=used: not (_used_taps(w, per_group) & ~used).any())
         inputs = []
         for number, at in enumerate(itertools.product(*[range(k) for k in kernel])):
             if used[number]:
@@ -226,6 +228,11 @@ def convolution(
         results.append(graph.contract((ids.shape[0], *out), inputs, recipe, part_bias).ids.movedim(-1, 1))
     result = results[0] if groups == 1 else torch.cat(results, 1)
     return Value(result[0] if unbatched else result)
+
+
+def _used_taps(matrix: torch.Tensor, channels: int) -> torch.Tensor:
+    """Which kernel positions of a matrix ``[positions * channels, columns]`` have a weight that is not zero."""
+    return (matrix != 0).any(1).reshape(-1, channels).any(1)
 
 
 def _depthwise(
@@ -240,6 +247,7 @@ def _depthwise(
         for c in range(per_group):
             weights = derive(lambda w, at=at, c=c: w[(slice(None), c, *at)].reshape(1, -1, *[1] * n), weight)
             if not weights.tensor.any():
+                graph.assume(weights.recipe, lambda w: not w.any())
                 continue
             tap = torch.from_numpy(_take(lanes[:, :, c].numpy(), [taps[d][k] for d, k in enumerate(at)]))
             term = mul(graph, Value(tap), weights)
