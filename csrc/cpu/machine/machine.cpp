@@ -9,7 +9,7 @@
 namespace fastgen {
 namespace {
 
-constexpr std::int64_t kSamplesAlone = 16;    // from so many samples a thread on, threads work on their own samples
+constexpr std::int64_t kSamplesAlone = 4;    // from so many samples a thread on, threads work on their own samples
 constexpr std::int64_t kItemsAlone = 12;      // from so many items a thread on, threads split the cells of a code
 constexpr std::int64_t kMostTogether = 256;   // steps that are absorbed code by code
 constexpr std::int64_t kCellsTogether = 1024;
