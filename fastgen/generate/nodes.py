@@ -162,3 +162,9 @@ class Node:
     @property
     def rows(self) -> int:
         return math.prod(self.rows_shape)
+
+
+def halves(uses: np.ndarray) -> bool:
+    """Whether the rows of a node split into those of sample 0 and those of sample 1."""
+    middle, odd = divmod(len(uses), 2)
+    return not odd and not (uses[:middle] & 2).any() and not (uses[middle:] & 1).any()

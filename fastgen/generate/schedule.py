@@ -16,6 +16,7 @@ import numpy as np
 from fastgen.generate.errors import CompileError, NotCausalError
 from fastgen.generate.graph import Channels, Graph, Node, Piece
 from fastgen.generate.lattice import INFINITE, Address, Lattice, affine, regular_times
+from fastgen.generate.nodes import halves
 from fastgen.generate.orders import Order
 from fastgen.generate.program import PIXEL, PROLOGUE, ROW
 
@@ -110,7 +111,7 @@ class Scheduler:
         position = np.full(rows, -1, np.int32)
         if node.kind == "constant":
             row = np.arange(rows)
-        elif rows % 2 == 0 and not (uses[: rows // 2] & 2).any() and not (uses[rows // 2 :] & 1).any():
+        elif halves(uses):
             row = np.arange(rows // 2)
         else:
             row = np.flatnonzero(uses == 1)

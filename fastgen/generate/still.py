@@ -18,6 +18,7 @@ from torch import Tensor
 from fastgen.generate.errors import CompileError
 from fastgen.generate.export import Traced
 from fastgen.generate.graph import REDUCTIONS, Channels, Graph, Node, Piece, Recipe, Term
+from fastgen.generate.nodes import halves
 from fastgen.generate.orders import Order
 from fastgen.generate.program import OPCODE, Operation
 from fastgen.generate.reference_machine import apply_operation
@@ -48,12 +49,6 @@ def settle(traced: Traced, order: Order, draws: list[DrawSite]) -> None:
 
 
 # ---- which cells
-
-
-def halves(uses: np.ndarray) -> bool:
-    """Whether the rows of a node split into those of sample 0 and those of sample 1."""
-    middle, odd = divmod(len(uses), 2)
-    return not odd and not (uses[:middle] & 2).any() and not (uses[middle:] & 1).any()
 
 
 def _uses(node: Node) -> np.ndarray:
