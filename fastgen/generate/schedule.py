@@ -308,6 +308,8 @@ class Scheduler:
             phases = np.full(len(q), -1, np.int64)
         elif kind == ROW:
             phases = 2 * (row_step * q + delay) * self.row_length
+        elif (column_step < 1 and (w != w[0]).any()) or (row_step % self.row_length and (q != q[0]).any()):
+            return None
         else:
             phases = 2 * (row_step * q + column_step * w + delay) + 1
         lattice = Lattice(

@@ -58,12 +58,19 @@ def sampler(name: str, length: int, **options) -> fastgen.Sampler:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("length", [11, 29])
+@pytest.mark.parametrize("length", [2, 3, 4, 11, 29])
 def test_samples_and_scores_are_those_of_the_module(name: str, length: int) -> None:
     made = sampler(name, length)
     x, log_prob = made.sample(3, seed=1, return_log_prob=True)
     assert torch.equal(x, made.sample_naive(3, seed=1))
     torch.testing.assert_close(log_prob.float(), made.log_prob(x).float())
+
+
+@pytest.mark.parametrize("name", ["once", "twice"])
+@pytest.mark.parametrize("machine", ["reference", FAST])
+def test_an_event_of_one_step_depends_on_no_input(name: str, machine: str) -> None:
+    made = sampler(name, 1, machine=machine)
+    assert torch.equal(made.sample(40, seed=1), made.sample_naive(40, seed=1))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
