@@ -16,6 +16,7 @@ from fastgen.generate.export import Exported, Traced, check_finite, export, stat
 from fastgen.generate.fuse import cut_runs
 from fastgen.generate.graph import Channels, Graph, Node, Piece, Value
 from fastgen.generate.lower import Lowered, Lowering
+from fastgen.generate.merge import merge_sums
 from fastgen.generate.orders import Order, event_grid, make_order
 from fastgen.generate.schedule import DrawSite, Placed, Scheduler
 from fastgen.generate.still import settle
@@ -58,6 +59,7 @@ def analyse(
     _check_causal(draws, order, event_shape, traced.input)
     settle(traced, order, draws)
     cut_runs(graph)
+    merge_sums(graph, draws)
     placed = Scheduler(graph, order, draws).run()
     lookahead = 1 if not order.regular else min(LOOKAHEAD, order.row_length)
     lowered = Lowering(graph, order, placed, draws, traced.input, shift, lookahead).run()

@@ -149,7 +149,7 @@ def channel_dim(graph: Graph, shape: Sequence[int], operands: Sequence[Value | C
                     expanded = d if expanded is None else expanded
                     continue
                 number = np.searchsorted(graph.bases, line, side="right") - 1
-                pair = number[1:] == number[:-1]
+                pair = (number[1:] == number[:-1]) & (line[1:] != line[:-1])
                 channels = np.array([graph.nodes[n].channels + 1 for n in number[1:]])
                 bases = graph.bases[number[1:]]
                 same_row = (line[1:] - bases) // channels == (line[:-1] - bases) // channels

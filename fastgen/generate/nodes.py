@@ -148,10 +148,10 @@ class Node:
     rows_shape: tuple[int, ...]
     channels: int
     base: int
-    runs: list[Channels]
+    runs: list[Channels] = field(repr=False)
     values: Recipe | None = None  # of a constant: [rows, channels]
     context: int = 0  # number of a context
-    one_hot: list[Term] | None = None  # index terms of a one-hot encoding, whose classes are the slots
+    one_hot: list[Term] | None = field(default=None, repr=False)  # index terms of a one-hot encoding, whose classes are the slots
     run_of_slot: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ def add(graph: Graph, a: Operand, b: Operand, alpha: float = 1) -> Value:
         a, b = b, a
     number = scalar(b)
     if number is not None:
-        return graph.map("addc", a, x=number)
+        return graph.map("addc", a, x=number) if number else a
     if isinstance(b, Constant) and not b.tensor.any() and not b.recipe.sources:
         return Value(a.ids.expand(torch.broadcast_shapes(a.shape, b.tensor.shape)))
     return graph.map("add", a, b)
