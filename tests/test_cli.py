@@ -66,7 +66,7 @@ def test_info_says_what_is_there(capsys):
 )
 def test_a_missing_extra_is_named(command, module, tmp_path):
     code = f"import sys; sys.modules[{module!r}] = None; from fastgen.cli import main; sys.exit(main(sys.argv[1:]))"
-    where = ["--output" if command == "train" else "--run", str(tmp_path / "run")]
+    where = [*(["--output"] if command == "train" else []), str(tmp_path / "run")]
     done = subprocess.run(
         [sys.executable, "-c", code, command, *where],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
@@ -85,7 +85,7 @@ def test_train_reports_test_and_baseline(pictures, tmp_path, capsys):
 
 
 def test_evaluate_gives_what_training_reported(run, capsys):
-    assert cli.main(["evaluate", "--run", str(run), "--batch-size", "8", "--no-progress"]) == 0
+    assert cli.main(["evaluate", str(run), "--batch-size", "8", "--no-progress"]) == 0
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert f"test: {last['test']:.4f} +- {last['standard_error']:.4f} bits/dim" in capsys.readouterr().out
 
@@ -100,14 +100,14 @@ def test_evaluate_gives_what_training_reported(run, capsys):
         (["train", "--output", "{new}", "--data.source", "nowhere"], "'nowhere' is neither"),
         (["train", "--output", "{new}", "--model", "wavnet"], "must be one of"),
         (["train", "--output", "{new}", "--devices", "2", "--batch-size", "3"], "a multiple of the 2 processes"),
-        (["evaluate", "--run", "{new}"], "is no run directory with a model"),
-        (["evaluate", "--run", "{run}", "--examples", "0"], "1 or more is allowed"),
-        (["sample", "--run", "{new}"], "is no run directory with a model"),
-        (["sample", "--run", "{run}", "--count", "0"], "count 0, seed 0"),
-        (["sample", "--run", "{run}", "--label", "dog"], "label is 'dog'; ant, bee, cat are allowed"),
-        (["sample", "--run", "{run}", "--known-rows", "4"], "at most 3 are allowed"),
-        (["sample", "--run", "{run}", "--prompt-seconds", "1"], "prompt and prompt_seconds are for audio"),
-        (["sample", "--run", "{run}", "--prompt", "none.wav"], "prompt none.wav is not a file"),
+        (["evaluate", "{new}"], "is no run directory with a model"),
+        (["evaluate", "{run}", "--examples", "0"], "1 or more is allowed"),
+        (["sample", "{new}"], "is no run directory with a model"),
+        (["sample", "{run}", "--count", "0"], "count 0, seed 0"),
+        (["sample", "{run}", "--label", "dog"], "label is 'dog'; ant, bee, cat are allowed"),
+        (["sample", "{run}", "--known-rows", "4"], "at most 3 are allowed"),
+        (["sample", "{run}", "--prompt-seconds", "1"], "prompt and prompt_seconds are for audio"),
+        (["sample", "{run}", "--prompt", "none.wav"], "prompt none.wav is not a file"),
     ],
 )
 def test_wrong_requests_are_refused_in_words(run, tmp_path, capsys, arguments, message):

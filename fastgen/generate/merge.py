@@ -19,9 +19,7 @@ def merge_sums(graph: Graph, draws: list[DrawSite]) -> None:
 
     A WaveNet's output, the sum of a skip convolution of every layer, becomes one product with all layers' gates.
     """
-    readers = Counter(
-        source for pieces in _readers(graph, draws) for piece in pieces for source in piece.source_runs()
-    )
+    readers = Counter(source for pieces in _readers(graph, draws) for piece in pieces for source in piece.source_runs())
     sums: dict[Channels, list[Summand]] = {}
     for run in (run for node in graph.nodes for run in node.runs if run.opcode == "add"):
         parts = [_summands(run, pieces, readers, sums) for pieces in run.operands]

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from tqdm import tqdm
+from tyro.conf import Positional
 
 from fastgen.data import load
 from fastgen.metrics import Evaluation, evaluate
@@ -16,7 +17,7 @@ from fastgen.training.sampling import load_run
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    run: Path
+    run: Positional[Path]
     """Run directory that `fastgen train` wrote."""
     split: Literal["train", "validation", "test"] = "test"
     examples: int | None = None

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from tyro.conf import Positional
 
 from fastgen.data import DataConfig, Description, load, mulaw
 from fastgen.data.audio import read, resample
@@ -22,7 +23,7 @@ from fastgen.training.directory import RunDirectory
 
 @dataclass(frozen=True)
 class SampleConfig:
-    run: Path
+    run: Positional[Path]
     """Run directory that `fastgen train` wrote."""
     count: int = 64
     seed: int = 0
