@@ -57,14 +57,21 @@ def forward(compiled: fastgen.Sampler, levels: Tensor, context, dtype: torch.dty
         return compiled.forward(floats[0], floats[1:])
 
 
-def exact_log_prob(compiled: fastgen.Sampler, levels: Tensor, context) -> tuple[Tensor, float]:
-    """The module's float64 log-probability of levels, and the bound on its error in float32."""
-    outputs = [
-        forward(in_double(compiled), levels, context, torch.float64),
-        forward(compiled, levels, context, torch.float32),
-    ]
-    exact, single = (compiled.head.log_prob(output, levels) for output in outputs)
-    return exact, float(2 * (single - exact).abs().max() + EPSILON * exact.abs().max())
+def exact_log_prob(compiled: fastgen.Sampler, levels: Tensor, context) -> tuple[Tensor, Tensor]:
+    """The module's float64 log-probability of levels ``[N]``, and the bound ``[N]`` on its error in float32.
+
+    Every parameter of the head may err as float32 allows, independently of the others; the bound is what the head makes
+    of it: the error of one, times the norm of the gradient with respect to all.
+    """
+    output = forward(in_double(compiled), levels, context, torch.float64).requires_grad_()
+    exact = compiled.head.log_prob(output, levels)
+    (gradient,) = torch.autograd.grad(exact.sum(), output)
+    error = _error(output.detach(), forward(compiled, levels, context, torch.float32))
+    return exact.detach(), error * gradient.flatten(1).norm(dim=1) + EPSILON * exact.detach().abs()
+
+
+def _error(exact: Tensor, single: Tensor) -> float:
+    return float(2 * (single - exact).abs().max() + EPSILON * exact.abs().max())
 
 
 def teach(made: Case, compiled: fastgen.Sampler) -> Taught:
@@ -72,8 +79,8 @@ def teach(made: Case, compiled: fastgen.Sampler) -> Taught:
     exact = forward(in_double(compiled), levels, context, torch.float64)
     single = forward(compiled, levels, context, torch.float32)
     parameters = compiled.head.arrange(exact, compiled.event_shape)
-    error = (compiled.head.arrange(single, compiled.event_shape) - parameters).abs().max()
-    return Taught(levels, context, parameters, float(2 * error + EPSILON * parameters.abs().max()))
+    error = _error(parameters, compiled.head.arrange(single, compiled.event_shape))
+    return Taught(levels, context, parameters, error)
 
 
 @cache

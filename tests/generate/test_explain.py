@@ -170,7 +170,7 @@ def test_memory_is_what_the_process_grows_by(tmp_path):
     import sys
 
     module = built(
-        lambda: fastgen.create_model("wavenet", "tiny", event_shape=(4000,), skip_channels=512, head_channels=2048)
+        lambda: fastgen.create_model("wavenet", "tiny", event_shape=(4000,), skip_channels=768, head_channels=3072)
     )
     compiled = fastgen.Sampler(module, event_shape=(4000,), head=module.head, order="time", machine="cpu", threads=1)
     compiled.save(tmp_path / "sampler.safetensors")
