@@ -73,11 +73,22 @@ FASTGEN_LANES(lanes_mulc, a * x)
 FASTGEN_LANES(lanes_clamp, min(max(a, broadcast(x)), broadcast(y)))
 #undef FASTGEN_LANES
 
+// n floats, which do not overlap.
+inline void copy(float* dst, const float* src, std::size_t n) {
+  std::size_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(dst + i, load(src + i));
+#if defined(__AVX512F__)
+  const __mmask16 rest = static_cast<__mmask16>((1u << (n - i)) - 1);
+  _mm512_mask_storeu_ps(dst + i, rest, _mm512_maskz_loadu_ps(rest, src + i));
+#else
+  for (; i < n; ++i) dst[i] = src[i];
+#endif
+}
+
 void gather(float* dst, const float* src, std::ptrdiff_t stride, std::size_t n) {
   std::size_t i = 0;
   if (stride == 1) {
-    for (; i + kWidth <= n; i += kWidth) store(dst + i, load(src + i));
-    for (; i < n; ++i) dst[i] = src[i];
+    copy(dst, src, n);
   } else if (stride == 0) {
     const float value = n ? *src : 0.0f;
     for (; i < n; ++i) dst[i] = value;
@@ -87,12 +98,10 @@ void gather(float* dst, const float* src, std::ptrdiff_t stride, std::size_t n) 
 }
 
 void scatter(float* dst, std::ptrdiff_t stride, const float* src, std::size_t n) {
-  std::size_t i = 0;
   if (stride == 1) {
-    for (; i + kWidth <= n; i += kWidth) store(dst + i, load(src + i));
-    for (; i < n; ++i) dst[i] = src[i];
+    copy(dst, src, n);
   } else {
-    for (; i < n; ++i) dst[static_cast<std::ptrdiff_t>(i) * stride] = src[i];
+    for (std::size_t i = 0; i < n; ++i) dst[static_cast<std::ptrdiff_t>(i) * stride] = src[i];
   }
 }
 
