@@ -1,7 +1,7 @@
 """Builds the one compiled extension, ``fastgen._C``, with ninja: parallel, incremental, with per-file flags.
 
-Instruction sets are chosen at run time. Only the files named ``*_avx2.cpp`` and ``*_avx512.cpp`` are compiled for more
-than the machine's baseline, and only on x86-64.
+Instruction sets are chosen at run time. The files named ``*_simd.cpp`` are compiled for the machine's baseline and, on
+x86-64, for AVX2 and AVX-512 beside it (csrc/common/isa.h).
 
 Environment: ``FASTGEN_CUDA=1`` insists on the CUDA sources and ``0`` leaves them out; by default they are built where
 torch is a CUDA build and ``nvcc`` is found. ``MAX_JOBS`` limits the parallel compilations.
@@ -24,13 +24,12 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 X86 = platform.machine() in ("x86_64", "AMD64")
-COMMON = (
-    "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wextra -Wno-unused-parameter"
-)
-ISA_FLAGS = {
-    "_avx2": "-mavx2 -mfma",
-    "_avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -Wno-maybe-uninitialized",  # GCC bug 105593
-}
+COMMON = "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wextra -Wno-unused-parameter -Wno-psabi"
+ISA_FLAGS = {"baseline": ""}
+if X86:
+    ISA_FLAGS["avx2"] = "-mavx2 -mfma"
+    # without GCC's false alarm, bug 105593
+    ISA_FLAGS["avx512"] = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -Wno-maybe-uninitialized"
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 NVCC_FLAGS = "-O3 -std=c++17 -DUSE_CUDA -Xcompiler -fPIC,-fvisibility=hidden -gencode arch=compute_80,code=sm_80 " + (
     "-gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90"
@@ -56,16 +55,19 @@ def with_cuda() -> bool:
     return not missing
 
 
-def isa_of(source: Path) -> str | None:
-    return next((suffix for suffix in ISA_FLAGS if source.stem.endswith(suffix)), None)
+def variants(source: Path) -> dict[str, str]:
+    """The suffixes of a source's objects, and the flags of each."""
+    if not source.stem.endswith("_simd"):
+        return {"": ""}
+    return {f"_{isa}": f"-DFASTGEN_KERNEL_ISA={isa} {flags}" for isa, flags in ISA_FLAGS.items()}
 
 
 def sources() -> list[Path]:
     csrc = ROOT / "csrc"
-    found = [*sorted(csrc.glob("*.cpp")), *sorted((csrc / "cpu").rglob("*.cpp"))]
+    found = [*csrc.glob("*.cpp"), *csrc.glob("common/*.cpp"), *csrc.glob("cpu/**/*.cpp")]
     if with_cuda():
-        found += sorted(p for p in (csrc / "cuda").rglob("*") if p.suffix in (".cu", ".cpp"))
-    return [p.relative_to(ROOT) for p in found if X86 or isa_of(p) is None]
+        found += [p for p in csrc.glob("cuda/*") if p.suffix in (".cu", ".cpp")]
+    return sorted(p.relative_to(ROOT) for p in found)
 
 
 class NinjaBuild(build_ext):
@@ -111,11 +113,13 @@ class NinjaBuild(build_ext):
         ]
         objects = []
         for source in map(Path, extension.sources):
-            objects.append(folder / source.relative_to("csrc").with_suffix(source.suffix + ".o"))
             rule = "nvcc" if "cuda" in source.parts else "cxx"
-            lines.append(f"build {objects[-1]}: {rule} {ROOT / source}")
-            lines.append(f"  source = {source}")
-            lines.append(f"  isa = {ISA_FLAGS.get(isa_of(source), '')}")
+            name = folder / source.relative_to("csrc")
+            for suffix, flags in variants(source).items():
+                objects.append(name.with_name(f"{source.stem}{suffix}{source.suffix}.o"))
+                lines.append(f"build {objects[-1]}: {rule} {ROOT / source}")
+                lines.append(f"  source = {source}")
+                lines.append(f"  isa = {flags}")
         lines.append(f"build {target}: link {' '.join(map(str, objects))}")
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
         with open(folder / "lock", "w") as lock:  # two builds at once would write the same objects

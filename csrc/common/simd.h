@@ -142,6 +142,17 @@ inline Float exp(Float x) {
   return is_nan(x) ? x : result;
 }
 
+// exp(x) of x <= 0, at least exp(-87).
+inline Float exp_nonpositive(Float x) {
+  const Float limited = x < -87.0f ? broadcast(-87.0f) : x;
+  const Float magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, the low bits of the sum
+  const Float shifted = fma(limited, broadcast(1.44269504f), magic);
+  const Float whole = shifted - magic;
+  Float r = fma(whole, broadcast(-0.693145752f), limited);
+  r = fma(whole, broadcast(-1.42860677e-6f), r);
+  return ((expm1_tail(r) + r) + 1.0f) * from_bits((bits(shifted) << 23) + 0x3f800000);
+}
+
 inline Float expm1(Float x) {
   const Float limited = x < -30.0f ? broadcast(-30.0f) : (x > 89.0f ? broadcast(89.0f) : x);
   Int n;

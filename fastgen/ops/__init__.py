@@ -2,5 +2,6 @@
 
 from fastgen.ops.philox_uniform import philox_uniform
 from fastgen.ops.registry import Backend, backend, backends
+from fastgen.ops.rq_spline import rq_spline
 
-__all__ = ["Backend", "backend", "backends", "philox_uniform"]
+__all__ = ["Backend", "backend", "backends", "philox_uniform", "rq_spline"]

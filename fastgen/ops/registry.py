@@ -45,13 +45,15 @@ class Op:
         fake: shapes and dtypes of the result.
         absent: floor ("cpu" or "triton") -> why the op has no kernel there.
         not_differentiable: why the op has no derivative; None if it has one.
+        part_of: the public op whose files hold this one (a backward); None for a public op.
     """
 
     schema: str
-    reference: Callable[..., Tensor]
-    fake: Callable[..., Tensor]
+    reference: Callable
+    fake: Callable
     absent: dict[str, str] = field(default_factory=dict)
     not_differentiable: str | None = None
+    part_of: str | None = None
     cuda: str = field(default="reference", init=False)
     """What the dispatcher runs on CUDA tensors: "cuda", "triton" or "reference"."""
 
@@ -70,7 +72,17 @@ class Op:
     def name(self) -> str:
         return self.schema.partition("(")[0]
 
-    def __call__(self, *arguments) -> Tensor:
+    @property
+    def file(self) -> str:
+        """The basename of the op's files on every floor."""
+        return self.part_of or self.name
+
+    @property
+    def outputs(self) -> int:
+        result = self.schema.rpartition("->")[2]
+        return result.count("Tensor")
+
+    def __call__(self, *arguments):
         if _forced is None:
             return getattr(torch.ops.fastgen, self.name).default(*arguments)
         device = next(a.device.type for a in arguments if isinstance(a, Tensor))
@@ -114,8 +126,8 @@ class Op:
         reasons = {"cuda": "compiled CUDA kernel", "triton": "Triton kernel"}
         return Backend(self.name, device, self.cuda, reasons.get(self.cuda) or self.refusal("triton", device))
 
-    def _triton(self, *arguments) -> Tensor:
-        module = importlib.import_module(f"fastgen.triton_kernels.{self.name}")
+    def _triton(self, *arguments):
+        module = importlib.import_module(f"fastgen.triton_kernels.{self.file}")
         return getattr(module, self.name)(*arguments)
 
 
@@ -148,4 +160,4 @@ def backend(name: str) -> Iterator[None]:
 
 def backends() -> list[Backend]:
     """Every op on every device: what runs it, and why."""
-    return [op.chosen(device) for op in OPS.values() for device in ("cpu", "cuda")]
+    return [op.chosen(device) for op in OPS.values() if not op.part_of for device in ("cpu", "cuda")]

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "../../common/check.h"
-#include "isa.h"
+#include "kernels.h"
 #include "pack.h"
 #include "pool.h"
 

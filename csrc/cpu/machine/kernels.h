@@ -1,9 +1,10 @@
-// The inner loops of the machine, one set for each instruction set; isa.h picks one at run time.
+// The inner loops of the machine, one set for each instruction set; common/isa.h picks one at run time.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "../../common/isa.h"
 #include "opcodes.h"
 
 namespace fastgen {
@@ -50,10 +51,6 @@ struct Kernels {
   double (*fma_burst)(std::int64_t rounds, float* sink);
 };
 
-const Kernels& kernels_baseline();
-#if defined(FASTGEN_X86)
-const Kernels& kernels_avx2();
-const Kernels& kernels_avx512();
-#endif
+FASTGEN_ISA_TABLES(Kernels, kernels)
 
 }  // namespace fastgen

@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "../../common/check.h"
-#include "isa.h"
 
 namespace fastgen {
 namespace {

@@ -12,7 +12,6 @@
 #include "../../common/check.h"
 #include "bandwidth.h"
 #include "heads_bindings.h"
-#include "isa.h"
 #include "machine.h"
 
 namespace py = pybind11;
@@ -186,7 +185,8 @@ void bind_machine(py::module_& module) {
       .def_property_readonly("packed_bytes", &Machine::packed_bytes);
 
   module.def("isa", [] { return std::string(kernels().isa); }, "The instruction set in use (FASTGEN_ISA forces one).");
-  module.def("isas", &isas, "The instruction sets that this build and this processor run.");
+  module.def("isas", [] { return std::vector<std::string>(kIsaNames, kIsaNames + static_cast<int>(widest_isa()) + 1); },
+             "The instruction sets that this build and this processor run.");
   module.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("threads") = 1, py::arg("repeats") = 20,
              py::call_guard<py::gil_scoped_release>(),
              "Median rate, in GB/s, at which `threads` threads read `bytes` bytes, each its share, again and again.");

@@ -2,18 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <new>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace fastgen {
 namespace {
-
-constexpr std::size_t kHugePage = std::size_t{1} << 21;
 
 constexpr std::size_t step_bytes(Format format) {
   return format == Format::float32 ? 256 : format == Format::bfloat16 ? 128 : 64;
@@ -35,21 +27,6 @@ float from_bfloat16(std::uint16_t half) {
 }
 
 }  // namespace
-
-Arena::Arena(std::size_t bytes) : size_(bytes) {
-  if (bytes == 0) return;
-  const std::size_t alignment = bytes >= kHugePage ? kHugePage : 64;
-  const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-  void* memory = std::aligned_alloc(alignment, rounded);
-  if (!memory) throw std::bad_alloc();
-#if defined(__linux__)
-  if (alignment == kHugePage) madvise(memory, rounded, MADV_HUGEPAGE);
-#endif
-  std::memset(memory, 0, rounded);
-  data_.reset(static_cast<unsigned char*>(memory));
-}
-
-void Arena::Free::operator()(unsigned char* p) const { std::free(p); }
 
 PackedWeights::PackedWeights(const Program& program, Format format) : format_(format) {
   std::size_t bytes = 0, scales = 0, table_floats = 0;

@@ -3,29 +3,14 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <utility>
 #include <vector>
 
+#include "../../common/arena.h"
 #include "kernels.h"
 #include "program.h"
 
 namespace fastgen {
-
-// Zeroed memory, aligned to a cache line; on Linux in huge pages where it is large, since a step reads it from end to end.
-class Arena {
- public:
-  explicit Arena(std::size_t bytes = 0);
-  unsigned char* data() const { return data_.get(); }
-  std::size_t size() const { return size_; }
-
- private:
-  struct Free {
-    void operator()(unsigned char* p) const;
-  };
-  std::size_t size_ = 0;
-  std::unique_ptr<unsigned char[], Free> data_;
-};
 
 // The dense rows of one weight matrix for one arrangement of its outputs: tiles of 16 lanes in the order (lane tile, part), two
 // tiles a block, the last alone where their number is odd.

@@ -1,15 +1,12 @@
-// The table of the kernels of the including file's instruction set.
-#pragma once
-
+// The machine's kernels of one instruction set.
 #include "lanes_impl.h"
 #include "panel_impl.h"
 
 namespace fastgen {
-namespace {
 
-const Kernels& table(const char* isa) {
+const Kernels& FASTGEN_OF_ISA(kernels)() {
   static const Kernels kernels = {
-      isa,
+      FASTGEN_ISA_NAME,
       {panel<Format::float32>, panel<Format::bfloat16>, panel<Format::int8>},
       {nullptr, nullptr, lanes_const,
        lanes_neg, lanes_abs, lanes_exp, lanes_log, lanes_log1p, lanes_expm1,
@@ -27,5 +24,4 @@ const Kernels& table(const char* isa) {
   return kernels;
 }
 
-}  // namespace
 }  // namespace fastgen

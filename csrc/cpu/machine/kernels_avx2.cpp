@@ -1,7 +1,0 @@
-#include "table_impl.h"
-
-namespace fastgen {
-
-const Kernels& kernels_avx2() { return table("avx2"); }
-
-}  // namespace fastgen

@@ -1,7 +1,0 @@
-#include "table_impl.h"
-
-namespace fastgen {
-
-const Kernels& kernels_avx512() { return table("avx512"); }
-
-}  // namespace fastgen

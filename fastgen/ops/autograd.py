@@ -1,0 +1,165 @@
+"""Derivatives of ops: one pair of autograd Functions for each, whose derivatives are those of the reference formula.
+
+``torch.library.register_autograd`` alone leaves ``torch.func`` without a rule (``func.jvp`` silently returns zeros), and
+``torch.compile`` takes no Function with ``vmap`` and ``jvp``; so an op has both, and the compiler sees the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fastgen.ops.registry import Op
+
+VmapRule = Callable[[Callable, int, Sequence[int | None], Sequence], tuple]
+"""(function, batch size, dimensions, arguments) -> (outputs, their dimensions)."""
+
+
+def leading(function: Callable, size: int, in_dims: Sequence[int | None], arguments: Sequence) -> tuple:
+    """For ops that treat leading dimensions alike, all their tensors having them: one more in front."""
+    moved = [
+        argument
+        if not isinstance(argument, Tensor)
+        else argument.expand(size, *argument.shape)
+        if dim is None
+        else argument.movedim(dim, 0)
+        for argument, dim in zip(arguments, in_dims, strict=True)
+    ]
+    outputs = function(*moved)
+    return outputs, tuple(0 for _ in outputs) if isinstance(outputs, tuple) else 0
+
+
+def loop(function: Callable, size: int, in_dims: Sequence[int | None], arguments: Sequence) -> tuple:
+    """One call for each element of the batch."""
+    rows = [
+        function(*[a if dim is None else a.select(dim, i) for a, dim in zip(arguments, in_dims, strict=True)])
+        for i in range(size)
+    ]
+    if isinstance(rows[0], tuple):
+        return tuple(torch.stack(column) for column in zip(*rows, strict=True)), tuple(0 for _ in rows[0])
+    return torch.stack(rows), 0
+
+
+def differentiable(op: Op, backward: Op, vmap: VmapRule) -> Callable:
+    """The op as a function that every kind of differentiation goes through.
+
+    Args:
+        op: a function of tensors and of other arguments, which have no derivative.
+        backward: takes one gradient for each output of ``op``, then its arguments; returns the gradients of the op's
+            floating-point tensor arguments, in their order.
+        vmap: how both are batched.
+    """
+
+    def twice(inputs, gradients):
+        return _vjp(backward.reference, inputs, gradients)
+
+    first = _function(op, op.reference, lambda inputs, gradients: second.apply(*gradients, *inputs), vmap)
+    second = _function(backward, backward.reference, twice, vmap)
+    _register(op, lambda inputs, gradients: backward(*gradients, *inputs))
+    _register(backward, twice)
+
+    def call(*arguments):
+        return op(*arguments) if torch.compiler.is_compiling() else first.apply(*arguments)
+
+    return call
+
+
+def backward_of(reference: Callable, outputs: int) -> Callable:
+    """The definition of an op's backward: the derivative of the reference, as a function of gradients and arguments."""
+    return lambda *arguments: _vjp(reference, arguments[outputs:], arguments[:outputs])
+
+
+def _is_float(argument) -> bool:
+    return isinstance(argument, Tensor) and argument.is_floating_point()
+
+
+def _places(arguments: Sequence) -> list[int]:
+    return [i for i, argument in enumerate(arguments) if _is_float(argument)]
+
+
+def _of(function: Callable, arguments: Sequence) -> tuple[Callable, list[Tensor]]:
+    """``function`` of its floating-point tensors alone, and they."""
+    places = _places(arguments)
+
+    def of(*tensors):
+        filled = list(arguments)
+        for place, tensor in zip(places, tensors, strict=True):
+            filled[place] = tensor
+        return function(*filled)
+
+    return of, [arguments[place] for place in places]
+
+
+def _vjp(function: Callable, arguments: Sequence, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    of, tensors = _of(function, arguments)
+    outputs, pull = torch.func.vjp(of, *tensors)
+    return pull(tuple(gradients) if isinstance(outputs, tuple) else gradients[0])
+
+
+def _jvp(function: Callable, arguments: Sequence, tangents: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
+    """Forward mode by transposing reverse mode: nothing in it nests forward levels."""
+    of, tensors = _of(function, arguments)
+    outputs, pull = torch.func.vjp(of, *tensors)
+    zeros = tuple(torch.zeros_like(o) for o in outputs) if isinstance(outputs, tuple) else torch.zeros_like(outputs)
+    _, push = torch.func.vjp(pull, zeros)
+    (pushed,) = push(tuple(tangents))
+    return pushed
+
+
+def _spread(arguments: Sequence, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """Gradients of the floating-point tensors in the places of all arguments."""
+    found = iter(gradients)
+    return tuple(next(found) if _is_float(argument) else None for argument in arguments)
+
+
+def _function(op: Op, reference: Callable, pull: Callable, rule: VmapRule) -> type[torch.autograd.Function]:
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(*arguments):
+            return op(*arguments)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            tensors = [a for a in inputs if isinstance(a, Tensor)]
+            ctx.save_for_backward(*tensors)
+            ctx.save_for_forward(*tensors)
+            ctx.others = [None if isinstance(a, Tensor) else (a,) for a in inputs]
+
+        @staticmethod
+        def backward(ctx, *gradients):
+            inputs = _inputs(ctx)
+            return _spread(inputs, pull(inputs, gradients))
+
+        @staticmethod
+        def jvp(ctx, *tangents):
+            inputs = _inputs(ctx)
+            given = [
+                torch.zeros_like(a) if t is None else t for a, t in zip(inputs, tangents, strict=True) if _is_float(a)
+            ]
+            return _jvp(reference, inputs, given)
+
+        @staticmethod
+        def vmap(info, in_dims, *arguments):
+            return rule(Function.apply, info.batch_size, in_dims, arguments)
+
+    Function.__name__ = Function.__qualname__ = op.name
+    return Function
+
+
+def _inputs(ctx) -> list:
+    tensors = iter(ctx.saved_tensors)
+    return [next(tensors) if other is None else other[0] for other in ctx.others]
+
+
+def _register(op: Op, pull: Callable) -> None:
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*[a for a in inputs if isinstance(a, Tensor)])
+        ctx.others = [None if isinstance(a, Tensor) else (a,) for a in inputs]
+
+    def backward(ctx, *gradients):
+        inputs = _inputs(ctx)
+        return _spread(inputs, pull(inputs, gradients))
+
+    torch.library.register_autograd(f"fastgen::{op.name}", backward, setup_context=setup_context)
