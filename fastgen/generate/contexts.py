@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten, treespec_dumps, treespec_loads
 
 
 class ContextLayout:
@@ -33,20 +33,19 @@ class ContextLayout:
             leaves.append(leaf)
         return tree_unflatten(leaves, self.structure)
 
-    def to_config(self) -> list:
-        """Shape and dtype of the one tensor, as plain data.
+    def to_config(self) -> dict:
+        """Structure, shapes and dtypes, as plain data.
 
         Raises:
-            ValueError: there are several tensors.
+            NotImplementedError: the structure has a class that PyTorch's pytrees cannot write down.
         """
-        if len(self.leaves) != 1:
-            raise ValueError("a sampler with several contexts cannot be saved; save the module instead")
-        return [list(self.leaves[0].shape), str(self.leaves[0].dtype).removeprefix("torch.")]
+        tensors = [[list(leaf.shape), str(leaf.dtype).removeprefix("torch.")] for leaf in self.leaves]
+        return {"structure": treespec_dumps(self.structure), "tensors": tensors}
 
     @classmethod
-    def from_config(cls, config: list) -> ContextLayout:
-        shape, dtype = config
-        return cls(torch.zeros(shape, dtype=getattr(torch, dtype)))
+    def from_config(cls, config: dict) -> ContextLayout:
+        leaves = [torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in config["tensors"]]
+        return cls(tree_unflatten(leaves, treespec_loads(config["structure"])))
 
     def frames(self) -> list[int]:
         return [leaf.shape[2] for leaf in self.leaves if leaf.dim() == 3]

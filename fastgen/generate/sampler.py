@@ -305,7 +305,7 @@ class Sampler:
         """Write the program; ``Sampler.load(path)`` generates from it without the module.
 
         Raises:
-            ValueError: the context has several tensors.
+            NotImplementedError: the context's structure has a class that PyTorch's pytrees cannot write down.
         """
         layout = None if self.layout is None else self.layout.to_config()
         order = self.order.name if self.order.name != "permutation" else self.order.steps[0].argsort().tolist()
