@@ -118,7 +118,7 @@ def test_an_op_is_on_every_floor(op):
 def test_an_op_has_a_fake_and_a_documented_public_function(op):
     import torch
 
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fastgen::{op.name}", "Meta")
+    assert op.composite or torch._C._dispatch_has_kernel_for_dispatch_key(f"fastgen::{op.name}", "Meta")
     assert (getattr(fastgen.ops, op.name).__doc__ or "").count("\n") > 5
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgen.models.autoregressive import GatedPixelCNN
-from fastgen.nn.masked_conv import colour_of
+from fastgen.reference.masked_conv2d import colour_of
 
 
 class _Layer:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgen.ops.masked_conv2d import masked_conv2d
+from fastgen.reference.masked_conv2d import causal_mask, margins_of
 
-def colour_of(channels: int, colours: int, parts: int = 1) -> Tensor:
-    """The colour of every channel, int64 [channels]: ``parts`` equal runs, each of ``colours`` nearly equal runs."""
-    if channels % parts or channels // parts < colours:
-        raise ValueError(f"channels={channels} must be parts={parts} equal runs of at least colours={colours} channels")
-    return (torch.arange(channels // parts) * colours // (channels // parts)).repeat(parts)
+
+class MaskedConvState(NamedTuple):
+    """What ``MaskedConv2d.step`` keeps of the positions before.
+
+    ``rows`` [N, in_channels, rows, width + margins]; the last row is that of the next position, which is ``column``.
+    """
+
+    rows: Tensor
+    column: int
 
 
 class MaskedConv2d(nn.Conv2d):
     """Convolution that sees the rows above and, in its own row, what lies to the left (van den Oord et al. 2016a).
 
     At the centre, mask "A" shows a channel the colours before its own, mask "B" also its own colour. Channels are
-    split into ``colours`` runs in the order R, G, B by the rule of ``colour_of``, the same in every layer; ``parts``
+    split into ``colours`` nearly equal runs in the order R, G, B, the same in every layer; ``parts``
     says that the output is several such runs one after the other (the halves of a gate). Zero padding keeps the size:
     input [N, C, H, W], output [N, out_channels, ceil(H / stride), ceil(W / stride)], of the input's dtype.
 
     The rows below the centre are not stored: a 7 x 7 kernel has a 4 x 7 weight (and a 1 x 7 kernel a 1 x 4 weight).
+    ``step`` computes one position at a time, for a loop of your own.
 
     Raises:
         ValueError: ``mask`` is not "A" or "B", a kernel size is even, or the channels cannot be split into the colours.
@@ -46,21 +54,47 @@ class MaskedConv2d(nn.Conv2d):
             raise ValueError(f'mask={mask!r} must be "A" or "B"')
         if height % 2 == 0 or width % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} must be odd")
-        rows, left = height // 2 + 1, width // 2
-        right = left if height > 1 else 0
-        size = (rows, left + 1 + right)
+        size = (height // 2 + 1, width if height > 1 else width // 2 + 1)
         super().__init__(in_channels, out_channels, size, stride=stride, dilation=dilation, bias=bias)
         self.mask_type, self.colours = mask, colours
-        self.margins = (left * dilation, right * dilation, (rows - 1) * dilation, 0)
-        source, target = colour_of(in_channels, colours), colour_of(out_channels, colours, parts)
-        allowed = target[:, None] > source if mask == "A" else target[:, None] >= source
-        visible = torch.ones(out_channels, in_channels, *size)
-        visible[:, :, -1, left:] = 0
-        visible[:, :, -1, left] = allowed.float()
+        visible = causal_mask(mask, tuple(self.weight.shape), colours, parts)
         self.register_buffer("mask", visible, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(F.pad(x, self.margins), self.weight * self.mask, self.bias)
+        return masked_conv2d(
+            x, self.weight, self.bias, mask=self.mask, stride=self.stride[0], dilation=self.dilation[0]
+        )
+
+    def initial_state(self, n: int, width: int) -> MaskedConvState:
+        """The state before the first position of images [n, in_channels, any height, width]."""
+        left, right, top, _ = self._margins()
+        return MaskedConvState(self.weight.new_zeros(n, self.in_channels, top + 1, left + width + right), 0)
+
+    def step(self, x: Tensor, state: MaskedConvState) -> tuple[Tensor, MaskedConvState]:
+        """The output [N, out_channels] at the next position in raster order, where the input is x [N, in_channels].
+
+        What the mask hides of x may be anything: of mask "A" with one colour, all of it. Steps of a whole image, one
+        after the other, give what ``forward`` gives of it.
+
+        Raises:
+            ValueError: the layer has a stride, or x is not [N, in_channels].
+        """
+        if self.stride != (1, 1):
+            raise ValueError(f"step needs stride 1, this layer has {self.stride}")
+        if x.shape != state.rows.shape[:2]:
+            raise ValueError(f"x has shape {tuple(x.shape)}; it must be {tuple(state.rows.shape[:2])}")
+        left, right, _, _ = self._margins()
+        rows, column = state.rows.clone(), state.column
+        rows[:, :, -1, left + column] = x
+        window = rows[:, :, :: self.dilation[0], column : column + left + right + 1 : self.dilation[1]]
+        y = torch.einsum("ncij,ocij->no", window, self.weight * self.mask)
+        if column + 1 == rows.shape[3] - left - right:
+            rows = torch.cat([rows[:, :, 1:], torch.zeros_like(rows[:, :, :1])], 2)
+            column = -1
+        return y if self.bias is None else y + self.bias, MaskedConvState(rows, column + 1)
+
+    def _margins(self) -> tuple[int, int, int, int]:
+        return margins_of(*self.weight.shape[2:], self.dilation[0])
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, mask={self.mask_type}, colours={self.colours}"

@@ -46,19 +46,26 @@ class Op:
         absent: floor ("cpu" or "triton") -> why the op has no kernel there.
         not_differentiable: why the op has no derivative; None if it has one.
         part_of: the public op whose files hold this one (a backward); None for a public op.
+        composite: the op in terms of PyTorch's own, where no kernel of ours would be faster than theirs; every kind of
+            differentiation and batching then is PyTorch's.
     """
 
     schema: str
     reference: Callable
-    fake: Callable
+    fake: Callable | None = None
     absent: dict[str, str] = field(default_factory=dict)
     not_differentiable: str | None = None
     part_of: str | None = None
+    composite: Callable | None = None
     cuda: str = field(default="reference", init=False)
     """What the dispatcher runs on CUDA tensors: "cuda", "triton" or "reference"."""
 
     def __post_init__(self) -> None:
         _library.define(self.schema)
+        if self.composite is not None:
+            _library.impl(self.name, self.composite, "CompositeImplicitAutograd")
+            OPS[self.name] = self
+            return
         _library.impl(self.name, self.reference, "CompositeExplicitAutograd")
         torch.library.register_fake(f"fastgen::{self.name}", self.fake, lib=_library)
         if _has_kernel(self.name, "CUDA"):
@@ -83,6 +90,8 @@ class Op:
         return result.count("Tensor")
 
     def __call__(self, *arguments):
+        if self.composite is not None and _forced in (None, "cpu"):
+            return self.composite(*arguments)
         if _forced is None:
             return getattr(torch.ops.fastgen, self.name).default(*arguments)
         device = next(a.device.type for a in arguments if isinstance(a, Tensor))
@@ -96,7 +105,7 @@ class Op:
 
     def refusal(self, backend: str, device: str) -> str | None:
         """Why the op cannot run on the backend with tensors of the device; None if it can."""
-        if backend == "reference":
+        if backend == "reference" or (backend == "cpu" and device == "cpu" and self.composite is not None):
             return None
         floor = "cpu" if backend == "cpu" else "triton"
         if floor in self.absent:
@@ -117,6 +126,8 @@ class Op:
 
     def chosen(self, device: str) -> Backend:
         """What the dispatcher runs on the device ("cpu" or "cuda"), and why."""
+        if self.composite is not None and (device == "cpu" or torch.cuda.is_available()):
+            return Backend(self.name, device, "composite", self.absent["cpu" if device == "cpu" else "triton"])
         if device == "cpu":
             refusal = self.refusal("cpu", device)
             return Backend(self.name, device, "reference" if refusal else "cpu", refusal or "compiled C++ kernel")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgen.nn import MaskedConv2d
-from fastgen.nn.masked_conv import colour_of
+from fastgen.reference.masked_conv2d import colour_of
 
 odd = st.integers(0, 3).map(lambda half: 2 * half + 1)
 
@@ -77,3 +77,37 @@ def test_the_mask_is_no_part_of_the_checkpoint():
 def test_errors_name_the_argument(arguments, word):
     with pytest.raises(ValueError, match=word):
         MaskedConv2d(**({"in_channels": 3, "out_channels": 6, "kernel_size": 3, "mask": "A"} | arguments))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    kernel=st.tuples(odd, odd),
+    mask=st.sampled_from("AB"),
+    colours=st.integers(1, 3),
+    dilation=st.integers(1, 2),
+    bias=st.booleans(),
+    size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+)
+def test_steps_are_the_forward(kernel, mask, colours, dilation, bias, size):
+    layer = MaskedConv2d(3, 6, kernel, mask, colours=colours, dilation=dilation, bias=bias).double()
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    state, outputs = layer.initial_state(2, size[1]), []
+    for position in x.flatten(2).unbind(2):
+        y, state = layer.step(position, state)
+        outputs.append(y)
+    torch.testing.assert_close(torch.stack(outputs, 2).reshape(2, 6, *size), layer(x))
+
+
+def test_a_step_of_mask_a_does_not_see_its_own_position():
+    layer = MaskedConv2d(1, 4, 3, "A")
+    state = layer.initial_state(1, 5)
+    assert torch.equal(layer.step(torch.zeros(1, 1), state)[0], layer.step(torch.full((1, 1), 9.0), state)[0])
+
+
+def test_step_refuses_what_it_cannot_do():
+    layer = MaskedConv2d(2, 4, 3, "B", stride=2)
+    with pytest.raises(ValueError, match="stride 1"):
+        layer.step(torch.zeros(1, 2), layer.initial_state(1, 4))
+    layer = MaskedConv2d(2, 4, 3, "B")
+    with pytest.raises(ValueError, match=r"x has shape \(1, 3\)"):
+        layer.step(torch.zeros(1, 3), layer.initial_state(1, 4))
