@@ -21,6 +21,7 @@ struct VectorOf<double> {
   using type = Double;
 };
 
+inline Double fma(Double a, Double b, Double c) { return a * b + c; }
 inline Double exp(Double x) {
   for (int i = 0; i < kWidth; ++i) x[i] = __builtin_exp(x[i]);
   return x;

@@ -14,6 +14,7 @@ from fastgen.nn.shifted_conv import (
     down_shift,
     right_shift,
 )
+from fastgen.nn.vector_quantizer import VectorQuantizer
 from fastgen.nn.weight_norm import apply_weight_norm, initialize_weight_norm
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "GatedResidualBlock1d",
     "GatedResnet",
     "MaskedConv2d",
+    "VectorQuantizer",
     "apply_weight_norm",
     "concat_elu",
     "down_shift",

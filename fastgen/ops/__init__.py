@@ -1,8 +1,10 @@
 """The ops: one public function each, and the choice of what runs them."""
 
+from fastgen.ops.logistic_mixture import logistic_mixture
 from fastgen.ops.masked_conv2d import masked_conv2d
 from fastgen.ops.philox_uniform import philox_uniform
 from fastgen.ops.registry import Backend, backend, backends
 from fastgen.ops.rq_spline import rq_spline
+from fastgen.ops.vector_quantize import vector_quantize
 
-__all__ = ["Backend", "backend", "backends", "masked_conv2d", "philox_uniform", "rq_spline"]
+__all__ = ["Backend", "backend", "backends", "logistic_mixture", "masked_conv2d", "philox_uniform", "rq_spline", "vector_quantize"]

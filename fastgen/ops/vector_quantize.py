@@ -1,0 +1,78 @@
+"""Nearest code of a codebook, without the matrix of distances."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastgen.ops.precision import in_float32
+from fastgen.ops.registry import Op
+from fastgen.reference import vector_quantize as reference
+
+
+def _fake(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        x.new_empty(x.shape[:1], dtype=torch.int64),
+        x.new_empty(x.shape),
+        x.new_empty(codebook.shape[:1]),
+        x.new_empty(codebook.shape),
+    )
+
+
+OP = Op(
+    "vector_quantize(Tensor x, Tensor codebook) -> (Tensor, Tensor, Tensor, Tensor)",
+    reference=reference.vector_quantize,
+    fake=_fake,
+    not_differentiable="codes are integers; the straight-through estimator of nn.VectorQuantizer is no derivative",
+)
+
+
+@torch.library.register_vmap("fastgen::vector_quantize")
+def _vmap(info, in_dims, x: Tensor, codebook: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    rows = x.movedim(in_dims[0], 0) if in_dims[0] is not None else x.expand(info.batch_size, *x.shape)
+    books = codebook.movedim(in_dims[1], 0) if in_dims[1] is not None else codebook.expand(len(rows), *codebook.shape)
+    found = [OP(row, book) for row, book in zip(rows, books, strict=True)]
+    return tuple(torch.stack(column) for column in zip(*found, strict=True)), (0, 0, 0, 0)
+
+
+def vector_quantize(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The nearest code of every row, and the statistics that an exponential moving average of the codebook needs.
+
+    ``codes[n] = argmin_k |x[n] - e[k]|^2``, found as the first largest ``x[n] . e[k] - |e[k]|^2 / 2``. The nearness of a
+    few rows to a few codes is all that is in memory at a time. On the CPU the result is bitwise the same for any number
+    of threads. It is not differentiable; ``nn.VectorQuantizer`` has the straight-through estimator.
+
+    Args:
+        x: float [N, D]. float16 and bfloat16 are computed in float32.
+        codebook: float [K, D], the codes e.
+
+    Returns:
+        codes int64 [N]; the codes themselves, e[codes], [N, D] of x's dtype; how many rows chose each code [K]; the sum
+        of those rows [K, D]. The last two are float32 for inputs of 32 bits or fewer, else float64. A row with a NaN is
+        near to nothing: which code it gets is not defined.
+
+    Raises:
+        TypeError: x or codebook is not floating point.
+        ValueError: shapes that do not fit, no codes.
+
+    Reference: van den Oord, Vinyals, Kavukcuoglu, "Neural discrete representation learning", NeurIPS 2017.
+
+    Example:
+        >>> x, codebook = torch.randn(1000, 64), torch.randn(512, 64)
+        >>> codes, quantized, counts, sums = vector_quantize(x, codebook)
+        >>> bool((quantized == codebook[codes]).all())
+        True
+    """
+    for name, tensor in (("x", x), ("codebook", codebook)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} has dtype {tensor.dtype}; it must be floating point")
+        if tensor.dim() != 2:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must have two dimensions")
+    if x.shape[1] != codebook.shape[1]:
+        raise ValueError(f"x has {x.shape[1]} numbers a row and codebook {codebook.shape[1]}; they must be equal")
+    if not codebook.shape[0]:
+        raise ValueError("codebook has no codes; it needs at least one")
+    dtype = x.dtype
+    x, codebook = in_float32(x.detach(), codebook.detach())
+    codes, quantized, counts, sums = OP(x, codebook)
+    return codes, quantized.to(dtype), counts, sums
