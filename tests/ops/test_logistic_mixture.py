@@ -1,0 +1,119 @@
+"""Laws and extremes of mixtures of discretized logistics; what every op must do is in test_contract.py."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import fastgen
+from fastgen.ops import logistic_mixture
+from fastgen.reference.logistic_mixture import discretized_logistic_log_prob
+
+BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.needs_extension)]
+EPSILON = torch.finfo(torch.float32).eps
+
+
+@pytest.fixture(params=BACKENDS, autouse=True)
+def backend(request):
+    with fastgen.backend(request.param):
+        yield request.param
+
+
+def check_finite(level: torch.Tensor, parameters: torch.Tensor, **options) -> torch.Tensor:
+    """Value and gradient are finite, and the value is that of float64."""
+    parameters = parameters.requires_grad_()
+    value = logistic_mixture(level, parameters, **options)
+    (gradient,) = torch.autograd.grad(value.sum(), parameters)
+    assert value.isfinite().all()
+    assert gradient.isfinite().all()
+    exact = logistic_mixture(level, parameters.detach().double(), **options)
+    near = logistic_mixture(level, parameters.detach().double() * (1 + EPSILON), **options)
+    assert ((value - exact).abs() <= 16 * EPSILON * (1 + exact.abs()) + 8 * (near - exact).abs()).all()
+    return value
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+@pytest.mark.parametrize(("channels", "levels"), [(1, 2), (1, 300), (3, 2), (3, 6)])
+def test_probabilities_sum_to_one(channels, levels, scale):
+    level = torch.tensor(list(itertools.product(range(levels), repeat=channels)))
+    parameters = scale * torch.randn(5, 1, 4 * (3 if channels == 1 else 10), dtype=torch.float64)
+    total = logistic_mixture(level, parameters, levels=levels).exp().sum(-1)
+    assert ((total - 1).abs() <= 1e3 * torch.finfo(torch.float64).eps * (1 + scale)).all()
+
+
+def test_one_component_of_one_channel_is_the_discretized_logistic():
+    level, raw = torch.arange(256)[:, None], torch.randn(3, dtype=torch.float64)
+    value = logistic_mixture(level, raw)
+    torch.testing.assert_close(value, discretized_logistic_log_prob(level[:, 0], raw[1], raw[2], 256))
+
+
+def test_equal_components_are_as_one():
+    level = torch.randint(0, 256, (64, 3))
+    raw = torch.randn(64, 10, 1, dtype=torch.float64)
+    logits = torch.randn(64, 1, 7, dtype=torch.float64)
+    seven = torch.cat([logits, raw[:, 1:].expand(-1, -1, 7)], 1).flatten(1)
+    torch.testing.assert_close(logistic_mixture(level, seven), logistic_mixture(level, raw.flatten(1)))
+
+
+@pytest.mark.parametrize("size", [1e4, 1e6])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_extreme_logits(channels, size):
+    level = torch.randint(0, 256, (50, channels))
+    parameters = torch.randn(50, 10 * (3 if channels == 1 else 10))
+    parameters[:, :10] = size * torch.randint(-1, 2, (50, 10))
+    check_finite(level, parameters)
+
+
+@pytest.mark.parametrize("log_scale", [-1e4, -7.0, 20.0, 80.0])
+@pytest.mark.parametrize("mean", [0.0, -1e4, 1e4])
+@pytest.mark.parametrize("level", [0, 100, 255])
+def test_extreme_scales_and_means(level, mean, log_scale):
+    check_finite(torch.tensor([level]), torch.tensor([0.3, -0.2, mean, mean, log_scale, log_scale]))
+
+
+def test_a_component_of_no_weight_is_as_none():
+    level, parameters = torch.randint(0, 256, (20, 1)), torch.randn(20, 9)
+    alone = torch.stack([parameters[:, 1:3], parameters[:, 4:6], parameters[:, 7:9]], 1).flatten(1)
+    parameters[:, 0] = -float("inf")
+    torch.testing.assert_close(logistic_mixture(level, parameters), logistic_mixture(level, alone))
+
+
+def test_log_scales_under_the_least_count_as_it():
+    level, parameters = torch.randint(0, 256, (20, 1)), torch.randn(20, 3)
+    low, least = parameters.clone(), parameters.clone()
+    low[:, 2], least[:, 2] = -9.0, -3.0
+    low.requires_grad_()
+    value = logistic_mixture(level, low, min_log_scale=-3.0)
+    assert torch.equal(value, logistic_mixture(level, least, min_log_scale=-3.0))
+    (gradient,) = torch.autograd.grad(value.sum(), low)
+    assert (gradient[:, 2] == 0).all()
+    assert (gradient[:, 1] != 0).any()
+
+
+def test_leading_dimensions_broadcast():
+    level, parameters = torch.randint(0, 9, (4, 1, 3)), torch.randn(5, 20)
+    value = logistic_mixture(level, parameters, levels=9)
+    assert value.shape == (4, 5)
+    assert torch.equal(value[1, 2], logistic_mixture(level[1, 0], parameters[2], levels=9))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"level": torch.zeros(2, 3)}, TypeError, "level has dtype torch.float32"),
+        ({"parameters": torch.zeros(2, 10, dtype=torch.int64)}, TypeError, "parameters has dtype torch.int64"),
+        ({"level": torch.tensor(1)}, ValueError, "level has no dimensions"),
+        ({"level": torch.zeros(2, 2, dtype=torch.int64)}, ValueError, "level has 2 channels"),
+        ({"parameters": torch.zeros(2, 11)}, ValueError, "parameters has 11 numbers"),
+        ({"parameters": torch.zeros(3, 10)}, ValueError, r"parameters has shape \(3, 10\)"),
+        ({"levels": 1}, ValueError, "levels is 1"),
+        ({"min_log_scale": float("nan")}, ValueError, "min_log_scale is nan"),
+        ({"level": torch.full((2, 3), 8)}, ValueError, "level reaches from 8 to 8"),
+    ],
+)
+def test_wrong_arguments_are_named(change, error, message):
+    right = {"level": torch.zeros(2, 3, dtype=torch.int64), "parameters": torch.zeros(2, 10), "levels": 8}
+    with pytest.raises(error, match=message):
+        logistic_mixture(**(right | change))
