@@ -7,4 +7,13 @@ from fastgen.ops.registry import Backend, backend, backends
 from fastgen.ops.rq_spline import rq_spline
 from fastgen.ops.vector_quantize import vector_quantize
 
-__all__ = ["Backend", "backend", "backends", "logistic_mixture", "masked_conv2d", "philox_uniform", "rq_spline", "vector_quantize"]
+__all__ = [
+    "Backend",
+    "backend",
+    "backends",
+    "logistic_mixture",
+    "masked_conv2d",
+    "philox_uniform",
+    "rq_spline",
+    "vector_quantize",
+]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import fastgen
+from fastgen.distributions import discretized_logistic_mixture_log_prob
 from fastgen.ops import logistic_mixture
 from fastgen.reference.logistic_mixture import discretized_logistic_log_prob
 
@@ -97,6 +98,16 @@ def test_leading_dimensions_broadcast():
     value = logistic_mixture(level, parameters, levels=9)
     assert value.shape == (4, 5)
     assert torch.equal(value[1, 2], logistic_mixture(level[1, 0], parameters[2], levels=9))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_distribution_of_parts_is_that_of_the_whole(channels):
+    """Parts of different leading dimensions; without coefficients the means are not shifted."""
+    level, logits = torch.randint(0, 256, (4, 6, channels)), torch.randn(6, 2, dtype=torch.float64)
+    means, log_scales = torch.randn(2, 4, 1, channels, 2, dtype=torch.float64)
+    value = discretized_logistic_mixture_log_prob(logits, means, log_scales, None, level, 256)
+    each = discretized_logistic_log_prob(level[..., None], means, log_scales, 256).sum(-2)
+    torch.testing.assert_close(value, (logits.log_softmax(-1) + each).logsumexp(-1))
 
 
 @pytest.mark.parametrize(
