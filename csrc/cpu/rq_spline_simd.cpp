@@ -99,7 +99,8 @@ inline Bin<V> find(const RqSplineShape& shape, V x, V* columns) {
   const V v = safe - bin.y0;
   const V a = v * bin.bend + bin.h * (bin.s - bin.d0), b = bin.h * bin.d0 - v * bin.bend, c = -bin.s * v;
   const V root = sqrt(max(b * b - 4 * a * c, V{}));
-  bin.t = min(max(2 * c / (-b - root), V{}), one);
+  const V q = -(b + (b < T(0) ? -root : root)) / 2;  // the sum of equal signs: nothing cancels
+  bin.t = min(max((b < T(0) ? q : c) / (b < T(0) ? a : q), V{}), one);
   evaluate<V, T>(shape, bin);
   const V correction = (bin.numerator / bin.denominator - v / bin.h) * bin.denominator * bin.denominator / (bin.s * bin.slope);
   bin.t = min(max(bin.t - correction, V{}), one);

@@ -108,9 +108,9 @@ def _jvp(function: Callable, arguments: Sequence, tangents: Sequence[Tensor]) ->
     return pushed
 
 
-def _spread(arguments: Sequence, gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+def _spread(arguments: Sequence, gradients: Tensor | Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     """Gradients of the floating-point tensors in the places of all arguments."""
-    found = iter(gradients)
+    found = iter((gradients,) if isinstance(gradients, Tensor) else gradients)
     return tuple(next(found) if _is_float(argument) else None for argument in arguments)
 
 

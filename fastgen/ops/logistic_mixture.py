@@ -23,13 +23,6 @@ def _fake_backward(grad: Tensor, level: Tensor, parameters: Tensor, *_) -> Tenso
     return parameters.new_empty(parameters.shape)
 
 
-class _OneGradient(Op):
-    """A backward with one gradient, in the tuple that ``differentiable`` spreads over the arguments."""
-
-    def __call__(self, *arguments) -> tuple[Tensor]:
-        return (super().__call__(*arguments),)
-
-
 _pull = backward_of(reference.logistic_mixture, 1)
 
 OP = Op(
@@ -37,7 +30,7 @@ OP = Op(
     reference.logistic_mixture,
     _fake,
 )
-BACKWARD = _OneGradient(
+BACKWARD = Op(
     "logistic_mixture_backward(Tensor grad, Tensor level, Tensor parameters, int levels, float min_log_scale)"
     " -> Tensor",
     lambda *arguments: _pull(*arguments)[0],

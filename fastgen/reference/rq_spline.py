@@ -82,7 +82,8 @@ def rq_spline(
         a, b, c = v * bend + h * (s - d0), h * d0 - v * bend, -s * v
         square = b.square() - 4 * a * c
         root = torch.where(square > 0, square, 1).sqrt() * (square > 0)
-        t = (2 * c / (-b - root)).clamp(0, 1)
+        q = -(b + torch.where(b < 0, -root, root)) / 2  # the sum of equal signs: nothing cancels
+        t = (torch.where(b < 0, q, c) / torch.where(b < 0, a, q)).clamp(0, 1)
     else:
         t = ((safe - x0) / w).clamp(0, 1)
     u = t * (1 - t)
