@@ -24,7 +24,10 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 X86 = platform.machine() in ("x86_64", "AMD64")
-COMMON = "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -Wall -Wextra -Wno-unused-parameter -Wno-psabi"
+COMMON = (
+    "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno "
+    "-Wall -Wextra -Wno-unused-parameter -Wno-psabi"
+)
 ISA_FLAGS = {"baseline": ""}
 if X86:
     ISA_FLAGS["avx2"] = "-mavx2 -mfma"

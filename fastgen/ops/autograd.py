@@ -1,7 +1,7 @@
 """Derivatives of ops: one pair of autograd Functions for each, whose derivatives are those of the reference formula.
 
-``torch.library.register_autograd`` alone leaves ``torch.func`` without a rule (``func.jvp`` silently returns zeros), and
-``torch.compile`` takes no Function with ``vmap`` and ``jvp``; so an op has both, and the compiler sees the first.
+``torch.library.register_autograd`` alone leaves ``torch.func`` without a rule (``func.jvp`` silently returns zeros),
+and ``torch.compile`` takes no Function with ``vmap`` and ``jvp``; so an op has both, and the compiler sees the first.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Monotone rational-quadratic splines, in plain PyTorch.
 
-Durkan, Bekasov, Murray, Papamakarios, "Neural spline flows" (2019): on each of K bins a quotient of two quadratics through
-the bin's corners with given derivatives there (Gregory and Delbourgo, 1982).
+Durkan, Bekasov, Murray, Papamakarios, "Neural spline flows" (2019): on each of K bins a quotient of two quadratics
+through the bin's corners with given derivatives there (Gregory and Delbourgo, 1982).
 """
 
 from __future__ import annotations
