@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastgen.nn.causal_conv import CausalConv1d, GatedResidualBlock1d
 from fastgen.nn.masked_conv import MaskedConv2d
+from fastgen.nn.rq_spline import RationalQuadraticSpline
 from fastgen.nn.shifted_conv import (
     DownRightShiftedConv2d,
     DownRightShiftedConvTranspose2d,
@@ -26,6 +27,7 @@ __all__ = [
     "GatedResidualBlock1d",
     "GatedResnet",
     "MaskedConv2d",
+    "RationalQuadraticSpline",
     "VectorQuantizer",
     "apply_weight_norm",
     "concat_elu",
