@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastgen.nn.affine_coupling import AdditiveCoupling, AffineCoupling
 from fastgen.nn.causal_conv import CausalConv1d, GatedResidualBlock1d
 from fastgen.nn.masked_conv import MaskedConv2d
 from fastgen.nn.rq_spline import RationalQuadraticSpline
@@ -19,6 +20,8 @@ from fastgen.nn.vector_quantizer import VectorQuantizer
 from fastgen.nn.weight_norm import apply_weight_norm, initialize_weight_norm
 
 __all__ = [
+    "AdditiveCoupling",
+    "AffineCoupling",
     "CausalConv1d",
     "DownRightShiftedConv2d",
     "DownRightShiftedConvTranspose2d",

@@ -1,5 +1,6 @@
 """The ops: one public function each, and the choice of what runs them."""
 
+from fastgen.ops.affine_coupling import affine_coupling, affine_coupling_
 from fastgen.ops.logistic_mixture import logistic_mixture
 from fastgen.ops.masked_conv2d import masked_conv2d
 from fastgen.ops.philox_uniform import philox_uniform
@@ -9,6 +10,8 @@ from fastgen.ops.vector_quantize import vector_quantize
 
 __all__ = [
     "Backend",
+    "affine_coupling",
+    "affine_coupling_",
     "backend",
     "backends",
     "logistic_mixture",

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fastgen.nn import AdditiveCoupling, AffineCoupling
+
+
+class Conditioner(nn.Module):
+    def __init__(self, inputs: int, outputs: int, context: int):
+        super().__init__()
+        self.main, self.side = nn.Linear(inputs, outputs), nn.Linear(context, outputs)
+
+    def forward(self, x, context):
+        return self.main(x) + self.side(context)
+
+
+def layers():
+    mask = torch.tensor([1, 0, 1, 0, 1])
+    for how in ("exp", "tanh", "sigmoid"):
+        yield AffineCoupling(nn.Linear(3, 4), parameterisation=how)
+        yield AffineCoupling(nn.Linear(2, 6), parameterisation=how, swap=True, interleaved=True)
+        yield AffineCoupling(nn.Linear(5, 10), parameterisation=how, mask=mask, scale=nn.Parameter(torch.rand(5)))
+    yield AdditiveCoupling(nn.Linear(3, 2))
+    yield AdditiveCoupling(nn.Linear(5, 5), mask=mask)
+
+
+@pytest.mark.parametrize("layer", list(layers()), ids=repr)
+def test_inverse_and_log_determinant(layer):
+    layer = layer.double()
+    x = torch.randn(4, 5, dtype=torch.float64)
+    y, log_det = layer(x)
+    back, back_log_det = layer.inverse(y)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(back_log_det, -log_det)
+    for n in range(len(x)):
+        jacobian = torch.autograd.functional.jacobian(lambda row: layer(row[None])[0][0], x[n])
+        torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], log_det[n])
+
+
+def test_images_with_a_checkerboard_keep_its_pixels():
+    checkerboard = (torch.arange(4)[:, None] + torch.arange(6)) % 2
+    layer = AffineCoupling(nn.Conv2d(3, 6, 3, padding=1), parameterisation="tanh", mask=checkerboard)
+    x = torch.randn(2, 3, 4, 6)
+    y, _ = layer(x)
+    assert torch.equal(y[..., checkerboard == 1], x[..., checkerboard == 1])
+    assert (y[..., checkerboard == 0] != x[..., checkerboard == 0]).all()
+    torch.testing.assert_close(layer.inverse(y)[0], x)
+
+
+def test_context_reaches_the_network_and_a_learned_scale_its_gradient():
+    scale = nn.Parameter(torch.ones(2))
+    layer = AffineCoupling(Conditioner(2, 4, 3), parameterisation="tanh", scale=scale)
+    x, context = torch.randn(5, 4), torch.randn(5, 3)
+    y, log_det = layer(x, context)
+    assert not torch.equal(y, layer(x, context + 1)[0])
+    log_det.sum().backward()
+    assert scale in set(layer.parameters())
+    assert (scale.grad != 0).all()
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(ValueError, match="swap=True"):
+        AffineCoupling(nn.Identity(), mask=torch.ones(2), swap=True)
+    with pytest.raises(ValueError, match="x has shape"):
+        AdditiveCoupling(nn.Identity())(torch.zeros(3, 1))
+    with pytest.raises(ValueError, match="net returns"):
+        AdditiveCoupling(nn.Linear(2, 3))(torch.zeros(3, 4))
