@@ -185,9 +185,8 @@ def _constants(parameters: int, inverse: bool, tails: int) -> dict:
     bins = (parameters - (1, -1, 0)[tails]) // 3
     padded = triton.next_power_of_2(bins)
     block = max(1, BLOCK_NUMBERS // padded)
-    return {
-        "inverse": inverse, "tails": tails, "bins": bins, "padded": padded, "count": parameters, "block": block
-    }  # fmt: skip
+    shape = {"bins": bins, "padded": padded, "count": parameters, "block": block}
+    return {"inverse": inverse, "tails": tails, "num_warps": 8} | shape
 
 
 def rq_spline(x: Tensor, parameters: Tensor, inverse: bool, tails: int, *numbers: float) -> tuple[Tensor, Tensor]:

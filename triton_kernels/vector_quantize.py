@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, CODES, WIDTH = 64, 64, 32
+ROWS, CODES, WIDTH = 64, 32, 16
 CONSTANTS = {"block_rows": ROWS, "block_codes": CODES, "block_width": WIDTH}
 
 
