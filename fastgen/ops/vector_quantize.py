@@ -38,9 +38,9 @@ def _vmap(info, in_dims, x: Tensor, codebook: Tensor) -> tuple[tuple[Tensor, ...
 def vector_quantize(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The nearest code of every row, and the statistics that an exponential moving average of the codebook needs.
 
-    ``codes[n] = argmin_k |x[n] - e[k]|^2``, found as the first largest ``x[n] . e[k] - |e[k]|^2 / 2``. Only the nearness
-    of a few rows to a few codes is in memory at a time. On the CPU the result is bitwise the same for any number of
-    threads. It is not differentiable; ``nn.VectorQuantizer`` has the straight-through estimator.
+    ``codes[n] = argmin_k |x[n] - e[k]|^2``, found as the first largest ``x[n] . e[k] - |e[k]|^2 / 2``. Only the
+    nearness of a few rows to a few codes is in memory at a time. On the CPU the result is bitwise the same for any
+    number of threads. It is not differentiable; ``nn.VectorQuantizer`` has the straight-through estimator.
 
     Args:
         x: float [N, D]. float16 and bfloat16 are computed in float32.
