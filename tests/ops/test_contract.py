@@ -152,6 +152,8 @@ def test_opcheck(op, make):
         patch.setattr(type(op), "__call__", record)
         differentiated(op, arguments(make, torch.float32))
     assert {name for name, _ in recorded} <= set(OPS)
+    if fastgen.extension_error is not None:  # opcheck asks for storage, which tensors within torch.func do not have
+        recorded = [(name, given) for name, given in recorded if not OPS[name].part_of]
     for name, given in recorded:
         detached = [a.detach().clone() if isinstance(a, Tensor) else a for a in given]
         torch.library.opcheck(getattr(torch.ops.fastgen, name).default, tuple(detached))
@@ -223,6 +225,7 @@ def test_compiles_without_a_graph_break(op, make):
         value = function(*tensors)
         return [value.detach(), *torch.autograd.grad(value, tensors)]
 
+    torch.compiler.reset()  # the cases share the code of `total`, and Dynamo's limit of 8 recompilations
     compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
     for mine, eager in zip(run(compiled), run(total), strict=True):
         torch.testing.assert_close(mine, eager)
@@ -239,8 +242,10 @@ def test_strided_and_expanded_arguments(op, make):
         view = wide[..., ::2] if tensor.dim() else wide[0]
         view.copy_(tensor)
         strided[name] = view.transpose(0, -1).contiguous().transpose(0, -1) if tensor.dim() > 1 else view
+    kernel = op.refusal("cpu", "cpu") is None
     for mine, theirs in zip(public(op, strided), wanted, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+        # PyTorch's own elementwise functions round differently where memory has strides: the reference may, too
+        torch.testing.assert_close(mine, theirs, **({"rtol": 0, "atol": 0} if kernel else {}))
 
 
 @pytest.mark.needs_extension
