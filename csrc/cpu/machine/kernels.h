@@ -14,6 +14,8 @@ enum class Format { float32, bfloat16, int8 };
 constexpr int kTile = 16;  // outputs that are packed side by side, whatever the width of a vector
 constexpr int kFormats = 3;
 
+constexpr std::ptrdiff_t kPrefetch = 1024;  // bytes of the weights behind its own that `panel` asks for at one item's end
+
 // Sums of consecutive tiles for a number of items. Tiles are packed in blocks of two; an odd last one is a block alone.
 //
 // The inputs of a block are cut into `chains` = 4 / tiles of the block: chain c sums the inputs k = c, c + chains, ... one after

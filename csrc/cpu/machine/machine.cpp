@@ -57,7 +57,11 @@ class Machine::Crew {
   void advance(std::int64_t t0, std::int64_t t1) {
     for (std::int64_t t = t0; t < t1 && !failed_before(t); ++t) {
       if (t % machine_.program_.row_length == 0) start_row(t / machine_.program_.row_length, t);
-      for (int code : worker_.collect(t, t + 1)) run_code(code, worker_.cells_of(code), t);
+      const std::vector<int>& active = worker_.collect(t, t + 1);
+      for (std::size_t i = 0; i < active.size(); ++i) {
+        if (alone_ && i + 1 < active.size()) worker_.expect(active[i + 1], mine_, run_);
+        run_code(active[i], worker_.cells_of(active[i]), t);
+      }
       meet();
       worker_.draw_step(t, mine_, run_, false);
       dirty_ = true;

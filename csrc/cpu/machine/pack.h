@@ -58,6 +58,7 @@ class PackedWeights {
   const float* table_row(const Table& table, std::int64_t row) const {
     return table_values_.data() + table.offset + static_cast<std::size_t>(row * table.width);
   }
+  const unsigned char* begin() const { return arena_.data(); }
   const unsigned char* block(const Packed& matrix, std::int64_t block) const {
     return arena_.data() + matrix.offset + static_cast<std::size_t>(block) * matrix.block_bytes;
   }

@@ -20,8 +20,6 @@ constexpr int kSingleCuts = 1, kPanelCuts = 4, kPanelItems = 6;
 constexpr int kSingleCuts = 2, kPanelCuts = 4, kPanelItems = 3;
 #endif
 
-constexpr std::ptrdiff_t kPrefetch = 1024;  // bytes that are asked for while a code's lane program runs
-
 template <Format F>
 constexpr int kStepBytes = F == Format::float32 ? 256 : F == Format::bfloat16 ? 128 : 64;
 

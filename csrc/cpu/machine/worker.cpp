@@ -8,6 +8,7 @@
 namespace fastgen {
 namespace {
 
+constexpr int kLinesAtOperation = 4, kLinesAtDraw = 32;  // of the next weights
 constexpr std::int64_t kLaneFloats = 4096;  // of registers that a lane program works on at once: half of a first-level cache
 
 float* floats(const Arena& arena) { return reinterpret_cast<float*>(arena.data()); }
@@ -47,7 +48,8 @@ Worker::Worker(const Plan& plan, const PackedWeights& weights, const HeadSpec& h
       input_pointers_(plan.items),
       addresses_(plan.addresses),
       lattice_cells_(plan.lattices.size()),
-      once_cell_(1) {
+      once_cell_(1),
+      ahead_(weights.begin()) {
   active_.reserve(plan.codes.size());
   once_active_.reserve(plan.codes.size());
 }
@@ -109,6 +111,22 @@ void Worker::execute(int number, const Cell* cells, std::int64_t count, const Sh
       tile.sample0 = share.samples.begin + done;
       tile.samples = std::min(code.chunk, samples - done);
       compute(tile);
+    }
+  }
+}
+
+void Worker::expect(int number, Span samples, const Run& run) {
+  const PlannedCode& code = plan_.codes[number];
+  for (const DenseInput& input : code.dense) {
+    const BoundOperand& operand = code.operands[input.operand];
+    if (!operand.wraps || operand.where != kState || operand.channel_stride != 1) continue;
+    for (const Cell& cell : cells_of(number)) {
+      Address address;
+      if (operand.resolve(cell, run, address) != Reach::inside) continue;
+      for (std::int64_t b = samples.begin; b < samples.end; ++b) {
+        const char* from = reinterpret_cast<const char*>(address.base + b * address.sample_stride);
+        for (std::int64_t byte = 0; byte < input.length * std::int64_t{sizeof(float)}; byte += 64) __builtin_prefetch(from + byte);
+      }
     }
   }
 }
@@ -193,6 +211,7 @@ void Worker::multiply(const Tile& tile) {
     for (std::int64_t item = 0; item < tile.items(); ++item) x[item] = inputs + item * code.padded_inputs;
     std::int64_t k = 0;
     for (const DenseInput& input : code.dense) {
+      if (tile.items() == 1) look_ahead(kLinesAtOperation);
       each_item(tile, input.operand, [&](std::int64_t item, const Address& from) {
         kernels_.gather(inputs + item * code.padded_inputs + k, from.base, from.channel_stride, input.length);
       });
@@ -216,6 +235,7 @@ void Worker::multiply(const Tile& tile) {
   task.part_stride = tile.register_stride;
   task.item_stride = tile.width;
   kernels_.panel[static_cast<int>(weights_.format())](task);
+  ahead_ = weights_.block(matrix, matrix.blocks()) + kPrefetch;
 }
 
 void Worker::apply(const Tile& tile) {
@@ -243,6 +263,7 @@ void Worker::apply(const Tile& tile) {
       }
     };
     for (const Operation& operation : code.operations) {
+      if (items == 1) look_ahead(kLinesAtOperation);
       float* dst = registers + operation.dst * tile.register_stride;
       const float* a = registers + operation.a * tile.register_stride;
       if (operation.opcode == kLoad) {
@@ -331,6 +352,10 @@ void Worker::draw_cell(const PlannedDraw& planned, Cell cell, std::int64_t t, Sp
     arguments.known = run.known ? run.known + element : nullptr;
     arguments.log_prob = run.log_prob ? run.log_prob + b : nullptr;
     arguments.proposal_log_prob = run.proposal_log_prob ? run.proposal_log_prob + b : nullptr;
+    if (samples.end - samples.begin == 1) {  // the next step begins with the first weights
+      ahead_ = weights_.begin();
+      look_ahead(kLinesAtDraw);
+    }
     const DrawStatus status = draw(head_, arguments, reinterpret_cast<double*>(scratch_.data()));
     if (status != DrawStatus::ok) {
       failure_.report(t, text(draw_status_text(status), ", at position ", position, " of item ", b, " of the batch"));

@@ -44,6 +44,9 @@ class Worker {
   // Runs a code at `count` cells.
   void execute(int number, const Cell* cells, std::int64_t count, const Share& share, const Run& run, std::int64_t step);
 
+  // Asks for the inputs of a code in rings, which the weights of a step have driven out of the near caches.
+  void expect(int number, Span samples, const Run& run);
+
   // Draws, or scores where all is known, the elements of step t; the inputs are written unless `inputs_written`.
   void draw_step(std::int64_t t, Span samples, const Run& run, bool inputs_written);
 
@@ -71,6 +74,10 @@ class Worker {
   };
 
   void compute(const Tile& tile);
+  // Asks for the next lines of the weights: between two products of one item memory would have nothing to do.
+  void look_ahead(int lines) {
+    for (int i = 0; i < lines; ++i, ahead_ += 64) __builtin_prefetch(ahead_, 0, 2);
+  }
   void resolve(const BoundOperand* operands, std::size_t count, Cell cell, const Run& run, std::int64_t step, Address* addresses);
   void start(const Tile& tile);
   void add_table_rows(const Tile& tile);
@@ -95,6 +102,7 @@ class Worker {
   std::vector<Address> addresses_;
   std::vector<std::vector<Cell>> lattice_cells_;
   std::vector<Cell> once_cell_, draw_cells_;
+  const unsigned char* ahead_;  // in the packed weights, or a little beyond them
   std::vector<int> active_, once_active_;
 };
 
