@@ -1,4 +1,4 @@
-# make demo | test | bench | lint | check-cuda | clean
+# make demo | test | bench | gpu | lint | check-cuda | clean
 #
 # Needs Python 3.11 or newer with venv, a C++17 compiler and make; the first call makes .venv and installs the rest.
 # make PYTHON=/path/to/python ... uses an environment of yours instead: fastgen is installed into it, editable, and the
@@ -10,13 +10,15 @@ SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.c
 ifeq ($(origin PYTHON),undefined)
   PYTHON := .venv/bin/python
   ENVIRONMENT := .venv/installed
+  GPU_PYTHON := python3
 else
+  GPU_PYTHON := $(PYTHON)
   ENVIRONMENT := build/installed-$(subst /,-,$(PYTHON))
 endif
 EXTENSION := build/extension-$(subst /,-,$(PYTHON))
 PYTEST := $(PYTHON) -m pytest
 
-.PHONY: demo test test-no-extension test-interpreter bench lint check-cuda clean
+.PHONY: demo test test-no-extension test-interpreter bench gpu lint check-cuda clean
 .DEFAULT_GOAL := demo
 
 .venv/installed: setup.py pyproject.toml
@@ -53,6 +55,12 @@ test-interpreter: $(EXTENSION)
 
 bench: $(EXTENSION)
 	$(PYTEST) -s bench --benchmark-enable --benchmark-group-by=group
+
+# on a machine with an NVIDIA GPU, nvcc and no network, with a python3 (or PYTHON=...) that has torch and pytest
+gpu:
+	$(GPU_PYTHON) -m pip install --quiet --no-build-isolation --no-deps -e .
+	$(GPU_PYTHON) -m pytest -q -o addopts=--import-mode=importlib -W default -m gpu tests/ops
+	$(GPU_PYTHON) -m bench.ops_table --device cuda
 
 lint: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check .
