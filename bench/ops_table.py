@@ -1,4 +1,4 @@
-"""The table of ops: which kernel each has, what it fuses, the bytes it moves, and how near to the machine's floor it is.
+"""The table of ops: the kernel that each has, what it fuses, the bytes it moves, how near it is to the floor.
 
 ``python -m bench.ops_table`` measures on the CPU and writes the table into ``docs/ops.md``; with ``--device cuda`` it
 measures on the GPU and writes ``bench/results/<gpu>.json`` and ``.md``.
@@ -98,7 +98,7 @@ def measure(name: str, workload: Workload, device: str, threads: int, most: floa
     def record(part: str, call: Callable[[], object], moved: int, operations: float) -> None:
         taken = seconds(call, threads)
         floor = max(moved / copy_rate(moved, device, threads), operations / most)
-        row[part] = {"seconds": taken, "bytes": moved, "operations": operations, "percent_of_floor": 100 * floor / taken}
+        row[part] = {"seconds": taken, "bytes": moved, "percent_of_floor": 100 * floor / taken}
 
     with torch.no_grad():
         moved = size_of(arguments) + size_of(results)
@@ -157,7 +157,8 @@ def table(rows: list[dict]) -> str:
 def heading(device: str) -> str:
     if device == "cpu":
         found = describe()
-        return f"{found['processor']}, {thread_counts()[-1]} threads, {found['isa']}, torch {found['torch']}, {commit()}"
+        machine = f"{found['processor']}, {thread_counts()[-1]} threads, {found['isa']}"
+        return f"{machine}, torch {found['torch']}, {commit()}"
     return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {commit()}"
 
 
