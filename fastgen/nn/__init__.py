@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastgen.nn.affine_coupling import AdditiveCoupling, AffineCoupling
 from fastgen.nn.causal_conv import CausalConv1d, GatedResidualBlock1d
+from fastgen.nn.cubic_spline import CubicSpline
 from fastgen.nn.masked_conv import MaskedConv2d
 from fastgen.nn.rq_spline import RationalQuadraticSpline
 from fastgen.nn.shifted_conv import (
@@ -23,6 +24,7 @@ __all__ = [
     "AdditiveCoupling",
     "AffineCoupling",
     "CausalConv1d",
+    "CubicSpline",
     "DownRightShiftedConv2d",
     "DownRightShiftedConvTranspose2d",
     "DownShiftedConv2d",

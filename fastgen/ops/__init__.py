@@ -1,6 +1,7 @@
 """The ops: one public function each, and the choice of what runs them."""
 
 from fastgen.ops.affine_coupling import affine_coupling, affine_coupling_
+from fastgen.ops.cubic_spline import cubic_spline
 from fastgen.ops.logistic_mixture import logistic_mixture
 from fastgen.ops.masked_conv2d import masked_conv2d
 from fastgen.ops.philox_uniform import philox_uniform
@@ -14,6 +15,7 @@ __all__ = [
     "affine_coupling_",
     "backend",
     "backends",
+    "cubic_spline",
     "logistic_mixture",
     "masked_conv2d",
     "philox_uniform",

@@ -1,0 +1,257 @@
+// Monotone cubic splines, kWidth elements at once: their parameters are transposed into columns first.
+#include <algorithm>
+
+#include "common/lanes.h"
+#include "cpu/cubic_spline.h"
+
+namespace fastgen {
+namespace {
+
+constexpr double kLeast = 1e-6;  // as in fastgen/reference/cubic_spline.py
+
+// A softmax before its division: column j is exp(raw - top), size() of it the width or height of bin j.
+template <typename V>
+struct Sizes {
+  V* columns;
+  V reciprocal, least, scale;  // reciprocal: of the sum of the columns
+
+  V size(std::int64_t j) const { return fma(scale, columns[j], least); }
+};
+
+// Adds, and returns what rounding lost.
+template <typename V>
+inline V add_to(V& sum, V x) {
+  const V before = sum;
+  sum = before + x;
+  const V added = sum - before;
+  return (before - (sum - added)) + (x - added);
+}
+
+template <typename V, typename T>
+inline Sizes<V> sizes_of(V* columns, std::int64_t bins, T interval, T least) {
+  V top = columns[0], sum = V{}, lost = V{};
+  for (std::int64_t j = 1; j < bins; ++j) top = max(top, columns[j]);
+  for (std::int64_t j = 0; j < bins; ++j) lost += add_to(sum, columns[j] = exp_nonpositive(columns[j] - top));
+  const V reciprocal = T(1) / (sum + lost);
+  return {columns, reciprocal, V{} + interval * least, interval * (T(1) - least * T(bins)) * reciprocal};
+}
+
+// The derivative where two bins meet, by Steffen, and its partial derivatives with respect to their widths and slopes.
+template <typename V>
+struct Joint {
+  V value, of_w0, of_s0, of_w1, of_s1;
+};
+
+template <typename V, typename T>
+inline Joint<V> joint(V w0, V s0, V w1, V s1) {
+  const V scale = T(1) / (w0 + w1), part0 = w1 * scale, part1 = w0 * scale;
+  const V mean = part0 * s0 + part1 * s1, zero = V{}, two = V{} + T(2);
+  const auto limited = min(s0, s1) * T(2) < mean, by_first = s0 < s1;
+  return {limited ? (by_first ? s0 : s1) * T(2) : mean,
+          limited ? zero : (s1 - mean) * scale,
+          limited ? (by_first ? two : zero) : part0,
+          limited ? zero : (s0 - mean) * scale,
+          limited ? (by_first ? zero : two) : part1};
+}
+
+template <typename V>
+inline V rise(V t, V h, V w, V d0, V d1) {
+  const V rest = 1 - t;
+  return h * t * t * (3 - 2 * t) + w * t * rest * (d0 * rest - d1 * t);
+}
+template <typename V>
+inline V slope_at(V t, V s, V d0, V d1) {
+  const V rest = 1 - t;
+  return d0 * rest * rest + d1 * t * t + 2 * t * rest * (3 * s - d0 - d1);
+}
+template <typename V>
+inline V half_bend_at(V t, V s, V d0, V d1) {
+  return d1 * t - d0 * (1 - t) + (1 - 2 * t) * (3 * s - d0 - d1);
+}
+
+// Where in [0, 1] the cubic from 0 to 1 with derivatives a and b at its ends is q: from the root of the rational quadratic with
+// the same ends, by Halley steps kept in a bracket.
+template <typename V, typename T>
+inline V root_of(V a, V b, V q, std::int64_t steps) {
+  const V one = V{} + T(1);
+  V low = V{}, high = one;
+  const V bend = q * (a + b - 2), linear = a - bend;
+  const V root = sqrt(max(linear * linear + 4 * q * (1 - a + bend), V{}));
+  V t = min(max(2 * q / (q > T(0) ? linear + root : one), V{}), one);
+  for (std::int64_t step = 0; step < steps; ++step) {
+    const V over = rise(t, one, one, a, b) - q;
+    low = over > T(0) ? low : t;
+    high = over > T(0) ? t : high;
+    const V slope = slope_at(t, one, a, b);
+    const V denominator = slope * slope - over * half_bend_at(t, one, a, b);
+    const V moved = t - over * slope / denominator;
+    t = (denominator > T(0)) & (moved >= low) & (moved <= high) ? moved : (low + high) / 2;
+  }
+  return t;
+}
+
+// The bin of every lane, and where in it the lane is.
+template <typename V>
+struct Bin {
+  Sizes<V> widths, heights;
+  V number, x0, y0, w, h, w_before, h_before, w_after, h_after;
+  V s, d0, d1, inside, t, slope;  // inside: 1 or 0
+};
+
+template <typename V, typename T>
+inline V end_part(V raw) {
+  return T(kLeast) + T(1 - 2 * kLeast) * sigmoid(raw);
+}
+
+template <typename V, typename T>
+inline Bin<V> find(const CubicSplineShape& shape, V x, V* columns) {
+  const std::int64_t bins = shape.bins;
+  const V one = V{} + T(1), left = V{} + T(shape.left), bottom = V{} + T(shape.bottom);
+  Bin<V> bin;
+  bin.widths = sizes_of(columns, bins, T(shape.right - shape.left), T(shape.min_width));
+  bin.heights = sizes_of(columns + bins, bins, T(shape.top - shape.bottom), T(shape.min_height));
+  const T low = T(shape.inverse ? shape.bottom : shape.left), high = T(shape.inverse ? shape.top : shape.right);
+  const auto inside = (x >= low) & (x <= high);
+  bin.inside = inside ? one : V{};
+  const V safe = inside ? x : V{} + low;
+  V w = bin.widths.size(0), h = bin.heights.size(0), w_before = w, h_before = h;
+  V sum_w = V{}, sum_h = V{}, lost_w = V{}, lost_h = V{};
+  bin.number = V{};
+  bin.x0 = left;
+  bin.y0 = bottom;
+  bin.w = bin.w_before = w;
+  bin.h = bin.h_before = h;
+  bin.w_after = bins == 1 ? w : bin.widths.size(1);
+  bin.h_after = bins == 1 ? h : bin.heights.size(1);
+  for (std::int64_t j = 1; j < bins; ++j) {
+    lost_w += add_to(sum_w, w);
+    lost_h += add_to(sum_h, h);
+    const V edge_x = left + (sum_w + lost_w), edge_y = bottom + (sum_h + lost_h);
+    const std::int64_t next = std::min(j + 1, bins - 1);
+    w_before = w;
+    h_before = h;
+    w = bin.widths.size(j);
+    h = bin.heights.size(j);
+    const auto beyond = safe >= (shape.inverse ? edge_y : edge_x);
+    bin.number = beyond ? V{} + T(j) : bin.number;
+    bin.x0 = beyond ? edge_x : bin.x0;
+    bin.y0 = beyond ? edge_y : bin.y0;
+    bin.w = beyond ? w : bin.w;
+    bin.h = beyond ? h : bin.h;
+    bin.w_before = beyond ? w_before : bin.w_before;
+    bin.h_before = beyond ? h_before : bin.h_before;
+    bin.w_after = beyond ? bin.widths.size(next) : bin.w_after;
+    bin.h_after = beyond ? bin.heights.size(next) : bin.h_after;
+  }
+  const V s = bin.s = bin.h / bin.w;
+  const V inner0 = joint<V, T>(bin.w_before, bin.h_before / bin.w_before, bin.w, s).value;
+  const V inner1 = joint<V, T>(bin.w, s, bin.w_after, bin.h_after / bin.w_after).value;
+  bin.d0 = bin.number == T(0) ? 3 * s * end_part<V, T>(columns[2 * bins]) : inner0;
+  bin.d1 = bin.number == T(bins - 1) ? 3 * s * end_part<V, T>(columns[2 * bins + 1]) : inner1;
+  if (shape.inverse) {
+    const V q = min(max((safe - bin.y0) / bin.h, V{}), one);
+    bin.t = root_of<V, T>(bin.d0 / s, bin.d1 / s, q, bins == 1 ? 9 : 6);
+  } else {
+    bin.t = min(max((safe - bin.x0) / bin.w, V{}), one);
+  }
+  bin.slope = slope_at(bin.t, s, bin.d0, bin.d1);
+  return bin;
+}
+
+// The parameters of elements i .. i + n as columns; those of the next ones are asked for.
+template <typename V, typename T>
+inline void load_parameters(const CubicSplineShape& shape, const T* parameters, std::int64_t i, std::int64_t n, V* columns) {
+  const T* from = parameters + i * shape.parameters;
+  const char* next = reinterpret_cast<const char*>(from + kWidth * shape.parameters);
+  for (std::int64_t line = 0; line < kWidth * shape.parameters * std::int64_t(sizeof(T)); line += 64) {
+    __builtin_prefetch(next + line);
+  }
+  load_columns(from, n, shape.parameters, shape.parameters, columns);
+}
+
+template <typename T>
+void forward(const CubicSplineShape& shape, const CubicSplineData<T>& data, std::int64_t begin, std::int64_t end, T* scratch) {
+  using V = typename VectorOf<T>::type;
+  V* columns = reinterpret_cast<V*>(scratch);
+  for (std::int64_t i = begin; i < end; i += kWidth) {
+    const std::int64_t n = std::min<std::int64_t>(kWidth, end - i);
+    load_parameters(shape, data.parameters, i, n, columns);
+    const V x = load_first<V>(data.x + i, n);
+    const Bin<V> bin = find<V, T>(shape, x, columns);
+    const V log_slope = log(bin.slope);
+    const V y = shape.inverse ? bin.x0 + bin.t * bin.w : bin.y0 + rise(bin.t, bin.h, bin.w, bin.d0, bin.d1);
+    store_first(data.y + i, bin.inside != T(0) ? y : x, n);
+    store_first(data.log_det + i, bin.inside != T(0) ? (shape.inverse ? -log_slope : log_slope) : V{}, n);
+  }
+}
+
+// The gradients with respect to the raw columns of a softmax, of those with respect to the sizes of the bins: `of_start` for all
+// before bin `number`, and besides `before`, `here` and `after` for the three around it.
+template <typename V, typename T>
+inline void softmax_backward(const Sizes<V>& sizes, std::int64_t bins, V number, V of_start, V before, V here, V after, V* grads) {
+  V mean = V{};
+  for (std::int64_t j = 0; j < bins; ++j) {
+    const V side = number == T(j + 1) ? before : after, place = number - T(j);
+    V grad = place > T(0) ? of_start : V{};
+    grad += place == T(0) ? here : (abs(place) == T(1) ? side : V{});
+    mean += sizes.columns[j] * grad;
+    grads[j] = grad;
+  }
+  mean *= sizes.reciprocal;
+  for (std::int64_t j = 0; j < bins; ++j) grads[j] = sizes.scale * sizes.columns[j] * (grads[j] - mean);
+}
+
+template <typename T>
+void backward(const CubicSplineShape& shape, const CubicSplineData<T>& data, std::int64_t begin, std::int64_t end, T* scratch) {
+  using V = typename VectorOf<T>::type;
+  const std::int64_t bins = shape.bins;
+  V *columns = reinterpret_cast<V*>(scratch), *grads = columns + shape.parameters;
+  for (std::int64_t i = begin; i < end; i += kWidth) {
+    const std::int64_t n = std::min<std::int64_t>(kWidth, end - i);
+    load_parameters(shape, data.parameters, i, n, columns);
+    const Bin<V> bin = find<V, T>(shape, load_first<V>(data.x + i, n), columns);
+    const auto inside = bin.inside != T(0), first = bin.number == T(0), last = bin.number == T(bins - 1);
+    const V given_y = load_first<V>(data.grad_y + i, n), given_l = load_first<V>(data.grad_log_det + i, n);
+    const V t = bin.t, rest = 1 - t, u = t * rest, w = bin.w, s = bin.s, zero = V{};
+    const V l_t = 2 * half_bend_at(t, s, bin.d0, bin.d1) / bin.slope;
+    V of_y = inside ? given_y : zero, of_l = inside ? given_l : zero, of_x = zero;
+    if (shape.inverse) {  // x = F^-1(y): dx = (dy - F_p dp) / F_x, and its log-derivative is -L
+      of_x = (of_y - of_l * l_t / w) / bin.slope;
+      of_y = -of_x;
+      of_l = -of_l;
+    }
+    const V of_start = -of_y * bin.slope - of_l * l_t / w;  // of x0
+    if (!shape.inverse) of_x = -of_start;
+    store_first(data.grad_x + i, inside ? of_x : given_y, n);
+
+    const V of_log = of_l / bin.slope;
+    const V of_d0 = of_y * w * u * rest + of_log * (rest * rest - 2 * u);
+    const V of_d1 = of_log * (t * t - 2 * u) - of_y * w * u * t;
+    const V s_before = bin.h_before / bin.w_before, s_after = bin.h_after / bin.w_after;
+    const Joint<V> joint0 = joint<V, T>(bin.w_before, s_before, w, s), joint1 = joint<V, T>(w, s, bin.w_after, s_after);
+    const V end0 = sigmoid(columns[2 * bins]), end1 = sigmoid(columns[2 * bins + 1]);
+    const V of_s = 6 * u * of_log + of_d0 * (first ? bin.d0 / s : joint0.of_s1) + of_d1 * (last ? bin.d1 / s : joint1.of_s0);
+    const V of_s_before = of_d0 * joint0.of_s0, of_s_after = of_d1 * joint1.of_s1;
+    const V of_w = of_y * u * (bin.d0 * rest - bin.d1 * t) + of_start * t - of_s * s / w + (first ? zero : of_d0 * joint0.of_w1) +
+                   (last ? zero : of_d1 * joint1.of_w0);
+    const V of_w_before = of_d0 * joint0.of_w0 - of_s_before * s_before / bin.w_before;
+    const V of_w_after = of_d1 * joint1.of_w1 - of_s_after * s_after / bin.w_after;
+    const V of_h = of_y * t * t * (3 - 2 * t) + of_s / w;
+    softmax_backward<V, T>(bin.widths, bins, bin.number, of_start, of_w_before, of_w, of_w_after, grads);
+    softmax_backward<V, T>(bin.heights, bins, bin.number, of_y, of_s_before / bin.w_before, of_h, of_s_after / bin.w_after,
+                           grads + bins);
+    const V part = 3 * s * T(1 - 2 * kLeast);
+    grads[2 * bins] = first ? of_d0 * part * end0 * (1 - end0) : zero;
+    grads[2 * bins + 1] = last ? of_d1 * part * end1 * (1 - end1) : zero;
+    store_columns(data.grad_parameters + i * shape.parameters, n, shape.parameters, shape.parameters, grads);
+  }
+}
+
+}  // namespace
+
+const CubicSplineKernels& FASTGEN_OF_ISA(cubic_spline_kernels)() {
+  static const CubicSplineKernels kernels = {kWidth, forward<float>, backward<float>, forward<double>, backward<double>};
+  return kernels;
+}
+
+}  // namespace fastgen

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastgen.nn import CubicSpline
+
+
+def test_it_begins_as_the_identity():
+    x = torch.randn(20, 3)
+    y, log_det = CubicSpline((3,), bins=5)(x)
+    torch.testing.assert_close(y, x, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(log_det, torch.zeros(20), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("tails", ["linear", "bounded"])
+def test_the_law_of_a_flow_layer(tails, given):
+    layer = CubicSpline((2, 2), bins=4, tails=tails).double()
+    torch.nn.init.normal_(layer.raw)
+    x = torch.rand(3, 2, 2, dtype=torch.float64) * 5 - 2.5
+    parameters = torch.randn(3, *layer.raw.shape, dtype=torch.float64) if given else None
+    y, log_det = layer(x, parameters)
+    back, log_det_back = layer.inverse(y, parameters)
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
+    torch.testing.assert_close(log_det_back, -log_det, rtol=0, atol=1e-7)
+    for n in range(3):
+        own = None if parameters is None else parameters[n : n + 1]
+        jacobian = torch.autograd.functional.jacobian(lambda v, own=own: layer(v[None], own)[0][0], x[n]).reshape(4, 4)
+        torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, log_det[n])
+    assert log_det.shape == (3,)
+
+
+def test_an_empty_batch_and_its_gradients():
+    layer = CubicSpline((3,))
+    y, log_det = layer(torch.zeros(0, 3))
+    (y.sum() + log_det.sum()).backward()
+    assert (layer.raw.grad == 0).all()
+
+
+def test_training_moves_the_spline_to_a_density():
+    """The maximum-likelihood spline of exponential samples has a lower loss than the identity."""
+    x = torch.empty(512, 1).exponential_(generator=torch.Generator().manual_seed(0)) - 1
+    layer = CubicSpline((1,), bins=8)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
+    losses = []
+    for _ in range(60):
+        y, log_det = layer(x)
+        loss = (y.square().sum(1) / 2 - log_det).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda: CubicSpline((2,), bins=0), "bins=0"),
+        (lambda: CubicSpline((2,), tails="none"), "tails is 'none'"),
+        (lambda: CubicSpline((2,))(torch.zeros(3, 4)), r"x has shape \(3, 4\)"),
+        (
+            lambda: CubicSpline((2,))(torch.zeros(3, 2), torch.zeros(3, 2, 5)),
+            r"parameters has shape \(3, 2, 5\)",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(use, message):
+    with pytest.raises(ValueError, match=message):
+        use()

@@ -1,0 +1,182 @@
+"""Laws and extremes of monotone cubic splines; the rest is the contract's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import fastgen
+from fastgen.ops import cubic_spline
+
+EPSILON = torch.finfo(torch.float32).eps
+BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.needs_extension)]
+
+
+def made(bins: int, scale: float, seed: int, rows: int = 200) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = 6 * torch.rand(rows, generator=generator) - 3
+    return x, scale * torch.randn(rows, 2 * bins + 2, generator=generator)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=60)
+@given(bins=st.integers(1, 64), scale=st.floats(1, 30), seed=st.integers(0, 999))
+def test_the_error_bound(backend, inverse, bins, scale, seed):
+    """float32 gives, within 32 eps B, the exact value at an argument within 32 eps B of the one given (B = 3)."""
+    x, parameters = made(bins, scale, seed)
+    with fastgen.backend(backend):
+        y, log_det = cubic_spline(x, parameters, inverse=inverse)
+    assert torch.isfinite(y).all()
+    assert torch.isfinite(log_det).all()
+    allowed = 32 * EPSILON * 3
+    with fastgen.backend("reference"):
+        lowest, highest = (
+            cubic_spline((x.double() + d).clamp(-3, 3), parameters.double(), inverse=inverse)[0]
+            for d in (-allowed, allowed)
+        )
+    assert (y >= lowest - allowed).all()
+    assert (y <= highest + allowed).all()
+
+
+@settings(max_examples=40)
+@given(bins=st.integers(1, 20), seed=st.integers(0, 999))
+def test_the_inverse_undoes_the_forward_and_the_map_is_monotone(bins, seed):
+    x, parameters = made(bins, 1.0, seed)
+    x, parameters = x.double().sort().values, parameters[:1].double().expand(len(x), -1)
+    y, log_det = cubic_spline(x, parameters)
+    back, log_det_back = cubic_spline(y.clamp(-3, 3), parameters, inverse=True)
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
+    torch.testing.assert_close(log_det_back, -log_det, rtol=0, atol=1e-6)
+    assert (y.diff() >= 0).all()
+    ends, _ = cubic_spline(torch.tensor([-3.0, 3.0], dtype=torch.float64), parameters[:2])
+    torch.testing.assert_close(ends, torch.tensor([-3.0, 3.0], dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("bins", [1, 5])
+def test_it_is_the_published_cubic(bins):
+    """a t^3 + b t^2 + c t + d with Steffen's derivatives, one bin after the other, on [0, 1]."""
+    raw = torch.randn(2 * bins + 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    raw[-2:] = 0  # derivatives of 3/2 of the slope at both ends
+    w = (1e-3 + (1 - 1e-3 * bins) * raw[:bins].softmax(0)).tolist()
+    h = (1e-3 + (1 - 1e-3 * bins) * raw[bins : 2 * bins].softmax(0)).tolist()
+    s = [height / width for width, height in zip(w, h, strict=True)]
+    d = [1.5 * s[0], *[0.0] * (bins - 1), 1.5 * s[-1]]
+    for k in range(1, bins):
+        mean = (s[k - 1] * w[k] + s[k] * w[k - 1]) / (w[k - 1] + w[k])
+        d[k] = 2 * min(abs(s[k - 1]), abs(s[k]), 0.5 * abs(mean))
+    for k in range(bins):
+        a = (d[k] + d[k + 1] - 2 * s[k]) / w[k] ** 2
+        b = (3 * s[k] - 2 * d[k] - d[k + 1]) / w[k]
+        t = torch.linspace(0, 1, 11, dtype=torch.float64)[:10] * w[k]
+        y, log_det = cubic_spline(
+            sum(w[:k]) + t, raw.expand(10, -1), tails="bounded", bound=(0.0, 1.0, 0.0, 1.0), inverse=False
+        )
+        torch.testing.assert_close(y, sum(h[:k]) + a * t**3 + b * t**2 + d[k] * t)
+        torch.testing.assert_close(log_det, (3 * a * t**2 + 2 * b * t + d[k]).log())
+
+
+@pytest.mark.parametrize("raw", [-200.0, -1.0, 0.0, 2.0, 200.0])
+def test_the_derivatives_at_both_ends(raw):
+    parameters = torch.zeros(2, 18, dtype=torch.float64)
+    parameters[0, 16] = parameters[1, 17] = raw
+    _, log_det = cubic_spline(torch.tensor([-3.0, 3.0], dtype=torch.float64), parameters)
+    part = 1e-6 + (1 - 2e-6) * torch.tensor(raw, dtype=torch.float64).sigmoid()
+    torch.testing.assert_close(log_det, (3 * part).log().expand(2))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_the_log_derivative_is_that_of_the_values(inverse):
+    x, parameters = made(8, 1.0, 0)
+    x = x.double().requires_grad_()
+    y, log_det = cubic_spline(x, parameters.double(), inverse=inverse)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(log_det, slope.log())
+
+
+def test_linear_tails_are_the_identity_joined_without_a_gap():
+    x = torch.tensor([-50.0, -3.0000002, 3.0000002, 1e30, float("inf"), -float("inf")])
+    y, log_det = cubic_spline(x, torch.randn(6, 18))
+    assert torch.equal(y, x)
+    assert torch.equal(log_det, torch.zeros(6))
+    edge = torch.tensor([-3.0, 3.0], dtype=torch.float64)
+    torch.testing.assert_close(cubic_spline(edge, torch.randn(2, 18, dtype=torch.float64))[0], edge)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("bins", [1, 2, 8])
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
+def test_values_and_gradients_are_finite_at_edges_and_in_tails(scale, bins, inverse, backend):
+    parameters = (scale * torch.randn(64, 2 * bins + 2)).requires_grad_()
+    with torch.no_grad():
+        raw = parameters[:, bins * inverse : bins * inverse + bins]
+        sizes = 6 * (1e-3 + (1 - 1e-3 * bins) * raw.softmax(1))
+    knots = (-3 + sizes.cumsum(1)).clamp(-3, 3)
+    for x in (knots[:, 0], knots[:, bins // 2], torch.full((64,), -3.0), torch.full((64,), 3.0), 100 * torch.randn(64)):
+        x = x.clone().requires_grad_()
+        with fastgen.backend(backend):
+            y, log_det = cubic_spline(x, parameters, inverse=inverse)
+            gradients = torch.autograd.grad(y.sum() + log_det.sum(), (x, parameters))
+        for value in (y, log_det, *gradients):
+            assert torch.isfinite(value).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_bin_flat_in_the_middle(backend):
+    """Both ends at 3 times the slope: the cubic 3 (2 t - 1)^3, whose slope at 0 only the 1e-6 keep above 0."""
+    x = torch.linspace(-3, 3, 101).requires_grad_()
+    parameters = torch.tensor([0.0, 0.0, 300.0, 300.0]).expand(101, -1)
+    with fastgen.backend(backend):
+        y, log_det = cubic_spline(x, parameters)
+        back, log_det_back = cubic_spline(y, parameters, inverse=True)
+        again, _ = cubic_spline(back, parameters)
+        gradients = torch.autograd.grad(back.sum() + log_det_back.sum(), x)
+    for value in (y, log_det, back, log_det_back, *gradients):
+        assert torch.isfinite(value).all()
+    assert (y - x**3 / 9).abs().max() <= 3 * 3e-6
+    assert (again - y).abs().max() <= 32 * EPSILON * 3
+
+
+def test_nan_stays_where_it_is():
+    x, parameters = made(8, 1.0, 0, rows=33)
+    wanted = cubic_spline(x, parameters)[0]
+    x[5], parameters[9, 2] = torch.nan, torch.nan
+    y, _ = cubic_spline(x, parameters)
+    assert y.isnan().nonzero().flatten().tolist() == [5, 9]
+    kept = [i for i in range(33) if i not in (5, 9)]
+    assert torch.equal(y[kept], wanted[kept])
+
+
+def test_an_interval_that_is_not_a_square():
+    x = torch.linspace(0, 1, 50).double()
+    parameters = torch.randn(50, 18).double()[:1].expand(50, -1)
+    y, log_det = cubic_spline(x, parameters, tails="bounded", bound=(0.0, 1.0, -2.0, 5.0))
+    torch.testing.assert_close(y[[0, -1]], torch.tensor([-2.0, 5.0]).double())
+    back, inverse = cubic_spline(y.clamp(-2, 5), parameters, inverse=True, tails="bounded", bound=(0.0, 1.0, -2.0, 5.0))
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
+    torch.testing.assert_close(inverse, -log_det, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.zeros(3, dtype=torch.int64)}, TypeError, "x has dtype torch.int64"),
+        ({"parameters": torch.zeros(3, 18).int()}, TypeError, "parameters has dtype torch.int32"),
+        ({"parameters": torch.zeros(3, 17)}, ValueError, "parameters has 17 numbers an element; K bins need 2 K"),
+        ({"parameters": torch.zeros(3, 2)}, ValueError, "parameters has 2 numbers an element; K bins need 2 K"),
+        ({"parameters": torch.zeros(2, 18)}, ValueError, r"parameters has shape \(2, 18\)"),
+        ({"tails": "circular"}, ValueError, "tails is 'circular'; it must be one of 'linear', 'bounded'"),
+        ({"bound": -1.0}, ValueError, "bound is -1.0"),
+        ({"bound": (0.0, 1.0, 0.0, 2.0)}, ValueError, "with linear tails"),
+        ({"min_width": 0.2}, ValueError, "min_width is 0.2"),
+        ({"min_height": 0.0}, ValueError, "min_height is 0.0"),
+        ({"tails": "bounded", "x": torch.full((3,), 4.0)}, ValueError, "x reaches from 4.0"),
+    ],
+)
+def test_wrong_arguments_are_named(change, error, message):
+    with pytest.raises(error, match=message):
+        cubic_spline(**({"x": torch.zeros(3), "parameters": torch.zeros(3, 18)} | change))
