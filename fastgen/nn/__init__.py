@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from fastgen.nn.act_norm import ActNorm
 from fastgen.nn.affine_coupling import AdditiveCoupling, AffineCoupling
 from fastgen.nn.causal_conv import CausalConv1d, GatedResidualBlock1d
 from fastgen.nn.cubic_spline import CubicSpline
+from fastgen.nn.invertible_conv1x1 import InvertibleConv1x1
 from fastgen.nn.masked_conv import MaskedConv2d
 from fastgen.nn.rq_spline import RationalQuadraticSpline
 from fastgen.nn.shifted_conv import (
@@ -21,6 +23,7 @@ from fastgen.nn.vector_quantizer import VectorQuantizer
 from fastgen.nn.weight_norm import apply_weight_norm, initialize_weight_norm
 
 __all__ = [
+    "ActNorm",
     "AdditiveCoupling",
     "AffineCoupling",
     "CausalConv1d",
@@ -31,6 +34,7 @@ __all__ = [
     "DownShiftedConvTranspose2d",
     "GatedResidualBlock1d",
     "GatedResnet",
+    "InvertibleConv1x1",
     "MaskedConv2d",
     "RationalQuadraticSpline",
     "VectorQuantizer",

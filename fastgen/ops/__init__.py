@@ -3,6 +3,7 @@
 from fastgen.ops.affine_coupling import affine_coupling, affine_coupling_
 from fastgen.ops.cubic_spline import cubic_spline
 from fastgen.ops.logistic_mixture import logistic_mixture
+from fastgen.ops.lu_conv1x1 import lu_conv1x1
 from fastgen.ops.masked_conv2d import masked_conv2d
 from fastgen.ops.philox_uniform import philox_uniform
 from fastgen.ops.registry import Backend, backend, backends
@@ -17,6 +18,7 @@ __all__ = [
     "backends",
     "cubic_spline",
     "logistic_mixture",
+    "lu_conv1x1",
     "masked_conv2d",
     "philox_uniform",
     "rq_spline",

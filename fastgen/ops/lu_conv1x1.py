@@ -1,0 +1,155 @@
+"""The LU-parameterised invertible 1x1 convolution with actnorm folded in: forward, inverse, log-determinant."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastgen.ops.autograd import backward_of, differentiable, loop
+from fastgen.ops.precision import in_float32
+from fastgen.ops.registry import Op
+from fastgen.reference import lu_conv1x1 as reference
+
+_ARGUMENTS = "Tensor y, Tensor permutation, Tensor lower, Tensor upper, Tensor diagonal, Tensor bias"
+
+
+def _fake(y: Tensor, *_) -> Tensor:
+    return y.new_empty(y.shape)
+
+
+def _fake_backward(
+    grad: Tensor, y: Tensor, permutation: Tensor, lower: Tensor, upper: Tensor, diagonal: Tensor, bias: Tensor
+) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in (y, lower, upper, diagonal, bias))
+
+
+def _backward(grad: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
+    with torch.autocast(grad.device.type, enabled=False):
+        return backward_of(reference.solve, 1)(grad, *arguments)
+
+
+# the inverse; forward is a matrix product, whose kernel is the library's
+OP = Op(f"lu_conv1x1({_ARGUMENTS}) -> Tensor", reference.solve, _fake)
+BACKWARD = Op(
+    f"lu_conv1x1_backward(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+    part_of="lu_conv1x1",
+)
+_solve = differentiable(OP, BACKWARD, loop)
+
+
+def lu_conv1x1(
+    x: Tensor,
+    permutation: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    log_s: Tensor,
+    sign: Tensor,
+    bias: Tensor | None = None,
+    log_scale: Tensor | None = None,
+    *,
+    inverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """An invertible 1x1 convolution by its LU factors, after an actnorm, and its log-determinant.
+
+    With P, L and U from ``permutation``, ``lower`` and ``upper``, at every one of the H W positions::
+
+        y = P L (U + diag(sign exp(log_s))) (exp(log_scale) (x + bias))
+        log |det| = H W sum(log_s + log_scale)
+
+    Forward is one matrix product, of x with the product of all factors. The inverse is two triangular solves in one
+    pass over memory; no inverse matrix is formed. On the CPU it is bitwise the same for any number of threads.
+
+    Args:
+        x: float [N, C, ...] or [N, C]. float16 and bfloat16 are computed in float32 (autocast included).
+        permutation: int64 [C]; row i of P has its 1 at ``permutation[i]``. ``torch.linalg.lu`` gives P itself:
+            ``P.argmax(1)``.
+        lower: [C, C]; its part below the diagonal is L's, whose diagonal is 1.
+        upper: [C, C]; its part above the diagonal is U's.
+        log_s, sign: [C]: logarithm of the magnitude, and sign, of the diagonal.
+        bias, log_scale: [C], of the actnorm; None is 0.
+        inverse: y to x, with the log-determinant of that.
+
+    Returns:
+        y [N, C, ...] of x's dtype, and log |det dy/dx| [N], float32 for inputs of 32 bits or fewer, else float64.
+
+    Raises:
+        TypeError: a tensor that is not floating point, a permutation that is not int64.
+        ValueError: shapes that do not fit; on the CPU, a permutation that is none.
+
+    Reference: Kingma, Dhariwal, "Glow: generative flow with invertible 1x1 convolutions", NeurIPS 2018.
+
+    Example:
+        >>> x, (p, lower, upper) = torch.randn(5, 3, 8, 8), torch.linalg.lu(torch.linalg.qr(torch.randn(3, 3))[0])
+        >>> diagonal = upper.diag()
+        >>> factors = p.argmax(1), lower, upper, diagonal.abs().log(), diagonal.sign()
+        >>> y, log_det = lu_conv1x1(x, *factors)
+        >>> back, _ = lu_conv1x1(y, *factors, inverse=True)
+        >>> torch.allclose(back, x, atol=1e-4)
+        True
+    """
+    _check(x, permutation, lower, upper, log_s, sign, bias, log_scale)
+    dtype, vectors = x.dtype, [t for t in (log_s, sign, bias, log_scale) if t is not None]
+    x, lower, upper, log_s, sign, *norm = (t.contiguous() for t in in_float32(x, lower, upper, *vectors))
+    diagonal, log_det = sign * log_s.exp(), log_s.sum()
+    if log_scale is not None:
+        log_scale = norm.pop()
+        scale = log_scale.exp()
+        upper, diagonal, log_det = upper * scale, diagonal * scale, log_det + log_scale.sum()
+    bias = norm[0] if norm else torch.zeros_like(log_s)
+    positions = x.shape[2:].numel()
+    with torch.autocast(x.device.type, enabled=False):
+        if inverse:
+            factors = (permutation, lower, upper, diagonal, bias)
+            y = _solve(x.reshape(x.shape[0], x.shape[1], positions), *factors).reshape(x.shape)
+        else:
+            y = product(x, reference.weight_of(permutation, lower, upper, diagonal), bias)
+    return y.to(dtype), (log_det * (-positions if inverse else positions)).repeat(x.shape[0])
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``weight (x + bias)`` at every position, by the library's matrix product."""
+    shift = weight @ bias
+    if x.dim() == 2:
+        return torch.addmm(shift, x, weight.t())
+    return torch.baddbmm(shift[:, None], weight.expand(x.shape[0], -1, -1), x.flatten(2)).reshape(x.shape)
+
+
+def _check(
+    x: Tensor,
+    permutation: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    log_s: Tensor,
+    sign: Tensor,
+    bias: Tensor | None,
+    log_scale: Tensor | None,
+) -> None:
+    if x.dim() < 2 or not x.shape[1]:
+        raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, C, ...], C at least 1")
+    channels = x.shape[1]
+    square = {"lower": lower, "upper": upper}
+    vectors = {"log_s": log_s, "sign": sign, "bias": bias, "log_scale": log_scale}
+    for name, tensor in ({"x": x} | square | vectors).items():
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} has dtype {tensor.dtype}; it must be floating point")
+    if permutation.dtype != torch.int64:
+        raise TypeError(f"permutation has dtype {permutation.dtype}; it must be int64")
+    for name, tensor in (square | vectors | {"permutation": permutation}).items():
+        wanted = (channels, channels) if name in square else (channels,)
+        if tensor is not None and tuple(tensor.shape) != wanted:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}; for x of shape {tuple(x.shape)} it must be {wanted}"
+            )
+    if not _has_numbers(permutation):
+        return
+    if sorted(permutation.tolist()) != list(range(channels)):
+        raise ValueError(f"permutation is {permutation.tolist()}; it must have every number below {channels} once")
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    """Whether they can be read here and now: on the CPU, not under torch.compile or torch.func."""
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level():
+        return False
+    return tensor.device.type == "cpu"

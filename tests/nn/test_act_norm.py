@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from fastgen.nn import ActNorm
+
+
+@pytest.mark.parametrize("shape", [(64, 3), (8, 3, 50), (4, 3, 9, 7)])
+def test_the_first_batch_leaves_with_mean_0_and_variance_1(shape):
+    layer = ActNorm(3)
+    x = torch.randn(shape).mul_(3).add_(100)
+    y, _ = layer(x)
+    variance, mean = torch.var_mean(y.double(), [0, *range(2, x.dim())], correction=0)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-4)
+    torch.testing.assert_close(variance, torch.ones_like(variance), rtol=0, atol=1e-4)
+
+
+def test_only_the_first_batch_in_training_sets_the_parameters():
+    layer = ActNorm(2).eval()
+    x = 5 + torch.randn(10, 2)
+    assert torch.equal(layer(x)[0], x)
+    assert not layer.initialized
+    layer.train()
+    layer.inverse(x)
+    assert not layer.initialized
+    layer(x)
+    assert layer.initialized
+    first = copy.deepcopy(layer.state_dict())
+    layer(x + 3)
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, first[name])
+
+
+def test_the_state_dict_says_whether_it_was_set():
+    layer, other = ActNorm(2), ActNorm(2)
+    empty = copy.deepcopy(other.state_dict())
+    x = 5 + torch.randn(10, 2)
+    layer(x)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x + 1)[0], layer(x + 1)[0])
+    other.load_state_dict(empty)
+    assert not torch.equal(other(x + 1)[0], layer(x + 1)[0])
+    assert other.initialized
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (5, 3, 4), (2, 3, 4, 5), (0, 3, 4)])
+def test_inverse_and_log_determinant(shape):
+    layer = ActNorm(3).double()
+    layer(7 + torch.randn(6, 3, dtype=torch.float64))
+    x = torch.randn(shape, dtype=torch.float64)
+    y, log_det = layer(x)
+    back, back_log_det = layer.inverse(y)
+    torch.testing.assert_close(back, x)
+    assert torch.equal(back_log_det, -log_det)
+    assert log_det.shape == (shape[0],)
+    for n in range(shape[0]):
+        jacobian = torch.autograd.functional.jacobian(lambda row: layer(row[None])[0][0].flatten(), x[n]).flatten(1)
+        torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], log_det[n])
+
+
+def test_half_precision_is_computed_in_float32():
+    layer = ActNorm(3)
+    layer(7 + torch.randn(50, 3))
+    x = torch.randn(4, 3).bfloat16()
+    y, log_det = layer(x)
+    wide, wide_log_det = layer(x.float())
+    assert torch.equal(y, wide.bfloat16())
+    assert log_det.dtype == torch.float32
+    assert torch.equal(log_det, wide_log_det)
+
+
+def test_it_compiles_once_it_is_set():
+    layer, x = ActNorm(3), torch.randn(4, 3, 5)
+    layer(x)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for mine, eager in zip(compiled(x), layer(x), strict=True):
+        torch.testing.assert_close(mine, eager)
+
+
+def test_wrong_arguments_and_parameters_are_named():
+    with pytest.raises(ValueError, match="channels=0"):
+        ActNorm(0)
+    with pytest.raises(ValueError, match=r"x has shape \(2, 4\)"):
+        ActNorm(3)(torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="must have elements"):
+        ActNorm(3)(torch.zeros(0, 3))
+    for wrong in (float("nan"), float("inf")):
+        layer = ActNorm(3)
+        with pytest.raises(ValueError, match="not finite"):
+            layer(torch.full((2, 3), wrong))
+        assert not layer.initialized
+
+
+@pytest.mark.parametrize("method", ["forward", "inverse"])
+def test_parameters_that_cannot_be_used_are_named(method):
+    layer = ActNorm(3).eval()
+    layer.bias.data[1] = float("nan")
+    with pytest.raises(ValueError, match="bias has 1 values that are not finite"):
+        getattr(layer, method)(torch.zeros(2, 3))
+    layer.bias.data[1] = 0
+    layer.log_scale.data[1] = 100
+    with pytest.raises(ValueError, match="log_scale reaches from 0 to 100"):
+        getattr(layer, method)(torch.zeros(2, 3))
