@@ -15,7 +15,11 @@
 #include <cstring>
 
 #if defined(__x86_64__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12's own headers
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
@@ -93,12 +97,20 @@ inline Float min(Float a, Float b) {
   return is_nan(b) ? b : smaller;
 }
 
-// Nearest integer, ties to even; magnitudes of 2^23 and more are integers already.
+// Nearest integer, ties to even.
 inline Float round(Float a) {
-  const Float magic = broadcast(8388608.0f);
+#if defined(__AVX512F__)
+  return (Float)_mm512_roundscale_ps((__m512)a, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__AVX2__)
+  return (Float)_mm256_round_ps((__m256)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__aarch64__)
+  return (Float)vrndnq_f32((float32x4_t)a);
+#else
+  const Float magic = broadcast(8388608.0f);  // magnitudes of 2^23 and more are integers already
   const Float size = abs(a);
   const Float rounded = (size + magic) - magic;
   return copysign(size < magic ? rounded : size, a);
+#endif
 }
 inline Float floor(Float a) {
   const Float r = round(a);
@@ -131,15 +143,22 @@ inline void reduce_by_log2(Float x, Int& n, Float& r) {
   r = fma(whole, broadcast(-1.42860677e-6f), r);
 }
 
+// a 2^n for integers n in [-150, 150] that are given as floats; NaN of NaN.
+inline Float scale_by_power(Float a, Float n) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_scalef_ps((__m512)a, (__m512)n);
+#else
+  const Int whole = __builtin_convertvector(is_nan(n) ? Float{} : n, Int), half = whole >> 1;
+  return a * power_of_two(half) * power_of_two(whole - half);
+#endif
+}
+
 inline Float exp(Float x) {
   const Float limited = x < -104.0f ? broadcast(-104.0f) : (x > 89.0f ? broadcast(89.0f) : x);
-  Int n;
-  Float r;
-  reduce_by_log2(is_nan(x) ? Float{} : limited, n, r);
-  const Float value = (expm1_tail(r) + r) + 1.0f;
-  const Int half = n >> 1;
-  const Float result = value * power_of_two(half) * power_of_two(n - half);
-  return is_nan(x) ? x : result;
+  const Float whole = round(limited * 1.44269504f);
+  Float r = fma(whole, broadcast(-0.693145752f), limited);
+  r = fma(whole, broadcast(-1.42860677e-6f), r);
+  return scale_by_power((expm1_tail(r) + r) + 1.0f, whole);
 }
 
 // exp(x) of x <= 0, at least exp(-87).
@@ -213,13 +232,17 @@ inline Float sigmoid(Float x) {
   return (x < 0.0f ? z : broadcast(1.0f)) / (1.0f + z);
 }
 
-// E / (E + 2) near zero and 1 - 2 / (E + 2) elsewhere, with E = exp(2 |x|) - 1.
+// E / (E + 2) near zero and 1 - 2 / (E + 2) elsewhere, with E = exp(2 |x|) - 1 = 2^n (1 + r + tail) - 1.
 inline Float tanh(Float x) {
-  const Float size = abs(x);
-  const Float e = expm1(2.0f * (size > 10.0f ? broadcast(10.0f) : size));
+  const Float size = abs(x), limited = size > 10.0f ? broadcast(10.0f) : size;
+  const Float whole = round(limited * 2.88539008f);
+  Float r = fma(whole, broadcast(-0.693145752f), limited + limited);
+  r = fma(whole, broadcast(-1.42860677e-6f), r);
+  const Float power = scale_by_power(broadcast(1.0f), whole);
+  const Float e = fma(power, expm1_tail(r), fma(power, r, power - 1.0f));
   const Int near = size < 0.5f;
   const Float quotient = (near ? e : broadcast(2.0f)) / (e + 2.0f);
-  return is_nan(x) ? x : copysign(near ? quotient : 1.0f - quotient, x);
+  return copysign(near ? quotient : 1.0f - quotient, x);
 }
 
 // Minimax approximations of N. Juffa, two branches.

@@ -29,6 +29,13 @@ inline V first_lanes(V v, std::int64_t n) {
   return v;
 }
 
+constexpr std::ptrdiff_t kAhead = 1024;  // bytes: several streams at once are more than the processor follows early enough
+
+template <typename T>
+inline void prefetch(const T* p) {
+  __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead);
+}
+
 template <typename V, typename T>
 inline V load_every(const T* p, std::int64_t stride, std::int64_t n) {
   if (stride == 1) return load_first<V>(p, n);
@@ -106,14 +113,24 @@ inline V load_scale(const AffineCouplingShape& shape, const T* scale, const Piec
   return shape.by_channel ? V{} + scale[p.channel] : load_first<V>(scale + p.channel + i, n);
 }
 
+// function(first, how many) of the vectors of `count` elements; all but the last are full, which the compiler then knows.
+template <typename Function>
+inline void each_vector(std::int64_t count, Function function) {
+  std::int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) function(i, std::int64_t{kWidth});
+  if (i < count) function(i, count - i);
+}
+
 template <int kKind, bool kInverse, typename T>
 void forward_of(const AffineCouplingShape& shape, const AffineCouplingData<T>& data, std::int64_t begin, std::int64_t end) {
   using V = typename VectorOf<T>::type;
   for (std::int64_t at = begin; at < end; ++at) {
     const Piece p = piece_of(shape, at);
     Sum<V> log_det;
-    for (std::int64_t i = 0; i < p.count; i += kWidth) {
-      const std::int64_t n = p.count - i;
+    each_vector(p.count, [&](std::int64_t i, std::int64_t n) __attribute__((always_inline)) {
+      prefetch(data.x + p.x + i);
+      prefetch(data.parameters + p.shift + i);
+      prefetch(data.parameters + p.raw + i);
       const V x = load_first<V>(data.x + p.x + i, n);
       const V shift = load_every<V>(data.parameters + p.shift + i * p.stride, p.stride, n);
       const V raw = load_every<V>(data.parameters + p.raw + i * p.stride, p.stride, n);
@@ -132,7 +149,7 @@ void forward_of(const AffineCouplingShape& shape, const AffineCouplingData<T>& d
       }
       store_first(data.y + p.x + i, y, n);
       log_det.add(n < kWidth ? first_lanes(log, n) : log);
-    }
+    });
     data.log_det[at] = log_det.total();
   }
 }
@@ -145,8 +162,10 @@ void backward_of(const AffineCouplingShape& shape, const AffineCouplingData<T>& 
     const Piece p = piece_of(shape, at);
     Sum<V> of_scale;
     const V of_log = V{} + data.grad_log_det[p.sample];
-    for (std::int64_t i = 0; i < p.count; i += kWidth) {
-      const std::int64_t n = p.count - i;
+    each_vector(p.count, [&](std::int64_t i, std::int64_t n) __attribute__((always_inline)) {
+      prefetch(data.grad_y + p.x + i);
+      prefetch(data.x + p.x + i);
+      prefetch(data.parameters + p.raw + i);
       const V given = load_first<V>(data.grad_y + p.x + i, n);
       V x = load_first<V>(data.x + p.x + i, n);
       const V raw = load_every<V>(data.parameters + p.raw + i * p.stride, p.stride, n);
@@ -179,7 +198,7 @@ void backward_of(const AffineCouplingShape& shape, const AffineCouplingData<T>& 
           for (std::int64_t k = 0; k < (n < kWidth ? n : kWidth); ++k) to[k] = here[k];
         }
       }
-    }
+    });
     if (kKind == 1 && shape.by_channel) data.grad_scale[p.sample * shape.channels + p.channel] = of_scale.total();
   }
 }

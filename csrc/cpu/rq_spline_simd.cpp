@@ -18,19 +18,24 @@ struct Bin {
 // Adds, and returns what rounding lost.
 template <typename V>
 inline V add_to(V& sum, V x) {
-  const V before = sum, larger = max(before, x);
+  const V before = sum;
   sum = before + x;
-  return min(before, x) - (sum - larger);
+  const V part = sum - before;
+  return (before - (sum - part)) + (x - part);
 }
 
-// Turns `count` raw columns into softmax in place.
+// Turns `count` raw columns into softmax in place. A quotient is a product with the reciprocal and one correction.
 template <typename V>
 inline void softmax(V* columns, std::int64_t count) {
   V top = columns[0], sum = V{}, lost = V{};
-  for (std::int64_t j = 1; j < count; ++j) top = max(top, columns[j]);
+  for (std::int64_t j = 1; j < count; ++j) top = top < columns[j] ? columns[j] : top;
   for (std::int64_t j = 0; j < count; ++j) lost += add_to(sum, columns[j] = exp_nonpositive(columns[j] - top));
   sum += lost;
-  for (std::int64_t j = 0; j < count; ++j) columns[j] /= sum;
+  const V reciprocal = 1 / sum;
+  for (std::int64_t j = 0; j < count; ++j) {
+    const V near = columns[j] * reciprocal;
+    columns[j] = fma(fma(-near, sum, columns[j]), reciprocal, near);
+  }
 }
 
 template <typename V, typename T>
