@@ -6,6 +6,8 @@ from fastgen.nn.act_norm import ActNorm
 from fastgen.nn.affine_coupling import AdditiveCoupling, AffineCoupling
 from fastgen.nn.causal_conv import CausalConv1d, GatedResidualBlock1d
 from fastgen.nn.cubic_spline import CubicSpline
+from fastgen.nn.fields import MLPField
+from fastgen.nn.hutchinson_trace import HutchinsonTrace
 from fastgen.nn.invertible_conv1x1 import InvertibleConv1x1
 from fastgen.nn.masked_conv import MaskedConv2d
 from fastgen.nn.rq_spline import RationalQuadraticSpline
@@ -34,7 +36,9 @@ __all__ = [
     "DownShiftedConvTranspose2d",
     "GatedResidualBlock1d",
     "GatedResnet",
+    "HutchinsonTrace",
     "InvertibleConv1x1",
+    "MLPField",
     "MaskedConv2d",
     "RationalQuadraticSpline",
     "VectorQuantizer",

@@ -2,6 +2,8 @@
 
 from fastgen.ops.affine_coupling import affine_coupling, affine_coupling_
 from fastgen.ops.cubic_spline import cubic_spline
+from fastgen.ops.dense_field import DenseField
+from fastgen.ops.hutchinson_trace import hutchinson_trace
 from fastgen.ops.logistic_mixture import logistic_mixture
 from fastgen.ops.lu_conv1x1 import lu_conv1x1
 from fastgen.ops.masked_conv2d import masked_conv2d
@@ -12,11 +14,13 @@ from fastgen.ops.vector_quantize import vector_quantize
 
 __all__ = [
     "Backend",
+    "DenseField",
     "affine_coupling",
     "affine_coupling_",
     "backend",
     "backends",
     "cubic_spline",
+    "hutchinson_trace",
     "logistic_mixture",
     "lu_conv1x1",
     "masked_conv2d",

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastgen.nn import MLPField
+from fastgen.ops import DenseField
+
+
+def by_hand(field: MLPField, x: torch.Tensor, t: float) -> torch.Tensor:
+    """As FFJORD's code has it, layer by layer."""
+    activation = {"tanh": torch.tanh, "softplus": torch.nn.Softplus(), "swish": lambda a: a * torch.sigmoid(a)}
+    now = torch.full((1, 1), t, dtype=x.dtype)
+    for i, layer in enumerate(field.layers):
+        if field.time == "concat":
+            x = layer(torch.cat([now.expand(len(x), 1), x], 1))
+        elif field.time == "concat-squash":
+            x = layer(x) * torch.sigmoid(field.gates[i](now)) + field.shifts[i](now)
+        else:
+            x = layer(x)
+        if i + 1 < len(field.layers):
+            x = activation[field.activation](x)
+    return x
+
+
+@pytest.mark.parametrize("activation", ["tanh", "softplus", "swish"])
+@pytest.mark.parametrize("time", ["none", "concat", "concat-squash"])
+def test_values_and_gradients_are_those_of_the_layers(time, activation):
+    field = MLPField((3, 5, 4, 3), activation, time).double()
+    x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    found, wanted = field(x, 0.3), by_hand(field, x, 0.3)
+    torch.testing.assert_close(found, wanted)
+    inputs = [x, *field.parameters()]
+    for mine, theirs in zip(*(torch.autograd.grad(y.square().sum(), inputs) for y in (found, wanted)), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_the_gradient_of_the_time():
+    field = MLPField((3, 5, 3), time="concat-squash").double()
+    x, t = torch.randn(2, 3, dtype=torch.float64), torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: field(x, t), [t])
+
+
+def test_it_gives_a_dense_field_at_a_time():
+    field = MLPField((3, 5, 3), time="concat")
+    dense, x = field.dense_field(0.3), torch.randn(4, 3)
+    assert isinstance(dense, DenseField)
+    assert torch.equal(dense(x), field(x, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        (lambda: MLPField((3, 3)), "sizes is"),
+        (lambda: MLPField((3, 0, 3)), "sizes is"),
+        (lambda: MLPField((3, 5, 2)), "sizes is"),
+        (lambda: MLPField((3, 5, 3), "relu"), "activation is 'relu'"),
+        (lambda: MLPField((3, 5, 3), time="fourier"), "time is 'fourier'"),
+        (lambda: MLPField((3, 5, 3), time="concat")(torch.zeros(2, 3)), "t is missing"),
+        (lambda: MLPField((3, 5, 3), time="concat")(torch.zeros(2, 3), torch.zeros(2)), "t has shape"),
+    ],
+)
+def test_wrong_arguments_are_named(use, words):
+    with pytest.raises(ValueError, match=words):
+        use()

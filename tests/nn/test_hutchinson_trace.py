@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fastgen.nn import HutchinsonTrace, MLPField
+
+
+class Plain(nn.Module):
+    """A field that fastgen knows nothing about."""
+
+    def __init__(self, field: MLPField) -> None:
+        super().__init__()
+        self.inner = field
+
+    def forward(self, x, t=None):
+        return self.inner(x, t)
+
+
+@pytest.mark.parametrize("time", ["none", "concat", "concat-squash"])
+@pytest.mark.parametrize("kind", ["rademacher", "gaussian", "hutch++", "exact"])
+def test_an_mlp_field_and_the_same_as_a_callable_agree(kind, time):
+    field = MLPField((4, 6, 5, 6, 4), "softplus", time).double()
+    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    t = None if time == "none" else 0.7
+    found = [HutchinsonTrace(f, probes=3, kind=kind)(x, t, seed=2, offset=9) for f in (field, Plain(field))]
+    torch.testing.assert_close(*found)
+    inputs = [x, *field.parameters()]
+    sums = [y.square().sum() + trace.square().sum() for y, trace in found]
+    torch.testing.assert_close(*(torch.autograd.grad(s, inputs) for s in sums))
+
+
+def test_a_solve_by_small_steps_changes_the_density_as_it_should():
+    """Through x' = tanh-network the log-determinant of the flow is the integral of the exact trace."""
+    field = MLPField((2, 8, 2), time="concat").double()
+    layer, steps = HutchinsonTrace(field, kind="closed-form"), 200
+
+    def solve(x):
+        log_det = torch.zeros(len(x), dtype=x.dtype)
+        for i in range(steps):  # midpoint rule
+            y, _ = layer(x, i / steps)
+            y, trace = layer(x + y / (2 * steps), (i + 0.5) / steps)
+            x, log_det = x + y / steps, log_det + trace / steps
+        return x, log_det
+
+    start = torch.randn(1, 2, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda x: solve(x)[0][0], start)[:, 0]
+    found, wanted = solve(start)[1], torch.linalg.slogdet(jacobian).logabsdet[None]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1.0 / steps**2)
+
+
+def test_the_same_seed_gives_the_same_trace():
+    layer, x = HutchinsonTrace(MLPField((3, 4, 3)), probes=2), torch.randn(5, 3)
+    first, again, other = (layer(x, seed=seed)[1] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_noise_can_be_given():
+    layer, x, noise = HutchinsonTrace(MLPField((3, 4, 3)), probes=2), torch.randn(5, 3), torch.randn(2, 1, 3)
+    torch.testing.assert_close(layer(x, noise=noise), layer(x, noise=noise.expand(2, 5, 3)))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [({"probes": 0}, "probes=0"), ({"kind": "trace"}, "kind is 'trace'; it must be one of")]
+)
+def test_wrong_arguments_are_named(given, words):
+    with pytest.raises(ValueError, match=words):
+        HutchinsonTrace(MLPField((3, 4, 3)), **given)

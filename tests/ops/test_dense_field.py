@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fastgen.ops import DenseField, hutchinson_trace
+from fastgen.reference.hutchinson_trace import ACTIVATIONS
+from tests.ops.fields import SIZES, dense, field_and_callable, gradients, jacobian, leaves
+
+EPSILON = torch.finfo(torch.float32).eps
+
+
+def test_the_closed_form_is_exact_and_chosen_by_name():
+    for sizes in SIZES[:2]:
+        field = dense(sizes)
+        x = torch.randn(5, sizes[0], dtype=torch.float64)
+        _, trace = hutchinson_trace(field, x, kind="closed-form")
+        torch.testing.assert_close(trace, hutchinson_trace(field, x, kind="exact")[1])
+        torch.testing.assert_close(trace, jacobian(field, x).diagonal(dim1=1, dim2=2).sum(1))
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "gaussian", "hutch++", "exact"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_a_field_given_as_such_and_as_a_callable_agree(sizes, activation, kind):
+    field, plain = field_and_callable(sizes, activation)
+    x = torch.randn(7, sizes[0], dtype=torch.float64, requires_grad=True)
+    for probes in (3, 6):
+        fast, slow = (hutchinson_trace(f, x, probes=probes, kind=kind, seed=5) for f in (field, plain))
+        torch.testing.assert_close(fast, slow)
+        inputs = leaves(field, x)
+        for mine, theirs in zip(gradients(fast, inputs), gradients(slow, inputs), strict=True):
+            torch.testing.assert_close(mine, theirs)
+        with torch.no_grad():
+            for f in (field, plain):
+                silent = hutchinson_trace(f, x, probes=probes, kind=kind, seed=5)
+                torch.testing.assert_close(silent, tuple(o.detach() for o in fast))
+                assert not any(o.requires_grad for o in silent)
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "exact", "closed-form"])
+@pytest.mark.parametrize("sizes", [(2, 3, 2), (2, 3, 3, 2), (2, 3, 2, 3, 2)], ids=str)
+def test_gradcheck_and_gradgradcheck(sizes, kind):
+    if kind == "closed-form" and len(sizes) > 4:
+        pytest.skip("three hidden layers have no closed form")
+    field = dense(sizes)
+    x = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+    layers = len(field.weights)
+
+    def function(x, *parameters):
+        rebuilt = DenseField(parameters[:layers], parameters[layers:], "tanh")
+        return hutchinson_trace(rebuilt, x, kind=kind)
+
+    tensors = leaves(field, x)
+    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradgradcheck(function, tensors)
+
+
+@pytest.mark.parametrize("trained", ["x", "parameters"])
+def test_what_needs_no_gradient_gets_none_and_changes_nothing(trained):
+    field = dense((3, 4, 5, 3))
+    x = torch.randn(6, 3, dtype=torch.float64, requires_grad=trained == "x")
+    others = [*field.weights, *field.biases]
+    for tensor in others:
+        tensor.requires_grad_(trained == "parameters")
+    inputs = [x] if trained == "x" else others
+    found = gradients(hutchinson_trace(field, x, probes=2), inputs)
+    wanted = gradients(hutchinson_trace(lambda x: field(x), x, probes=2), inputs)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_the_graph_can_be_used_twice():
+    field, x = dense((3, 4, 5, 3)), torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    outputs, inputs = hutchinson_trace(field, x, probes=2), leaves(field, x)
+    first = gradients(outputs, inputs, retain_graph=True)
+    torch.testing.assert_close(gradients(outputs, inputs), first, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "exact"])
+def test_a_field_compiles_without_a_graph_break(kind):
+    x = torch.randn(5, 3)
+    linear = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+    maps = linear[::2]
+
+    def total(x):
+        field = DenseField([m.weight for m in maps], [m.bias for m in maps], "tanh")
+        y, trace = hutchinson_trace(field, x, probes=2, kind=kind)
+        return y.sum() + trace.square().sum()
+
+    found = []
+    for function in (total, torch.compile(total, fullgraph=True, backend="aot_eager")):
+        value = function(x)
+        found.append([value.detach(), *torch.autograd.grad(value, linear.parameters())])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_float32_is_as_exact_as_the_plain_formula(sizes, activation):
+    """At most twice its error, and the rounding of the result."""
+    field, wide = dense(sizes, activation, torch.float32), dense(sizes, activation, torch.float32)
+    wide = DenseField(
+        [w.detach().double() for w in wide.weights], [b.detach().double() for b in wide.biases], activation
+    )
+    for tensor in (*wide.weights, *wide.biases):
+        tensor.requires_grad_()
+    x = torch.randn(300, sizes[0])
+    noise = torch.randn(2, 300, sizes[0])
+
+    def results(f, field, dtype):
+        given = x.to(dtype).requires_grad_()
+        outputs = hutchinson_trace(f, given, probes=2, noise=noise.to(dtype))
+        return [*outputs, *gradients(outputs, leaves(field, given))]
+
+    exact = results(lambda x: wide(x), wide, torch.float64)
+    plain = results(lambda x: field(x), field, torch.float32)
+    for mine, theirs, true in zip(results(field, field, torch.float32), plain, exact, strict=True):
+        assert mine.dtype == torch.float32
+        floor = 16 * EPSILON * true.abs().max()
+        assert (mine - true).abs().max() <= 2 * (theirs - true).abs().max() + floor
+
+
+def test_autocast_leaves_a_dense_field_in_float32():
+    field, x = dense((3, 4, 5, 3), dtype=torch.float32), torch.randn(5, 3)
+    wanted = hutchinson_trace(field, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = hutchinson_trace(field, x)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+def test_strided_arguments():
+    field = dense((4, 6, 5, 4))
+    strided = DenseField([w.detach().t().contiguous().t() for w in field.weights], field.biases, "tanh")
+    x = torch.randn(4, 7, dtype=torch.float64).t()
+    noise = torch.randn(4, 7, 3, dtype=torch.float64).permute(2, 1, 0)
+    found = hutchinson_trace(strided, x, noise=noise, probes=3)
+    torch.testing.assert_close(found, hutchinson_trace(field, x.contiguous(), noise=noise.contiguous(), probes=3))
+
+
+@pytest.mark.parametrize(
+    ("weights", "biases", "activation", "words"),
+    [
+        ([(3, 2), (2, 3)], [3, 2], "relu", "activation is 'relu'"),
+        ([(2, 2)], [2], "tanh", "at least 2"),
+        ([(3, 2), (2, 3)], [3], "tanh", "biases 1"),
+        ([(3, 2), (2, 4)], [3, 2], "tanh", r"weights\[1\] has shape \(2, 4\)"),
+        ([(3, 2), (2, 3)], [3, 3], "tanh", r"biases\[1\] \(3,\)"),
+        ([(3, 2), (3, 3)], [3, 3], "tanh", "it must give 2"),
+    ],
+)
+def test_wrong_layers_are_named(weights, biases, activation, words):
+    with pytest.raises(ValueError, match=words):
+        DenseField([torch.zeros(s) for s in weights], [torch.zeros(s) for s in biases], activation)
