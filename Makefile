@@ -55,6 +55,7 @@ test-interpreter: $(EXTENSION)
 
 bench: $(EXTENSION)
 	$(PYTEST) -s bench --benchmark-enable --benchmark-group-by=group
+	FASTGEN_BENCH_ALLOCATOR=default $(PYTEST) -s bench/ops --benchmark-enable --benchmark-group-by=group
 
 # on a machine with an NVIDIA GPU, nvcc and no network, with a python3 (or PYTHON=...) that has torch and pytest
 gpu:

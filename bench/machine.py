@@ -16,6 +16,7 @@ import fastgen
 
 from .quick import size
 
+DEFAULT_ALLOCATOR = os.environ.get("FASTGEN_BENCH_ALLOCATOR") == "default"
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 _KEPT_BYTES = 1 << 30
 _LARGEST_MMAP_THRESHOLD = 32 << 20
@@ -72,8 +73,10 @@ def keep_freed_memory() -> str:
     """Tells glibc to keep the memory that is freed, and says so.
 
     Otherwise the large temporaries of the PyTorch baselines go back to the system and are faulted in again at every
-    call, which makes them slower than they need be.
+    call, which makes them slower than they need be. With FASTGEN_BENCH_ALLOCATOR=default it leaves glibc alone.
     """
+    if DEFAULT_ALLOCATOR:
+        return "as the system has it"
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if platform.libc_ver()[0] == "glibc" else None
     if mallopt is None:
         return "as the system has it"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .interleave import Provider
-from .machine import describe, slug
+from .machine import DEFAULT_ALLOCATOR, describe, slug
 from .quick import QUICK
 
 
@@ -85,7 +85,10 @@ def results_folder() -> Path | None:
 
 
 def publish(part: Part, benchmark) -> None:
-    """Prints a part, hands it to pytest-benchmark, and writes the machine's files again with it in them."""
+    """Prints a part, hands it to pytest-benchmark, and writes the machine's files again with it in them.
+
+    With the system's allocator only the ratios are written, beside those of the part as it was measured before.
+    """
     benchmark.extra_info.update({"rows": part.rows, "facts": part.facts, "bars": [str(bar) for bar in part.bars]})
     print(f"\n{part.table()}", flush=True)
     folder = results_folder()
@@ -94,7 +97,16 @@ def publish(part: Part, benchmark) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{slug()}.json"
     results = json.loads(path.read_text()) if path.exists() else {"parts": {}}
-    results["parts"][part.name] = asdict(part) | {"table": part.table(), "machine": describe()}
+    if DEFAULT_ALLOCATOR:
+        beside = results["parts"].get(part.name)
+        if beside is None:
+            return
+        ratios = {f"{bar.what}, with the default allocator": bar.measured for bar in part.bars if bar.unit == "x"}
+        beside["facts"] |= ratios
+        kept = {name: beside[name] for name in ("name", "title", "unit", "rows", "facts")}
+        beside["table"] = Part(**kept, bars=[Bar(**bar) for bar in beside["bars"]]).table()
+    else:
+        results["parts"][part.name] = asdict(part) | {"table": part.table(), "machine": describe()}
     path.write_text(json.dumps(results, indent=1) + "\n")
     path.with_suffix(".md").write_text(_page(results["parts"]))
     save_chart(results["parts"], path.with_suffix(".png"))

@@ -1,88 +1,53 @@
-"""Rational-quadratic spline of 262,144 elements with 8 bins: the kernel against eager PyTorch and torch.compile."""
+"""Rational-quadratic spline of 262,144 elements with 8 bins: the kernel, eager and compiled PyTorch, the libraries."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import importlib
+import importlib.util
 
 import pytest
-import torch
 from torch import Tensor
 
 from fastgen.ops import rq_spline
 from fastgen.reference import rq_spline as reference
 
-from ..interleave import Provider, interleave
-from ..machine import keep_freed_memory, thread_counts
-from ..quick import QUICK, size
-from ..report import Bar, Part, publish
+from .splines import WAYS, Contest, Spline, run
 
-pytestmark = pytest.mark.needs_extension
-ROWS, WIDTH, ROUNDS = size(4096, 16), size(64, 3), size(9, 1)
+pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("default")]
 NUMBERS = (1, -3.0, 3.0, -3.0, 3.0, 1e-3, 1e-3, 1e-3)  # linear tails on [-3, 3]
-BYTES = {"forward": 4 * (3 + 23), "inverse": 4 * (3 + 23), "forward and backward": 4 * (3 + 23) + 4 * (4 + 2 * 23)}
 
 
-def with_gradients(function: Callable, x: Tensor, parameters: Tensor) -> tuple[Tensor, ...]:
-    y, log_det = function(x, parameters)
-    return torch.autograd.grad((y, log_det), (x, parameters), (torch.ones_like(y), torch.ones_like(log_det)))
+def of_library(module: str) -> Spline:
+    """nflows' function; that of normflows is its copy."""
+    spline = importlib.import_module(module).unconstrained_rational_quadratic_spline
+
+    def call(x: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        return spline(x, *parameters.split((8, 8, 7), -1), inverse=inverse, tail_bound=3.0)
+
+    return call
 
 
-def plain(function: Callable, x: Tensor, parameters: Tensor) -> tuple[Tensor, ...]:
-    return function(x, parameters)
+def zuko(x: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    """Its derivatives are exponentials, and its raw parameters bounded."""
+    from zuko.transforms import MonotonicRQSTransform
+
+    transform = MonotonicRQSTransform(*parameters.split((8, 8, 7), -1), bound=3.0)
+    return (transform.inv if inverse else transform).call_and_ladj(x)
 
 
-def copy_seconds(count: int) -> float:
-    """Seconds for a byte read or written, by the best of a few copies of so many bytes."""
-    source, target = torch.ones(count // 4), torch.empty(count // 4)
-    best = float("inf")
-    for _ in range(3):
-        begin = time.perf_counter()
-        target.copy_(source)
-        best = min(best, time.perf_counter() - begin)
-    return best / (2 * count)
-
-
-@pytest.mark.parametrize("what", BYTES)
+@pytest.mark.parametrize("what", WAYS)
 @pytest.mark.benchmark(group="rq_spline")
 def bench_rq_spline(benchmark, what):
-    torch.manual_seed(0)
-    threads = thread_counts()[-1]
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    inverse, gradients = what == "inverse", what == "forward and backward"
-    x = (2 * torch.randn(ROWS, WIDTH)).requires_grad_(gradients)
-    parameters = torch.randn(ROWS, WIDTH, 23).requires_grad_(gradients)
-    run = with_gradients if gradients else plain
-
-    def eager(x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return reference.rq_spline(x, parameters, inverse, *NUMBERS)
-
-    def ours(x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        return rq_spline(x, parameters, inverse=inverse)
-
-    exact = eager(x.detach().double(), parameters.detach().double())
-    for single, mine, true in zip(eager(x, parameters), ours(x, parameters), exact, strict=True):
-        assert (mine - true).abs().max() <= 2 * (single - true).abs().max() + 1e-6
-    modes = {
-        "torch.compile": torch.compile(eager, fullgraph=True, dynamic=False),
-        "torch.compile, max-autotune": torch.compile(
-            eager, fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs"
-        ),
+    modules = {
+        "nflows": "nflows.transforms.splines.rational_quadratic",
+        "normflows": "normflows.utils.splines",
     }
-    count = BYTES[what] * x.numel()
-    providers = [
-        Provider("reference, eager", lambda: run(eager, x, parameters), 1, threads),
-        *(Provider(name, lambda f=f: run(f, x, parameters), 1, threads) for name, f in modes.items()),
-        Provider("fastgen", lambda: run(ours, x, parameters), 1, threads, floor=lambda: count * copy_seconds(count)),
-    ]
-    interleave(benchmark, providers, ROUNDS)
-    part = Part(f"rq_spline-{what.replace(' ', '-')}", f"rq_spline, {x.numel():,} elements, 8 bins, {what}", "call")
-    part.add(providers, compared_with=providers[0])
-    if not QUICK:
-        best = min(providers[1:3], key=lambda p: p.seconds)
-        part.bars = [
-            Bar(f"over {best.name}", 8, providers[-1].speedup_over(best)),
-            Bar("over eager", 25, providers[-1].speedup_over(providers[0])),
-        ]
-    publish(part, benchmark)
+    contest = Contest(
+        "rq_spline",
+        23,
+        lambda x, parameters, inverse: rq_spline(x, parameters, inverse=inverse),
+        lambda x, parameters, inverse: reference.rq_spline(x, parameters, inverse, *NUMBERS),
+        {name: of_library(module) for name, module in modules.items() if importlib.util.find_spec(name)},
+        {"zuko": zuko} if importlib.util.find_spec("zuko") else {},
+    )
+    run(benchmark, contest, what)

@@ -1,0 +1,99 @@
+"""What the benchmarks of the splines share: eager, compiled, the libraries that have the formula, and the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..copying import copy_floor
+from ..interleave import Provider, interleave
+from ..machine import keep_freed_memory, thread_counts
+from ..quick import QUICK, size
+from ..report import Bar, Part, publish
+
+ROWS, WIDTH, ROUNDS = size(4096, 16), size(64, 3), size(9, 1)
+WAYS = ("forward", "inverse", "forward and backward")
+Spline = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+"""From x, the raw parameters, and whether it is the inverse."""
+
+
+@dataclass
+class Contest:
+    """One spline.
+
+    Attributes:
+        count: raw parameters of an element.
+        ours, reference: the op, and its definition in plain PyTorch.
+        peers: other libraries' functions of the same formula and conventions, by name; the first has no copy before it.
+        kin: those of another parameterisation, whose values are not compared.
+    """
+
+    op: str
+    count: int
+    ours: Spline
+    reference: Spline
+    peers: dict[str, Spline] = field(default_factory=dict)
+    kin: dict[str, Spline] = field(default_factory=dict)
+
+    @property
+    def compiled(self) -> dict[str, Spline]:
+        """What is compiled, too; one peer is enough of those that are copies."""
+        first = dict(list(self.peers.items())[:1])
+        return {"reference": self.reference, **size(first | self.kin, {})}
+
+    def bytes(self, what: str) -> int:
+        """Of an element: read and written."""
+        return 4 * (7 + 3 * self.count if what == "forward and backward" else 3 + self.count)
+
+
+def run(benchmark, contest: Contest, what: str) -> None:
+    """Times one way of the contest's spline, 8 bins on [-3, 3], and publishes it."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    threads = thread_counts()[-1]
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    inverse, gradients = what == "inverse", what == "forward and backward"
+    x = (2 * torch.randn(ROWS, WIDTH)).requires_grad_(gradients)
+    parameters = torch.randn(ROWS, WIDTH, contest.count).requires_grad_(gradients)
+    along = torch.randn(2, ROWS, WIDTH)
+
+    def call(function: Spline) -> Callable[[], object]:
+        def forward() -> object:
+            return function(x, parameters, inverse)
+
+        def both() -> object:
+            return torch.autograd.grad(forward(), (x, parameters), tuple(along))
+
+        return both if gradients else forward
+
+    exact = contest.reference(x.detach().double(), parameters.detach().double(), inverse)
+    single = contest.reference(x, parameters, inverse)
+    for function in (contest.ours, *contest.peers.values()):
+        factor = 2 if function is contest.ours else 100  # the peers' inverses lose digits near the edges of bins
+        for found, plain, true in zip(function(x, parameters, inverse), single, exact, strict=True):
+            assert (found - true).abs().max() <= factor * (plain - true).abs().max() + 1e-6
+    compiled = {
+        f"{name}, compiled": torch.compile(function, dynamic=False) for name, function in contest.compiled.items()
+    }
+    tuned = torch.compile(contest.reference, dynamic=False, mode="max-autotune-no-cudagraphs")
+    compiled |= size({"reference, compiled, max-autotune": tuned}, {})
+    rivals = {"reference": contest.reference, **compiled, **contest.peers, **contest.kin}
+    floor = copy_floor(contest.bytes(what) * x.numel())
+    providers = {name: Provider(name, call(function), 1, threads) for name, function in rivals.items()}
+    fastgen = Provider("fastgen", call(contest.ours), 1, threads, floor=floor)
+    interleave(benchmark, [*providers.values(), fastgen], ROUNDS)
+    title = f"{contest.op}, {x.numel():,} elements, 8 bins, {what}"
+    part = Part(f"{contest.op}-{what.replace(' ', '-')}", title, "call")
+    part.add([*providers.values(), fastgen], compared_with=providers["reference"])
+    if not QUICK:
+        best = min((providers[name] for name in compiled), key=lambda p: p.seconds)
+        eager = min((p for name, p in providers.items() if name not in compiled), key=lambda p: p.seconds)
+        part.bars = [
+            Bar(f"over the best compiled one ({best.name})", 8, fastgen.speedup_over(best)),
+            Bar(f"over the fastest eager one ({eager.name})", 25, fastgen.speedup_over(eager)),
+        ]
+    publish(part, benchmark)
