@@ -9,7 +9,10 @@ from fastgen.nn.cubic_spline import CubicSpline
 from fastgen.nn.fields import MLPField
 from fastgen.nn.hutchinson_trace import HutchinsonTrace
 from fastgen.nn.invertible_conv1x1 import InvertibleConv1x1
+from fastgen.nn.made import MADE
+from fastgen.nn.masked_affine_autoregressive import InverseAutoregressive, MaskedAffineAutoregressive
 from fastgen.nn.masked_conv import MaskedConv2d
+from fastgen.nn.masked_linear import MaskedLinear
 from fastgen.nn.rq_spline import RationalQuadraticSpline
 from fastgen.nn.shifted_conv import (
     DownRightShiftedConv2d,
@@ -25,6 +28,7 @@ from fastgen.nn.vector_quantizer import VectorQuantizer
 from fastgen.nn.weight_norm import apply_weight_norm, initialize_weight_norm
 
 __all__ = [
+    "MADE",
     "ActNorm",
     "AdditiveCoupling",
     "AffineCoupling",
@@ -37,9 +41,12 @@ __all__ = [
     "GatedResidualBlock1d",
     "GatedResnet",
     "HutchinsonTrace",
+    "InverseAutoregressive",
     "InvertibleConv1x1",
     "MLPField",
+    "MaskedAffineAutoregressive",
     "MaskedConv2d",
+    "MaskedLinear",
     "RationalQuadraticSpline",
     "VectorQuantizer",
     "apply_weight_norm",

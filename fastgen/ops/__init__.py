@@ -10,6 +10,7 @@ from fastgen.ops.masked_conv2d import masked_conv2d
 from fastgen.ops.philox_uniform import philox_uniform
 from fastgen.ops.registry import Backend, backend, backends
 from fastgen.ops.rq_spline import rq_spline
+from fastgen.ops.sequential_affine import sequential_affine
 from fastgen.ops.vector_quantize import vector_quantize
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     "masked_conv2d",
     "philox_uniform",
     "rq_spline",
+    "sequential_affine",
     "vector_quantize",
 ]

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastgen.nn import MADE
+
+ORDERS = ["natural", "reversed", [2, 0, 4, 1, 3]]
+
+
+@pytest.mark.parametrize("hidden_degrees", ["sequential", "random"])
+@pytest.mark.parametrize("hidden", [(16,), (24, 17, 31)], ids=str)
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+def test_outputs_depend_on_exactly_the_features_before(order, hidden, hidden_degrees):
+    torch.manual_seed(0)
+    made = MADE(5, hidden, activation="elu", order=order, hidden_degrees=hidden_degrees).double()
+    places = {"natural": [0, 1, 2, 3, 4], "reversed": [4, 3, 2, 1, 0]}.get(
+        order if isinstance(order, str) else "", order
+    )
+    x = torch.randn(5, dtype=torch.float64)
+    for part in (0, 1):
+        jacobian = torch.autograd.functional.jacobian(lambda x, part=part: made(x)[part], x)
+        ordered = jacobian[places][:, places]
+        assert (ordered.triu() == 0).all()
+        if hidden_degrees == "sequential":
+            assert (ordered[torch.ones(5, 5).tril(-1) == 1] != 0).all()
+
+
+def test_one_feature_depends_on_the_context_alone():
+    made = MADE(1, (7,), context_features=3, activation="tanh")
+    x, context = torch.randn(4, 1), torch.randn(4, 3)
+    for mine, theirs in zip(made(x, context), made(x + 1, context), strict=True):
+        assert torch.equal(mine, theirs)
+    assert not torch.equal(made(x, context)[0], made(x, context + 1)[0])
+
+
+def test_degrees_are_saved():
+    torch.manual_seed(0)
+    first, second = (MADE(4, (9, 8), hidden_degrees="random", order=order) for order in ("natural", "reversed"))
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(3, 4)
+    for mine, theirs in zip(first(x), second(x), strict=True):
+        assert torch.equal(mine, theirs)
+    for mine, theirs in zip(first.degrees, second.degrees, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"features": 0}, "features is 0"),
+        ({"hidden": ()}, r"hidden is \(\)"),
+        ({"activation": "gelu"}, "activation is 'gelu'"),
+        ({"order": "random"}, "order is 'random'"),
+        ({"order": [0, 0, 1]}, r"order is \[0, 0, 1\]"),
+        ({"hidden_degrees": "cyclic"}, "hidden_degrees is 'cyclic'"),
+    ],
+)
+def test_wrong_arguments_are_named(changed, words):
+    with pytest.raises(ValueError, match=words):
+        MADE(**{"features": 3, "hidden": (4,)} | changed)
+
+
+def test_wrong_inputs_are_named():
+    with pytest.raises(ValueError, match="x has shape"):
+        MADE(3, (4,))(torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="context is a tensor of shape"):
+        MADE(3, (4,))(torch.zeros(2, 3), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="context is None"):
+        MADE(3, (4,), context_features=2)(torch.zeros(2, 3))
