@@ -10,7 +10,7 @@ from torch import Tensor
 from fastgen.ops import cubic_spline
 from fastgen.reference import cubic_spline as reference
 
-from .splines import WAYS, Contest, run
+from ..splines import WAYS, Contest, run
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("default")]
 NUMBERS = (-3.0, 3.0, -3.0, 3.0, 1e-3, 1e-3)  # on [-3, 3]

@@ -1,7 +1,6 @@
 #include "worker.h"
 
 #include <algorithm>
-#include <stdexcept>
 
 #include "../../common/check.h"
 
@@ -15,24 +14,6 @@ float* floats(const Arena& arena) { return reinterpret_cast<float*>(arena.data()
 Arena float_arena(std::int64_t count) { return Arena(static_cast<std::size_t>(count + kTile) * sizeof(float)); }
 
 }  // namespace
-
-void Failure::report(std::int64_t step, const std::string& message) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  if (step < step_.load(std::memory_order_relaxed)) {
-    message_ = message;
-    step_.store(step, std::memory_order_release);
-  }
-}
-
-void Failure::throw_if_any() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  if (step() != kNever) throw std::invalid_argument(message_);
-}
-
-void Failure::clear() {
-  std::lock_guard<std::mutex> lock(mutex_);
-  step_.store(kNever);
-}
 
 Worker::Worker(const Plan& plan, const PackedWeights& weights, const HeadSpec& head, const Kernels& kernels, Failure& failure)
     : plan_(plan),

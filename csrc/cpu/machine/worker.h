@@ -1,35 +1,16 @@
 // One thread's part of the machine: executes codes and draws for a share of the samples, cells or lanes.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
-#include <limits>
-#include <mutex>
-#include <string>
 #include <vector>
 
 #include "address.h"
+#include "failure.h"
 #include "kernels.h"
 #include "pack.h"
 #include "plan.h"
 
 namespace fastgen {
-
-// The first thing that went wrong, by step. Codes go on with harmless values until the threads look here together.
-class Failure {
- public:
-  static constexpr std::int64_t kNever = std::numeric_limits<std::int64_t>::max();
-
-  void report(std::int64_t step, const std::string& message);
-  std::int64_t step() const { return step_.load(std::memory_order_acquire); }
-  void throw_if_any() const;
-  void clear();
-
- private:
-  std::atomic<std::int64_t> step_{kNever};
-  mutable std::mutex mutex_;
-  std::string message_;
-};
 
 // What a worker computes of a code.
 struct Share {

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..copying import copy_floor
-from ..interleave import Provider, interleave
-from ..machine import keep_freed_memory, thread_counts
-from ..quick import QUICK, size
-from ..report import Bar, Part, publish
+from .copying import copy_floor
+from .interleave import Provider, interleave
+from .machine import keep_freed_memory, thread_counts
+from .quick import QUICK, size
+from .report import Bar, Part, publish
 
 ROWS, WIDTH, ROUNDS = size(4096, 16), size(64, 3), size(9, 1)
 WAYS = ("forward", "inverse", "forward and backward")

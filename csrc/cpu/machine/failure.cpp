@@ -1,0 +1,25 @@
+#include "failure.h"
+
+#include <stdexcept>
+
+namespace fastgen {
+
+void Failure::report(std::int64_t step, const std::string& message) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (step < step_.load(std::memory_order_relaxed)) {
+    message_ = message;
+    step_.store(step, std::memory_order_release);
+  }
+}
+
+void Failure::throw_if_any() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (step() != kNever) throw std::invalid_argument(message_);
+}
+
+void Failure::clear() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  step_.store(kNever);
+}
+
+}  // namespace fastgen
