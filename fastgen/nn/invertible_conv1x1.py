@@ -87,14 +87,14 @@ class InvertibleConv1x1(nn.Module):
     def _with_weight(self, x: Tensor) -> tuple[Tensor, Tensor]:
         bias, log_scale = self._norm()
         wide, weight = in_float32(x, self.weight)
-        shift = torch.zeros_like(weight[0]) if bias is None else bias.to(weight.dtype)
+        bias = None if bias is None else bias.to(weight.dtype)
         log_det = torch.linalg.slogdet(weight)[1]
         self._refuse_singular(log_det, inverse=False)
         if log_scale is not None:
             log_scale = log_scale.to(weight.dtype)
             weight, log_det = weight * log_scale.exp(), log_det + log_scale.sum()
         with torch.autocast(x.device.type, enabled=False):
-            y = product(wide, weight, shift)
+            y = product(wide, weight, bias)
         return y.to(x.dtype), (log_det * x.shape[2:].numel()).repeat(x.shape[0])
 
     def _refuse_singular(self, logarithms: Tensor, inverse: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastgen.ops.autograd import backward_of, differentiable, loop
@@ -97,23 +98,26 @@ def lu_conv1x1(
         log_scale = norm.pop()
         scale = log_scale.exp()
         upper, diagonal, log_det = upper * scale, diagonal * scale, log_det + log_scale.sum()
-    bias = norm[0] if norm else torch.zeros_like(log_s)
+    bias = norm[0] if norm else None
     positions = x.shape[2:].numel()
-    with torch.autocast(x.device.type, enabled=False):
-        if inverse:
-            factors = (permutation, lower, upper, diagonal, bias)
-            y = _solve(x.reshape(x.shape[0], x.shape[1], positions), *factors).reshape(x.shape)
-        else:
+    if inverse:
+        factors = (permutation, lower, upper, diagonal, torch.zeros_like(log_s) if bias is None else bias)
+        y = _solve(x.reshape(x.shape[0], x.shape[1], positions), *factors).reshape(x.shape)
+    else:
+        with torch.autocast(x.device.type, enabled=False):
             y = product(x, reference.weight_of(permutation, lower, upper, diagonal), bias)
-    return y.to(dtype), (log_det * (-positions if inverse else positions)).repeat(x.shape[0])
+    log_det = log_det * (-positions if inverse else positions)
+    return y.to(dtype), log_det.expand(x.shape[0]).clone()
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``weight (x + bias)`` at every position, by the library's matrix product."""
-    shift = weight @ bias
+    shift = None if bias is None else weight @ bias
     if x.dim() == 2:
-        return torch.addmm(shift, x, weight.t())
-    return torch.baddbmm(shift[:, None], weight.expand(x.shape[0], -1, -1), x.flatten(2)).reshape(x.shape)
+        return F.linear(x, weight, shift)
+    weights, columns = weight.expand(x.shape[0], -1, -1), x.flatten(2)
+    y = weights.bmm(columns) if shift is None else torch.baddbmm(shift[:, None], weights, columns)
+    return y.reshape(x.shape)
 
 
 def _check(
@@ -129,19 +133,20 @@ def _check(
     if x.dim() < 2 or not x.shape[1]:
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, C, ...], C at least 1")
     channels = x.shape[1]
-    square = {"lower": lower, "upper": upper}
-    vectors = {"log_s": log_s, "sign": sign, "bias": bias, "log_scale": log_scale}
-    for name, tensor in ({"x": x} | square | vectors).items():
-        if tensor is not None and not tensor.is_floating_point():
+    square, vector = (channels, channels), (channels,)
+    given = [("lower", lower, square), ("upper", upper, square), ("log_s", log_s, vector), ("sign", sign, vector)]
+    given += [("bias", bias, vector), ("log_scale", log_scale, vector), ("permutation", permutation, vector)]
+    for name, tensor, wanted in (("x", x, x.shape), *given):
+        if tensor is None:
+            continue
+        if name != "permutation" and not tensor.is_floating_point():
             raise TypeError(f"{name} has dtype {tensor.dtype}; it must be floating point")
-    if permutation.dtype != torch.int64:
-        raise TypeError(f"permutation has dtype {permutation.dtype}; it must be int64")
-    for name, tensor in (square | vectors | {"permutation": permutation}).items():
-        wanted = (channels, channels) if name in square else (channels,)
-        if tensor is not None and tuple(tensor.shape) != wanted:
+        if tensor.shape != wanted:
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}; for x of shape {tuple(x.shape)} it must be {wanted}"
             )
+    if permutation.dtype != torch.int64:
+        raise TypeError(f"permutation has dtype {permutation.dtype}; it must be int64")
     if not _has_numbers(permutation):
         return
     if sorted(permutation.tolist()) != list(range(channels)):
