@@ -20,7 +20,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr std::int64_t kSamples = 256;  // that a product of gradients and values takes before the next tile: they stay in the cache
+constexpr std::int64_t kSamples = 256;  // whose values and gradients are multiplied at once: they stay in the cache
 
 template <typename T>
 const T* read(const Tensor& tensor) {
@@ -127,9 +127,10 @@ void add_parameter_gradients(const Layout& layout, const SequentialAffineShape& 
   const std::int64_t stride = (from.count() + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
   const std::int64_t tiles = (to.count() + kernels.tile - 1) / kernels.tile;
   torch::stable::parallel_for(0, tiles, 1, [&](std::int64_t begin, std::int64_t end) {
-    const Arena arena(static_cast<std::size_t>((end - begin) * kernels.tile * (stride + 1)) * sizeof(T));
-    T* sums = reinterpret_cast<T*>(arena.data());
-    T* biases = sums + (end - begin) * kernels.tile * stride;
+    const std::int64_t own = (end - begin) * kernels.tile;
+    const Arena arena(static_cast<std::size_t>(own * (stride + 1) + kSamples * (stride + kernels.tile)) * sizeof(T));
+    T *sums = reinterpret_cast<T*>(arena.data()), *biases = sums + own * stride;
+    T *values = biases + own, *gradients = values + kSamples * stride;
     // a thread takes tiles from both ends: the last rows have the most inputs
     const auto tile_rows = [&](std::int64_t i) {
       const std::int64_t first = (i % 2 ? tiles - 1 - i / 2 : i / 2) * kernels.tile;
@@ -137,15 +138,21 @@ void add_parameter_gradients(const Layout& layout, const SequentialAffineShape& 
     };
     for (std::int64_t sample = 0; sample < shape.samples; sample += kSamples) {
       const std::int64_t samples = std::min(kSamples, shape.samples - sample);
-      const T* values = data.values + sample * shape.stride + from.begin;
+      for (std::int64_t column = 0; column < stride; column += kernels.lanes) {
+        for (std::int64_t n = 0; n < samples; ++n) {
+          const T* row = data.values + (sample + n) * shape.stride + from.begin + column;
+          std::copy_n(row, kernels.lanes, values + column * samples + n * kernels.lanes);
+        }
+      }
       for (std::int64_t i = begin; i < end; ++i) {
         const Rows rows = tile_rows(i);
-        const T* gradients = data.gradients + sample * shape.stride + to.begin + rows.begin;
-        const std::int64_t place = (i - begin) * kernels.tile;
-        kernels.outer(gradients, values, shape.stride, samples, rows.count(), used[rows.end - 1], sums + place * stride, stride);
+        const std::int64_t place = (i - begin) * kernels.tile, count = rows.count();
         for (std::int64_t n = 0; n < samples; ++n) {
-          for (std::int64_t r = 0; r < rows.count(); ++r) biases[place + r] += gradients[n * shape.stride + r];
+          const T* row = data.gradients + (sample + n) * shape.stride + to.begin + rows.begin;
+          std::copy_n(row, count, gradients + n * count);
+          for (std::int64_t r = 0; r < count; ++r) biases[place + r] += row[r];
         }
+        kernels.outer(gradients, values, samples, count, used[rows.end - 1], sums + place * stride, stride);
       }
     }
     for (std::int64_t i = begin; i < end; ++i) {

@@ -58,9 +58,10 @@ struct SequentialAffineKernels {
   std::int64_t tile;   // the most rows of a product
   void (*forward)(const SequentialAffineShape&, const SequentialAffineData<T>&, std::int64_t panel, T* scratch);
   void (*backward)(const SequentialAffineShape&, const SequentialAffineData<T>&, std::int64_t panel, T* scratch);
-  // sums [rows, columns] += the products of gradients and values over some samples; `columns` is rounded up to whole `lanes`
-  void (*outer)(const T* gradients, const T* values, std::int64_t stride, std::int64_t samples, std::int64_t rows,
-                std::int64_t columns, T* sums, std::int64_t sums_stride);
+  // sums [rows, columns] += the products of gradients [samples, rows] and values [columns / lanes, samples, lanes]; `columns` is
+  // rounded up to whole `lanes`
+  void (*outer)(const T* gradients, const T* values, std::int64_t samples, std::int64_t rows, std::int64_t columns, T* sums,
+                std::int64_t stride);
 };
 
 // Values and their gradients, each with so many rows beyond its own that whole vectors of rows can be read; u, its gradient, the

@@ -104,13 +104,11 @@ class Sweep {
     if (step.kind != Step::product) return;
     const Map& map = layout_.maps()[maps_[i]];
     const T* weight = parameters + map.weight;
+    const std::int64_t *to = &layout_.units()[step.to], *from = &layout_.units()[step.from];
+    const std::int64_t to_stride = up_ ? 1 : map.inputs, from_stride = up_ ? map.inputs : 1;
     packed += step.weights;
-    for (std::int64_t r = 0; r < step.rows; ++r) {
-      const std::int64_t to = layout_.unit(step.to + r);
-      for (std::int64_t k = 0; k < step.count; ++k) {
-        const std::int64_t from = layout_.unit(step.from + k);
-        packed[k * step.rows + r] = up_ ? weight[from * map.inputs + to] : weight[to * map.inputs + from];
-      }
+    for (std::int64_t k = 0; k < step.count; ++k, packed += step.rows) {
+      for (std::int64_t r = 0; r < step.rows; ++r) packed[r] = weight[to[r] * to_stride + from[k] * from_stride];
     }
   }
 

@@ -200,9 +200,10 @@ void run(const SequentialAffineShape& shape, const SequentialAffineSweep& sweep,
 template <typename T>
 void load_panel(const T* samples, std::int64_t stride, std::int64_t n, const std::int64_t* unit, std::int64_t count, T* rows) {
   constexpr std::int64_t lanes = kLanes<T>;
-  for (std::int64_t lane = 0; lane < lanes; ++lane) {
-    const T* sample = samples + (lane < n ? lane : n - 1) * stride;
-    for (std::int64_t row = 0; row < count; ++row) rows[row * lanes + lane] = sample[unit[row]];
+  for (std::int64_t row = 0; row < count; ++row) {
+    for (std::int64_t lane = 0; lane < lanes; ++lane) {
+      rows[row * lanes + lane] = samples[(lane < n ? lane : n - 1) * stride + unit[row]];
+    }
   }
 }
 
@@ -242,9 +243,9 @@ void go_down(const SequentialAffineShape& shape, const SequentialAffineData<T>& 
   load_panel(data.u + first * shape.features, shape.features, n, data.unit, shape.features, panel.u);
   T* hidden = panel.values + shape.hidden * lanes;
   load_panel(data.offset + first * data.offset_stride, data.offset_stride, n, data.unit + shape.hidden, shape.first_width, hidden);
-  for (std::int64_t i = 0; i < (shape.rows - shape.hidden) * lanes; ++i) {
-    const T bias = data.bias[i / lanes];
-    hidden[i] = i < shape.first_width * lanes ? hidden[i] + bias : bias;
+  for (std::int64_t i = shape.first_width * lanes; i < (shape.rows - shape.hidden) * lanes; ++i) hidden[i] = 0;
+  for (std::int64_t row = 0; row < shape.rows - shape.hidden; ++row) {
+    for (std::int64_t lane = 0; lane < lanes; ++lane) hidden[row * lanes + lane] += data.bias[row];
   }
   for (std::int64_t i = 0; i < lanes; ++i) panel.log_det[i] = 0;
   run(shape, data.down, data.packed_down, panel, panel.values);
@@ -284,10 +285,10 @@ void backward(const SequentialAffineShape& shape, const SequentialAffineData<T>&
 }
 
 template <typename T>
-void outer(const T* gradients, const T* values, std::int64_t stride, std::int64_t samples, std::int64_t rows,
-           std::int64_t columns, T* sums, std::int64_t sums_stride) {
-  for (std::int64_t column = 0; column < columns; column += kLanes<T>) {
-    multiply_rows(rows, gradients, stride, values + column, stride, samples, sums + column, sums_stride);
+void outer(const T* gradients, const T* values, std::int64_t samples, std::int64_t rows, std::int64_t columns, T* sums,
+           std::int64_t stride) {
+  for (std::int64_t column = 0; column < columns; column += kLanes<T>, values += samples * kLanes<T>) {
+    multiply_rows(rows, gradients, rows, values, kLanes<T>, samples, sums + column, stride);
   }
 }
 
