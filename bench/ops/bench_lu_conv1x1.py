@@ -21,12 +21,14 @@ from ..report import Bar, Part, publish
 pytestmark = [
     pytest.mark.needs_extension,
     pytest.mark.filterwarnings("ignore:.*_prims_common.check:FutureWarning"),  # the compiled backward of a solve
+    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning"),  # max-autotune
     pytest.mark.filterwarnings(r"ignore:torch\.(lu|triangular_solve) is deprecated:UserWarning"),  # of the peers
 ]
 SHAPES = size([(64, 12, 32, 32), (64, 48, 16, 16)], [(2, 4, 3, 5)])
 ROUNDS = size(15, 1)
 BYTES = {"forward": 8, "inverse": 8, "inverse and backward": 8 + 16}  # of an element, read or written once
 PRODUCTS = {"forward": 1, "inverse": 1, "inverse and backward": 5}  # of every position by a matrix
+MODES = {"torch.compile": "default"} | size({"torch.compile, max-autotune": "max-autotune-no-cudagraphs"}, {})
 BAR = 2
 
 
@@ -96,7 +98,8 @@ def bench_lu_conv1x1(benchmark, what, shape):
         tensor.requires_grad_()
     layers = peers(shape[1])
     functions = {"reference, eager": (eager, learned)}
-    functions["reference, compiled"] = (torch.compile(eager, fullgraph=True, dynamic=False), learned)
+    for name, mode in MODES.items():
+        functions[name] = (torch.compile(eager, fullgraph=True, dynamic=False, mode=mode), learned)
     for name, layer in layers.items():
         there, back = (call_of(name, layer, way) for way in (inverse, not inverse))
         assert (back(there(x)[0])[0] - x).abs().max() <= 1e-2

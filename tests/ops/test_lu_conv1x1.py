@@ -108,6 +108,22 @@ def test_every_remainder_of_a_tile(samples, positions):
     torch.testing.assert_close(single, wanted.float(), rtol=100 * EPSILON, atol=100 * EPSILON)
 
 
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("shape", [(5, 33, 16, 17), (700, 33)])
+def test_several_threads_share_the_tiles_and_change_no_bit(shape):
+    torch.manual_seed(0)
+    given = [t.float() if t.is_floating_point() else t for t in factors(shape[1])]
+    x = torch.randn(shape, requires_grad=True)
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        y, _ = lu_conv1x1(x, *given, inverse=True)
+        found.append((y, *torch.autograd.grad(y.square().sum(), x)))
+    torch.set_num_threads(before)
+    for one, several in zip(*found, strict=True):
+        assert torch.equal(one, several)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_position_does_not_see_the_others(backend):
     x, given = torch.randn(4, 6, 37), [t.float() if t.is_floating_point() else t for t in factors(6)]
