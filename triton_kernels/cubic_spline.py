@@ -145,6 +145,8 @@ def cubic_spline_kernel(
         value, log_slope = x0 + t * w, -log_slope
     else:
         value = y0 + _rise(t, h, w, d0, d1)
+    least, most = (left, right) if inverse else (bottom, top)
+    value = tl.where(value < least, least, tl.where(value > most, most, value))
     tl.store(y + element, tl.where(is_in, value, at), mask=present)
     tl.store(log_det + element, tl.where(is_in, log_slope, 0.0), mask=present)
 
@@ -216,7 +218,7 @@ def _constants(parameters: int, inverse: bool) -> dict:
     bins = parameters // 2 - 1
     padded = triton.next_power_of_2(bins)
     shape = {"bins": bins, "padded": padded, "block": max(1, BLOCK_NUMBERS // padded)}
-    return {"inverse": inverse, "steps": 9 if bins == 1 else 6, "num_warps": 8} | shape
+    return {"inverse": inverse, "steps": 9 if bins == 1 else 4, "num_warps": 8} | shape
 
 
 def cubic_spline(x: Tensor, parameters: Tensor, inverse: bool, *numbers: float) -> tuple[Tensor, Tensor]:

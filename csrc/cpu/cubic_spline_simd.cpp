@@ -9,13 +9,16 @@ namespace {
 
 constexpr double kLeast = 1e-6;  // as in fastgen/reference/cubic_spline.py
 
-// A softmax before its division: column j is exp(raw - top), size() of it the width or height of bin j.
-template <typename V>
+// A softmax before its division, turned into the sizes of bins: column j is exp(raw - top), and sums[j] the sum of those before.
+template <typename V, typename T>
 struct Sizes {
-  V* columns;
-  V reciprocal, least, scale;  // reciprocal: of the sum of the columns
+  const V *columns, *sums;
+  T start, least;
+  V reciprocal, scale;  // reciprocal: of the sum of all columns
 
-  V size(std::int64_t j) const { return fma(scale, columns[j], least); }
+  V size(V column) const { return fma(scale, column, V{} + least); }
+  V edge(V sum, V number) const { return fma(scale, sum, number * least + start); }
+  V edge(std::int64_t j) const { return fma(scale, sums[j], V{} + (start + T(j) * least)); }
 };
 
 // Adds, and returns what rounding lost.
@@ -28,12 +31,29 @@ inline V add_to(V& sum, V x) {
 }
 
 template <typename V, typename T>
-inline Sizes<V> sizes_of(V* columns, std::int64_t bins, T interval, T least) {
+inline Sizes<V, T> sizes_of(V* columns, V* sums, std::int64_t bins, T start, T interval, T least) {
   V top = columns[0], sum = V{}, lost = V{};
-  for (std::int64_t j = 1; j < bins; ++j) top = max(top, columns[j]);
-  for (std::int64_t j = 0; j < bins; ++j) lost += add_to(sum, columns[j] = exp_nonpositive(columns[j] - top));
+  for (std::int64_t j = 1; j < bins; ++j) top = top < columns[j] ? columns[j] : top;
+  for (std::int64_t j = 0; j < bins; ++j) {
+    sums[j] = sum + lost;
+    lost += add_to(sum, columns[j] = exp_nonpositive(columns[j] - top));
+  }
   const V reciprocal = T(1) / (sum + lost);
-  return {columns, reciprocal, V{} + interval * least, interval * (T(1) - least * T(bins)) * reciprocal};
+  return {columns, sums, start, interval * least, reciprocal, interval * (T(1) - least * T(bins)) * reciprocal};
+}
+
+// What the softmax has at and beside the bin of every lane.
+template <typename V>
+struct Around {
+  V sum, before, here, after;
+};
+
+template <typename V, typename T, typename Mask>
+inline void take(Around<V>& around, const Sizes<V, T>& sizes, std::int64_t j, std::int64_t before, std::int64_t after, Mask where) {
+  around.sum = where ? sizes.sums[j] : around.sum;
+  around.before = where ? sizes.columns[before] : around.before;
+  around.here = where ? sizes.columns[j] : around.here;
+  around.after = where ? sizes.columns[after] : around.after;
 }
 
 // The derivative where two bins meet, by Steffen, and its partial derivatives with respect to their widths and slopes.
@@ -57,28 +77,34 @@ inline Joint<V> joint(V w0, V s0, V w1, V s1) {
 template <typename V>
 inline V rise(V t, V h, V w, V d0, V d1) {
   const V rest = 1 - t;
-  return h * t * t * (3 - 2 * t) + w * t * rest * (d0 * rest - d1 * t);
+  return fma(h * (t * t), 3 - 2 * t, w * (t * rest) * (d0 * rest - d1 * t));
 }
 template <typename V>
 inline V slope_at(V t, V s, V d0, V d1) {
   const V rest = 1 - t;
-  return d0 * rest * rest + d1 * t * t + 2 * t * rest * (3 * s - d0 - d1);
+  return fma(d0 * rest, rest, fma(d1 * t, t, 2 * (t * rest) * (3 * s - d0 - d1)));
 }
 template <typename V>
 inline V half_bend_at(V t, V s, V d0, V d1) {
-  return d1 * t - d0 * (1 - t) + (1 - 2 * t) * (3 * s - d0 - d1);
+  return fma(1 - 2 * t, 3 * s - d0 - d1, d1 * t - d0 * (1 - t));
+}
+
+// How many Halley steps reach the last bits; a single bin may be flat in the middle, where they converge slowly.
+template <typename T>
+inline int steps_of(std::int64_t bins) {
+  return bins == 1 ? 9 : sizeof(T) == 4 ? 4 : 6;
 }
 
 // Where in [0, 1] the cubic from 0 to 1 with derivatives a and b at its ends is q: from the root of the rational quadratic with
 // the same ends, by Halley steps kept in a bracket.
 template <typename V, typename T>
-inline V root_of(V a, V b, V q, std::int64_t steps) {
+inline V root_of(V a, V b, V q, int steps) {
   const V one = V{} + T(1);
   V low = V{}, high = one;
   const V bend = q * (a + b - 2), linear = a - bend;
   const V root = sqrt(max(linear * linear + 4 * q * (1 - a + bend), V{}));
   V t = min(max(2 * q / (q > T(0) ? linear + root : one), V{}), one);
-  for (std::int64_t step = 0; step < steps; ++step) {
+  for (int step = 0; step < steps; ++step) {
     const V over = rise(t, one, one, a, b) - q;
     low = over > T(0) ? low : t;
     high = over > T(0) ? t : high;
@@ -91,66 +117,60 @@ inline V root_of(V a, V b, V q, std::int64_t steps) {
 }
 
 // The bin of every lane, and where in it the lane is.
-template <typename V>
+template <typename V, typename T>
 struct Bin {
-  Sizes<V> widths, heights;
-  V number, x0, y0, w, h, w_before, h_before, w_after, h_after;
-  V s, d0, d1, inside, t, slope;  // inside: 1 or 0
+  Sizes<V, T> widths, heights;
+  V number, x0, y0, w, h, w_before, s_before, w_after, s_after;
+  V s, d0, d1, end0, end1, inside, t, slope;  // end0, end1: the sigmoids of both ends in the bins there; inside: 1 or 0
 };
 
 template <typename V, typename T>
-inline V end_part(V raw) {
-  return T(kLeast) + T(1 - 2 * kLeast) * sigmoid(raw);
+inline V sigmoid_of(V x) {
+  const V z = exp_nonpositive(-abs(x));
+  return (x < T(0) ? z : V{} + T(1)) / (1 + z);
 }
 
+// `columns` are the parameters, `sums` as many more.
 template <typename V, typename T>
-inline Bin<V> find(const CubicSplineShape& shape, V x, V* columns) {
+inline Bin<V, T> find(const CubicSplineShape& shape, V x, V* columns, V* sums) {
   const std::int64_t bins = shape.bins;
-  const V one = V{} + T(1), left = V{} + T(shape.left), bottom = V{} + T(shape.bottom);
-  Bin<V> bin;
-  bin.widths = sizes_of(columns, bins, T(shape.right - shape.left), T(shape.min_width));
-  bin.heights = sizes_of(columns + bins, bins, T(shape.top - shape.bottom), T(shape.min_height));
+  const V one = V{} + T(1);
+  Bin<V, T> bin;
+  bin.widths = sizes_of(columns, sums, bins, T(shape.left), T(shape.right - shape.left), T(shape.min_width));
+  bin.heights = sizes_of(columns + bins, sums + bins, bins, T(shape.bottom), T(shape.top - shape.bottom), T(shape.min_height));
   const T low = T(shape.inverse ? shape.bottom : shape.left), high = T(shape.inverse ? shape.top : shape.right);
   const auto inside = (x >= low) & (x <= high);
   bin.inside = inside ? one : V{};
   const V safe = inside ? x : V{} + low;
-  V w = bin.widths.size(0), h = bin.heights.size(0), w_before = w, h_before = h;
-  V sum_w = V{}, sum_h = V{}, lost_w = V{}, lost_h = V{};
+  const std::int64_t second = std::min<std::int64_t>(1, bins - 1);
+  Around<V> across = {V{}, columns[0], columns[0], columns[second]};
+  Around<V> up = {V{}, columns[bins], columns[bins], columns[bins + second]};
   bin.number = V{};
-  bin.x0 = left;
-  bin.y0 = bottom;
-  bin.w = bin.w_before = w;
-  bin.h = bin.h_before = h;
-  bin.w_after = bins == 1 ? w : bin.widths.size(1);
-  bin.h_after = bins == 1 ? h : bin.heights.size(1);
   for (std::int64_t j = 1; j < bins; ++j) {
-    lost_w += add_to(sum_w, w);
-    lost_h += add_to(sum_h, h);
-    const V edge_x = left + (sum_w + lost_w), edge_y = bottom + (sum_h + lost_h);
-    const std::int64_t next = std::min(j + 1, bins - 1);
-    w_before = w;
-    h_before = h;
-    w = bin.widths.size(j);
-    h = bin.heights.size(j);
-    const auto beyond = safe >= (shape.inverse ? edge_y : edge_x);
+    const auto beyond = safe >= (shape.inverse ? bin.heights : bin.widths).edge(j);
+    const std::int64_t after = std::min(j + 1, bins - 1);
     bin.number = beyond ? V{} + T(j) : bin.number;
-    bin.x0 = beyond ? edge_x : bin.x0;
-    bin.y0 = beyond ? edge_y : bin.y0;
-    bin.w = beyond ? w : bin.w;
-    bin.h = beyond ? h : bin.h;
-    bin.w_before = beyond ? w_before : bin.w_before;
-    bin.h_before = beyond ? h_before : bin.h_before;
-    bin.w_after = beyond ? bin.widths.size(next) : bin.w_after;
-    bin.h_after = beyond ? bin.heights.size(next) : bin.h_after;
+    take(across, bin.widths, j, j - 1, after, beyond);
+    take(up, bin.heights, j, j - 1, after, beyond);
   }
+  bin.x0 = bin.widths.edge(across.sum, bin.number);
+  bin.y0 = bin.heights.edge(up.sum, bin.number);
+  bin.w = bin.widths.size(across.here);
+  bin.h = bin.heights.size(up.here);
+  bin.w_before = bin.widths.size(across.before);
+  bin.w_after = bin.widths.size(across.after);
+  bin.s_before = bin.heights.size(up.before) / bin.w_before;
+  bin.s_after = bin.heights.size(up.after) / bin.w_after;
   const V s = bin.s = bin.h / bin.w;
-  const V inner0 = joint<V, T>(bin.w_before, bin.h_before / bin.w_before, bin.w, s).value;
-  const V inner1 = joint<V, T>(bin.w, s, bin.w_after, bin.h_after / bin.w_after).value;
-  bin.d0 = bin.number == T(0) ? 3 * s * end_part<V, T>(columns[2 * bins]) : inner0;
-  bin.d1 = bin.number == T(bins - 1) ? 3 * s * end_part<V, T>(columns[2 * bins + 1]) : inner1;
+  const auto first = bin.number == T(0), last = bin.number == T(bins - 1);
+  bin.end0 = sigmoid_of<V, T>(first ? columns[2 * bins] : columns[2 * bins + 1]);
+  bin.end1 = bins == 1 ? sigmoid_of<V, T>(columns[3]) : bin.end0;
+  const T least = T(kLeast), rest = T(1 - 2 * kLeast);
+  bin.d0 = first ? 3 * s * (least + rest * bin.end0) : joint<V, T>(bin.w_before, bin.s_before, bin.w, s).value;
+  bin.d1 = last ? 3 * s * (least + rest * bin.end1) : joint<V, T>(bin.w, s, bin.w_after, bin.s_after).value;
   if (shape.inverse) {
     const V q = min(max((safe - bin.y0) / bin.h, V{}), one);
-    bin.t = root_of<V, T>(bin.d0 / s, bin.d1 / s, q, bins == 1 ? 9 : 6);
+    bin.t = root_of<V, T>(bin.d0 / s, bin.d1 / s, q, steps_of<T>(bins));
   } else {
     bin.t = min(max((safe - bin.x0) / bin.w, V{}), one);
   }
@@ -158,7 +178,8 @@ inline Bin<V> find(const CubicSplineShape& shape, V x, V* columns) {
   return bin;
 }
 
-// The parameters of elements i .. i + n as columns; those of the next ones are asked for.
+// The parameters of elements i .. i + n as columns; those of the next ones are asked for. The two of the ends go one by one: for
+// them alone a second block would be transposed where 2 K is a multiple of kWidth.
 template <typename V, typename T>
 inline void load_parameters(const CubicSplineShape& shape, const T* parameters, std::int64_t i, std::int64_t n, V* columns) {
   const T* from = parameters + i * shape.parameters;
@@ -166,21 +187,28 @@ inline void load_parameters(const CubicSplineShape& shape, const T* parameters, 
   for (std::int64_t line = 0; line < kWidth * shape.parameters * std::int64_t(sizeof(T)); line += 64) {
     __builtin_prefetch(next + line);
   }
-  load_columns(from, n, shape.parameters, shape.parameters, columns);
+  load_columns(from, n, shape.parameters, 2 * shape.bins, columns);
+  T* ends = reinterpret_cast<T*>(columns + 2 * shape.bins);
+  for (std::int64_t lane = 0; lane < kWidth; ++lane) {
+    const T* pair = from + std::min(lane, n - 1) * shape.parameters + 2 * shape.bins;
+    ends[lane] = pair[0];
+    ends[kWidth + lane] = pair[1];
+  }
 }
 
 template <typename T>
 void forward(const CubicSplineShape& shape, const CubicSplineData<T>& data, std::int64_t begin, std::int64_t end, T* scratch) {
   using V = typename VectorOf<T>::type;
   V* columns = reinterpret_cast<V*>(scratch);
+  const V least = V{} + T(shape.inverse ? shape.left : shape.bottom), most = V{} + T(shape.inverse ? shape.right : shape.top);
   for (std::int64_t i = begin; i < end; i += kWidth) {
     const std::int64_t n = std::min<std::int64_t>(kWidth, end - i);
     load_parameters(shape, data.parameters, i, n, columns);
     const V x = load_first<V>(data.x + i, n);
-    const Bin<V> bin = find<V, T>(shape, x, columns);
+    const Bin<V, T> bin = find<V, T>(shape, x, columns, columns + shape.parameters);
     const V log_slope = log(bin.slope);
     const V y = shape.inverse ? bin.x0 + bin.t * bin.w : bin.y0 + rise(bin.t, bin.h, bin.w, bin.d0, bin.d1);
-    store_first(data.y + i, bin.inside != T(0) ? y : x, n);
+    store_first(data.y + i, bin.inside != T(0) ? min(max(y, least), most) : x, n);
     store_first(data.log_det + i, bin.inside != T(0) ? (shape.inverse ? -log_slope : log_slope) : V{}, n);
   }
 }
@@ -188,7 +216,8 @@ void forward(const CubicSplineShape& shape, const CubicSplineData<T>& data, std:
 // The gradients with respect to the raw columns of a softmax, of those with respect to the sizes of the bins: `of_start` for all
 // before bin `number`, and besides `before`, `here` and `after` for the three around it.
 template <typename V, typename T>
-inline void softmax_backward(const Sizes<V>& sizes, std::int64_t bins, V number, V of_start, V before, V here, V after, V* grads) {
+inline void softmax_backward(const Sizes<V, T>& sizes, std::int64_t bins, V number, V of_start, V before, V here, V after,
+                             V* grads) {
   V mean = V{};
   for (std::int64_t j = 0; j < bins; ++j) {
     const V side = number == T(j + 1) ? before : after, place = number - T(j);
@@ -209,7 +238,7 @@ void backward(const CubicSplineShape& shape, const CubicSplineData<T>& data, std
   for (std::int64_t i = begin; i < end; i += kWidth) {
     const std::int64_t n = std::min<std::int64_t>(kWidth, end - i);
     load_parameters(shape, data.parameters, i, n, columns);
-    const Bin<V> bin = find<V, T>(shape, load_first<V>(data.x + i, n), columns);
+    const Bin<V, T> bin = find<V, T>(shape, load_first<V>(data.x + i, n), columns, grads);
     const auto inside = bin.inside != T(0), first = bin.number == T(0), last = bin.number == T(bins - 1);
     const V given_y = load_first<V>(data.grad_y + i, n), given_l = load_first<V>(data.grad_log_det + i, n);
     const V t = bin.t, rest = 1 - t, u = t * rest, w = bin.w, s = bin.s, zero = V{};
@@ -227,9 +256,8 @@ void backward(const CubicSplineShape& shape, const CubicSplineData<T>& data, std
     const V of_log = of_l / bin.slope;
     const V of_d0 = of_y * w * u * rest + of_log * (rest * rest - 2 * u);
     const V of_d1 = of_log * (t * t - 2 * u) - of_y * w * u * t;
-    const V s_before = bin.h_before / bin.w_before, s_after = bin.h_after / bin.w_after;
+    const V s_before = bin.s_before, s_after = bin.s_after;
     const Joint<V> joint0 = joint<V, T>(bin.w_before, s_before, w, s), joint1 = joint<V, T>(w, s, bin.w_after, s_after);
-    const V end0 = sigmoid(columns[2 * bins]), end1 = sigmoid(columns[2 * bins + 1]);
     const V of_s = 6 * u * of_log + of_d0 * (first ? bin.d0 / s : joint0.of_s1) + of_d1 * (last ? bin.d1 / s : joint1.of_s0);
     const V of_s_before = of_d0 * joint0.of_s0, of_s_after = of_d1 * joint1.of_s1;
     const V of_w = of_y * u * (bin.d0 * rest - bin.d1 * t) + of_start * t - of_s * s / w + (first ? zero : of_d0 * joint0.of_w1) +
@@ -241,9 +269,15 @@ void backward(const CubicSplineShape& shape, const CubicSplineData<T>& data, std
     softmax_backward<V, T>(bin.heights, bins, bin.number, of_y, of_s_before / bin.w_before, of_h, of_s_after / bin.w_after,
                            grads + bins);
     const V part = 3 * s * T(1 - 2 * kLeast);
-    grads[2 * bins] = first ? of_d0 * part * end0 * (1 - end0) : zero;
-    grads[2 * bins + 1] = last ? of_d1 * part * end1 * (1 - end1) : zero;
-    store_columns(data.grad_parameters + i * shape.parameters, n, shape.parameters, shape.parameters, grads);
+    grads[2 * bins] = first ? of_d0 * part * bin.end0 * (1 - bin.end0) : zero;
+    grads[2 * bins + 1] = last ? of_d1 * part * bin.end1 * (1 - bin.end1) : zero;
+    T* to = data.grad_parameters + i * shape.parameters;
+    store_columns(to, n, shape.parameters, 2 * bins, grads);
+    const T* ends = reinterpret_cast<const T*>(grads + 2 * bins);
+    for (std::int64_t lane = 0; lane < n; ++lane) {
+      to[lane * shape.parameters + 2 * bins] = ends[lane];
+      to[lane * shape.parameters + 2 * bins + 1] = ends[kWidth + lane];
+    }
   }
 }
 

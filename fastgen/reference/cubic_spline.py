@@ -42,6 +42,11 @@ def _slope(t: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
     return d0 * (1 - t).square() + d1 * t.square() + 2 * t * (1 - t) * (3 * s - d0 - d1)
 
 
+def _within(value: Tensor, low: float, high: float) -> Tensor:
+    """Clamped, but what rounding brought outside keeps its derivative."""
+    return value + (value.clamp(low, high) - value).detach()
+
+
 def _root(a: Tensor, b: Tensor, q: Tensor, steps: int) -> Tensor:
     """Where in [0, 1] the cubic from 0 to 1 with derivatives a and b at its ends is q.
 
@@ -94,6 +99,7 @@ def cubic_spline(
     slopes = heights / widths
     derivatives = _derivatives(widths, slopes, parameters[..., 2 * bins :])
     low, high, sizes = (bottom, top, heights) if inverse else (left, right, widths)
+    least, most = (left, right) if inverse else (bottom, top)
     inside = (x >= low) & (x <= high)
     safe = torch.where(inside, x, low)
     knots = low + sizes.cumsum(-1)[..., :-1]
@@ -112,13 +118,13 @@ def cubic_spline(
             t = t - (over - over.detach()) / (w * _slope(t, s, d0, d1))
     else:
         t = (safe - x0) / w
-        t = t + (t.clamp(0, 1) - t).detach()  # what rounding brought out of the bin has a derivative, too
+        t = _within(t, 0, 1)
     log_slope = _slope(t, s, d0, d1).log()
     if inverse:
         y, log_det = x0 + t * w, -log_slope
     else:
         y, log_det = y0 + _rise(t, h, w, d0, d1), log_slope
-    return torch.where(inside, y, x), torch.where(inside, log_det, 0)
+    return torch.where(inside, _within(y, least, most), x), torch.where(inside, log_det, 0)
 
 
 def _case(*shape: int, bins: int = 8, tails: str = "linear", inverse: bool = False, scale: float = 1.0):

@@ -26,13 +26,14 @@ def made(bins: int, scale: float, seed: int, rows: int = 200) -> tuple[Tensor, T
 @settings(max_examples=60)
 @given(bins=st.integers(1, 64), scale=st.floats(1, 30), seed=st.integers(0, 999))
 def test_the_error_bound(backend, inverse, bins, scale, seed):
-    """float32 gives, within 32 eps B, the exact value at an argument within 32 eps B of the one given (B = 3)."""
+    """float32 gives, within 16 eps B, the exact value at an argument within 16 eps B of the one given (B = 3)."""
     x, parameters = made(bins, scale, seed)
     with fastgen.backend(backend):
         y, log_det = cubic_spline(x, parameters, inverse=inverse)
     assert torch.isfinite(y).all()
     assert torch.isfinite(log_det).all()
-    allowed = 32 * EPSILON * 3
+    assert y.abs().max() <= 3
+    allowed = 16 * EPSILON * 3
     with fastgen.backend("reference"):
         lowest, highest = (
             cubic_spline((x.double() + d).clamp(-3, 3), parameters.double(), inverse=inverse)[0]
@@ -48,7 +49,7 @@ def test_the_inverse_undoes_the_forward_and_the_map_is_monotone(bins, seed):
     x, parameters = made(bins, 1.0, seed)
     x, parameters = x.double().sort().values, parameters[:1].double().expand(len(x), -1)
     y, log_det = cubic_spline(x, parameters)
-    back, log_det_back = cubic_spline(y.clamp(-3, 3), parameters, inverse=True)
+    back, log_det_back = cubic_spline(y, parameters, inverse=True)
     torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
     torch.testing.assert_close(log_det_back, -log_det, rtol=0, atol=1e-6)
     assert (y.diff() >= 0).all()
@@ -138,7 +139,7 @@ def test_one_bin_flat_in_the_middle(backend):
     for value in (y, log_det, back, log_det_back, *gradients):
         assert torch.isfinite(value).all()
     assert (y - x**3 / 9).abs().max() <= 3 * 3e-6
-    assert (again - y).abs().max() <= 32 * EPSILON * 3
+    assert (again - y).abs().max() <= 16 * EPSILON * 3
 
 
 def test_nan_stays_where_it_is():
@@ -156,7 +157,7 @@ def test_an_interval_that_is_not_a_square():
     parameters = torch.randn(50, 18).double()[:1].expand(50, -1)
     y, log_det = cubic_spline(x, parameters, tails="bounded", bound=(0.0, 1.0, -2.0, 5.0))
     torch.testing.assert_close(y[[0, -1]], torch.tensor([-2.0, 5.0]).double())
-    back, inverse = cubic_spline(y.clamp(-2, 5), parameters, inverse=True, tails="bounded", bound=(0.0, 1.0, -2.0, 5.0))
+    back, inverse = cubic_spline(y, parameters, inverse=True, tails="bounded", bound=(0.0, 1.0, -2.0, 5.0))
     torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
     torch.testing.assert_close(inverse, -log_det, rtol=0, atol=1e-6)
 
