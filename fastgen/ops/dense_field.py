@@ -9,11 +9,33 @@ import torch
 from torch import Tensor
 
 from fastgen.ops.precision import in_float32
+from fastgen.ops.registry import Op
 from fastgen.reference import hutchinson_trace as reference
 from fastgen.reference.hutchinson_trace import ACTIVATIONS, activate, curvature
 
 _ROWS = 4096
 """Of the matrices of tangents that are multiplied at once: they stay in the cache from one layer to the next."""
+
+_WIDEST = 128
+"""Layers up to this wide fit the cache, and go through the compiled kernel; PyTorch's products are better at others."""
+
+
+def _reference(activation: int, x: Tensor, left: Tensor, right: Tensor, parameters: list[Tensor]):
+    return reference.dense_trace(list(ACTIVATIONS)[activation], x, left, right, *parameters)
+
+
+def _fake(activation: int, x: Tensor, left: Tensor, right: Tensor, parameters: list[Tensor]):
+    return x.new_empty(x.shape), x.new_empty(x.shape[:1])
+
+
+VALUE = Op(
+    "dense_trace(int activation, Tensor x, Tensor left, Tensor right, Tensor[] parameters) -> (Tensor, Tensor)",
+    _reference,
+    _fake,
+    absent={"triton": "its work is matrix products, and cuBLAS has them"},
+    not_differentiable="where a gradient is wanted, _Trace keeps what it needs",
+    part_of="hutchinson_trace",
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +129,8 @@ class DenseField:
             if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
                 return _Trace.apply(self.activation, x, left, right, *parameters)
             with torch.no_grad():
+                if self._fits_kernel(x):
+                    return VALUE(list(ACTIVATIONS).index(self.activation), x, left, right, parameters)
                 return _Forward(self.activation, x, left, right, parameters, keep=False).result
 
     @torch.no_grad()
@@ -122,6 +146,10 @@ class DenseField:
             for slope, weight in zip(reversed(slopes), reversed(parameters[:-2:2]), strict=True):
                 carried = (carried * slope) @ weight
             return carried
+
+    def _fits_kernel(self, x: Tensor) -> bool:
+        small = max(max(weight.shape) for weight in self.weights) <= _WIDEST
+        return small and VALUE.refusal("cpu", x.device.type) is None
 
     def _parameters(self) -> list[Tensor]:
         return [tensor for layer in zip(self.weights, self.biases, strict=True) for tensor in layer]

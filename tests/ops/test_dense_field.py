@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import fastgen
 from fastgen.ops import DenseField, hutchinson_trace
+from fastgen.reference import hutchinson_trace as reference
 from fastgen.reference.hutchinson_trace import ACTIVATIONS
 from tests.ops.fields import SIZES, dense, field_and_callable, gradients, jacobian, leaves
 
@@ -93,6 +95,90 @@ def test_a_field_compiles_without_a_graph_break(kind):
         value = function(x)
         found.append([value.detach(), *torch.autograd.grad(value, linear.parameters())])
     torch.testing.assert_close(*found)
+
+
+KERNEL_SIZES = [*SIZES, (5, 16, 5), (17, 64, 33, 17), (64, 65, 128, 64), (3, 1, 2, 129, 3)]
+"""Tails of vectors and of blocks, and a layer too wide for the kernel."""
+
+
+def random_pairs(samples: int, numbers: int, probes: int, shared: bool) -> tuple[Tensor, Tensor, Tensor]:
+    x, left = torch.randn(samples, numbers).double(), torch.randn(probes, samples, numbers).double()
+    return x, left, torch.randn(probes, 1 if shared else samples, numbers).double()
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("sizes", KERNEL_SIZES, ids=str)
+def test_the_kernel_is_the_plain_formula(sizes, activation):
+    """For any number of samples and probes."""
+    field = dense(sizes, activation)
+    for samples, probes, shared in ((1, 1, False), (6, 16, True), (7, 17, False), (61, 3, True), (3, 0, False)):
+        given = random_pairs(samples, sizes[0], probes, shared)
+        with torch.no_grad():
+            exact = reference.dense_trace(activation, *given, *field._parameters())
+            torch.testing.assert_close(field.contract(*given), exact, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("sizes", KERNEL_SIZES, ids=str)
+@torch.no_grad()
+def test_the_kernel_is_as_exact_as_float32_allows(sizes, activation):
+    """At most twice the error of the plain formula, plus what rounding the arguments once more makes."""
+    field = dense(sizes, activation, torch.float32)
+    parameters = field._parameters()
+    given = [t.float() for t in random_pairs(400, sizes[0], 3, False)]
+
+    def formula(tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
+        return reference.dense_trace(activation, *tensors)
+
+    wide = [t.double() for t in (*given, *parameters)]
+    exact, plain = formula(wide), formula([*given, *parameters])
+    moved = formula([t * (1 + EPSILON * torch.randn_like(t).sign()) for t in wide])
+    for ours, theirs, near, true in zip(field.contract(*given), plain, moved, exact, strict=True):
+        assert ours.dtype == torch.float32
+        floor = 2 * (near - true).abs().max() + 4 * EPSILON * true.abs().max()
+        assert (ours - true).abs().max() <= 2 * (theirs - true).abs().max() + floor
+
+
+@pytest.mark.needs_extension
+def test_the_kernel_on_one_and_two_threads_is_bitwise_the_same():
+    field = dense((7, 20, 40, 7), dtype=torch.float32)
+    x, noise = torch.randn(400, 7), torch.randn(3, 400, 7)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            found.append(hutchinson_trace(field, x, probes=3, noise=noise))
+    torch.set_num_threads(1)
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.needs_extension
+def test_opcheck_of_the_kernel():
+    x, left, right = (t.float() for t in random_pairs(7, 4, 3, True))
+    parameters = [t.detach() for t in dense((4, 6, 5, 4), dtype=torch.float32)._parameters()]
+    torch.library.opcheck(torch.ops.fastgen.dense_trace.default, (0, x, left, right, parameters))
+
+
+def test_a_forced_reference_is_obeyed():
+    field, x = dense((4, 6, 5, 4)), torch.randn(5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        wanted = hutchinson_trace(field, x, probes=2)
+        with fastgen.backend("reference"):
+            torch.testing.assert_close(hutchinson_trace(field, x, probes=2), wanted)
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("size", [-80.0, 80.0, 1e4])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_extreme_activations_are_as_the_formula_has_them(activation, size):
+    field = DenseField([torch.full((3, 2), size), torch.ones(2, 3)], [torch.zeros(3), torch.zeros(2)], activation)
+    x, ones = torch.ones(4, 2), torch.ones(1, 4, 2)
+    with torch.no_grad():
+        found = field.contract(x, ones, ones)
+    wanted = reference.dense_trace(activation, x, ones, ones, *field._parameters())
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

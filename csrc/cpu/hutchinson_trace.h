@@ -1,0 +1,46 @@
+// The trace of a dense field between pairs of vectors: what the kernels of the instruction sets compute.
+#pragma once
+
+#include <cstdint>
+
+#include "common/isa.h"
+
+namespace fastgen {
+
+constexpr std::int64_t kTraceSamples = 6;  // of a tile: they go through a layer together
+constexpr std::int64_t kTraceProbes = 16;  // carried at once: their tangents stay in the cache
+
+// Rows of `columns` numbers, [inputs][columns], columns a multiple of the vectors' width with zeros behind the layer's own.
+template <typename T>
+struct TraceLayer {
+  const T *weight, *bias;
+  std::int64_t inputs, columns;
+};
+
+template <typename T>
+struct TraceData {
+  int activation;  // 0 tanh, 1 softplus, 2 swish
+  std::int64_t samples, probes, features, hidden;
+  const TraceLayer<T>* layers;  // hidden + 1 of them, the last one giving y
+  const T* last;                // the last layer's weight as it is, [features][columns of the last hidden layer]
+  const T *x, *left, *right;
+  std::int64_t left_probe, left_sample, right_probe, right_sample;  // strides
+  T *y, *trace;
+};
+
+// Matrices of kTraceSamples rows and the widest layer's columns that a call needs as scratch.
+constexpr std::int64_t trace_scratch(std::int64_t hidden) { return hidden + 3 + 2 * kTraceProbes; }
+
+// Samples begin .. end; `widest` is the largest number of columns.
+template <typename T>
+using TraceKernel = void (*)(const TraceData<T>&, T* scratch, std::int64_t widest, std::int64_t begin, std::int64_t end);
+
+struct TraceKernels {
+  std::int64_t width;
+  TraceKernel<float> run_float;
+  TraceKernel<double> run_double;
+};
+
+FASTGEN_ISA_TABLES(TraceKernels, trace_kernels)
+
+}  // namespace fastgen
