@@ -32,10 +32,12 @@ T* write(const Tensor& tensor) {
 }
 
 template <typename T>
-Arena packed_weights(const Sweep& sweep, const T* parameters) {
-  Arena packed(static_cast<std::size_t>(sweep.weights()) * sizeof(T));
+Tensor packed_weights(const Sweep& sweep, const Tensor& parameters) {
+  Tensor packed = torch::stable::new_empty(parameters, {sweep.weights()});
+  const T* from = read<T>(parameters);
+  T* to = write<T>(packed);
   torch::stable::parallel_for(0, sweep.steps().count, 16, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) sweep.pack(i, parameters, reinterpret_cast<T*>(packed.data()));
+    for (std::int64_t i = begin; i < end; ++i) sweep.pack(i, from, to);
   });
   return packed;
 }
@@ -197,11 +199,11 @@ std::tuple<Tensor, Tensor> sequential_affine_cpu(Tensor u, Tensor offset, Tensor
     const SequentialAffineShape shape =
         shape_of(layout, u.size(0), kernels.lanes, activation, parameterisation, min_scale, bound);
     const Sweep down(layout, kernels.tile, false);
-    const Arena packed = packed_weights(down, read<T>(parameters));
+    const Tensor packed = packed_weights<T>(down, parameters);
     const std::vector<T> biases = biases_of(layout, read<T>(parameters));
     SequentialAffineData<T> data{};
     data.down = down.steps();
-    data.packed_down = reinterpret_cast<const T*>(packed.data());
+    data.packed_down = read<T>(packed);
     data.unit = layout.units().data();
     data.bias = biases.data();
     data.u = read<T>(u);
@@ -236,15 +238,15 @@ std::tuple<Tensor, Tensor, Tensor> sequential_affine_backward_cpu(Tensor grad_x,
     const SequentialAffineShape shape =
         shape_of(layout, u.size(0), kernels.lanes, activation, parameterisation, min_scale, bound);
     const Sweep down(layout, kernels.tile, false), up(layout, kernels.tile, true);
-    const Arena packed_down = packed_weights(down, read<T>(parameters)), packed_up = packed_weights(up, read<T>(parameters));
+    const Tensor packed_down = packed_weights<T>(down, parameters), packed_up = packed_weights<T>(up, parameters);
     const std::vector<T> biases = biases_of(layout, read<T>(parameters));
     Tensor values = torch::stable::new_empty(u, {shape.samples, shape.stride});
     Tensor gradients = torch::stable::new_empty(u, {shape.samples, shape.stride});
     SequentialAffineData<T> data{};
     data.down = down.steps();
     data.up = up.steps();
-    data.packed_down = reinterpret_cast<const T*>(packed_down.data());
-    data.packed_up = reinterpret_cast<const T*>(packed_up.data());
+    data.packed_down = read<T>(packed_down);
+    data.packed_up = read<T>(packed_up);
     data.unit = layout.units().data();
     data.bias = biases.data();
     data.u = read<T>(u);
