@@ -80,7 +80,7 @@ void trace(const Tensor& x, const Tensor& left, const Tensor& right, const std::
                              features,
                              layers - 1,
                              packs.data(),
-                             to,
+                             {to, nullptr, features, columns},
                              x.const_data_ptr<T>(),
                              left.const_data_ptr<T>(),
                              right.const_data_ptr<T>(),

@@ -22,7 +22,7 @@ struct TraceData {
   int activation;  // 0 tanh, 1 softplus, 2 swish
   std::int64_t samples, probes, features, hidden;
   const TraceLayer<T>* layers;  // hidden + 1 of them, the last one giving y
-  const T* last;                // the last layer's weight as it is, [features][columns of the last hidden layer]
+  TraceLayer<T> last;           // the last layer's weight as it is, [features][columns of the last hidden layer]
   const T *x, *left, *right;
   std::int64_t left_probe, left_sample, right_probe, right_sample;  // strides
   T *y, *trace;

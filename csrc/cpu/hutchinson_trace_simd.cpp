@@ -39,21 +39,38 @@ inline void block(const T* a, std::int64_t stride, const T* b, std::int64_t colu
   }
 }
 
-template <int R, typename V, typename T>
-void rows_of(const T* a, std::int64_t stride, const T* b, std::int64_t columns, std::int64_t inputs, const T* bias, T* out) {
-  std::int64_t c = 0;
-  for (; c + kColumns * kWidth <= columns; c += kColumns * kWidth) {
-    block<R, kColumns, V>(a, stride, b + c, columns, inputs, bias ? bias + c : nullptr, out + c);
+// Matrices of at most kTraceSamples rows, one for each probe, `apart` numbers from one another.
+template <typename T>
+struct Rows {
+  T* begin;
+  std::int64_t stride, apart;
+};
+
+template <int C, typename V, typename T>
+inline void panel(std::int64_t probes, std::int64_t rows, Rows<const T> a, const TraceLayer<T>& b, std::int64_t c, const T* bias,
+                  Rows<T> out) {
+  for (std::int64_t p = 0; p < probes; ++p) {
+    const T* from = a.begin + p * a.apart;
+    T* to = out.begin + p * out.apart + c;
+    if (rows == kTraceSamples) {
+      block<kTraceSamples, C, V>(from, a.stride, b.weight + c, b.columns, b.inputs, bias, to);
+      continue;
+    }
+    for (std::int64_t r = 0; r < rows; ++r) {
+      block<1, C, V>(from + r * a.stride, a.stride, b.weight + c, b.columns, b.inputs, bias, to + r * b.columns);
+    }
   }
-  for (; c < columns; c += kWidth) block<R, 1, V>(a, stride, b + c, columns, inputs, bias ? bias + c : nullptr, out + c);
 }
 
-// out [rows][columns] = a [rows][inputs] b + bias, at most kTraceSamples rows.
+// out = a b, with the bias if asked for. A run of columns of b serves all probes: it stays in the cache.
 template <typename V, typename T>
-void multiply(std::int64_t rows, const T* a, std::int64_t stride, const T* b, std::int64_t columns, std::int64_t inputs,
-              const T* bias, T* out) {
-  if (rows == kTraceSamples) return rows_of<kTraceSamples, V>(a, stride, b, columns, inputs, bias, out);
-  for (std::int64_t r = 0; r < rows; ++r) rows_of<1, V>(a + r * stride, stride, b, columns, inputs, bias, out + r * columns);
+void multiply(std::int64_t probes, std::int64_t rows, Rows<const T> a, const TraceLayer<T>& b, bool with_bias, Rows<T> out) {
+  const T* none = nullptr;
+  std::int64_t c = 0;
+  for (; c + kColumns * kWidth <= b.columns; c += kColumns * kWidth) {
+    panel<kColumns, V>(probes, rows, a, b, c, with_bias ? b.bias + c : none, out);
+  }
+  for (; c < b.columns; c += kWidth) panel<1, V>(probes, rows, a, b, c, with_bias ? b.bias + c : none, out);
 }
 
 template <typename V>
@@ -76,37 +93,27 @@ inline void scale(T* to, const T* by, std::int64_t count) {
 }
 
 template <typename T>
-inline void prefetch(const T* rows, std::int64_t count, std::int64_t stride, std::int64_t numbers) {
-  for (std::int64_t r = 0; r < count; ++r) {
-    for (std::int64_t i = 0; i < numbers; i += 64 / sizeof(T)) __builtin_prefetch(rows + r * stride + i);
-  }
-}
-
-template <typename T>
 void tile(const TraceData<T>& data, T* scratch, std::int64_t widest, std::int64_t first, std::int64_t rows) {
   using V = typename VectorOf<T>::type;
   const std::int64_t matrix = kTraceSamples * widest, hidden = data.hidden;
-  const T* none = nullptr;
   T *slopes = scratch, *h = slopes + hidden * matrix, *next = h + matrix, *total = next + matrix;
   T *moved = total + matrix, *before = moved + kTraceProbes * matrix;
-  const T* from = data.x + first * data.features;
-  std::int64_t stride = data.features;
+  Rows<const T> from = {data.x + first * data.features, data.features, 0};
   for (std::int64_t k = 0; k < hidden; ++k) {
     const TraceLayer<T>& layer = data.layers[k];
     T* to = k % 2 ? next : h;
-    multiply<V>(rows, from, stride, layer.weight, layer.columns, layer.inputs, layer.bias, to);
+    multiply<V>(1, rows, from, layer, true, {to, layer.columns, 0});
     for (std::int64_t i = 0; i < rows * layer.columns; i += kWidth) {
       V value, slope;
       activate(data.activation, load_vector<V>(to + i), value, slope);
       store_vector(to + i, value);
       store_vector(slopes + k * matrix + i, slope);
     }
-    from = to;
-    stride = layer.columns;
+    from = {to, layer.columns, 0};
   }
   const TraceLayer<T>& out = data.layers[hidden];
   T* y = hidden % 2 ? next : h;
-  multiply<V>(rows, from, stride, out.weight, out.columns, out.inputs, out.bias, y);
+  multiply<V>(1, rows, from, out, true, {y, out.columns, 0});
   for (std::int64_t r = 0; r < rows; ++r) {
     for (std::int64_t d = 0; d < data.features; ++d) data.y[(first + r) * data.features + d] = y[r * out.columns + d];
   }
@@ -114,29 +121,25 @@ void tile(const TraceData<T>& data, T* scratch, std::int64_t widest, std::int64_
   for (std::int64_t i = 0; i < rows * columns; i += kWidth) store_vector(total + i, V{});
   for (std::int64_t begin = 0; begin < data.probes; begin += kTraceProbes) {
     const std::int64_t count = data.probes - begin < kTraceProbes ? data.probes - begin : kTraceProbes;
-    for (std::int64_t k = 0; k < hidden; ++k) {  // a layer's weights stay in the cache for all probes
+    const T* right = data.right + begin * data.right_probe + first * data.right_sample;
+    const T* left = data.left + begin * data.left_probe + first * data.left_sample;
+    from = {right, data.right_sample, data.right_probe};
+    for (std::int64_t k = 0; k < hidden; ++k) {
       const TraceLayer<T>& layer = data.layers[k];
-      for (std::int64_t p = 0; p < count; ++p) {
-        T* to = moved + p * matrix;
-        if (k == 0) {
-          const T* right = data.right + (begin + p) * data.right_probe + first * data.right_sample;
-          if (p + 1 < count) prefetch(right + data.right_probe, rows, data.right_sample, data.features);
-          multiply<V>(rows, right, data.right_sample, layer.weight, layer.columns, layer.inputs, none, to);
-        } else {
-          multiply<V>(rows, before + p * matrix, data.layers[k - 1].columns, layer.weight, layer.columns, layer.inputs, none, to);
-        }
-        if (k + 1 < hidden) scale<V>(to, slopes + k * matrix, rows * layer.columns);
+      multiply<V>(count, rows, from, layer, false, {moved, layer.columns, matrix});
+      for (std::int64_t p = 0; k + 1 < hidden && p < count; ++p) {
+        scale<V>(moved + p * matrix, slopes + k * matrix, rows * layer.columns);
       }
+      from = {moved, layer.columns, matrix};
       T* last = moved;
       moved = before;
       before = last;
     }
+    multiply<V>(count, rows, {left, data.left_sample, data.left_probe}, data.last, false, {moved, columns, matrix});
     for (std::int64_t p = 0; p < count; ++p) {
-      const T* left = data.left + (begin + p) * data.left_probe + first * data.left_sample;
-      if (p + 1 < count) prefetch(left + data.left_probe, rows, data.left_sample, data.features);
-      multiply<V>(rows, left, data.left_sample, data.last, columns, data.features, none, next);
+      const T *met = moved + p * matrix, *carried = before + p * matrix;
       for (std::int64_t i = 0; i < rows * columns; i += kWidth) {
-        store_vector(total + i, fma(load_vector<V>(next + i), load_vector<V>(before + p * matrix + i), load_vector<V>(total + i)));
+        store_vector(total + i, fma(load_vector<V>(met + i), load_vector<V>(carried + i), load_vector<V>(total + i)));
       }
     }
   }

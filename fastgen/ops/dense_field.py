@@ -16,7 +16,7 @@ from fastgen.reference.hutchinson_trace import ACTIVATIONS, activate, curvature
 _ROWS = 4096
 """Of the matrices of tangents that are multiplied at once: they stay in the cache from one layer to the next."""
 
-_WIDEST = 128
+_WIDEST = 256
 """Layers up to this wide fit the cache, and go through the compiled kernel; PyTorch's products are better at others."""
 
 

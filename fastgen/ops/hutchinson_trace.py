@@ -46,7 +46,7 @@ def hutchinson_trace(
 
     A ``DenseField``, or a module with a method ``dense_field()`` that gives one (``fastgen.nn.MLPField``), takes all
     probes through each layer at once and has its gradient written by hand; where none is recorded and the layers are
-    at most 128 wide, one compiled kernel does it all.
+    at most 256 wide, one compiled kernel does it all.
 
     Args:
         f: [N, D...] to [N, D...], each sample by itself.
