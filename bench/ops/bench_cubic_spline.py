@@ -10,7 +10,7 @@ from torch import Tensor
 from fastgen.ops import cubic_spline
 from fastgen.reference import cubic_spline as reference
 
-from ..splines import WAYS, Contest, run
+from ..elementwise import WAYS, Contest, run
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("default")]
 NUMBERS = (-3.0, 3.0, -3.0, 3.0, 1e-3, 1e-3)  # on [-3, 3]
@@ -28,6 +28,7 @@ def nflows(x: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor
 def bench_cubic_spline(benchmark, what):
     contest = Contest(
         "cubic_spline",
+        "8 bins",
         2 * 8 + 2,
         lambda x, parameters, inverse: cubic_spline(x, parameters, inverse=inverse),
         lambda x, parameters, inverse: reference.cubic_spline(x, parameters, inverse, *NUMBERS),

@@ -11,13 +11,13 @@ from torch import Tensor
 from fastgen.ops import rq_spline
 from fastgen.reference import rq_spline as reference
 
-from ..splines import WAYS, Contest, Spline, run
+from ..elementwise import WAYS, Contest, Transform, run
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("default")]
 NUMBERS = (1, -3.0, 3.0, -3.0, 3.0, 1e-3, 1e-3, 1e-3)  # linear tails on [-3, 3]
 
 
-def of_library(module: str) -> Spline:
+def of_library(module: str) -> Transform:
     """nflows' function; that of normflows is its copy."""
     spline = importlib.import_module(module).unconstrained_rational_quadratic_spline
 
@@ -44,6 +44,7 @@ def bench_rq_spline(benchmark, what):
     }
     contest = Contest(
         "rq_spline",
+        "8 bins",
         23,
         lambda x, parameters, inverse: rq_spline(x, parameters, inverse=inverse),
         lambda x, parameters, inverse: reference.rq_spline(x, parameters, inverse, *NUMBERS),

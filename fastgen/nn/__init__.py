@@ -9,6 +9,7 @@ from fastgen.nn.cubic_spline import CubicSpline
 from fastgen.nn.fields import MLPField
 from fastgen.nn.hutchinson_trace import HutchinsonTrace
 from fastgen.nn.invertible_conv1x1 import InvertibleConv1x1
+from fastgen.nn.logistic_mixture_coupling import LogisticMixtureCoupling
 from fastgen.nn.made import MADE
 from fastgen.nn.masked_affine_autoregressive import InverseAutoregressive, MaskedAffineAutoregressive
 from fastgen.nn.masked_conv import MaskedConv2d
@@ -43,6 +44,7 @@ __all__ = [
     "HutchinsonTrace",
     "InverseAutoregressive",
     "InvertibleConv1x1",
+    "LogisticMixtureCoupling",
     "MLPField",
     "MaskedAffineAutoregressive",
     "MaskedConv2d",

@@ -5,45 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastgen.nn.coupling import Coupling
 from fastgen.ops.affine_coupling import affine_coupling
 
 
-class _Coupling(nn.Module):
-    """What both couplings share: which part is kept, and what the network sees of it."""
-
-    def __init__(self, net: nn.Module, mask: Tensor | None, swap: bool) -> None:
-        super().__init__()
-        if mask is not None and swap:
-            raise ValueError("swap=True is of the split form; with a mask give 1 - mask")
-        self.net, self.swap = net, swap
-        self.register_buffer("mask", None if mask is None else mask != 0)
-
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x to (y, log_det [N])."""
-        return self._couple(x, context, False)
-
-    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """y to (x, log_det [N] of that)."""
-        return self._couple(y, context, True)
-
-    def _couple(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        if x.dim() < 2 or (self.mask is None and x.shape[1] < 2):
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, C, ...], to be split with C at least 2")
-        if self.mask is not None:
-            return self._transform(x, self._outputs_of(x.masked_fill(~self.mask, 0), context), inverse)
-        first, second = x.tensor_split(2, 1)
-        kept, changed = (second, first) if self.swap else (first, second)
-        changed, log_det = self._transform(changed, self._outputs_of(kept, context), inverse)
-        return torch.cat((changed, kept) if self.swap else (kept, changed), 1), log_det
-
-    def _outputs_of(self, kept: Tensor, context: Tensor | None) -> Tensor:
-        return self.net(kept) if context is None else self.net(kept, context)
-
-    def _transform(self, x: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-
-class AffineCoupling(_Coupling):
+class AffineCoupling(Coupling):
     """A coupling layer that shifts and scales: ``forward(x, context=None)`` and ``inverse`` return (y, log_det [N]).
 
     x [N, C, ...] is split in the middle of its channels (the first part has the odd one), or by a mask. What is kept
@@ -103,7 +69,7 @@ class AffineCoupling(_Coupling):
         return f"{self.parameterisation!r}, interleaved={self.interleaved}, swap={self.swap}"
 
 
-class AdditiveCoupling(_Coupling):
+class AdditiveCoupling(Coupling):
     """A coupling layer that shifts: ``y = x + net(kept)``, of log-determinant 0.
 
     Split, mask, context and results are those of ``AffineCoupling``; the network returns as many channels as are

@@ -5,6 +5,7 @@ from fastgen.ops.cubic_spline import cubic_spline
 from fastgen.ops.dense_field import DenseField
 from fastgen.ops.hutchinson_trace import hutchinson_trace
 from fastgen.ops.logistic_mixture import logistic_mixture
+from fastgen.ops.logistic_mixture_cdf import logistic_mixture_cdf
 from fastgen.ops.lu_conv1x1 import lu_conv1x1
 from fastgen.ops.masked_conv2d import masked_conv2d
 from fastgen.ops.philox_uniform import philox_uniform
@@ -23,6 +24,7 @@ __all__ = [
     "cubic_spline",
     "hutchinson_trace",
     "logistic_mixture",
+    "logistic_mixture_cdf",
     "lu_conv1x1",
     "masked_conv2d",
     "philox_uniform",

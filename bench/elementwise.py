@@ -1,4 +1,4 @@
-"""What the benchmarks of the splines share: eager, compiled, the libraries that have the formula, and the kernel."""
+"""What the benchmarks of elementwise transforms share: eager, compiled, the libraries with the formula, the kernel."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from .report import Bar, Part, publish
 
 ROWS, WIDTH, ROUNDS = size(4096, 16), size(64, 3), size(9, 1)
 WAYS = ("forward", "inverse", "forward and backward")
-Spline = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+Transform = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 """From x, the raw parameters, and whether it is the inverse."""
 
 
 @dataclass
 class Contest:
-    """One spline.
+    """One transform of [4096, 64] elements.
 
     Attributes:
+        op, what: for the title.
         count: raw parameters of an element.
         ours, reference: the op, and its definition in plain PyTorch.
         peers: other libraries' functions of the same formula and conventions, by name; the first has no copy before it.
@@ -32,14 +33,17 @@ class Contest:
     """
 
     op: str
+    what: str
     count: int
-    ours: Spline
-    reference: Spline
-    peers: dict[str, Spline] = field(default_factory=dict)
-    kin: dict[str, Spline] = field(default_factory=dict)
+    ours: Transform
+    reference: Transform
+    peers: dict[str, Transform] = field(default_factory=dict)
+    kin: dict[str, Transform] = field(default_factory=dict)
+    bars: tuple[float, float] = (8, 25)
+    """Over the best compiled, over the fastest eager one."""
 
     @property
-    def compiled(self) -> dict[str, Spline]:
+    def compiled(self) -> dict[str, Transform]:
         """What is compiled, too; one peer is enough of those that are copies."""
         first = dict(list(self.peers.items())[:1])
         return {"reference": self.reference, **size(first | self.kin, {})}
@@ -50,7 +54,7 @@ class Contest:
 
 
 def run(benchmark, contest: Contest, what: str) -> None:
-    """Times one way of the contest's spline, 8 bins on [-3, 3], and publishes it."""
+    """Times one way of the transform and publishes it."""
     torch.manual_seed(0)
     torch._dynamo.reset()
     threads = thread_counts()[-1]
@@ -61,7 +65,7 @@ def run(benchmark, contest: Contest, what: str) -> None:
     parameters = torch.randn(ROWS, WIDTH, contest.count).requires_grad_(gradients)
     along = torch.randn(2, ROWS, WIDTH)
 
-    def call(function: Spline) -> Callable[[], object]:
+    def call(function: Transform) -> Callable[[], object]:
         def forward() -> object:
             return function(x, parameters, inverse)
 
@@ -86,14 +90,14 @@ def run(benchmark, contest: Contest, what: str) -> None:
     providers = {name: Provider(name, call(function), 1, threads) for name, function in rivals.items()}
     fastgen = Provider("fastgen", call(contest.ours), 1, threads, floor=floor)
     interleave(benchmark, [*providers.values(), fastgen], ROUNDS)
-    title = f"{contest.op}, {x.numel():,} elements, 8 bins, {what}"
+    title = f"{contest.op}, {x.numel():,} elements, {contest.what}, {what}"
     part = Part(f"{contest.op}-{what.replace(' ', '-')}", title, "call")
     part.add([*providers.values(), fastgen], compared_with=providers["reference"])
     if not QUICK:
         best = min((providers[name] for name in compiled), key=lambda p: p.seconds)
         eager = min((p for name, p in providers.items() if name not in compiled), key=lambda p: p.seconds)
         part.bars = [
-            Bar(f"over the best compiled one ({best.name})", 8, fastgen.speedup_over(best)),
-            Bar(f"over the fastest eager one ({eager.name})", 25, fastgen.speedup_over(eager)),
+            Bar(f"over the best compiled one ({best.name})", contest.bars[0], fastgen.speedup_over(best)),
+            Bar(f"over the fastest eager one ({eager.name})", contest.bars[1], fastgen.speedup_over(eager)),
         ]
     publish(part, benchmark)

@@ -1,0 +1,41 @@
+"""What coupling layers share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Coupling(nn.Module):
+    """What all couplings share: which part is kept, and what the network sees of it."""
+
+    def __init__(self, net: nn.Module, mask: Tensor | None, swap: bool) -> None:
+        super().__init__()
+        if mask is not None and swap:
+            raise ValueError("swap=True is of the split form; with a mask give 1 - mask")
+        self.net, self.swap = net, swap
+        self.register_buffer("mask", None if mask is None else mask != 0)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x to (y, log_det [N])."""
+        return self._couple(x, context, False)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """y to (x, log_det [N] of that)."""
+        return self._couple(y, context, True)
+
+    def _couple(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        if x.dim() < 2 or (self.mask is None and x.shape[1] < 2):
+            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, C, ...], to be split with C at least 2")
+        if self.mask is not None:
+            return self._transform(x, self._outputs_of(x.masked_fill(~self.mask, 0), context), inverse)
+        first, second = x.tensor_split(2, 1)
+        kept, changed = (second, first) if self.swap else (first, second)
+        changed, log_det = self._transform(changed, self._outputs_of(kept, context), inverse)
+        return torch.cat((changed, kept) if self.swap else (kept, changed), 1), log_det
+
+    def _outputs_of(self, kept: Tensor, context: Tensor | None) -> Tensor:
+        return self.net(kept) if context is None else self.net(kept, context)
+
+    def _transform(self, x: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
