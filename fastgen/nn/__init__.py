@@ -25,6 +25,7 @@ from fastgen.nn.shifted_conv import (
     down_shift,
     right_shift,
 )
+from fastgen.nn.skew_lstm import DiagonalLSTM, RowLSTM
 from fastgen.nn.vector_quantizer import VectorQuantizer
 from fastgen.nn.weight_norm import apply_weight_norm, initialize_weight_norm
 
@@ -35,6 +36,7 @@ __all__ = [
     "AffineCoupling",
     "CausalConv1d",
     "CubicSpline",
+    "DiagonalLSTM",
     "DownRightShiftedConv2d",
     "DownRightShiftedConvTranspose2d",
     "DownShiftedConv2d",
@@ -50,6 +52,7 @@ __all__ = [
     "MaskedConv2d",
     "MaskedLinear",
     "RationalQuadraticSpline",
+    "RowLSTM",
     "VectorQuantizer",
     "apply_weight_norm",
     "concat_elu",

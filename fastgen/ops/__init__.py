@@ -12,6 +12,7 @@ from fastgen.ops.philox_uniform import philox_uniform
 from fastgen.ops.registry import Backend, backend, backends
 from fastgen.ops.rq_spline import rq_spline
 from fastgen.ops.sequential_affine import sequential_affine
+from fastgen.ops.skew_lstm import skew_lstm
 from fastgen.ops.vector_quantize import vector_quantize
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "philox_uniform",
     "rq_spline",
     "sequential_affine",
+    "skew_lstm",
     "vector_quantize",
 ]
