@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 512
+BLOCK = 256
 
 
 @triton.jit
