@@ -39,10 +39,10 @@ inline LstmRow lstm_row(std::int64_t positions, std::int64_t taps, std::int64_t 
   return {columns, columns + taps - 1};
 }
 
-// Zeroed numbers that a kernel needs: h and c of two steps; backward, those of all steps and gradients of two.
+// Zeroed numbers that a kernel needs: h and c of two steps; backward, those of all steps and the gates' gradients.
 inline std::int64_t lstm_scratch(std::int64_t hidden, std::int64_t steps, LstmRow row, bool backward) {
   const std::int64_t kept = backward ? steps + 1 : 2;
-  return hidden * kept * (row.size + row.columns) + (backward ? hidden * (8 * row.size + row.columns) : 0);
+  return hidden * kept * (row.size + row.columns) + (backward ? hidden * (4 * steps * row.size + row.columns) : 0);
 }
 
 FASTGEN_ISA_TABLES(SkewLstmKernels, skew_lstm_kernels)

@@ -44,15 +44,15 @@ struct Sample {
   const SkewLstm<T>& task;
   const std::int64_t n, kept;  // the sample; the steps whose state is kept
   const LstmRow row = lstm_row(task.positions, task.taps, kWidth);
-  const std::int64_t left = task.taps / 2;
+  const std::int64_t left = task.taps / 2, right = task.taps - 1 - left;  // zeros before a row of h, and of gradients
   T* const h;              // [hidden, kept, row.size]
   T* const c;              // [hidden, kept, row.columns]
-  T* const gradients;      // [2, 4 hidden, row.size]: of the gates, of this step and the one after it
+  T* const gradients;      // [4 hidden, steps, row.size]: of the gates
   T* const grad_c;         // [hidden, row.columns]
 
   Sample(const SkewLstm<T>& task, std::int64_t n, std::int64_t kept, T* scratch)
       : task(task), n(n), kept(kept), h(scratch), c(h + task.hidden * kept * row.size),
-        gradients(c + task.hidden * kept * row.columns), grad_c(gradients + 8 * task.hidden * row.size) {}
+        gradients(c + task.hidden * kept * row.columns), grad_c(gradients + 4 * task.hidden * task.steps * row.size) {}
 
   T* h_at(std::int64_t unit, std::int64_t step) const { return h + (unit * kept + step % kept) * row.size; }
   T* c_at(std::int64_t unit, std::int64_t step) const { return c + (unit * kept + step % kept) * row.columns; }
@@ -106,13 +106,13 @@ struct Sample {
     }
   }
 
-  T* gradient_at(std::int64_t step) const { return gradients + step % 2 * 4 * task.hidden * row.size; }
+  T* gradient_at(std::int64_t output, std::int64_t step) const { return gradients + (output * task.steps + step) * row.size; }
 
   // What the step after hands to kRows units of h.
   template <int kVectors>
   void pull(V (&sums)[kRows][kVectors], std::int64_t first, std::int64_t after, std::int64_t l) const {
     const T* packed = task.backwards + first * 4 * task.hidden * task.taps;
-    convolve<kVectors>(sums, packed, gradient_at(after) + l, row.size, 4 * task.hidden, task.taps);
+    convolve<kVectors>(sums, packed, gradient_at(0, after) + l, task.steps * row.size, 4 * task.hidden, task.taps);
   }
 
   void backward() const {
@@ -161,9 +161,8 @@ struct Sample {
     const V found[kRows] = {of_c * g * (i * (one - i)), of_c * before * (f * (one - f)), of_h * bounded * (o * (one - o)),
                             of_c * i * ((one - g) * (one + g))};
     store_vector(carried, of_c * f);
-    T* const to = gradient_at(step) + task.taps - 1 - left + at;
     for (int gate = 0; gate < kRows; ++gate) {
-      store_first(to + (gate * task.hidden + unit) * row.size, found[gate], valid);
+      store_first(gradient_at(gate * task.hidden + unit, step) + right + at, found[gate], valid);
       store_first(task.grad_gates + gate_at(gate, unit, step) + at, found[gate], valid);
     }
   }
@@ -171,9 +170,9 @@ struct Sample {
   // grad_weight [4 hidden, hidden, taps] += gradients of the gates times the h before, over steps and positions.
   void weight_gradient(T* grad_weight) const {
     constexpr int kColumns = kWidth == 16 ? 4 : 2;
-    const std::int64_t columns = task.hidden * task.taps, area = task.steps * task.positions;
+    const std::int64_t columns = task.hidden * task.taps;
     for (std::int64_t output = 0; output < 4 * task.hidden; output += kRows) {
-      const T* of_gates = task.grad_gates + (n * 4 * task.hidden + output) * area;
+      const T* of_gates = gradient_at(output, 0) + right;
       for (std::int64_t first = 0; first < columns; first += kColumns) {
         const T* states[kColumns];
         for (int q = 0; q < kColumns; ++q) {
@@ -186,7 +185,7 @@ struct Sample {
             V x[kColumns];
             for (int q = 0; q < kColumns; ++q) x[q] = load_vector<V>(states[q] + step * row.size + l);
             for (int r = 0; r < kRows; ++r) {
-              const V gradient = load_or_zero(of_gates + r * area + step * task.positions + l, task.positions - l);
+              const V gradient = load_vector<V>(of_gates + (r * task.steps + step) * row.size + l);
               for (int q = 0; q < kColumns; ++q) sums[r][q] = fma(gradient, x[q], sums[r][q]);
             }
           }
@@ -199,13 +198,6 @@ struct Sample {
         }
       }
     }
-  }
-
-  static V load_or_zero(const T* p, std::int64_t valid) {
-    if (valid >= kWidth) return load_vector<V>(p);
-    V v{};
-    std::memcpy(&v, p, valid * sizeof(T));
-    return v;
   }
 };
 
