@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgen.ops.causal_conv1d import causal_conv1d
+
 
 class CausalConv1d(nn.Conv1d):
     """``y[t] = bias + sum_k weight[k] x[t - (kernel_size - 1 - k) dilation]``, with zeros before the first element.
@@ -78,7 +80,13 @@ class GatedResidualBlock1d(nn.Module):
     def forward(
         self, x: Tensor, global_condition: Tensor | None = None, local_condition: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        return self._finish(x, self.conv(x), global_condition, local_condition)
+        condition = self._condition(global_condition, local_condition)
+        if x.device.type != "cpu" or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
+            return self._finish(x, _gated(self.conv(x), condition))
+        weight, bias, dilation = self.conv.weight, self.conv.bias, self.conv.dilation[0]
+        return self._finish(
+            x, causal_conv1d(x, weight, bias, dilation=dilation, gate="tanh_sigmoid", condition=condition)[0]
+        )
 
     def initial_state(self, n: int) -> Tensor:
         return self.conv.initial_state(n)
@@ -89,14 +97,21 @@ class GatedResidualBlock1d(nn.Module):
         """(residual, skip, state) for the next x [N, residual_channels]; ``local_condition`` is [N, local_channels]."""
         gates, state = self.conv.step(x, state)
         local = None if local_condition is None else local_condition[:, :, None]
-        residual, skip = self._finish(x[:, :, None], gates[:, :, None], global_condition, local)
+        z = _gated(gates[:, :, None], self._condition(global_condition, local))
+        residual, skip = self._finish(x[:, :, None], z)
         return residual[:, :, 0], skip[:, :, 0], state
 
-    def _finish(self, x: Tensor, gates: Tensor, global_: Tensor | None, local: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.global_condition is not None:
-            gates = gates + self.global_condition(global_)[:, :, None]
+    def _condition(self, global_: Tensor | None, local: Tensor | None) -> Tensor | None:
+        """[N, gate_channels, T], or 1 in place of T; None where there is none."""
+        parts = [] if self.global_condition is None else [self.global_condition(global_)[:, :, None]]
         if self.local_condition is not None:
-            gates = gates + self.local_condition(local)
-        signal, gate = gates.chunk(2, dim=1)
-        z = torch.tanh(signal) * torch.sigmoid(gate)
+            parts.append(self.local_condition(local))
+        return sum(parts[1:], parts[0]) if parts else None
+
+    def _finish(self, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         return x if self.residual is None else x + self.residual(z), self.skip(z)
+
+
+def _gated(sums: Tensor, condition: Tensor | None) -> Tensor:
+    signal, gate = (sums if condition is None else sums + condition).chunk(2, dim=1)
+    return torch.tanh(signal) * torch.sigmoid(gate)

@@ -1,6 +1,7 @@
 """The ops: one public function each, and the choice of what runs them."""
 
 from fastgen.ops.affine_coupling import affine_coupling, affine_coupling_
+from fastgen.ops.causal_conv1d import causal_conv1d
 from fastgen.ops.cubic_spline import cubic_spline
 from fastgen.ops.dense_field import DenseField
 from fastgen.ops.hutchinson_trace import hutchinson_trace
@@ -22,6 +23,7 @@ __all__ = [
     "affine_coupling_",
     "backend",
     "backends",
+    "causal_conv1d",
     "cubic_spline",
     "hutchinson_trace",
     "logistic_mixture",

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-STEPS = 60
+STEPS = 100
 """Of the inverse: enough to halve any bracket down to the last bits, where Newton steps do not get there sooner."""
 
 

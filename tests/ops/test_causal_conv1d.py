@@ -1,0 +1,115 @@
+"""Laws and wrong arguments of the causal convolution; the rest is the contract's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastgen
+from fastgen.ops import causal_conv1d
+from fastgen.reference.causal_conv1d import GATES
+
+BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.needs_extension)]
+HALVES = {
+    "tanh_sigmoid": lambda a, g: a.tanh() * g.sigmoid(),
+    "glu": lambda a, g: a * g.sigmoid(),
+    "reglu": lambda a, g: a * g.clamp(min=0),
+    "geglu": lambda a, g: a * g * (1 + (g / 2**0.5).erf()) / 2,
+    "swiglu": lambda a, g: a * g * g.sigmoid(),
+}
+
+
+def made(n: int, c: int, o: int, t: int, k: int, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    return normal(n, c, t), normal(o, c, k), normal(o)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("gate", GATES)
+def test_the_sums_and_the_gate_by_their_definition(backend, gate):
+    x, weight, bias = made(2, 3, 6, 11, 3)
+    condition = torch.randn(2, 6, 11, dtype=torch.float64)
+    with fastgen.backend(backend):
+        y, _ = causal_conv1d(x, weight, bias, dilation=2, gate=gate, condition=condition)
+    sums = bias[:, None] + condition
+    for k in range(3):
+        back = (2 - k) * 2
+        sums = sums + torch.einsum("oc,nct->not", weight[:, :, k], F.pad(x, (back, 0))[:, :, :11])
+    torch.testing.assert_close(y, sums if gate is None else HALVES[gate](sums[:, :3], sums[:, 3:]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=25)
+@given(
+    t=st.integers(1, 700),
+    k=st.integers(1, 4),
+    dilation=st.integers(1, 90),
+    cut=st.floats(0, 1),
+    gate=st.sampled_from(list(GATES)),
+)
+def test_pieces_with_the_state_between_them_are_the_whole(backend, t, k, dilation, cut, gate):
+    x, weight, bias = made(2, 3, 4, t, k)
+    at = int(cut * t)
+    with fastgen.backend(backend):
+        whole, last = causal_conv1d(x, weight, bias, dilation=dilation, gate=gate)
+        first, state = causal_conv1d(x[..., :at], weight, bias, dilation=dilation, gate=gate)
+        second, end = causal_conv1d(x[..., at:], weight, bias, dilation=dilation, gate=gate, state=state)
+    torch.testing.assert_close(torch.cat([first, second], 2), whole)
+    assert torch.equal(end, last)
+    assert last.shape == (2, 3, (k - 1) * dilation)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_later_input_changes_nothing_before_it(backend):
+    x, weight, bias = made(1, 2, 4, 600, 3)
+    with fastgen.backend(backend):
+        y, _ = causal_conv1d(x, weight, bias, dilation=16, gate="glu")
+        x[:, :, 300] += 1
+        changed = (causal_conv1d(x, weight, bias, dilation=16, gate="glu")[0] != y).any(1)[0]
+    assert changed.nonzero().flatten().tolist() == [300, 316, 332]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("size", [1e4, 1e-30])
+def test_large_and_small_numbers_stay_finite(backend, gate, size):
+    x, weight, bias = (t.float().requires_grad_() for t in made(2, 3, 4, 50, 2))
+    with fastgen.backend(backend):
+        y, _ = causal_conv1d(size * x, weight, bias, gate=gate)
+        gradients = torch.autograd.grad(y.sum(), (x, weight, bias))
+    for value in (y, *gradients):
+        assert torch.isfinite(value).all()
+
+
+def test_a_condition_for_all_times_may_lack_the_dimension():
+    x, weight, bias = made(2, 3, 4, 9, 2)
+    condition = torch.randn(2, 4, dtype=torch.float64)
+    found = causal_conv1d(x, weight, bias, gate="glu", condition=condition)[0]
+    assert torch.equal(found, causal_conv1d(x, weight, bias, gate="glu", condition=condition[:, :, None])[0])
+
+
+def test_wrong_arguments_are_named():
+    x, weight, bias = made(2, 3, 5, 9, 2)
+    with pytest.raises(ValueError, match="gate is 'tanh'; it must be None or one of 'tanh_sigmoid'"):
+        causal_conv1d(x, weight, gate="tanh")
+    with pytest.raises(ValueError, match="weight has 5 output channels; a gate needs an even number"):
+        causal_conv1d(x, weight, gate="glu")
+    with pytest.raises(ValueError, match="dilation is 0"):
+        causal_conv1d(x, weight, dilation=0)
+    with pytest.raises(TypeError, match="x has dtype"):
+        causal_conv1d(x.long(), weight)
+    with pytest.raises(ValueError, match=r"x has shape \(2, 2, 9\) and weight \(5, 3, 2\)"):
+        causal_conv1d(x[:, :2], weight)
+    with pytest.raises(ValueError, match=r"bias has shape \(4,\); it must be \(5,\)"):
+        causal_conv1d(x, weight, bias[:4])
+    with pytest.raises(ValueError, match=r"condition has shape \(2, 5, 4\); it must be \(2, 5, 9\)"):
+        causal_conv1d(x, weight, condition=x.new_zeros(2, 5, 4))
+    with pytest.raises(ValueError, match=r"state has shape \(2, 3, 1\); it must be \(2, 3, 4\)"):
+        causal_conv1d(x, weight, dilation=4, state=x.new_zeros(2, 3, 1))
