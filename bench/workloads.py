@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastgen.nn import MADE
+
 from .quick import size
 
 
@@ -36,9 +38,44 @@ def _affine_coupling() -> dict:
     return {"x": torch.randn(n, c, h, w), "parameters": torch.randn(n, 2 * c, h, w)}
 
 
-def _rq_spline() -> dict:
+def _elementwise(parameters: int) -> Callable[[], dict]:
     rows, width = size((4096, 64), (16, 3))
-    return {"x": 2 * torch.randn(rows, width), "parameters": torch.randn(rows, width, 23)}
+    return lambda: {"x": 2 * torch.randn(rows, width), "parameters": torch.randn(rows, width, parameters)}
+
+
+_N1, _C1, _O1, _T1 = size((4, 64, 128, 16000), (1, 3, 6, 40))
+
+
+def _causal_conv1d() -> dict:
+    x, weight = torch.randn(_N1, _C1, _T1), torch.randn(_O1, _C1, 2) / (2 * _C1) ** 0.5
+    return {"x": x, "weight": weight, "bias": torch.randn(_O1), "dilation": 16, "gate": "tanh_sigmoid"}
+
+
+_NI, _CI, _PI = size((64, 12, 32), (2, 4, 3))
+
+
+def _lu_conv1x1() -> dict:
+    permutation, lower, upper = torch.linalg.lu(torch.linalg.qr(torch.randn(_CI, _CI))[0])
+    diagonal = upper.diag()
+    factors = {"permutation": permutation.argmax(1), "lower": lower, "upper": upper}
+    factors |= {"log_s": diagonal.abs().log(), "sign": diagonal.sign(), "bias": torch.randn(_CI)}
+    return {"x": torch.randn(_NI, _CI, _PI, _PI), "log_scale": torch.randn(_CI) / 10, "inverse": True} | factors
+
+
+_NA, _D, _H = size((1024, 64, 512), (8, 4, 8))
+
+
+def _sequential_affine() -> dict:
+    made = MADE(_D, [_H, _H])
+    parameters = [p.detach() for layer in made.layers for p in (layer.weight, layer.bias)]
+    return {"u": torch.randn(_NA, _D), "parameters": parameters, "degrees": made.degrees}
+
+
+_NL, _HL, _PL = size((16, 16, 28), (2, 3, 5))
+
+
+def _skew_lstm() -> dict:
+    return {"gates": torch.randn(_NL, 4 * _HL, _PL, _PL), "weight": torch.randn(4 * _HL, _HL, 3) / (3 * _HL) ** 0.5}
 
 
 def _logistic_mixture() -> dict:
@@ -71,10 +108,30 @@ WORKLOADS = {
     "affine_coupling": Workload(
         "[16, 24, 64, 64], exp", "scale, shift, exp and the log-determinant's sum", _affine_coupling
     ),
+    "causal_conv1d": Workload(
+        "64 to 128 channels, 2 taps, 16,000 times, batch 4",
+        "bias, condition and gate, on blocks of sums in the cache",
+        _causal_conv1d,
+        operations=4.0 * _N1 * _T1 * _C1 * _O1,
+    ),
+    "cubic_spline": Workload(
+        "262,144 elements, 8 bins",
+        "softmax, search, Steffen's derivatives, cubic, tails, log-derivative",
+        _elementwise(18),
+    ),
     "logistic_mixture": Workload(
         "16 images of 32 x 32 x 3, 10 components",
         "softmax, channel coefficients, cdf differences, edges, log-sum-exp",
         _logistic_mixture,
+    ),
+    "logistic_mixture_cdf": Workload(
+        "262,144 elements, 8 components", "softmax, log-cdf, log-survival, log-density, their weights", _elementwise(24)
+    ),
+    "lu_conv1x1": Workload(
+        "[64, 12, 32, 32], inverse",
+        "permutation, both triangular solves, actnorm",
+        _lu_conv1x1,
+        operations=2.0 * _NI * _CI * _CI * _PI * _PI,
     ),
     "masked_conv2d": Workload(
         "64 to 64 channels, 3 x 3, 32 x 32, batch 16",
@@ -84,7 +141,19 @@ WORKLOADS = {
     ),
     "philox_uniform": Workload("64 streams of 16,384", "ten rounds and the conversion to float64", _philox_uniform),
     "rq_spline": Workload(
-        "262,144 elements, 8 bins", "softmax, softplus, search, spline, tails, log-derivative", _rq_spline
+        "262,144 elements, 8 bins", "softmax, softplus, search, spline, tails, log-derivative", _elementwise(23)
+    ),
+    "sequential_affine": Workload(
+        "64 features, hidden 512 x 2, batch 1,024",
+        "masked stack unit by unit, activation, affine map, log-determinant",
+        _sequential_affine,
+        operations=1.0 * _NA * (_D * _H + _H * _H + 2 * _H * _D),
+    ),
+    "skew_lstm": Workload(
+        "hidden 16, 28 x 28, batch 16",
+        "every step's convolution, gates and cell",
+        _skew_lstm,
+        operations=2.0 * 4 * _HL * _HL * 3 * _NL * _PL * _PL,
     ),
     "vector_quantize": Workload(
         "16,384 rows, 512 codes of 64",
