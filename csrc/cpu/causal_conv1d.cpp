@@ -22,6 +22,7 @@ using torch::stable::Tensor;
 
 constexpr std::int64_t kBlockBytes = 768 << 10;  // of a panel and its sums: most of a second-level cache
 constexpr std::int64_t kMostTimes = 2048;        // of a block
+constexpr std::int64_t kRunsBytes = 16 << 20;    // of the gradients of the weights that are summed apart
 
 struct Sizes {
   std::int64_t samples, channels, outputs, taps, times, dilation, history, gate, rows, block;  // rows: of the result
@@ -39,7 +40,7 @@ Sizes sizes_of(const Tensor& x, const Tensor& weight, const Tensor& bias, const 
   Sizes s{x.size(0), x.size(1), weight.size(0), weight.size(2), x.size(2), dilation, 0, gate, 0, 0};
   s.history = (s.taps - 1) * dilation;
   s.rows = gate == kNoGate ? s.outputs : s.outputs / 2;
-  STD_TORCH_CHECK(gate == kNoGate || s.outputs % 2 == 0, "weight has ", s.outputs, " output channels; a gate needs an even number");
+  STD_TORCH_CHECK(gate == kNoGate || s.outputs % 2 == 0, "weight has ", s.outputs, " output channels; a gate needs an even one");
   STD_TORCH_CHECK(bias.dim() == 1 && bias.size(0) == s.outputs, "bias must be [O]");
   STD_TORCH_CHECK(condition.dim() == 3 && condition.size(0) == s.samples && condition.size(1) == s.outputs &&
                       (condition.size(2) == 1 || condition.size(2) == s.times),
@@ -48,7 +49,8 @@ Sizes sizes_of(const Tensor& x, const Tensor& weight, const Tensor& bias, const 
                   "state must be [N, C, (K - 1) dilation]");
   const std::int64_t bytes = x.scalar_type() == ScalarType::Float ? 4 : 8;
   s.block = std::max<std::int64_t>(256, kBlockBytes / bytes / std::max<std::int64_t>(1, s.taps * s.channels + s.outputs) / 64 * 64);
-  s.block = std::min({s.block, kMostTimes, std::max<std::int64_t>(256, (s.times / 2 + 63) / 64 * 64)});  // two blocks for two threads
+  // two blocks at least, for two threads
+  s.block = std::min({s.block, kMostTimes, std::max<std::int64_t>(256, (s.times / 2 + 63) / 64 * 64)});
   return s;
 }
 
@@ -88,11 +90,10 @@ struct Sequence {
 
 // The blocks of all samples in runs that do not depend on the number of threads: function(run, sample, first time, times).
 struct Blocks {
-  static constexpr std::int64_t kRuns = 16;
-  std::int64_t samples, times, size;
+  std::int64_t samples, times, size, most_runs;
 
   std::int64_t of_sample() const { return (times + size - 1) / size; }
-  std::int64_t runs() const { return std::min(kRuns, samples * of_sample()); }
+  std::int64_t runs() const { return std::min(most_runs, samples * of_sample()); }
 
   template <typename Scratch, typename Function>
   void each(Scratch scratch, Function function) const {
@@ -120,7 +121,7 @@ class Convolution {
         state_(torch::stable::contiguous(state)),
         weight_(torch::stable::contiguous(weight)),
         matrix_(torch::stable::new_empty(weight_, {s_.outputs, inputs()})),
-        blocks_{s_.samples, s_.times, s_.block} {
+        blocks_{s_.samples, s_.times, s_.block, most_runs()} {
     const T* from = weight_.const_data_ptr<T>();
     T* to = matrix_.mutable_data_ptr<T>();
     each_weight([&](std::int64_t place, std::int64_t o, std::int64_t k, std::int64_t c) {
@@ -193,6 +194,10 @@ class Convolution {
   };
 
   std::int64_t inputs() const { return s_.taps * s_.channels; }
+  // Each has sums of its own for the gradient of the weights.
+  std::int64_t most_runs() const {
+    return std::clamp<std::int64_t>(kRunsBytes / 8 / std::max<std::int64_t>(1, s_.outputs * inputs()), 2, 16);
+  }
   int halves() const { return s_.gate == kNoGate ? 1 : 2; }
   Scratch scratch(std::int64_t from, std::int64_t to) const {
     return {torch::stable::new_empty(matrix_, {from, s_.block}), torch::stable::new_empty(matrix_, {to, s_.block})};
@@ -224,7 +229,7 @@ class Convolution {
       turned[(c * s_.taps + k) * s_.outputs + o] = weight[place];
     });
     const Sequence<T> sums{nullptr, of_sums.const_data_ptr<T>(), 0, s_.times};
-    const Blocks all{s_.samples, s_.history + s_.times, s_.block};
+    const Blocks all{s_.samples, s_.history + s_.times, s_.block, most_runs()};
     all.each([&] { return scratch(s_.taps * s_.outputs, s_.channels); },
              [&](const Scratch& own, std::int64_t, std::int64_t n, std::int64_t t, std::int64_t count) {
                T* panel = own.panel.template mutable_data_ptr<T>();

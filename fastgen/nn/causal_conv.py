@@ -81,7 +81,8 @@ class GatedResidualBlock1d(nn.Module):
         self, x: Tensor, global_condition: Tensor | None = None, local_condition: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         condition = self._condition(global_condition, local_condition)
-        if x.device.type != "cpu" or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
+        hooked = self.conv._forward_hooks or self.conv._forward_pre_hooks  # they run where the layer itself is called
+        if hooked or x.device.type != "cpu" or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
             return self._finish(x, _gated(self.conv(x), condition))
         weight, bias, dilation = self.conv.weight, self.conv.bias, self.conv.dilation[0]
         return self._finish(

@@ -61,7 +61,8 @@ def causal_conv1d(
 
     "tanh_sigmoid" is tanh(a) sigmoid(g) (WaveNet), "glu" a sigmoid(g), "reglu" a relu(g), "geglu" a gelu(g), "swiglu"
     a g sigmoid(g). On the CPU the products are PyTorch's, block by block of time, and bias, condition and gate are
-    applied while a block is in the cache; the backward computes the sums once more instead of keeping them.
+    applied while a block is in the cache; the backward computes the sums once more instead of keeping them. PyTorch's
+    products may round differently with another number of threads.
 
     The state holds the last ``(K - 1) dilation`` inputs: passing the one returned along with the next piece of a
     sequence gives what the whole sequence would have given. ``nn.CausalConv1d.step`` computes one element at a time.

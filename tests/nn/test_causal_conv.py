@@ -75,3 +75,15 @@ def test_the_first_half_of_the_gate_is_the_tanh():
 def test_errors_name_the_argument(make, word):
     with pytest.raises(ValueError, match=word):
         make()
+
+
+def test_hooks_of_the_blocks_convolution_run():
+    block = GatedResidualBlock1d(3, 4, 2)
+    x = torch.randn(2, 3, 9)
+    wanted = block(x)
+    seen = []
+    handle = block.conv.register_forward_hook(lambda layer, given, result: seen.append(result.shape))
+    for with_hook, without in zip(block(x), wanted, strict=True):
+        torch.testing.assert_close(with_hook, without)
+    assert seen == [(2, 4, 9)]
+    handle.remove()
