@@ -47,11 +47,11 @@ test: test-no-extension test-interpreter
 
 # what must work where nothing could be compiled
 test-no-extension: $(EXTENSION)
-	FASTGEN_NO_EXTENSION=1 $(PYTEST) -q -rfE tests/ops tests/test_import.py tests/test_layout.py
+	FASTGEN_NO_EXTENSION=1 $(PYTEST) -n 2 -q -rfE tests/ops tests/test_import.py tests/test_layout.py
 
 # TRITON_INTERPRET=1 must be there before the first import of Triton: a process of its own
 test-interpreter: $(EXTENSION)
-	TRITON_INTERPRET=1 $(PYTEST) -q -m interpreter tests/ops
+	TRITON_INTERPRET=1 $(PYTEST) -n 2 -q -m interpreter tests/ops
 
 bench: $(EXTENSION)
 	$(PYTEST) -s bench --benchmark-enable --benchmark-group-by=group
