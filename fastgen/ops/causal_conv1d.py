@@ -29,14 +29,11 @@ def _plain(x: Tensor, *arguments) -> Tensor:
         return reference.causal_conv1d(x, *arguments)
 
 
-_ON_CUDA = "the product is cuDNN's, and what follows it is left to torch.compile"
-
-OP = Op(f"causal_conv1d({_ARGUMENTS}) -> Tensor", _plain, _fake, {"triton": _ON_CUDA})
+OP = Op(f"causal_conv1d({_ARGUMENTS}) -> Tensor", _plain, _fake)
 BACKWARD = Op(
     f"causal_conv1d_backward(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     backward_of(_plain, 1),
     _fake_backward,
-    {"triton": _ON_CUDA},
     part_of="causal_conv1d",
 )
 _call = differentiable(OP, BACKWARD, loop)

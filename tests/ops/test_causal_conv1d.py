@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 import fastgen
 from fastgen.ops import causal_conv1d
+from fastgen.ops.causal_conv1d import OP
 from fastgen.reference.causal_conv1d import GATES
+from tests.ops.test_contract import check_precision, differentiated
 
 BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.needs_extension)]
 HALVES = {
@@ -86,6 +88,44 @@ def test_large_and_small_numbers_stay_finite(backend, gate, size):
         gradients = torch.autograd.grad(y.sum(), (x, weight, bias))
     for value in (y, *gradients):
         assert torch.isfinite(value).all()
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("gate", HALVES)
+@pytest.mark.parametrize("times", [1, 2, 129, 151])
+def test_triton_has_every_gate_at_odd_lengths(times, gate):
+    def make(generator: torch.Generator) -> dict:
+        shapes = {"x": (2, 3, times), "weight": (2, 3, 2), "bias": (2,), "condition": (2, 2, times)}
+        given = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        return given | {"dilation": 3, "gate": gate}
+
+    check_precision(OP, make, "triton-interpret")
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("times", [1, 2, 129, 151])
+def test_triton_without_a_gate_hands_the_gradient_on_to_the_condition(times):
+    x, weight, condition = torch.randn(2, 3, times), torch.randn(5, 3, 2), torch.randn(2, 5, times, requires_grad=True)
+    with fastgen.backend("triton-interpret"):
+        y, _ = causal_conv1d(x, weight, condition=condition)
+        grad = torch.randn_like(y)
+        assert torch.equal(torch.autograd.grad(y, condition, grad)[0], grad)
+
+
+@pytest.mark.interpreter
+def test_triton_takes_strided_arguments():
+    given = {
+        "x": torch.randn(151, 3, 2).permute(2, 1, 0),
+        "weight": torch.randn(3, 6, 5).permute(1, 2, 0)[:, 1:4],
+        "bias": torch.randn(6, 2)[:, 1],
+        "condition": torch.randn(2, 151, 6).transpose(1, 2),
+        "state": torch.randn(4, 3, 2).permute(2, 1, 0),
+        "dilation": 2,
+        "gate": "geglu",
+    }
+    dense = {name: t.contiguous() if isinstance(t, torch.Tensor) else t for name, t in given.items()}
+    with fastgen.backend("triton-interpret"):
+        torch.testing.assert_close(differentiated(OP, given), differentiated(OP, dense))
 
 
 def test_a_condition_for_all_times_may_lack_the_dimension():

@@ -1,0 +1,186 @@
+"""Dilated causal convolution on the GPU: a product of matrices for each tap, and one kernel for all that follows it.
+
+The kernel adds bias and condition to the sums and applies the gate; that of the backward writes the gradients of the
+sums over the sums, which are computed once more, and leaves their totals over runs of time.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK, WARPS = 2048, 8
+
+
+@triton.jit
+def _sigmoid(x):
+    z = tl.exp(-tl.abs(x))
+    return tl.where(x < 0, z, 1.0) / (1.0 + z)
+
+
+@triton.jit
+def _tanh(x):
+    z = tl.exp(-2.0 * tl.abs(x))
+    size = (1.0 - z) / (1.0 + z)
+    square = x * x
+    near = tl.abs(x) * (1.0 - square * (1.0 / 3 - square * (2.0 / 15 - square * (17.0 / 315 - square * (62.0 / 2835)))))
+    size = tl.where(square < 0.01, near, size)
+    return tl.where(x < 0, -size, size)
+
+
+@triton.jit
+def _gated(a, g, gate: tl.constexpr):
+    """The unit's value and its derivatives by a and g; by number as in ``fastgen.reference.causal_conv1d.GATES``."""
+    if gate == 1:
+        t, s = _tanh(a), _sigmoid(g)
+        value, of_a, of_g = t * s, (1.0 - t) * (1.0 + t) * s, t * s * (1.0 - s)
+    elif gate == 2:
+        s = _sigmoid(g)
+        value, of_a, of_g = a * s, s, a * s * (1.0 - s)
+    elif gate == 3:
+        of_a = tl.where(g < 0, 0.0, g)
+        value, of_g = a * of_a, tl.where(g > 0, a, 0.0)
+    elif gate == 4:
+        whole = 0.5 * (1.0 + tl.erf(g * 0.7071067811865476))
+        density = tl.exp(-0.5 * g * g) * 0.3989422804014327
+        of_a = g * whole
+        value, of_g = a * of_a, a * (whole + g * density)
+    else:
+        s = _sigmoid(g)
+        of_a = g * s
+        value, of_g = a * of_a, a * (s + of_a * (1.0 - s))
+    return value, of_a, of_g
+
+
+@triton.jit
+def _sum_at(sums, bias, condition, place, output, t, inside, times, constant: tl.constexpr):
+    """The sums of one sample's output at the times t, with bias and condition."""
+    s = tl.load(sums + place * times + t, mask=inside, other=0.0).to(tl.float32)
+    s += tl.load(bias + output).to(tl.float32)
+    if constant:
+        return s + tl.load(condition + place).to(tl.float32)
+    return s + tl.load(condition + place * times + t, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["rows", "times", "blocks"])
+def causal_conv1d_kernel(
+    y, sums, bias, condition, rows, times, blocks,
+    gate: tl.constexpr, constant: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) // blocks
+    t = tl.program_id(0).to(tl.int64) % blocks * block + tl.arange(0, block)
+    n, r, inside = row // rows, row % rows, t < times
+    outputs = rows if gate == 0 else 2 * rows
+    place = n * outputs + r
+    value = _sum_at(sums, bias, condition, place, r, t, inside, times, constant)
+    if gate != 0:
+        g = _sum_at(sums, bias, condition, place + rows, r + rows, t, inside, times, constant)
+        value, _, _ = _gated(value, g, gate)
+    tl.store(y + row * times + t, value, mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "times", "blocks"])
+def causal_conv1d_backward_kernel(
+    totals, sums, grad, bias, condition, rows, times, blocks,
+    gate: tl.constexpr, constant: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    row, b = tl.program_id(0).to(tl.int64) // blocks, tl.program_id(0).to(tl.int64) % blocks
+    t = b * block + tl.arange(0, block)
+    n, r, inside = row // rows, row % rows, t < times
+    outputs = rows if gate == 0 else 2 * rows
+    place = n * outputs + r
+    of_sum = tl.load(grad + row * times + t, mask=inside, other=0.0).to(tl.float32)
+    if gate != 0:
+        a = _sum_at(sums, bias, condition, place, r, t, inside, times, constant)
+        g = _sum_at(sums, bias, condition, place + rows, r + rows, t, inside, times, constant)
+        _, of_a, of_g = _gated(a, g, gate)
+        of_g *= of_sum
+        of_sum *= of_a
+        tl.store(sums + (place + rows) * times + t, of_g, mask=inside)
+        tl.store(totals + (place + rows) * blocks + b, tl.sum(tl.where(inside, of_g, 0.0), 0))
+    tl.store(sums + place * times + t, of_sum, mask=inside)
+    tl.store(totals + place * blocks + b, tl.sum(tl.where(inside, of_sum, 0.0), 0))
+
+
+def _taps(weight: Tensor, seen: Tensor, dilation: int) -> list[tuple[Tensor, Tensor]]:
+    """For every tap its matrix [N, O, C], the same for all samples, and the inputs [N, C, T] that it sees."""
+    samples, _, length = seen.shape
+    times = length - (weight.shape[2] - 1) * dilation
+    matrices = weight.permute(2, 0, 1).contiguous()
+    return [(m.expand(samples, -1, -1), seen.narrow(2, k * dilation, times)) for k, m in enumerate(matrices)]
+
+
+def _sums(taps: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """[N, O, T], without bias and condition."""
+    (matrix, inputs), *others = taps
+    sums = torch.bmm(matrix, inputs)
+    for matrix, inputs in others:
+        sums.baddbmm_(matrix, inputs)
+    return sums
+
+
+def _sizes(sums: Tensor, gate: int) -> tuple[int, int, int]:
+    return sums.shape[1] // (2 if gate else 1), sums.shape[2], triton.cdiv(sums.shape[2], BLOCK)
+
+
+def _constants(gate: int, constant: bool) -> dict:
+    return {"gate": gate, "constant": constant, "block": BLOCK, "num_warps": WARPS}
+
+
+def causal_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor, condition: Tensor, state: Tensor, dilation: int, gate: int
+) -> Tensor:
+    """See ``fastgen.ops.causal_conv1d``."""
+    with torch.autocast(x.device.type, enabled=False):
+        sums = _sums(_taps(weight, torch.cat([state, x], 2), dilation))
+    rows, times, blocks = _sizes(sums, gate)
+    y = sums.new_empty(len(x), rows, times) if gate else sums
+    if y.numel():
+        causal_conv1d_kernel[(len(x) * rows * blocks,)](
+            y, sums, bias.contiguous(), condition.contiguous(), rows, times, blocks,
+            **_constants(gate, condition.shape[2] == 1),
+        )  # fmt: skip
+    return y
+
+
+def causal_conv1d_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, condition: Tensor, state: Tensor, dilation: int, gate: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, ``weight``, ``bias``, ``condition`` and ``state``."""
+    constant = condition.shape[2] == 1
+    seen = torch.cat([state, x], 2)
+    taps = _taps(weight, seen, dilation)
+    with torch.autocast(x.device.type, enabled=False):
+        sums = _sums(taps) if gate else grad.new_empty(grad.shape)
+        rows, times, blocks = _sizes(sums, gate)
+        totals = sums.new_empty(*sums.shape[:2], blocks)
+        if grad.numel():
+            causal_conv1d_backward_kernel[(len(x) * rows * blocks,)](
+                totals, sums, grad.contiguous(), bias.contiguous(), condition.contiguous(), rows, times, blocks,
+                **_constants(gate, constant),
+            )  # fmt: skip
+        grad_seen = torch.zeros_like(seen)
+        grad_weight = weight.new_empty(weight.shape)
+        for k, (matrix, inputs) in enumerate(taps):
+            grad_seen.narrow(2, k * dilation, times).baddbmm_(matrix.transpose(1, 2), sums)
+            grad_weight[:, :, k] = torch.bmm(sums, inputs.transpose(1, 2)).sum(0)
+    grad_state, grad_x = grad_seen.split([state.shape[2], times], 2)
+    of_samples = totals.sum(2)
+    grad_condition = of_samples[:, :, None] if constant else sums
+    return grad_x.contiguous(), grad_weight, of_samples.sum(0), grad_condition, grad_state.contiguous()
+
+
+_SIZES = {"rows": "i32", "times": "i32", "blocks": "i32"}
+
+# what `make check-cuda` compiles: kernel, the types of its arguments, its constants and options
+COMPILED = [
+    (kernel, types | {"sums": "*fp32", "bias": "*fp32", "condition": "*fp32"} | _SIZES, _constants(gate, constant))
+    for kernel, types in (
+        (causal_conv1d_kernel, {"y": "*fp32"}),
+        (causal_conv1d_backward_kernel, {"totals": "*fp32", "grad": "*fp32"}),
+    )
+    for gate in range(6)
+    for constant in (False, True)
+]
