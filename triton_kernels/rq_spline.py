@@ -20,25 +20,25 @@ def _softplus(x):
 
 
 @triton.jit
-def _sigmoid(x):
+def sigmoid(x):
     z = tl.exp(-tl.abs(x))
     return tl.where(x < 0.0, z, 1.0) / (1.0 + z)
 
 
 @triton.jit
-def _softmax(raw, inside):
+def softmax(raw, inside):
     raw = tl.where(inside, raw, float("-inf"))
     e = tl.exp(raw - tl.max(raw, axis=1)[:, None])
     return e / tl.sum(e.to(tl.float64), axis=1).to(tl.float32)[:, None]
 
 
 @triton.jit
-def _at(table, bin, j):
+def at(table, bin, j):
     return tl.sum(tl.where(j == bin[:, None], table, 0.0), axis=1)
 
 
 @triton.jit
-def _before(table, bin, j):
+def before(table, bin, j):
     # in float64: where an element lies in its bin is a small difference of such sums
     return tl.sum(tl.where(j < bin[:, None], table, 0.0).to(tl.float64), axis=1)
 
@@ -52,8 +52,8 @@ def _find(
     j = tl.arange(0, padded)[None, :]
     inside = (j < bins) & present[:, None]
     start = element.to(tl.int64)[:, None] * count
-    p_w = _softmax(tl.load(raw + start + j, mask=inside, other=0.0).to(tl.float32), j < bins)
-    p_h = _softmax(tl.load(raw + start + bins + j, mask=inside, other=0.0).to(tl.float32), j < bins)
+    p_w = softmax(tl.load(raw + start + j, mask=inside, other=0.0).to(tl.float32), j < bins)
+    p_h = softmax(tl.load(raw + start + bins + j, mask=inside, other=0.0).to(tl.float32), j < bins)
     widths = tl.where(j < bins, (right - left) * (min_width + (1.0 - min_width * bins) * p_w), 0.0)
     heights = tl.where(j < bins, (top - bottom) * (min_height + (1.0 - min_height * bins) * p_h), 0.0)
     if inverse:
@@ -63,9 +63,9 @@ def _find(
     is_in = (x >= low) & (x <= high)
     safe = tl.where(is_in, x, low)
     bin = tl.sum(((safe[:, None] >= knots) & (j < bins - 1)).to(tl.int32), axis=1)
-    w, h = _at(widths, bin, j), _at(heights, bin, j)
-    x0 = (left + _before(widths, bin, j)).to(tl.float32)
-    y0 = (bottom + _before(heights, bin, j)).to(tl.float32)
+    w, h = at(widths, bin, j), at(heights, bin, j)
+    x0 = (left + before(widths, bin, j)).to(tl.float32)
+    y0 = (bottom + before(heights, bin, j)).to(tl.float32)
     derivatives = raw + element.to(tl.int64) * count + 2 * bins
     if tails == 1:
         first, second, has_first, has_second = bin - 1, bin, bin > 0, bin < bins - 1
@@ -104,9 +104,9 @@ def rq_spline_kernel(
 ):  # fmt: skip
     element = tl.program_id(0) * block + tl.arange(0, block)
     present = element < elements
-    at = tl.load(x + element, mask=present, other=0.0).to(tl.float32)
+    given = tl.load(x + element, mask=present, other=0.0).to(tl.float32)
     _, is_in, _, _, w, h, x0, y0, d0, d1, _, _, _, _, s, bend, t = _find(
-        at, parameters, element, present, left, right, bottom, top, min_width, min_height, min_derivative,
+        given, parameters, element, present, left, right, bottom, top, min_width, min_height, min_derivative,
         inverse, tails, bins, padded, count,
     )  # fmt: skip
     u = t * (1.0 - t)
@@ -116,7 +116,7 @@ def rq_spline_kernel(
         value, log_slope = x0 + t * w, -log_slope
     else:
         value = y0 + h * (s * t * t + d0 * u) / den
-    tl.store(y + element, tl.where(is_in, value, at), mask=present)
+    tl.store(y + element, tl.where(is_in, value, given), mask=present)
     tl.store(log_det + element, tl.where(is_in, log_slope, 0.0), mask=present)
 
 
@@ -129,9 +129,9 @@ def rq_spline_backward_kernel(
 ):  # fmt: skip
     element = tl.program_id(0) * block + tl.arange(0, block)
     present = element < elements
-    at = tl.load(x + element, mask=present, other=0.0).to(tl.float32)
+    given = tl.load(x + element, mask=present, other=0.0).to(tl.float32)
     bin, is_in, p_w, p_h, w, h, _, _, d0, d1, raw0, raw1, has_first, has_second, s, bend, t = _find(
-        at, parameters, element, present, left, right, bottom, top, min_width, min_height, min_derivative,
+        given, parameters, element, present, left, right, bottom, top, min_width, min_height, min_derivative,
         inverse, tails, bins, padded, count,
     )  # fmt: skip
     given_y = tl.load(grad_y + element, mask=present, other=0.0).to(tl.float32)
@@ -161,15 +161,15 @@ def rq_spline_backward_kernel(
     j = tl.arange(0, padded)[None, :]
     start = element.to(tl.int64)[:, None] * count
     inside = (j < bins) & present[:, None]
-    before, here = j < bin[:, None], j == bin[:, None]
-    g = tl.where(before, of_x0[:, None], tl.where(here, of_w[:, None], 0.0))
+    is_before, here = j < bin[:, None], j == bin[:, None]
+    g = tl.where(is_before, of_x0[:, None], tl.where(here, of_w[:, None], 0.0))
     g = (right - left) * (1.0 - min_width * bins) * p_w * (g - tl.sum(p_w * g, axis=1)[:, None])
     tl.store(grad_parameters + start + j, g, mask=inside)
-    g = tl.where(before, of_y0[:, None], tl.where(here, of_h[:, None], 0.0))
+    g = tl.where(is_before, of_y0[:, None], tl.where(here, of_h[:, None], 0.0))
     g = (top - bottom) * (1.0 - min_height * bins) * p_h * (g - tl.sum(p_h * g, axis=1)[:, None])
     tl.store(grad_parameters + start + bins + j, g, mask=inside)
-    of_raw0 = tl.where(has_first, (of_y * y_d0 + of_l * l_d0) * _sigmoid(raw0), 0.0)[:, None]
-    of_raw1 = tl.where(has_second, (of_y * y_d1 + of_l * l_d1) * _sigmoid(raw1), 0.0)[:, None]
+    of_raw0 = tl.where(has_first, (of_y * y_d0 + of_l * l_d0) * sigmoid(raw0), 0.0)[:, None]
+    of_raw1 = tl.where(has_second, (of_y * y_d1 + of_l * l_d1) * sigmoid(raw1), 0.0)[:, None]
     k = tl.arange(0, 2 * padded)[None, :]
     if tails == 1:
         first, second = (k == bin[:, None] - 1), (k == bin[:, None])
@@ -189,41 +189,63 @@ def _constants(parameters: int, inverse: bool, tails: int) -> dict:
     return {"inverse": inverse, "tails": tails, "num_warps": 8} | shape
 
 
-def rq_spline(x: Tensor, parameters: Tensor, inverse: bool, tails: int, *numbers: float) -> tuple[Tensor, Tensor]:
-    """See ``fastgen.ops.rq_spline``."""
+def launch_forward(
+    kernel, constants: dict, x: Tensor, parameters: Tensor, numbers: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
+    """y and the log-derivative, by the kernel of a spline."""
     x, parameters = x.contiguous(), parameters.contiguous()
     y, log_det = torch.empty_like(x), torch.empty_like(x)
     if x.numel():
-        constants = _constants(parameters.shape[-1], inverse, tails)
         grid = (triton.cdiv(x.numel(), constants["block"]),)
-        rq_spline_kernel[grid](y, log_det, x, parameters, x.numel(), *numbers, **constants)
+        kernel[grid](y, log_det, x, parameters, x.numel(), *numbers, **constants)
     return y, log_det
+
+
+def launch_backward(
+    kernel,
+    constants: dict,
+    grad_y: Tensor,
+    grad_log_det: Tensor,
+    x: Tensor,
+    parameters: Tensor,
+    numbers: tuple[float, ...],
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x and of the parameters, by the kernel of a spline's backward."""
+    x, parameters = x.contiguous(), parameters.contiguous()
+    grad_x, grad_parameters = torch.empty_like(x), torch.empty_like(parameters)
+    if x.numel():
+        given = grad_y.contiguous(), grad_log_det.contiguous(), x, parameters
+        grid = (triton.cdiv(x.numel(), constants["block"]),)
+        kernel[grid](grad_x, grad_parameters, *given, x.numel(), *numbers, **constants)
+    return grad_x, grad_parameters
+
+
+def compiled(forward, backward, numbers: tuple[str, ...], constants: list[dict]) -> list[tuple]:
+    """What `make check-cuda` compiles: kernels, the types of their arguments, their constants and options."""
+    tensors = {
+        forward: ("y", "log_det", "x", "parameters"),
+        backward: ("grad_x", "grad_parameters", "grad_y", "grad_log_det", "x", "parameters"),
+    }
+    types = {"elements": "i32"} | dict.fromkeys(numbers, "fp32")
+    return [(kernel, dict.fromkeys(names, "*fp32") | types, c) for kernel, names in tensors.items() for c in constants]
+
+
+def rq_spline(x: Tensor, parameters: Tensor, inverse: bool, tails: int, *numbers: float) -> tuple[Tensor, Tensor]:
+    """See ``fastgen.ops.rq_spline``."""
+    return launch_forward(rq_spline_kernel, _constants(parameters.shape[-1], inverse, tails), x, parameters, numbers)
 
 
 def rq_spline_backward(
     grad_y: Tensor, grad_log_det: Tensor, x: Tensor, parameters: Tensor, inverse: bool, tails: int, *numbers: float
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x and of the parameters."""
-    x, parameters = x.contiguous(), parameters.contiguous()
-    grad_x, grad_parameters = torch.empty_like(x), torch.empty_like(parameters)
-    if x.numel():
-        constants = _constants(parameters.shape[-1], inverse, tails)
-        given = grad_y.contiguous(), grad_log_det.contiguous(), x, parameters
-        grid = (triton.cdiv(x.numel(), constants["block"]),)
-        rq_spline_backward_kernel[grid](grad_x, grad_parameters, *given, x.numel(), *numbers, **constants)
-    return grad_x, grad_parameters
+    constants = _constants(parameters.shape[-1], inverse, tails)
+    return launch_backward(rq_spline_backward_kernel, constants, grad_y, grad_log_det, x, parameters, numbers)
 
 
-# what `make check-cuda` compiles: kernel, the types of its arguments, its constants and options
-_NUMBERS = dict.fromkeys(("left", "right", "bottom", "top", "min_width", "min_height", "min_derivative"), "fp32")
-COMPILED = [
-    (kernel, dict.fromkeys(tensors, "*fp32") | {"elements": "i32"} | _NUMBERS, _constants(count, inverse, tails))
-    for kernel, tensors in (
-        (rq_spline_kernel, ("y", "log_det", "x", "parameters")),
-        (
-            rq_spline_backward_kernel,
-            ("grad_x", "grad_parameters", "grad_y", "grad_log_det", "x", "parameters"),
-        ),
-    )
-    for count, inverse, tails in ((23, False, 1), (23, True, 1), (24, True, 2), (97, False, 0))
-]
+COMPILED = compiled(
+    rq_spline_kernel,
+    rq_spline_backward_kernel,
+    ("left", "right", "bottom", "top", "min_width", "min_height", "min_derivative"),
+    [_constants(*case) for case in ((23, False, 1), (23, True, 1), (24, True, 2), (97, False, 0))],
+)

@@ -116,6 +116,9 @@ inline V root_of(V a, V b, V q, int steps) {
   return t;
 }
 
+// On a circle the last bin meets the first, and no end has a derivative of its own.
+inline bool is_circular(const SplineShape& shape) { return shape.tails == 2; }
+
 // The bin of every lane, and where in it the lane is.
 template <typename V, typename T>
 struct Bin {
@@ -132,7 +135,7 @@ inline V sigmoid_of(V x) {
 
 // `columns` are the parameters, `sums` as many more.
 template <typename V, typename T>
-inline Bin<V, T> find(const CubicSplineShape& shape, V x, V* columns, V* sums) {
+inline Bin<V, T> find(const SplineShape& shape, V x, V* columns, V* sums) {
   const std::int64_t bins = shape.bins;
   const V one = V{} + T(1);
   Bin<V, T> bin;
@@ -142,13 +145,15 @@ inline Bin<V, T> find(const CubicSplineShape& shape, V x, V* columns, V* sums) {
   const auto inside = (x >= low) & (x <= high);
   bin.inside = inside ? one : V{};
   const V safe = inside ? x : V{} + low;
-  const std::int64_t second = std::min<std::int64_t>(1, bins - 1);
-  Around<V> across = {V{}, columns[0], columns[0], columns[second]};
-  Around<V> up = {V{}, columns[bins], columns[bins], columns[bins + second]};
+  const bool circular = is_circular(shape);
+  const std::int64_t last_bin = bins - 1, after_last = circular ? 0 : last_bin;
+  const std::int64_t before_first = circular ? last_bin : 0, second = bins == 1 ? after_last : 1;
+  Around<V> across = {V{}, columns[before_first], columns[0], columns[second]};
+  Around<V> up = {V{}, columns[bins + before_first], columns[bins], columns[bins + second]};
   bin.number = V{};
   for (std::int64_t j = 1; j < bins; ++j) {
     const auto beyond = safe >= (shape.inverse ? bin.heights : bin.widths).edge(j);
-    const std::int64_t after = std::min(j + 1, bins - 1);
+    const std::int64_t after = j == last_bin ? after_last : j + 1;
     bin.number = beyond ? V{} + T(j) : bin.number;
     take(across, bin.widths, j, j - 1, after, beyond);
     take(up, bin.heights, j, j - 1, after, beyond);
@@ -162,12 +167,17 @@ inline Bin<V, T> find(const CubicSplineShape& shape, V x, V* columns, V* sums) {
   bin.s_before = bin.heights.size(up.before) / bin.w_before;
   bin.s_after = bin.heights.size(up.after) / bin.w_after;
   const V s = bin.s = bin.h / bin.w;
-  const auto first = bin.number == T(0), last = bin.number == T(bins - 1);
-  bin.end0 = sigmoid_of<V, T>(first ? columns[2 * bins] : columns[2 * bins + 1]);
-  bin.end1 = bins == 1 ? sigmoid_of<V, T>(columns[3]) : bin.end0;
-  const T least = T(kLeast), rest = T(1 - 2 * kLeast);
-  bin.d0 = first ? 3 * s * (least + rest * bin.end0) : joint<V, T>(bin.w_before, bin.s_before, bin.w, s).value;
-  bin.d1 = last ? 3 * s * (least + rest * bin.end1) : joint<V, T>(bin.w, s, bin.w_after, bin.s_after).value;
+  bin.d0 = joint<V, T>(bin.w_before, bin.s_before, bin.w, s).value;
+  bin.d1 = joint<V, T>(bin.w, s, bin.w_after, bin.s_after).value;
+  bin.end0 = bin.end1 = V{};
+  if (!circular) {
+    const auto first = bin.number == T(0), last = bin.number == T(last_bin);
+    bin.end0 = sigmoid_of<V, T>(first ? columns[2 * bins] : columns[2 * bins + 1]);
+    bin.end1 = bins == 1 ? sigmoid_of<V, T>(columns[3]) : bin.end0;
+    const T least = T(kLeast), rest = T(1 - 2 * kLeast);
+    bin.d0 = first ? 3 * s * (least + rest * bin.end0) : bin.d0;
+    bin.d1 = last ? 3 * s * (least + rest * bin.end1) : bin.d1;
+  }
   if (shape.inverse) {
     const V q = min(max((safe - bin.y0) / bin.h, V{}), one);
     bin.t = root_of<V, T>(bin.d0 / s, bin.d1 / s, q, steps_of<T>(bins));
@@ -181,13 +191,14 @@ inline Bin<V, T> find(const CubicSplineShape& shape, V x, V* columns, V* sums) {
 // The parameters of elements i .. i + n as columns; those of the next ones are asked for. The two of the ends go one by one: for
 // them alone a second block would be transposed where 2 K is a multiple of kWidth.
 template <typename V, typename T>
-inline void load_parameters(const CubicSplineShape& shape, const T* parameters, std::int64_t i, std::int64_t n, V* columns) {
+inline void load_parameters(const SplineShape& shape, const T* parameters, std::int64_t i, std::int64_t n, V* columns) {
   const T* from = parameters + i * shape.parameters;
   const char* next = reinterpret_cast<const char*>(from + kWidth * shape.parameters);
   for (std::int64_t line = 0; line < kWidth * shape.parameters * std::int64_t(sizeof(T)); line += 64) {
     __builtin_prefetch(next + line);
   }
   load_columns(from, n, shape.parameters, 2 * shape.bins, columns);
+  if (is_circular(shape)) return;
   T* ends = reinterpret_cast<T*>(columns + 2 * shape.bins);
   for (std::int64_t lane = 0; lane < kWidth; ++lane) {
     const T* pair = from + std::min(lane, n - 1) * shape.parameters + 2 * shape.bins;
@@ -197,7 +208,7 @@ inline void load_parameters(const CubicSplineShape& shape, const T* parameters, 
 }
 
 template <typename T>
-void forward(const CubicSplineShape& shape, const CubicSplineData<T>& data, std::int64_t begin, std::int64_t end, T* scratch) {
+void forward(const SplineShape& shape, const SplineData<T>& data, std::int64_t begin, std::int64_t end, T* scratch) {
   using V = typename VectorOf<T>::type;
   V* columns = reinterpret_cast<V*>(scratch);
   const V least = V{} + T(shape.inverse ? shape.left : shape.bottom), most = V{} + T(shape.inverse ? shape.right : shape.top);
@@ -214,10 +225,11 @@ void forward(const CubicSplineShape& shape, const CubicSplineData<T>& data, std:
 }
 
 // The gradients with respect to the raw columns of a softmax, of those with respect to the sizes of the bins: `of_start` for all
-// before bin `number`, and besides `before`, `here` and `after` for the three around it.
+// before bin `number`, and besides `before`, `here` and `after` for the three around it, on a circle perhaps one and the same.
 template <typename V, typename T>
-inline void softmax_backward(const Sizes<V, T>& sizes, std::int64_t bins, V number, V of_start, V before, V here, V after,
+inline void softmax_backward(const Sizes<V, T>& sizes, const SplineShape& shape, V number, V of_start, V before, V here, V after,
                              V* grads) {
+  const std::int64_t bins = shape.bins, last_bin = bins - 1;
   V mean = V{};
   for (std::int64_t j = 0; j < bins; ++j) {
     const V side = number == T(j + 1) ? before : after, place = number - T(j);
@@ -226,20 +238,30 @@ inline void softmax_backward(const Sizes<V, T>& sizes, std::int64_t bins, V numb
     mean += sizes.columns[j] * grad;
     grads[j] = grad;
   }
+  if (is_circular(shape)) {
+    const V to_last = number == T(0) ? before : V{}, to_first = number == T(last_bin) ? after : V{};
+    grads[last_bin] += to_last;
+    mean += sizes.columns[last_bin] * to_last;
+    grads[0] += to_first;
+    mean += sizes.columns[0] * to_first;
+  }
   mean *= sizes.reciprocal;
   for (std::int64_t j = 0; j < bins; ++j) grads[j] = sizes.scale * sizes.columns[j] * (grads[j] - mean);
 }
 
 template <typename T>
-void backward(const CubicSplineShape& shape, const CubicSplineData<T>& data, std::int64_t begin, std::int64_t end, T* scratch) {
+void backward(const SplineShape& shape, const SplineData<T>& data, std::int64_t begin, std::int64_t end, T* scratch) {
   using V = typename VectorOf<T>::type;
   const std::int64_t bins = shape.bins;
+  const bool circular = is_circular(shape);
   V *columns = reinterpret_cast<V*>(scratch), *grads = columns + shape.parameters;
   for (std::int64_t i = begin; i < end; i += kWidth) {
     const std::int64_t n = std::min<std::int64_t>(kWidth, end - i);
     load_parameters(shape, data.parameters, i, n, columns);
     const Bin<V, T> bin = find<V, T>(shape, load_first<V>(data.x + i, n), columns, grads);
-    const auto inside = bin.inside != T(0), first = bin.number == T(0), last = bin.number == T(bins - 1);
+    const auto inside = bin.inside != T(0);
+    // where the bin has an end of the interval; none on a circle
+    const auto first = bin.number == T(circular ? -1 : 0), last = bin.number == T(circular ? bins : bins - 1);
     const V given_y = load_first<V>(data.grad_y + i, n), given_l = load_first<V>(data.grad_log_det + i, n);
     const V t = bin.t, rest = 1 - t, u = t * rest, w = bin.w, s = bin.s, zero = V{};
     const V l_t = 2 * half_bend_at(t, s, bin.d0, bin.d1) / bin.slope;
@@ -265,14 +287,15 @@ void backward(const CubicSplineShape& shape, const CubicSplineData<T>& data, std
     const V of_w_before = of_d0 * joint0.of_w0 - of_s_before * s_before / bin.w_before;
     const V of_w_after = of_d1 * joint1.of_w1 - of_s_after * s_after / bin.w_after;
     const V of_h = of_y * t * t * (3 - 2 * t) + of_s / w;
-    softmax_backward<V, T>(bin.widths, bins, bin.number, of_start, of_w_before, of_w, of_w_after, grads);
-    softmax_backward<V, T>(bin.heights, bins, bin.number, of_y, of_s_before / bin.w_before, of_h, of_s_after / bin.w_after,
+    softmax_backward<V, T>(bin.widths, shape, bin.number, of_start, of_w_before, of_w, of_w_after, grads);
+    softmax_backward<V, T>(bin.heights, shape, bin.number, of_y, of_s_before / bin.w_before, of_h, of_s_after / bin.w_after,
                            grads + bins);
+    T* to = data.grad_parameters + i * shape.parameters;
+    store_columns(to, n, shape.parameters, 2 * bins, grads);
+    if (circular) continue;
     const V part = 3 * s * T(1 - 2 * kLeast);
     grads[2 * bins] = first ? of_d0 * part * bin.end0 * (1 - bin.end0) : zero;
     grads[2 * bins + 1] = last ? of_d1 * part * bin.end1 * (1 - bin.end1) : zero;
-    T* to = data.grad_parameters + i * shape.parameters;
-    store_columns(to, n, shape.parameters, 2 * bins, grads);
     const T* ends = reinterpret_cast<const T*>(grads + 2 * bins);
     for (std::int64_t lane = 0; lane < n; ++lane) {
       to[lane * shape.parameters + 2 * bins] = ends[lane];
@@ -284,7 +307,7 @@ void backward(const CubicSplineShape& shape, const CubicSplineData<T>& data, std
 }  // namespace
 
 const CubicSplineKernels& FASTGEN_OF_ISA(cubic_spline_kernels)() {
-  static const CubicSplineKernels kernels = {kWidth, forward<float>, backward<float>, forward<double>, backward<double>};
+  static const CubicSplineKernels kernels = {kWidth, forward<float>, forward<double>, backward<float>, backward<double>};
   return kernels;
 }
 

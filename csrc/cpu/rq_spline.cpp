@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <tuple>
 
 #include "common/arena.h"
@@ -29,13 +28,15 @@ RqSplineShape shape_of(const Tensor& x, const Tensor& parameters, bool inverse, 
   }
   const std::int64_t count = parameters.size(x.dim()), derivatives = count - (tails == 0 ? 1 : tails == 1 ? -1 : 0);
   STD_TORCH_CHECK(derivatives > 0 && derivatives % 3 == 0, "parameters has ", count, " numbers an element, which makes no bins");
-  return {inverse, static_cast<int>(tails), derivatives / 3, count, left, right, bottom, top, min_width, min_height, min_derivative};
+  const std::int64_t bins = derivatives / 3;
+  const SplineShape shape = {inverse, static_cast<int>(tails), bins, count, left, right, bottom, top, min_width, min_height};
+  return {shape, min_derivative};
 }
 
 template <typename T, typename Kernel>
-void run(const RqSplineShape& shape, const RqSplineData<T>& data, std::int64_t count, std::int64_t lanes, Kernel kernel) {
+void run(const RqSplineShape& shape, const SplineData<T>& data, std::int64_t count, std::int64_t lanes, Kernel kernel) {
   torch::stable::parallel_for(0, count, kGrain, [&](std::int64_t begin, std::int64_t end) {
-    const Arena scratch(static_cast<std::size_t>(rq_spline_scratch(shape, lanes)) * sizeof(T));
+    const Arena scratch(static_cast<std::size_t>(spline_scratch(shape, lanes)) * sizeof(T));
     kernel(shape, data, begin, end, reinterpret_cast<T*>(scratch.data()));
   });
 }
@@ -59,7 +60,7 @@ std::tuple<Tensor, Tensor> rq_spline_cpu(Tensor x, Tensor parameters, bool inver
   const RqSplineKernels& kernels = rq_spline_kernels();
   const auto forward = [&](auto kernel, auto zero) {
     using T = decltype(zero);
-    RqSplineData<T> data{};
+    SplineData<T> data{};
     data.x = read<T>(x);
     data.parameters = read<T>(parameters);
     data.y = write<T>(y);
@@ -87,7 +88,7 @@ std::tuple<Tensor, Tensor> rq_spline_backward_cpu(Tensor grad_y, Tensor grad_log
   const RqSplineKernels& kernels = rq_spline_kernels();
   const auto backward = [&](auto kernel, auto zero) {
     using T = decltype(zero);
-    RqSplineData<T> data{};
+    SplineData<T> data{};
     data.x = read<T>(x);
     data.parameters = read<T>(parameters);
     data.grad_y = read<T>(grad_y);

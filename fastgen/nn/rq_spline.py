@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor, nn
-
+from fastgen.nn.spline import Spline
 from fastgen.ops.rq_spline import rq_spline
-from fastgen.reference.rq_spline import TAILS, derivatives_of
+from fastgen.reference.rq_spline import parameters_of
 
 
-class RationalQuadraticSpline(nn.Module):
+class RationalQuadraticSpline(Spline):
     """A monotone rational-quadratic spline on every element, its parameters learned or given.
 
     ``forward(x, parameters)`` maps x [N, *shape] to (y [N, *shape], log_det [N]); ``inverse`` maps back. Parameters
@@ -20,7 +18,8 @@ class RationalQuadraticSpline(nn.Module):
     tails and the errors raised.
 
     Raises:
-        ValueError: fewer than one bin, unknown tails, an x or parameters of another shape.
+        ValueError: fewer than one bin, unknown tails, a least derivative that is not between 0 and 1, an x or
+            parameters of another shape.
 
     Reference: Durkan, Bekasov, Murray, Papamakarios, "Neural spline flows", NeurIPS 2019.
 
@@ -30,6 +29,9 @@ class RationalQuadraticSpline(nn.Module):
         >>> log_det.shape
         torch.Size([5])
     """
+
+    op = staticmethod(rq_spline)
+    parameters_of = staticmethod(parameters_of)
 
     def __init__(
         self,
@@ -42,34 +44,7 @@ class RationalQuadraticSpline(nn.Module):
         min_height: float = 1e-3,
         min_derivative: float = 1e-3,
     ) -> None:
-        if bins < 1:
-            raise ValueError(f"bins={bins} must be at least 1")
-        if tails not in TAILS:
-            raise ValueError(f"tails is {tails!r}; it must be one of {', '.join(map(repr, TAILS))}")
-        super().__init__()
-        self.shape, self.bins, self.tails, self.bound = tuple(shape), bins, tails, bound
-        self.least = {"min_width": min_width, "min_height": min_height, "min_derivative": min_derivative}
-        self.parameters_per_element = 2 * bins + derivatives_of(bins, TAILS.index(tails))
-        own = torch.zeros(*self.shape, self.parameters_per_element)
-        own[..., 2 * bins :] = math.log(math.expm1(1 - min_derivative))  # derivatives of 1: the identity
-        self.raw = nn.Parameter(own)
-
-    def forward(self, x: Tensor, parameters: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._transform(x, parameters, inverse=False)
-
-    def inverse(self, y: Tensor, parameters: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._transform(y, parameters, inverse=True)
-
-    def _transform(self, x: Tensor, parameters: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
-        if x.shape[1:] != self.shape:
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, {', '.join(map(str, self.shape))}]")
-        if parameters is None:
-            parameters = self.raw.expand(len(x), *self.raw.shape)
-        elif parameters.shape != (len(x), *self.raw.shape):
-            wanted = (len(x), *self.raw.shape)
-            raise ValueError(f"parameters has shape {tuple(parameters.shape)}; it must be {wanted}")
-        y, log_det = rq_spline(x, parameters, inverse=inverse, tails=self.tails, bound=self.bound, **self.least)
-        return y, log_det.flatten(1).sum(1)
-
-    def extra_repr(self) -> str:
-        return f"{self.shape}, bins={self.bins}, tails={self.tails}, bound={self.bound}"
+        if not 0 < min_derivative < 1:
+            raise ValueError(f"min_derivative is {min_derivative}; it must be greater than 0 and less than 1")
+        least = {"min_width": min_width, "min_height": min_height, "min_derivative": min_derivative}
+        super().__init__(shape, bins, tails, bound, math.log(math.expm1(1 - min_derivative)), **least)

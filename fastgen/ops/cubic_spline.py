@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fastgen.ops.autograd import backward_of, differentiable, leading
 from fastgen.ops.precision import in_float32
 from fastgen.ops.registry import Op
+from fastgen.ops.spline import NUMBERS, checked_numbers, fake, fake_backward
 from fastgen.reference import cubic_spline as reference
-from fastgen.reference.cubic_spline import bins_of
 
-TAILS = ("linear", "bounded")
-_NUMBERS = "bool inverse, float left, float right, float bottom, float top, float min_width, float min_height"
-
-
-def _fake(x: Tensor, parameters: Tensor, *_) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape)
-
-
-def _fake_backward(grad_y: Tensor, grad_log_det: Tensor, x: Tensor, parameters: Tensor, *_) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), parameters.new_empty(parameters.shape)
-
-
-OP = Op(f"cubic_spline(Tensor x, Tensor parameters, {_NUMBERS}) -> (Tensor, Tensor)", reference.cubic_spline, _fake)
+OP = Op(f"cubic_spline(Tensor x, Tensor parameters, {NUMBERS}) -> (Tensor, Tensor)", reference.cubic_spline, fake)
 BACKWARD = Op(
-    f"cubic_spline_backward(Tensor grad_y, Tensor grad_log_det, Tensor x, Tensor parameters, {_NUMBERS})"
+    f"cubic_spline_backward(Tensor grad_y, Tensor grad_log_det, Tensor x, Tensor parameters, {NUMBERS})"
     " -> (Tensor, Tensor)",
     backward_of(reference.cubic_spline, 2),
-    _fake_backward,
+    fake_backward,
     part_of="cubic_spline",
 )
 _call = differentiable(OP, BACKWARD, leading)
@@ -53,7 +40,8 @@ def cubic_spline(
     Widths are ``min_width + (1 - K min_width) softmax(raw)`` of the interval, heights likewise. The derivative between
     two bins is Steffen's, ``min(2 s0, 2 s1, (w1 s0 + w0 s1) / (w0 + w1))``; at the two ends it is
     ``3 s (1e-6 + (1 - 2e-6) sigmoid(raw))``, never quite 0. The public implementations leave the 1e-6 out; nothing
-    else differs.
+    else differs. On a circle both ends are one point between the last bin and the first, and Steffen's derivative there
+    needs no parameters.
 
     The inverse is found in its bin to the last bits, by Halley steps that cannot leave a bracket, so nothing fails for
     raw parameters of any finite size. What is inside the interval stays there. In float32, on [-B, B], y is within
@@ -61,10 +49,11 @@ def cubic_spline(
 
     Args:
         x: float [...]. float16 and bfloat16 are computed in float32 (autocast included).
-        parameters: float [..., 2 K + 2], straight from a network: K widths, K heights, and two derivatives.
+        parameters: float [..., P], straight from a network: K widths, K heights, and the derivatives at both ends. P is
+            2 K + 2 for linear tails and for a bounded spline, 2 K for a circular one, which has no ends.
         inverse: y to x, with the log-derivative of that.
         tails: "linear", the identity outside the interval, joined without a gap but in general with a bend; "bounded",
-            defined on the interval alone.
+            defined on the interval alone; "circular", likewise, with equal derivatives at both ends.
         bound: B for the interval [-B, B], or (left, right, bottom, top).
         min_width, min_height: as parts of the interval, greater than 0; K times each is less than 1.
 
@@ -84,34 +73,8 @@ def cubic_spline(
         >>> torch.allclose(back, x, atol=1e-4)
         True
     """
-    if tails not in TAILS:
-        raise ValueError(f"tails is {tails!r}; it must be one of {', '.join(map(repr, TAILS))}")
-    for name, tensor in (("x", x), ("parameters", parameters)):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} has dtype {tensor.dtype}; it must be floating point")
-    if parameters.shape[:-1] != x.shape:
-        raise ValueError(
-            f"parameters has shape {tuple(parameters.shape)}; it must be {tuple(x.shape)}, the shape of x, and one "
-            "dimension more"
-        )
-    bins = bins_of(parameters.shape[-1])
-    left, right, bottom, top = (-bound, bound, -bound, bound) if isinstance(bound, (int, float)) else bound
-    if not (left < right and bottom < top):
-        raise ValueError(f"bound is {bound}; left < right and bottom < top must hold")
-    if tails == "linear" and (left, right) != (bottom, top):
-        raise ValueError(f"bound is {bound}; with linear tails (left, right) must equal (bottom, top)")
-    for name, least in (("min_width", min_width), ("min_height", min_height)):
-        if not 0 < least * bins < 1:
-            raise ValueError(f"{name} is {least}; it must be greater than 0 and less than 1 / {bins}")
-    if tails == "bounded" and not torch.compiler.is_compiling() and not torch._C._functorch.maybe_current_level():
-        _check_inside(x, *((bottom, top) if inverse else (left, right)))
-    numbers = map(float, (left, right, bottom, top, min_width, min_height))
-    dtype = x.dtype
-    y, log_det = _call(*in_float32(x, parameters), inverse, *numbers)
-    return y.to(dtype), log_det
-
-
-def _check_inside(x: Tensor, low: float, high: float) -> None:
-    if x.numel() and bool(((x < low) | (x > high)).any()):
-        least, most = (float(v) for v in x.detach().aminmax())
-        raise ValueError(f"x reaches from {least} to {most}; a spline without tails is defined on {low} to {high}")
+    numbers = checked_numbers(
+        x, parameters, inverse, tails, bound, min_width, min_height, reference.bins_of, least_may_be_zero=False
+    )
+    y, log_det = _call(*in_float32(x, parameters), *numbers)
+    return y.to(x.dtype), log_det

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fastgen.ops.autograd import backward_of, differentiable, leading
 from fastgen.ops.precision import in_float32
 from fastgen.ops.registry import Op
+from fastgen.ops.spline import NUMBERS, checked_numbers, fake, fake_backward
 from fastgen.reference import rq_spline as reference
-from fastgen.reference.rq_spline import TAILS, bins_of
 
-_NUMBERS = (
-    "bool inverse, int tails, float left, float right, float bottom, float top, "
-    "float min_width, float min_height, float min_derivative"
-)
-
-
-def _fake(x: Tensor, parameters: Tensor, *_) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape)
-
-
-def _fake_backward(grad_y: Tensor, grad_log_det: Tensor, x: Tensor, parameters: Tensor, *_) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), parameters.new_empty(parameters.shape)
-
-
-OP = Op(f"rq_spline(Tensor x, Tensor parameters, {_NUMBERS}) -> (Tensor, Tensor)", reference.rq_spline, _fake)
+_NUMBERS = f"{NUMBERS}, float min_derivative"
+OP = Op(f"rq_spline(Tensor x, Tensor parameters, {_NUMBERS}) -> (Tensor, Tensor)", reference.rq_spline, fake)
 BACKWARD = Op(
     f"rq_spline_backward(Tensor grad_y, Tensor grad_log_det, Tensor x, Tensor parameters, {_NUMBERS})"
     " -> (Tensor, Tensor)",
     backward_of(reference.rq_spline, 2),
-    _fake_backward,
+    fake_backward,
     part_of="rq_spline",
 )
 _call = differentiable(OP, BACKWARD, leading)
@@ -84,41 +70,10 @@ def rq_spline(
         >>> torch.allclose(back, x, atol=1e-5)
         True
     """
-    if tails not in TAILS:
-        raise ValueError(f"tails is {tails!r}; it must be one of {', '.join(map(repr, TAILS))}")
-    for name, tensor in (("x", x), ("parameters", parameters)):
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} has dtype {tensor.dtype}; it must be floating point")
-    if parameters.shape[:-1] != x.shape:
-        raise ValueError(
-            f"parameters has shape {tuple(parameters.shape)}; it must be {tuple(x.shape)}, the shape of x, and one "
-            "dimension more"
-        )
-    number = TAILS.index(tails)
-    bins = bins_of(parameters.shape[-1], number)
-    left, right, bottom, top = (-bound, bound, -bound, bound) if isinstance(bound, (int, float)) else bound
-    if not (left < right and bottom < top):
-        raise ValueError(f"bound is {bound}; left < right and bottom < top must hold")
-    if tails == "linear" and (left, right) != (bottom, top):
-        raise ValueError(f"bound is {bound}; with linear tails (left, right) must equal (bottom, top)")
-    for name, least in (("min_width", min_width), ("min_height", min_height)):
-        if not 0 <= least * bins < 1:
-            raise ValueError(f"{name} is {least}; it must be at least 0 and less than 1 / {bins}")
     if not min_derivative > 0:
         raise ValueError(f"min_derivative is {min_derivative}; it must be greater than 0")
-    if tails != "linear" and not torch.compiler.is_compiling() and not torch._C._functorch.maybe_current_level():
-        _check_inside(x, *((bottom, top) if inverse else (left, right)))
-    numbers = (inverse, number, left, right, bottom, top, min_width, min_height, min_derivative)
-    dtype = x.dtype
-    y, log_det = _call(*in_float32(x, parameters), *map(_plain, numbers))
-    return y.to(dtype), log_det
-
-
-def _plain(number: float) -> float:
-    return number if isinstance(number, (bool, int)) else float(number)
-
-
-def _check_inside(x: Tensor, low: float, high: float) -> None:
-    if x.numel() and bool(((x < low) | (x > high)).any()):
-        least, most = (float(v) for v in x.detach().aminmax())
-        raise ValueError(f"x reaches from {least} to {most}; a spline without tails is defined on {low} to {high}")
+    numbers = checked_numbers(
+        x, parameters, inverse, tails, bound, min_width, min_height, reference.bins_of, least_may_be_zero=True
+    )
+    y, log_det = _call(*in_float32(x, parameters), *numbers, float(min_derivative))
+    return y.to(x.dtype), log_det

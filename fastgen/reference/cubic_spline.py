@@ -7,18 +7,31 @@ with derivatives there that keep it monotone (Steffen, "A simple method for mono
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
+
+from fastgen.reference.rq_spline import TAILS, case
 
 LEAST = 1e-6
 """Keeps the derivatives at both ends above 0, and below 3 times the slope, where their sigmoid rounds to 0 or 1."""
 
 
-def bins_of(parameters: int) -> int:
+def parameters_of(bins: int, tails: int) -> int:
+    """How many parameters an element of a spline of ``bins`` bins has."""
+    return 2 * bins + (2, 2, 0)[tails]
+
+
+def bins_of(parameters: int, tails: int) -> int:
     """The number of bins that so many parameters make; ValueError where they make none."""
-    if parameters % 2 or parameters < 4:
-        raise ValueError(f"parameters has {parameters} numbers an element; K bins need 2 K + 2")
-    return parameters // 2 - 1
+    sizes = parameters - (2, 2, 0)[tails]
+    if sizes % 2 or sizes < 2:
+        raise ValueError(
+            f"parameters has {parameters} numbers an element; K bins with {TAILS[tails]!r} tails need "
+            f"{('2 K + 2', '2 K + 2', '2 K')[tails]}"
+        )
+    return sizes // 2
 
 
 def steps_of(bins: int) -> int:
@@ -26,10 +39,17 @@ def steps_of(bins: int) -> int:
     return 9 if bins == 1 else 6
 
 
-def _derivatives(widths: Tensor, slopes: Tensor, raw: Tensor) -> Tensor:
-    """At all K + 1 corners; the inner ones are those of a parabola, at most twice the slope on either side."""
-    w0, w1, s0, s1 = widths[..., :-1], widths[..., 1:], slopes[..., :-1], slopes[..., 1:]
-    inner = torch.minimum(2 * torch.minimum(s0, s1), (w1 * s0 + w0 * s1) / (w0 + w1))
+def _joints(w0: Tensor, s0: Tensor, w1: Tensor, s1: Tensor) -> Tensor:
+    """The derivatives where two bins meet: those of a parabola, at most twice the slope on either side."""
+    return torch.minimum(2 * torch.minimum(s0, s1), (w1 * s0 + w0 * s1) / (w0 + w1))
+
+
+def _derivatives(widths: Tensor, slopes: Tensor, raw: Tensor, tails: int) -> Tensor:
+    """At all K + 1 corners; on a circle the last bin meets the first."""
+    if tails == TAILS.index("circular"):
+        joints = _joints(widths.roll(1, -1), slopes.roll(1, -1), widths, slopes)
+        return torch.cat([joints, joints[..., :1]], -1)
+    inner = _joints(widths[..., :-1], slopes[..., :-1], widths[..., 1:], slopes[..., 1:])
     ends = 3 * torch.stack([slopes[..., 0], slopes[..., -1]], -1) * (LEAST + (1 - 2 * LEAST) * raw.sigmoid())
     return torch.cat([ends[..., :1], inner, ends[..., 1:]], -1)
 
@@ -71,6 +91,7 @@ def cubic_spline(
     x: Tensor,
     parameters: Tensor,
     inverse: bool,
+    tails: int,
     left: float,
     right: float,
     bottom: float,
@@ -90,14 +111,15 @@ def cubic_spline(
 
     Args:
         x: [...].
-        parameters: [..., 2 K + 2]: K widths and K heights before their softmax, then the derivatives at both ends as
-            parts of 3 times the slope there, before their sigmoid.
+        parameters: [..., P]: K widths and K heights before their softmax, then, but for a circular spline, the
+            derivatives at both ends as parts of 3 times the slope there, before their sigmoid.
+        tails: index in ``rq_spline.TAILS``.
     """
-    bins = bins_of(parameters.shape[-1])
+    bins = bins_of(parameters.shape[-1], tails)
     widths = (right - left) * (min_width + (1 - min_width * bins) * parameters[..., :bins].softmax(-1))
     heights = (top - bottom) * (min_height + (1 - min_height * bins) * parameters[..., bins : 2 * bins].softmax(-1))
     slopes = heights / widths
-    derivatives = _derivatives(widths, slopes, parameters[..., 2 * bins :])
+    derivatives = _derivatives(widths, slopes, parameters[..., 2 * bins :], tails)
     low, high, sizes = (bottom, top, heights) if inverse else (left, right, widths)
     least, most = (left, right) if inverse else (bottom, top)
     inside = (x >= low) & (x <= high)
@@ -127,33 +149,27 @@ def cubic_spline(
     return torch.where(inside, _within(y, least, most), x), torch.where(inside, log_det, 0)
 
 
-def _case(*shape: int, bins: int = 8, tails: str = "linear", inverse: bool = False, scale: float = 1.0):
-    def make(generator: torch.Generator) -> dict:
-        x = 2 * torch.randn(shape, generator=generator)
-        return {
-            "x": x if tails == "linear" else x.clamp(-2.9, 2.9),
-            "parameters": scale * torch.randn(*shape, 2 * bins + 2, generator=generator),
-            "inverse": inverse,
-            "tails": tails,
-        }
-
-    return make
-
-
+_case = functools.partial(case, parameters_of)
 CASES = {
     "small": _case(5, bins=3),
     "small inverse": _case(2, 2, bins=3, inverse=True),
     "small bounded": _case(3, bins=1, tails="bounded"),
     "small bounded inverse": _case(3, bins=2, tails="bounded", inverse=True),
+    "small circular": _case(4, bins=3, tails="circular"),
+    "small circular inverse": _case(3, bins=2, tails="circular", inverse=True),
     "none": _case(0, 3),
     "scalar": _case(),
     "one": _case(1, 1, bins=1),
     "one, inverse": _case(1, 1, bins=1, inverse=True),
+    "one, circular": _case(1, 1, bins=1, tails="circular"),
     "prime": _case(13, 7, bins=5),
     "a vector and one": _case(17, bins=16, tails="bounded"),
     "inverse": _case(127, 3, inverse=True),
+    "circular": _case(65, tails="circular"),
+    "circular, inverse": _case(37, bins=5, tails="circular", inverse=True),
     "large parameters": _case(64, 5, scale=10.0),
     "large parameters, inverse": _case(64, 5, scale=10.0, inverse=True, tails="bounded"),
+    "large parameters, circular": _case(64, 5, scale=10.0, tails="circular"),
     "two bins": _case(33, bins=2),
     "many bins": _case(19, bins=64),
     "many bins, inverse": _case(19, bins=64, inverse=True),

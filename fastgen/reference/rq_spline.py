@@ -6,6 +6,9 @@ through the bin's corners with given derivatives there (Gregory and Delbourgo, 1
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,9 +17,9 @@ TAILS = ("bounded", "linear", "circular")
 """By number, as the kernels know them."""
 
 
-def derivatives_of(bins: int, tails: int) -> int:
-    """How many derivatives the parameters of a spline of ``bins`` bins hold."""
-    return bins + (1, -1, 0)[tails]
+def parameters_of(bins: int, tails: int) -> int:
+    """How many parameters an element of a spline of ``bins`` bins has."""
+    return 3 * bins + (1, -1, 0)[tails]
 
 
 def bins_of(parameters: int, tails: int) -> int:
@@ -96,13 +99,25 @@ def rq_spline(
     return torch.where(inside, y, x), torch.where(inside, log_det, 0)
 
 
-def _case(*shape: int, bins: int = 8, tails: str = "linear", inverse: bool = False, scale: float = 1.0):
+def case(
+    count_of: Callable[[int, int], int],
+    *shape: int,
+    bins: int = 8,
+    tails: str = "linear",
+    inverse: bool = False,
+    scale: float = 1.0,
+) -> Callable[[torch.Generator], dict]:
+    """What makes the arguments of a public function of splines; where there are no linear tails, x is inside.
+
+    Args:
+        count_of: the number of parameters of so many bins with the tails of that number.
+    """
+
     def make(generator: torch.Generator) -> dict:
-        count = 2 * bins + derivatives_of(bins, TAILS.index(tails))
         x = 2 * torch.randn(shape, generator=generator)
         return {
             "x": x if tails == "linear" else x.clamp(-2.9, 2.9),
-            "parameters": scale * torch.randn(*shape, count, generator=generator),
+            "parameters": scale * torch.randn(*shape, count_of(bins, TAILS.index(tails)), generator=generator),
             "inverse": inverse,
             "tails": tails,
         }
@@ -110,6 +125,7 @@ def _case(*shape: int, bins: int = 8, tails: str = "linear", inverse: bool = Fal
     return make
 
 
+_case = functools.partial(case, parameters_of)
 CASES = {
     "small": _case(5, bins=3),
     "small inverse": _case(2, 2, bins=2, inverse=True),

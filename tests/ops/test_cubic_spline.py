@@ -10,33 +10,35 @@ from torch import Tensor
 
 import fastgen
 from fastgen.ops import cubic_spline
+from fastgen.reference.cubic_spline import parameters_of
+from fastgen.reference.rq_spline import TAILS
 
 EPSILON = torch.finfo(torch.float32).eps
 BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.needs_extension)]
 
 
-def made(bins: int, scale: float, seed: int, rows: int = 200) -> tuple[Tensor, Tensor]:
+def made(bins: int, tails: str, scale: float, seed: int, rows: int = 200) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = 6 * torch.rand(rows, generator=generator) - 3
-    return x, scale * torch.randn(rows, 2 * bins + 2, generator=generator)
+    return x, scale * torch.randn(rows, parameters_of(bins, TAILS.index(tails)), generator=generator)
 
 
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=60)
-@given(bins=st.integers(1, 64), scale=st.floats(1, 30), seed=st.integers(0, 999))
-def test_the_error_bound(backend, inverse, bins, scale, seed):
+@given(bins=st.integers(1, 64), tails=st.sampled_from(TAILS), scale=st.floats(1, 30), seed=st.integers(0, 999))
+def test_the_error_bound(backend, inverse, bins, tails, scale, seed):
     """float32 gives, within 16 eps B, the exact value at an argument within 16 eps B of the one given (B = 3)."""
-    x, parameters = made(bins, scale, seed)
+    x, parameters = made(bins, tails, scale, seed)
     with fastgen.backend(backend):
-        y, log_det = cubic_spline(x, parameters, inverse=inverse)
+        y, log_det = cubic_spline(x, parameters, inverse=inverse, tails=tails)
     assert torch.isfinite(y).all()
     assert torch.isfinite(log_det).all()
     assert y.abs().max() <= 3
     allowed = 16 * EPSILON * 3
     with fastgen.backend("reference"):
         lowest, highest = (
-            cubic_spline((x.double() + d).clamp(-3, 3), parameters.double(), inverse=inverse)[0]
+            cubic_spline((x.double() + d).clamp(-3, 3), parameters.double(), inverse=inverse, tails=tails)[0]
             for d in (-allowed, allowed)
         )
     assert (y >= lowest - allowed).all()
@@ -44,16 +46,16 @@ def test_the_error_bound(backend, inverse, bins, scale, seed):
 
 
 @settings(max_examples=40)
-@given(bins=st.integers(1, 20), seed=st.integers(0, 999))
-def test_the_inverse_undoes_the_forward_and_the_map_is_monotone(bins, seed):
-    x, parameters = made(bins, 1.0, seed)
+@given(bins=st.integers(1, 20), tails=st.sampled_from(TAILS), seed=st.integers(0, 999))
+def test_the_inverse_undoes_the_forward_and_the_map_is_monotone(bins, tails, seed):
+    x, parameters = made(bins, tails, 1.0, seed)
     x, parameters = x.double().sort().values, parameters[:1].double().expand(len(x), -1)
-    y, log_det = cubic_spline(x, parameters)
-    back, log_det_back = cubic_spline(y, parameters, inverse=True)
+    y, log_det = cubic_spline(x, parameters, tails=tails)
+    back, log_det_back = cubic_spline(y, parameters, inverse=True, tails=tails)
     torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
     torch.testing.assert_close(log_det_back, -log_det, rtol=0, atol=1e-6)
     assert (y.diff() >= 0).all()
-    ends, _ = cubic_spline(torch.tensor([-3.0, 3.0], dtype=torch.float64), parameters[:2])
+    ends, _ = cubic_spline(torch.tensor([-3.0, 3.0], dtype=torch.float64), parameters[:2], tails=tails)
     torch.testing.assert_close(ends, torch.tensor([-3.0, 3.0], dtype=torch.float64), rtol=0, atol=1e-12)
 
 
@@ -90,10 +92,11 @@ def test_the_derivatives_at_both_ends(raw):
 
 
 @pytest.mark.parametrize("inverse", [False, True])
-def test_the_log_derivative_is_that_of_the_values(inverse):
-    x, parameters = made(8, 1.0, 0)
+@pytest.mark.parametrize("tails", TAILS)
+def test_the_log_derivative_is_that_of_the_values(tails, inverse):
+    x, parameters = made(8, tails, 1.0, 0)
     x = x.double().requires_grad_()
-    y, log_det = cubic_spline(x, parameters.double(), inverse=inverse)
+    y, log_det = cubic_spline(x, parameters.double(), inverse=inverse, tails=tails)
     (slope,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(log_det, slope.log())
 
@@ -107,20 +110,70 @@ def test_linear_tails_are_the_identity_joined_without_a_gap():
     torch.testing.assert_close(cubic_spline(edge, torch.randn(2, 18, dtype=torch.float64))[0], edge)
 
 
+def turned(raw: Tensor, bins: int) -> Tensor:
+    """The parameters of a circle that begins one bin later."""
+    return torch.cat([raw[..., :bins].roll(-1, -1), raw[..., bins:].roll(-1, -1)], -1)
+
+
+def on_circle(values: Tensor) -> Tensor:
+    return torch.remainder(values + 3, 6) - 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("inverse", [False, True])
+@settings(max_examples=30)
+@given(bins=st.integers(1, 20), seed=st.integers(0, 999))
+def test_a_circle_has_no_beginning(backend, inverse, bins, seed):
+    """One that begins a bin later is the same map of the circle, values, log-derivatives and gradients."""
+    x, raw = (t.double() for t in made(bins, "circular", 1.0, seed, rows=20))
+    raw = raw[:1].expand(20, -1).clone().requires_grad_()
+    widths, heights = (6 * (1e-3 + (1 - 1e-3 * bins) * part.softmax(-1)) for part in raw[0].split(bins))
+    shift_in, shift_out = (heights[0], widths[0]) if inverse else (widths[0], heights[0])
+    moved = on_circle(x - shift_in)
+    with fastgen.backend(backend):
+        y, log_det = cubic_spline(x, raw, inverse=inverse, tails="circular")
+        again, log_det_again = cubic_spline(moved, turned(raw, bins), inverse=inverse, tails="circular")
+        wound = (again + shift_out - y).div(6).round().detach() * 6
+        torch.testing.assert_close(again + shift_out - wound, y, rtol=0, atol=1e-9)
+        torch.testing.assert_close(log_det_again, log_det, rtol=0, atol=1e-6)
+        weights = torch.linspace(0.5, 1.5, 20, dtype=torch.float64)
+        (wanted,) = torch.autograd.grad((weights * (y + log_det)).sum(), raw, retain_graph=True)
+        (found,) = torch.autograd.grad((weights * (again + shift_out + log_det_again)).sum(), raw)
+    torch.testing.assert_close(found.sum(0), wanted.sum(0), rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@given(bins=st.integers(1, 20), seed=st.integers(0, 999))
+def test_a_circular_spline_has_one_derivative_at_both_ends(inverse, bins, seed):
+    _, parameters = made(bins, "circular", 3.0, seed, rows=1)
+    ends = torch.tensor([-3.0, 3.0], dtype=torch.float64)
+    _, log_det = cubic_spline(ends, parameters.double().expand(2, -1), inverse=inverse, tails="circular")
+    torch.testing.assert_close(log_det[0], log_det[1])
+
+
+def test_a_circle_of_one_bin_is_the_identity():
+    x, parameters = made(1, "circular", 10.0, 0)
+    y, log_det = cubic_spline(x, parameters, tails="circular")
+    torch.testing.assert_close(y, x)
+    torch.testing.assert_close(log_det, torch.zeros(200))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("bins", [1, 2, 8])
+@pytest.mark.parametrize("tails", ["linear", "circular"])
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
-def test_values_and_gradients_are_finite_at_edges_and_in_tails(scale, bins, inverse, backend):
-    parameters = (scale * torch.randn(64, 2 * bins + 2)).requires_grad_()
+def test_values_and_gradients_are_finite_at_edges_and_in_tails(scale, tails, bins, inverse, backend):
+    parameters = (scale * torch.randn(64, parameters_of(bins, TAILS.index(tails)))).requires_grad_()
     with torch.no_grad():
         raw = parameters[:, bins * inverse : bins * inverse + bins]
         sizes = 6 * (1e-3 + (1 - 1e-3 * bins) * raw.softmax(1))
     knots = (-3 + sizes.cumsum(1)).clamp(-3, 3)
-    for x in (knots[:, 0], knots[:, bins // 2], torch.full((64,), -3.0), torch.full((64,), 3.0), 100 * torch.randn(64)):
+    inside = [knots[:, 0], knots[:, bins // 2], torch.full((64,), -3.0), torch.full((64,), 3.0)]
+    for x in [*inside, 100 * torch.randn(64)] if tails == "linear" else inside:
         x = x.clone().requires_grad_()
         with fastgen.backend(backend):
-            y, log_det = cubic_spline(x, parameters, inverse=inverse)
+            y, log_det = cubic_spline(x, parameters, inverse=inverse, tails=tails)
             gradients = torch.autograd.grad(y.sum() + log_det.sum(), (x, parameters))
         for value in (y, log_det, *gradients):
             assert torch.isfinite(value).all()
@@ -143,7 +196,7 @@ def test_one_bin_flat_in_the_middle(backend):
 
 
 def test_nan_stays_where_it_is():
-    x, parameters = made(8, 1.0, 0, rows=33)
+    x, parameters = made(8, "linear", 1.0, 0, rows=33)
     wanted = cubic_spline(x, parameters)[0]
     x[5], parameters[9, 2] = torch.nan, torch.nan
     y, _ = cubic_spline(x, parameters)
@@ -167,15 +220,17 @@ def test_an_interval_that_is_not_a_square():
     [
         ({"x": torch.zeros(3, dtype=torch.int64)}, TypeError, "x has dtype torch.int64"),
         ({"parameters": torch.zeros(3, 18).int()}, TypeError, "parameters has dtype torch.int32"),
-        ({"parameters": torch.zeros(3, 17)}, ValueError, "parameters has 17 numbers an element; K bins need 2 K"),
-        ({"parameters": torch.zeros(3, 2)}, ValueError, "parameters has 2 numbers an element; K bins need 2 K"),
+        ({"parameters": torch.zeros(3, 17)}, ValueError, "parameters has 17 numbers an element; K bins with 'linear'"),
+        ({"parameters": torch.zeros(3, 2)}, ValueError, "parameters has 2 numbers an element; K bins with 'linear'"),
+        ({"parameters": torch.zeros(3, 15), "tails": "circular"}, ValueError, "'circular' tails need 2 K"),
         ({"parameters": torch.zeros(2, 18)}, ValueError, r"parameters has shape \(2, 18\)"),
-        ({"tails": "circular"}, ValueError, "tails is 'circular'; it must be one of 'linear', 'bounded'"),
+        ({"tails": "none"}, ValueError, "tails is 'none'; it must be one of 'bounded', 'linear', 'circular'"),
         ({"bound": -1.0}, ValueError, "bound is -1.0"),
         ({"bound": (0.0, 1.0, 0.0, 2.0)}, ValueError, "with linear tails"),
         ({"min_width": 0.2}, ValueError, "min_width is 0.2"),
         ({"min_height": 0.0}, ValueError, "min_height is 0.0"),
         ({"tails": "bounded", "x": torch.full((3,), 4.0)}, ValueError, "x reaches from 4.0"),
+        ({"tails": "circular", "x": torch.full((3,), 4.0)}, ValueError, "x reaches from 4.0"),
     ],
 )
 def test_wrong_arguments_are_named(change, error, message):

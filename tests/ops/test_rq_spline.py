@@ -10,7 +10,7 @@ from torch import Tensor
 
 import fastgen
 from fastgen.ops import rq_spline
-from fastgen.reference.rq_spline import TAILS, derivatives_of
+from fastgen.reference.rq_spline import TAILS, parameters_of
 
 EPSILON = torch.finfo(torch.float32).eps
 BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.needs_extension)]
@@ -18,9 +18,8 @@ BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.needs_extension)]
 
 def made(bins: int, tails: str, scale: float, seed: int, rows: int = 200) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    count = 2 * bins + derivatives_of(bins, TAILS.index(tails))
     x = 6 * torch.rand(rows, generator=generator) - 3
-    return x, scale * torch.randn(rows, count, generator=generator)
+    return x, scale * torch.randn(rows, parameters_of(bins, TAILS.index(tails)), generator=generator)
 
 
 @pytest.mark.parametrize("inverse", [False, True])

@@ -3,20 +3,25 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastgen.nn import RationalQuadraticSpline
+from fastgen.nn import CubicSpline, RationalQuadraticSpline
+
+LAYERS = pytest.mark.parametrize("layer_type", [CubicSpline, RationalQuadraticSpline])
 
 
-def test_it_begins_as_the_identity():
-    x = torch.randn(20, 3)
-    y, log_det = RationalQuadraticSpline((3,), bins=5)(x)
+@LAYERS
+@pytest.mark.parametrize("tails", ["linear", "bounded", "circular"])
+def test_it_begins_as_the_identity(layer_type, tails):
+    x = torch.rand(20, 3) * 5 - 2.5
+    y, log_det = layer_type((3,), bins=5, tails=tails)(x)
     torch.testing.assert_close(y, x, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(log_det, torch.zeros(20), rtol=0, atol=1e-4)
 
 
+@LAYERS
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("tails", ["linear", "bounded", "circular"])
-def test_the_law_of_a_flow_layer(tails, given):
-    layer = RationalQuadraticSpline((2, 2), bins=4, tails=tails).double()
+def test_the_law_of_a_flow_layer(layer_type, tails, given):
+    layer = layer_type((2, 2), bins=4, tails=tails).double()
     torch.nn.init.normal_(layer.raw)
     x = torch.rand(3, 2, 2, dtype=torch.float64) * 5 - 2.5
     parameters = torch.randn(3, *layer.raw.shape, dtype=torch.float64) if given else None
@@ -31,17 +36,19 @@ def test_the_law_of_a_flow_layer(tails, given):
     assert log_det.shape == (3,)
 
 
-def test_an_empty_batch_and_its_gradients():
-    layer = RationalQuadraticSpline((3,))
+@LAYERS
+def test_an_empty_batch_and_its_gradients(layer_type):
+    layer = layer_type((3,))
     y, log_det = layer(torch.zeros(0, 3))
     (y.sum() + log_det.sum()).backward()
     assert (layer.raw.grad == 0).all()
 
 
-def test_training_moves_the_spline_to_a_density():
+@LAYERS
+def test_training_moves_the_spline_to_a_density(layer_type):
     """The maximum-likelihood spline of exponential samples has a lower loss than the identity."""
     x = torch.empty(512, 1).exponential_(generator=torch.Generator().manual_seed(0)) - 1
-    layer = RationalQuadraticSpline((1,), bins=8)
+    layer = layer_type((1,), bins=8)
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
     losses = []
     for _ in range(60):
@@ -54,18 +61,25 @@ def test_training_moves_the_spline_to_a_density():
     assert losses[-1] < losses[0] - 0.1
 
 
+@LAYERS
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (lambda: RationalQuadraticSpline((2,), bins=0), "bins=0"),
-        (lambda: RationalQuadraticSpline((2,), tails="none"), "tails is 'none'"),
-        (lambda: RationalQuadraticSpline((2,))(torch.zeros(3, 4)), r"x has shape \(3, 4\)"),
+        (lambda layer_type: layer_type((2,), bins=0), "bins=0"),
+        (lambda layer_type: layer_type((2,), tails="none"), "tails is 'none'"),
+        (lambda layer_type: layer_type((2,))(torch.zeros(3, 4)), r"x has shape \(3, 4\)"),
         (
-            lambda: RationalQuadraticSpline((2,))(torch.zeros(3, 2), torch.zeros(3, 2, 5)),
+            lambda layer_type: layer_type((2,))(torch.zeros(3, 2), torch.zeros(3, 2, 5)),
             r"parameters has shape \(3, 2, 5\)",
         ),
     ],
 )
-def test_wrong_arguments_are_named(use, message):
+def test_wrong_arguments_are_named(layer_type, use, message):
     with pytest.raises(ValueError, match=message):
-        use()
+        use(layer_type)
+
+
+@pytest.mark.parametrize("min_derivative", [0.0, 1.0])
+def test_a_least_derivative_leaves_room_for_the_identity(min_derivative):
+    with pytest.raises(ValueError, match=f"min_derivative is {min_derivative}"):
+        RationalQuadraticSpline((2,), min_derivative=min_derivative)
