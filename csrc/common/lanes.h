@@ -27,6 +27,10 @@ inline Double exp(Double x) {
   return x;
 }
 inline Double exp_nonpositive(Double x) { return exp(x); }
+template <int N>
+inline void exp_nonpositive(Double (&x)[N]) {
+  for (int i = 0; i < N; ++i) x[i] = exp(x[i]);
+}
 inline Double log(Double x) {
   for (int i = 0; i < kWidth; ++i) x[i] = __builtin_log(x[i]);
   return x;
@@ -55,10 +59,17 @@ inline Double sigmoid(Double x) {
   return (x < 0.0 ? z : 1.0 + Double{}) / (1.0 + z);
 }
 
+// log(1 + x) for x from 0 to 1.
+inline Float log1p_of_part(Float x) {
+  const Float u = 1.0f + x;
+  return log_of(u, x - (u - 1.0f));
+}
+inline Double log1p_of_part(Double x) { return log1p(x); }
+
 // log(1 + exp(x)).
 template <typename V>
 inline V softplus(V x) {
-  return max(x, V{}) + log1p(exp_nonpositive(-abs(x)));
+  return max(x, V{}) + log1p_of_part(exp_nonpositive(-abs(x)));
 }
 
 template <typename V, typename T>
@@ -95,12 +106,12 @@ constexpr Int kIota = {0, 1, 2, 3};
 #endif
 
 // Lanes i with bit S clear of `v[i]` keep their place, the others change it with `v[i + S]`.
-template <int S, typename V>
-inline void exchange(V (&v)[kWidth]) {
+template <int S, int N, typename V>
+inline void exchange(V (&v)[N]) {
   using Mask = decltype(V{} < V{});
   constexpr Int low = (kIota & S) != 0 ? kIota - S + kWidth : kIota, high = (kIota & S) != 0 ? kIota + kWidth : kIota + S;
 #pragma GCC unroll 16
-  for (int i = 0; i < kWidth; ++i) {
+  for (int i = 0; i < N; ++i) {
     if (i & S) continue;
     const V a = v[i], b = v[i + S];
     v[i] = __builtin_shuffle(a, b, __builtin_convertvector(low, Mask));
@@ -117,11 +128,33 @@ inline void transpose(V (&v)[kWidth]) {
   if constexpr (kWidth > 8) exchange<8>(v);
 }
 
+// columns[j][i] = rows[i * stride + j] for kWidth rows and half as many columns, the last of at least kWidth.
+template <typename V, typename T>
+inline void load_half(const T* rows, std::ptrdiff_t stride, V* columns) {
+  using Mask = decltype(V{} < V{});
+  constexpr int kHalf = kWidth / 2;
+  V block[kHalf];
+#pragma GCC unroll 16
+  for (int i = 0; i < kHalf; ++i) {
+    const V low = load_vector<V>(rows + i * stride), high = load_vector<V>(rows + (i + kHalf) * stride - kHalf);
+    block[i] = __builtin_convertvector(kIota < kHalf, Mask) ? low : high;
+  }
+  exchange<1>(block);
+  if constexpr (kHalf > 2) exchange<2>(block);
+  if constexpr (kHalf > 4) exchange<4>(block);
+#pragma GCC unroll 16
+  for (int i = 0; i < kHalf; ++i) columns[i] = block[i];
+}
+
 // columns[j][i] = rows[i * stride + j] for n <= kWidth rows; rows beyond n repeat the last.
 template <typename V, typename T>
 inline void load_columns(const T* rows, std::ptrdiff_t n, std::ptrdiff_t stride, std::ptrdiff_t count, V* columns) {
   for (std::ptrdiff_t j = 0; n == kWidth && count >= kWidth && j < count; j += kWidth) {
     const std::ptrdiff_t first = j + kWidth <= count ? j : count - kWidth;  // the last block meets the one before
+    if (count - j <= kWidth / 2) {
+      load_half(rows + count - kWidth / 2, stride, columns + count - kWidth / 2);
+      break;
+    }
     V block[kWidth];
 #pragma GCC unroll 16
     for (int i = 0; i < kWidth; ++i) block[i] = load_vector<V>(rows + i * stride + first);

@@ -161,15 +161,36 @@ inline Float exp(Float x) {
   return scale_by_power((expm1_tail(r) + r) + 1.0f, whole);
 }
 
-// exp(x) of x <= 0, at least exp(-87).
-inline Float exp_nonpositive(Float x) {
-  const Float limited = x < -87.0f ? broadcast(-87.0f) : x;
+// exp(x) of N vectors of x <= 0 at once, at least exp(-87): step by step, so that their chains of operations overlap.
+template <int N>
+inline void exp_nonpositive(Float (&x)[N]) {
+  constexpr float kTail[] = {1.3888889e-3f, 8.3333333e-3f, 4.1666668e-2f, 1.6666667e-1f, 0.5f};  // as in expm1_tail
   const Float magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, the low bits of the sum
-  const Float shifted = fma(limited, broadcast(1.44269504f), magic);
-  const Float whole = shifted - magic;
-  Float r = fma(whole, broadcast(-0.693145752f), limited);
-  r = fma(whole, broadcast(-1.42860677e-6f), r);
-  return ((expm1_tail(r) + r) + 1.0f) * from_bits((bits(shifted) << 23) + 0x3f800000);
+  Float shifted[N], p[N];
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) x[i] = x[i] < -87.0f ? broadcast(-87.0f) : x[i];
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) shifted[i] = fma(x[i], broadcast(1.44269504f), magic);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) x[i] = fma(shifted[i] - magic, broadcast(-0.693145752f), x[i]);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) x[i] = fma(shifted[i] - magic, broadcast(-1.42860677e-6f), x[i]);
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) p[i] = broadcast(1.9841270e-4f);
+#pragma GCC unroll 8
+  for (int k = 0; k < 5; ++k) {
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) p[i] = fma(p[i], x[i], broadcast(kTail[k]));
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) x[i] = (p[i] * (x[i] * x[i]) + x[i]) + 1.0f;
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) x[i] = x[i] * from_bits((bits(shifted[i]) << 23) + 0x3f800000);
+}
+inline Float exp_nonpositive(Float x) {
+  Float one[1] = {x};
+  exp_nonpositive(one);
+  return one[0];
 }
 
 inline Float expm1(Float x) {

@@ -1,7 +1,7 @@
 // Monotone cubic splines, kWidth elements at once: their parameters are transposed into columns first.
 #include <algorithm>
 
-#include "common/lanes.h"
+#include "common/partition.h"
 #include "cpu/cubic_spline.h"
 
 namespace fastgen {
@@ -9,37 +9,28 @@ namespace {
 
 constexpr double kLeast = 1e-6;  // as in fastgen/reference/cubic_spline.py
 
-// A softmax before its division, turned into the sizes of bins: column j is exp(raw - top), and sums[j] the sum of those before.
+// A softmax turned into the sizes of bins: column j is its numerator, and sums[j] what comes before it, as a part of 1.
 template <typename V, typename T>
 struct Sizes {
   const V *columns, *sums;
-  T start, least;
-  V reciprocal, scale;  // reciprocal: of the sum of all columns
+  T start, least, rest;  // least: of every bin; rest: what the softmax divides
+  V reciprocal, scale;   // reciprocal: of the sum of all columns
 
   V size(V column) const { return fma(scale, column, V{} + least); }
-  V edge(V sum, V number) const { return fma(scale, sum, number * least + start); }
-  V edge(std::int64_t j) const { return fma(scale, sums[j], V{} + (start + T(j) * least)); }
+  V edge(V sum, V number) const { return fma(V{} + rest, sum, number * least + start); }
+  V edge(std::int64_t j) const { return fma(V{} + rest, sums[j], V{} + (start + T(j) * least)); }
 };
-
-// Adds, and returns what rounding lost.
-template <typename V>
-inline V add_to(V& sum, V x) {
-  const V before = sum;
-  sum = before + x;
-  const V added = sum - before;
-  return (before - (sum - added)) + (x - added);
-}
 
 template <typename V, typename T>
 inline Sizes<V, T> sizes_of(V* columns, V* sums, std::int64_t bins, T start, T interval, T least) {
-  V top = columns[0], sum = V{}, lost = V{};
-  for (std::int64_t j = 1; j < bins; ++j) top = top < columns[j] ? columns[j] : top;
+  const V reciprocal = T(1) / exponentials(columns, bins);
+  SumOfParts<V> passed;
   for (std::int64_t j = 0; j < bins; ++j) {
-    sums[j] = sum + lost;
-    lost += add_to(sum, columns[j] = exp_nonpositive(columns[j] - top));
+    sums[j] = passed.value();
+    passed.add(columns[j] * reciprocal);
   }
-  const V reciprocal = T(1) / (sum + lost);
-  return {columns, sums, start, interval * least, reciprocal, interval * (T(1) - least * T(bins)) * reciprocal};
+  const T rest = interval * (T(1) - least * T(bins));
+  return {columns, sums, start, interval * least, rest, reciprocal, rest * reciprocal};
 }
 
 // What the softmax has at and beside the bin of every lane.
@@ -208,8 +199,9 @@ inline void load_parameters(const SplineShape& shape, const T* parameters, std::
 }
 
 template <typename T>
-void forward(const SplineShape& shape, const SplineData<T>& data, std::int64_t begin, std::int64_t end, T* scratch) {
+void forward(const SplineShape& given, const SplineData<T>& data, std::int64_t begin, std::int64_t end, T* scratch) {
   using V = typename VectorOf<T>::type;
+  const SplineShape shape = given;  // a copy, which no store can change
   V* columns = reinterpret_cast<V*>(scratch);
   const V least = V{} + T(shape.inverse ? shape.left : shape.bottom), most = V{} + T(shape.inverse ? shape.right : shape.top);
   for (std::int64_t i = begin; i < end; i += kWidth) {
@@ -250,8 +242,9 @@ inline void softmax_backward(const Sizes<V, T>& sizes, const SplineShape& shape,
 }
 
 template <typename T>
-void backward(const SplineShape& shape, const SplineData<T>& data, std::int64_t begin, std::int64_t end, T* scratch) {
+void backward(const SplineShape& given, const SplineData<T>& data, std::int64_t begin, std::int64_t end, T* scratch) {
   using V = typename VectorOf<T>::type;
+  const SplineShape shape = given;  // a copy, which no store can change
   const std::int64_t bins = shape.bins;
   const bool circular = is_circular(shape);
   V *columns = reinterpret_cast<V*>(scratch), *grads = columns + shape.parameters;

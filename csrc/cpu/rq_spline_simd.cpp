@@ -1,7 +1,7 @@
 // Rational-quadratic splines, kWidth elements at once: their parameters are transposed into columns first.
 #include <algorithm>
 
-#include "common/lanes.h"
+#include "common/partition.h"
 #include "cpu/rq_spline.h"
 
 namespace fastgen {
@@ -13,30 +13,8 @@ struct Bin {
   V number, x0, y0, w, h, d0, d1, raw0, raw1;  // raw0, raw1: derivatives before their softplus
   V inside, t;                                 // inside: 1 or 0
   V s, bend, denominator, numerator, slope;    // slope is (d1 t^2 + 2 s t (1 - t) + d0 (1 - t)^2)
+  V sum_w, sum_h;                              // of the exponentials that the columns now hold
 };
-
-// Adds, and returns what rounding lost.
-template <typename V>
-inline V add_to(V& sum, V x) {
-  const V before = sum;
-  sum = before + x;
-  const V part = sum - before;
-  return (before - (sum - part)) + (x - part);
-}
-
-// Turns `count` raw columns into softmax in place. A quotient is a product with the reciprocal and one correction.
-template <typename V>
-inline void softmax(V* columns, std::int64_t count) {
-  V top = columns[0], sum = V{}, lost = V{};
-  for (std::int64_t j = 1; j < count; ++j) top = top < columns[j] ? columns[j] : top;
-  for (std::int64_t j = 0; j < count; ++j) lost += add_to(sum, columns[j] = exp_nonpositive(columns[j] - top));
-  sum += lost;
-  const V reciprocal = 1 / sum;
-  for (std::int64_t j = 0; j < count; ++j) {
-    const V near = columns[j] * reciprocal;
-    columns[j] = fma(fma(-near, sum, columns[j]), reciprocal, near);
-  }
-}
 
 template <typename V, typename T>
 inline void evaluate(const RqSplineShape& shape, Bin<V>& bin) {
@@ -47,46 +25,53 @@ inline void evaluate(const RqSplineShape& shape, Bin<V>& bin) {
 }
 
 template <typename V, typename T>
-inline Bin<V> find(const RqSplineShape& shape, V x, V* columns) {
+__attribute__((always_inline)) inline Bin<V> find(const RqSplineShape& shape, V x, V* columns) {
   const std::int64_t bins = shape.bins;
   const V one = V{} + T(1);
   V *widths = columns, *heights = columns + bins, *raw = columns + 2 * bins;
-  softmax(widths, bins);
-  softmax(heights, bins);
-  const T width = T(shape.right - shape.left), height = T(shape.top - shape.bottom);
-  const T rest_w = T(1 - shape.min_width * bins), rest_h = T(1 - shape.min_height * bins);
-  const T least_w = T(shape.min_width), least_h = T(shape.min_height);
-  const T low = T(shape.inverse ? shape.bottom : shape.left), high = T(shape.inverse ? shape.top : shape.right);
   Bin<V> bin;
-  bin.number = V{};
+  bin.sum_w = exponentials(widths, bins);
+  bin.sum_h = exponentials(heights, bins);
+  const T width = T(shape.right - shape.left), height = T(shape.top - shape.bottom);
+  const V least_w = V{} + T(shape.min_width), least_h = V{} + T(shape.min_height);
+  const V rest_w = T(1 - shape.min_width * bins) / bin.sum_w, rest_h = T(1 - shape.min_height * bins) / bin.sum_h;
+  const T low = T(shape.inverse ? shape.bottom : shape.left), high = T(shape.inverse ? shape.top : shape.right);
   const auto inside = (x >= low) & (x <= high);
   bin.inside = inside ? one : V{};
   const V safe = inside ? x : V{} + low;
-  const T left = T(shape.left), bottom = T(shape.bottom);
-  bin.x0 = V{} + left;
-  bin.y0 = V{} + bottom;
-  bin.w = width * (least_w + rest_w * widths[0]);
-  bin.h = height * (least_h + rest_h * heights[0]);
   const bool linear = shape.tails == 1, circular = shape.tails == 2;
+  const std::int64_t shift = linear ? 1 : 0;  // with linear tails the ends have no raw derivative
+  bin.number = V{};
+  bin.w = widths[0];
+  bin.h = heights[0];
   bin.raw0 = linear ? V{} : raw[0];
-  bin.raw1 = bins == 1 ? (linear ? V{} : raw[circular ? 0 : 1]) : raw[linear ? 0 : 1];
-  V w = bin.w, h = bin.h, sum_w = V{}, sum_h = V{}, lost_w = V{}, lost_h = V{};
+  bin.raw1 = bins > 1 ? raw[1 - shift] : linear ? V{} : raw[circular ? 0 : 1];
+  // `along` is the axis that x lies on, `across` the other one.
+  const V *along = shape.inverse ? heights : widths, *across = shape.inverse ? widths : heights;
+  const V least_along = shape.inverse ? least_h : least_w, rest_along = shape.inverse ? rest_h : rest_w;
+  const V least_across = shape.inverse ? least_w : least_h, rest_across = shape.inverse ? rest_w : rest_h;
+  const V size = V{} + T(high - low);
+  SumOfParts<V> passed_along, passed_across;
+  V start = V{} + low;
   for (std::int64_t j = 1; j < bins; ++j) {
-    lost_w += add_to(sum_w, w);
-    lost_h += add_to(sum_h, h);
-    const V edge_x = left + (sum_w + lost_w), edge_y = bottom + (sum_h + lost_h);
-    w = width * (least_w + rest_w * widths[j]);
-    h = height * (least_h + rest_h * heights[j]);
-    const auto beyond = safe >= (shape.inverse ? edge_y : edge_x);
+    passed_along.add(fma(rest_along, along[j - 1], least_along));
+    const V edge = fma(passed_along.value(), size, V{} + low);
+    const auto beyond = safe >= edge;
+    passed_across.add_where(beyond, fma(rest_across, across[j - 1], least_across));
     bin.number = beyond ? V{} + T(j) : bin.number;
-    bin.x0 = beyond ? edge_x : bin.x0;
-    bin.y0 = beyond ? edge_y : bin.y0;
-    bin.w = beyond ? w : bin.w;
-    bin.h = beyond ? h : bin.h;
-    const std::int64_t first = linear ? j - 1 : j, second = circular && j + 1 == bins ? 0 : first + 1;
-    bin.raw0 = beyond ? raw[first] : bin.raw0;
-    bin.raw1 = beyond ? (linear && j + 1 == bins ? V{} : raw[second]) : bin.raw1;
+    start = beyond ? edge : start;
+    bin.w = beyond ? widths[j] : bin.w;
+    bin.h = beyond ? heights[j] : bin.h;
+    const V *first = raw + (j - shift), *second = j + 1 < bins ? first + 1 : circular ? raw : first + (1 - shift);
+    bin.raw0 = beyond ? *first : bin.raw0;
+    bin.raw1 = beyond ? *second : bin.raw1;
   }
+  const T first_across = T(shape.inverse ? shape.left : shape.bottom), size_across = shape.inverse ? width : height;
+  const V other = fma(passed_across.value(), V{} + size_across, V{} + first_across);
+  bin.x0 = shape.inverse ? other : start;
+  bin.y0 = shape.inverse ? start : other;
+  bin.w = width * fma(rest_w, bin.w, least_w);
+  bin.h = height * fma(rest_h, bin.h, least_h);
   const T least = T(shape.min_derivative);
   bin.d0 = softplus(bin.raw0) + least;
   bin.d1 = softplus(bin.raw1) + least;
@@ -107,7 +92,8 @@ inline Bin<V> find(const RqSplineShape& shape, V x, V* columns) {
   const V q = -(b + (b < T(0) ? -root : root)) / 2;  // the sum of equal signs: nothing cancels
   bin.t = min(max((b < T(0) ? q : c) / (b < T(0) ? a : q), V{}), one);
   evaluate<V, T>(shape, bin);
-  const V correction = (bin.numerator / bin.denominator - v / bin.h) * bin.denominator * bin.denominator / (bin.s * bin.slope);
+  const V over = bin.numerator / bin.denominator - v / bin.h;
+  const V correction = over * bin.denominator * bin.denominator / (bin.s * bin.slope);
   bin.t = min(max(bin.t - correction, V{}), one);
   evaluate<V, T>(shape, bin);
   return bin;
@@ -123,8 +109,9 @@ inline void load_parameters(const RqSplineShape& shape, const T* parameters, std
 }
 
 template <typename T>
-void forward(const RqSplineShape& shape, const RqSplineData<T>& data, std::int64_t begin, std::int64_t end, T* scratch) {
+void forward(const RqSplineShape& given, const RqSplineData<T>& data, std::int64_t begin, std::int64_t end, T* scratch) {
   using V = typename VectorOf<T>::type;
+  const RqSplineShape shape = given;  // a copy, which no store can change
   V* columns = reinterpret_cast<V*>(scratch);
   for (std::int64_t i = begin; i < end; i += kWidth) {
     const std::int64_t n = std::min<std::int64_t>(kWidth, end - i);
@@ -139,8 +126,9 @@ void forward(const RqSplineShape& shape, const RqSplineData<T>& data, std::int64
 }
 
 template <typename T>
-void backward(const RqSplineShape& shape, const RqSplineData<T>& data, std::int64_t begin, std::int64_t end, T* scratch) {
+void backward(const RqSplineShape& given, const RqSplineData<T>& data, std::int64_t begin, std::int64_t end, T* scratch) {
   using V = typename VectorOf<T>::type;
+  const RqSplineShape shape = given;  // a copy, which no store can change
   const std::int64_t bins = shape.bins;
   V *columns = reinterpret_cast<V*>(scratch), *grads = columns + shape.parameters;
   const T scale_w = T((shape.right - shape.left) * (1 - shape.min_width * bins));
@@ -151,26 +139,27 @@ void backward(const RqSplineShape& shape, const RqSplineData<T>& data, std::int6
     const Bin<V> bin = find<V, T>(shape, load_first<V>(data.x + i, n), columns);
     const auto inside = bin.inside != T(0);
     const V given_y = load_first<V>(data.grad_y + i, n), given_l = load_first<V>(data.grad_log_det + i, n);
-    const V t = bin.t, u = t * (1 - t), den = bin.denominator, num = bin.numerator, square = den * den;
+    const V t = bin.t, u = t * (1 - t), num = bin.numerator, den = bin.denominator;
+    const V by_den = 1 / den, by_slope = 1 / bin.slope, by_w = 1 / bin.w, h_by_square = bin.h * by_den * by_den;
     // derivatives of y and of L = log dy/dx with respect to t, s, d0, d1
-    const V y_t = bin.h * bin.s * bin.slope / square;
-    const V y_s = bin.h * (t * t * den - num * (1 - 2 * u)) / square;
-    const V y_d0 = bin.h * u * (den - num) / square, y_d1 = -bin.h * u * num / square;
-    const V l_t = 2 * (bin.d1 * t + bin.s * (1 - 2 * t) - bin.d0 * (1 - t)) / bin.slope - 2 * bin.bend * (1 - 2 * t) / den;
-    const V l_s = 2 / bin.s + 2 * u / bin.slope - 2 * (1 - 2 * u) / den;
-    const V l_d0 = (1 - t) * (1 - t) / bin.slope - 2 * u / den, l_d1 = t * t / bin.slope - 2 * u / den;
+    const V y_t = h_by_square * bin.s * bin.slope;
+    const V y_s = h_by_square * (t * t * den - num * (1 - 2 * u));
+    const V y_d0 = h_by_square * u * (den - num), y_d1 = -h_by_square * u * num;
+    const V l_t = 2 * (bin.d1 * t + bin.s * (1 - 2 * t) - bin.d0 * (1 - t)) * by_slope - 2 * bin.bend * (1 - 2 * t) * by_den;
+    const V l_s = 2 / bin.s + 2 * u * by_slope - 2 * (1 - 2 * u) * by_den;
+    const V l_d0 = (1 - t) * (1 - t) * by_slope - 2 * u * by_den, l_d1 = t * t * by_slope - 2 * u * by_den;
     V of_y = inside ? given_y : V{}, of_l = inside ? given_l : V{}, of_x;
     if (shape.inverse) {  // x = F^-1(y): dx = (dy - F_p dp) / F_x, and its log-derivative is -L
-      const V along = (of_y - of_l * l_t / bin.w) * bin.w / y_t;
+      const V along = (of_y - of_l * l_t * by_w) * bin.w / y_t;
       of_x = along;
       of_y = -along;
       of_l = -of_l;
     }
     const V of_t = of_y * y_t + of_l * l_t, of_s = of_y * y_s + of_l * l_s;
-    if (!shape.inverse) of_x = of_t / bin.w;
+    if (!shape.inverse) of_x = of_t * by_w;
     store_first(data.grad_x + i, inside ? of_x : given_y, n);
-    const V of_x0 = -of_t / bin.w, of_w = -of_t * t / bin.w - of_s * bin.s / bin.w;
-    const V of_h = of_y * num / den + of_s / bin.w, of_y0 = of_y;
+    const V of_x0 = -of_t * by_w, of_w = -(of_t * t + of_s * bin.s) * by_w;
+    const V of_h = of_y * num * by_den + of_s * by_w, of_y0 = of_y;
     // softmax: G_j is of_x0 before the bin, of_w in it
     V mean_w = V{}, mean_h = V{};
     for (std::int64_t j = 0; j < bins; ++j) {
@@ -180,9 +169,12 @@ void backward(const RqSplineShape& shape, const RqSplineData<T>& data, std::int6
       mean_w += columns[j] * grads[j];
       mean_h += columns[bins + j] * grads[bins + j];
     }
+    const V part_w = 1 / bin.sum_w, part_h = 1 / bin.sum_h, slope_w = scale_w * part_w, slope_h = scale_h * part_h;
+    mean_w *= part_w;
+    mean_h *= part_h;
     for (std::int64_t j = 0; j < bins; ++j) {
-      grads[j] = scale_w * columns[j] * (grads[j] - mean_w);
-      grads[bins + j] = scale_h * columns[bins + j] * (grads[bins + j] - mean_h);
+      grads[j] = slope_w * columns[j] * (grads[j] - mean_w);
+      grads[bins + j] = slope_h * columns[bins + j] * (grads[bins + j] - mean_h);
     }
     const V of_raw0 = (of_y * y_d0 + of_l * l_d0) * sigmoid(bin.raw0), of_raw1 = (of_y * y_d1 + of_l * l_d1) * sigmoid(bin.raw1);
     const std::int64_t derivatives = shape.parameters - 2 * bins;
