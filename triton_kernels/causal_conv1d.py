@@ -24,9 +24,10 @@ def _sigmoid(x):
 def _tanh(x):
     z = tl.exp(-2.0 * tl.abs(x))
     size = (1.0 - z) / (1.0 + z)
-    square = x * x
-    near = tl.abs(x) * (1.0 - square * (1.0 / 3 - square * (2.0 / 15 - square * (17.0 / 315 - square * (62.0 / 2835)))))
-    size = tl.where(square < 0.01, near, size)
+    small = tl.minimum(tl.abs(x), 1.0)
+    square = small * small
+    near = small * (1.0 - square * (1.0 / 3 - square * (2.0 / 15 - square * (17.0 / 315 - square * (62.0 / 2835)))))
+    size = tl.where(small < 0.1, near, size)
     return tl.where(x < 0, -size, size)
 
 

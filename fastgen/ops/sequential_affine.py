@@ -18,9 +18,6 @@ _ARGUMENTS = (
     "Tensor u, Tensor offset, Tensor parameters, Tensor degrees, int[] widths, int activation, int parameterisation, "
     "float min_scale, float bound"
 )
-_ABSENT = {
-    "triton": "one dependent step for each feature, over hidden units that a Triton program cannot index on the chip"
-}
 
 
 def _fake(u: Tensor, *_) -> tuple[Tensor, Tensor]:
@@ -48,12 +45,11 @@ def _vmap(function: Callable, size: int, in_dims: Sequence, arguments: Sequence)
     return loop(function, size, [None if isinstance(dim, (list, tuple)) else dim for dim in in_dims], arguments)
 
 
-OP = Op(f"sequential_affine({_ARGUMENTS}) -> (Tensor, Tensor)", _reference, _fake, absent=_ABSENT)
+OP = Op(f"sequential_affine({_ARGUMENTS}) -> (Tensor, Tensor)", _reference, _fake)
 BACKWARD = Op(
     f"sequential_affine_backward(Tensor grad_x, Tensor grad_log_det, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
-    absent=_ABSENT,
     part_of="sequential_affine",
 )
 _call = differentiable(OP, BACKWARD, _vmap)

@@ -15,6 +15,7 @@ from fastgen.reference.causal_conv1d import GATES
 from tests.ops.test_contract import check_precision, differentiated
 
 BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.needs_extension)]
+TRITON = pytest.param("triton-interpret", marks=pytest.mark.interpreter)
 HALVES = {
     "tanh_sigmoid": lambda a, g: a.tanh() * g.sigmoid(),
     "glu": lambda a, g: a * g.sigmoid(),
@@ -78,7 +79,7 @@ def test_a_later_input_changes_nothing_before_it(backend):
     assert changed.nonzero().flatten().tolist() == [300, 316, 332]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, TRITON])
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("size", [1e4, 1e-30])
 def test_large_and_small_numbers_stay_finite(backend, gate, size):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastgen
-from fastgen.ops.sequential_affine import sequential_affine
+from fastgen.ops.sequential_affine import OP, sequential_affine
 from fastgen.reference.sequential_affine import (
     ACTIVATIONS,
     CASES,
@@ -17,8 +17,10 @@ from fastgen.reference.sequential_affine import (
     parallel,
     parameter_count,
 )
+from tests.ops.test_contract import check_precision, differentiated
 
 BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.needs_extension)]
+TRITON = pytest.param("triton-interpret", marks=pytest.mark.interpreter)
 EPSILON = torch.finfo(torch.float32).eps
 
 
@@ -39,6 +41,12 @@ def masked_network(given: dict, x: torch.Tensor) -> tuple[torch.Tensor, torch.Te
         if i == 0 and "context" in given:
             hidden = hidden + given["context"]
     return hidden.chunk(2, -1)
+
+
+def used_parameters(degrees: list[torch.Tensor]) -> torch.Tensor:
+    """Which of the flat parameters the masks leave."""
+    masks = masks_of(degrees)
+    return torch.cat([part for mask in masks for part in (mask.flatten(), torch.ones(len(mask), dtype=torch.bool))])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -84,13 +92,7 @@ def test_a_feature_changes_nothing_before_it_in_the_order(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_masked_weights_are_not_used_and_get_no_gradient(backend):
     given = case("random degrees")
-    widths = [len(d) for d in given["degrees"]]
-    parts = [
-        part
-        for (_, after), mask in zip(layer_sizes(widths), masks_of(given["degrees"]), strict=True)
-        for part in (mask.flatten(), torch.ones(after, dtype=torch.bool))
-    ]
-    used = torch.cat(parts)
+    used = used_parameters(given["degrees"])
     spoiled = given["parameters"].masked_fill(~used, float("nan")).requires_grad_()
     with fastgen.backend(backend):
         wanted = sequential_affine(**given)
@@ -127,7 +129,7 @@ def test_gradients_of_more_samples_than_are_summed_at_once():
         torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, TRITON])
 @pytest.mark.parametrize("how", PARAMETERISATIONS)
 @pytest.mark.parametrize("size", [-80.0, 80.0])
 def test_large_raw_scales_are_right(size, how, backend):
@@ -140,6 +142,70 @@ def test_large_raw_scales_are_right(size, how, backend):
         wide, wide_log_det = sequential_affine(u.double(), **given, parameterisation=how)
     torch.testing.assert_close(x, wide.float(), rtol=200 * EPSILON, atol=torch.finfo(torch.float32).tiny)
     torch.testing.assert_close(log_det, wide_log_det.float(), rtol=8 * EPSILON, atol=3 * EPSILON)
+
+
+def network(samples: int, *widths: int) -> dict:
+    features, *hidden = widths
+    degrees = [torch.randperm(features) + 1, *(torch.randint(0, features + 1, (h,)) for h in hidden)]
+    parameters = torch.randn(parameter_count(widths)) / max(widths) ** 0.5
+    return {"u": torch.randn(samples, features), "parameters": parameters, "degrees": degrees}
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("widths", [(1, 1), (15, 2), (16, 40), (17, 1, 5)], ids=str)
+def test_triton_is_taken_back_by_the_parallel_pass(widths):
+    """With fewer and more degrees and units than it takes at once."""
+    given = network(17, *widths)
+    with fastgen.backend("triton-interpret"):
+        x, log_det = sequential_affine(**given)
+    shift, raw = masked_network(given | {"activation": "relu"}, x)
+    torch.testing.assert_close((x - shift) * (-raw).exp(), given["u"])
+    torch.testing.assert_close(raw.sum(1), log_det)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(("activation", "how"), list(zip(ACTIVATIONS, PARAMETERISATIONS, strict=True)))
+def test_triton_has_every_activation_and_parameterisation(activation, how):
+    def make(generator: torch.Generator) -> dict:
+        degrees = [torch.arange(2) + 1, torch.arange(3)]
+        numbers = torch.randn(parameter_count([2, 3]), generator=generator)
+        given = {"u": torch.randn(2, 2, generator=generator), "parameters": numbers, "degrees": degrees}
+        return given | {"activation": activation, "parameterisation": how}
+
+    check_precision(OP, make, "triton-interpret")
+
+
+@pytest.mark.interpreter
+def test_triton_does_not_use_masked_weights_and_gives_them_no_gradient():
+    given = network(3, 5, 9, 7)
+    used = used_parameters(given["degrees"])
+    plain = given["parameters"].requires_grad_()
+    spoiled = plain.detach().masked_fill(~used, float("nan")).requires_grad_()
+    with fastgen.backend("triton-interpret"):
+        wanted, found = differentiated(OP, given), differentiated(OP, given | {"parameters": spoiled})
+    for mine, theirs in zip(found[0] + found[1], wanted[0] + wanted[1], strict=True):
+        assert torch.equal(mine, theirs)
+    assert (found[1][1][~used] == 0).all()
+
+
+@pytest.mark.interpreter
+def test_triton_samples_do_not_depend_on_their_neighbours():
+    given = network(18, 4, 9) | {"activation": "tanh"}
+    with fastgen.backend("triton-interpret"):
+        together = sequential_affine(**given)
+        for n in (0, 15, 17):
+            alone = sequential_affine(**given | {"u": given["u"][n : n + 1]})
+            for mine, theirs in zip(alone, together, strict=True):
+                assert torch.equal(mine[0], theirs[n])
+
+
+@pytest.mark.interpreter
+def test_triton_takes_strided_arguments():
+    given = network(17, 5, 9) | {"context": torch.randn(17, 9), "activation": "elu"}
+    strided = given | {name: given[name].t().contiguous().t() for name in ("u", "context")}
+    strided |= {"parameters": given["parameters"].repeat_interleave(2)[::2]}
+    with fastgen.backend("triton-interpret"):
+        torch.testing.assert_close(differentiated(OP, strided), differentiated(OP, given))
 
 
 def test_a_list_of_weights_and_biases_is_the_flat_vector():
