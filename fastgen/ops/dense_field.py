@@ -32,7 +32,10 @@ VALUE = Op(
     "dense_trace(int activation, Tensor x, Tensor left, Tensor right, Tensor[] parameters) -> (Tensor, Tensor)",
     _reference,
     _fake,
-    absent={"triton": "its work is matrix products, and cuBLAS has them"},
+    absent={
+        "triton": "its products are cuBLAS's; of the 9 + 4 P numbers that a layer (tanh, P probes) moves for each unit "
+        "and sample, a kernel between them would spare 5: one multiplication has all probes already"
+    },
     not_differentiable="where a gradient is wanted, _Trace keeps what it needs",
     part_of="hutchinson_trace",
 )
