@@ -1,4 +1,4 @@
-// The trace of a dense field between pairs of vectors: fastgen::dense_trace on the CPU.
+// The trace of a dense field between pairs of vectors: fastgen::dense_trace and fastgen::dense_trace_backward on the CPU.
 #include "cpu/hutchinson_trace.h"
 
 #include <torch/csrc/stable/library.h>
@@ -17,7 +17,9 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr std::int64_t kGrain = 8;  // tiles that a thread takes at least
+constexpr std::int64_t kGrain = 8;    // tiles that a thread takes at least
+constexpr std::int64_t kRuns = 16;    // of tiles whose gradients are summed apart, whatever the number of threads
+constexpr std::int64_t kTogether = 8;  // tiles whose gradients are summed in the dtype of x, before they go into float64
 
 void check(const Tensor& x, const Tensor& left, const Tensor& right, const std::vector<Tensor>& parameters,
            std::int64_t activation) {
@@ -43,58 +45,112 @@ void check(const Tensor& x, const Tensor& left, const Tensor& right, const std::
   STD_TORCH_CHECK(width == x.size(1), "the last layer must give as many numbers as x has");
 }
 
+// The layers as the kernels read them: columns padded with zeros to whole vectors.
 template <typename T>
-void trace(const Tensor& x, const Tensor& left, const Tensor& right, const std::vector<Tensor>& parameters, int activation,
-           const Tensor& y, const Tensor& out, std::int64_t width, TraceKernel<T> kernel) {
-  const auto padded = [&](std::int64_t n) { return (n + width - 1) / width * width; };
-  const std::int64_t layers = parameters.size() / 2, features = x.size(1), samples = x.size(0);
-  std::int64_t widest = 0, numbers = features * padded(parameters[2 * layers - 4].size(0));
-  for (std::int64_t i = 0; i < layers; ++i) {
-    const std::int64_t columns = padded(parameters[2 * i].size(0));
-    widest = std::max(widest, columns);
-    numbers += (parameters[2 * i].size(1) + 1) * columns;
-  }
-  const Arena packed(numbers * sizeof(T));
-  T* to = reinterpret_cast<T*>(packed.data());
-  std::vector<TraceLayer<T>> packs;
-  for (std::int64_t i = 0; i < layers; ++i) {
-    const Tensor &weight = parameters[2 * i], &bias = parameters[2 * i + 1];
-    const std::int64_t outputs = weight.size(0), inputs = weight.size(1), columns = padded(outputs);
-    const T *from = weight.const_data_ptr<T>(), *added = bias.const_data_ptr<T>();
-    packs.push_back({to, to + inputs * columns, inputs, columns});
-    for (std::int64_t o = 0; o < outputs; ++o) {
-      for (std::int64_t k = 0; k < inputs; ++k) to[k * columns + o] = from[o * inputs + k];
+class Packed {
+ public:
+  Packed(const std::vector<Tensor>& parameters, std::int64_t width) : width_(width), memory_(bytes_of(parameters)) {
+    T* to = reinterpret_cast<T*>(memory_.data());
+    for (std::size_t i = 0; i < parameters.size(); i += 2) {
+      const Tensor &weight = parameters[i], &bias = parameters[i + 1];
+      const std::int64_t outputs = weight.size(0), inputs = weight.size(1), columns = padded(outputs), across = padded(inputs);
+      const T *from = weight.const_data_ptr<T>(), *added = bias.const_data_ptr<T>();
+      layers.push_back({to, to + inputs * columns, inputs, columns});
+      back.push_back({to + (inputs + 1) * columns, nullptr, outputs, across});
+      T* transposed = to + (inputs + 1) * columns;
+      for (std::int64_t o = 0; o < outputs; ++o) {
+        for (std::int64_t k = 0; k < inputs; ++k) to[k * columns + o] = from[o * inputs + k];
+        std::copy_n(from + o * inputs, inputs, transposed + o * across);
+      }
+      std::copy_n(added, outputs, to + inputs * columns);
+      to = transposed + outputs * across;
+      widest = std::max(widest, columns);
+      gradients += outputs * across + columns;
     }
-    std::copy(added, added + outputs, to + inputs * columns);
-    to += (inputs + 1) * columns;
   }
-  const Tensor& last = parameters[2 * layers - 2];
-  const std::int64_t inputs = last.size(1), columns = padded(inputs);
-  for (std::int64_t d = 0; d < features; ++d) {
-    std::copy_n(last.const_data_ptr<T>() + d * inputs, inputs, to + d * columns);
+
+  std::vector<TraceLayer<T>> layers, back;
+  std::int64_t widest = 0, gradients = 0;  // gradients: how many numbers those of all layers take, laid out as `back`
+
+ private:
+  std::int64_t padded(std::int64_t n) const { return (n + width_ - 1) / width_ * width_; }
+  std::size_t bytes_of(const std::vector<Tensor>& parameters) const {
+    std::int64_t numbers = 0;
+    for (std::size_t i = 0; i < parameters.size(); i += 2) {
+      const std::int64_t outputs = parameters[i].size(0), inputs = parameters[i].size(1);
+      numbers += (inputs + 1) * padded(outputs) + outputs * padded(inputs);
+    }
+    return static_cast<std::size_t>(numbers) * sizeof(T);
   }
+
+  std::int64_t width_;
+  Arena memory_;
+};
+
+template <typename T>
+TraceData<T> data_of(const Tensor& x, const Tensor& left, const Tensor& right, const Packed<T>& packed, std::int64_t activation) {
+  const std::int64_t samples = x.size(0), features = x.size(1), hidden = packed.layers.size() - 1;
   const auto stride = [&](const Tensor& vectors) { return vectors.size(1) == samples ? features : 0; };
-  const TraceData<T> data = {activation,
-                             samples,
-                             left.size(0),
-                             features,
-                             layers - 1,
-                             packs.data(),
-                             {to, nullptr, features, columns},
-                             x.const_data_ptr<T>(),
-                             left.const_data_ptr<T>(),
-                             right.const_data_ptr<T>(),
-                             left.size(1) * features,
-                             stride(left),
-                             right.size(1) * features,
-                             stride(right),
-                             y.mutable_data_ptr<T>(),
-                             out.mutable_data_ptr<T>()};
-  const std::int64_t tiles = (samples + kTraceSamples - 1) / kTraceSamples;
+  TraceData<T> data{};
+  data.activation = static_cast<int>(activation);
+  data.samples = samples;
+  data.probes = left.size(0);
+  data.features = features;
+  data.hidden = hidden;
+  data.layers = packed.layers.data();
+  data.back = packed.back.data();
+  data.x = x.const_data_ptr<T>();
+  data.left = left.const_data_ptr<T>();
+  data.right = right.const_data_ptr<T>();
+  data.left_probe = left.size(1) * features;
+  data.left_sample = stride(left);
+  data.right_probe = right.size(1) * features;
+  data.right_sample = stride(right);
+  return data;
+}
+
+template <typename T>
+void trace(TraceData<T> data, const Packed<T>& packed, TraceKernel<T> kernel) {
+  const std::int64_t tiles = (data.samples + kTraceSamples - 1) / kTraceSamples;
   torch::stable::parallel_for(0, tiles, kGrain, [&](std::int64_t begin, std::int64_t end) {
-    const Arena scratch(trace_scratch(layers - 1) * kTraceSamples * widest * sizeof(T));
-    kernel(data, reinterpret_cast<T*>(scratch.data()), widest, begin * kTraceSamples, std::min(end * kTraceSamples, samples));
+    const Arena scratch(trace_scratch(data.hidden) * kTraceSamples * packed.widest * sizeof(T));
+    const std::int64_t last = std::min(end * kTraceSamples, data.samples);
+    kernel(data, reinterpret_cast<T*>(scratch.data()), packed.widest, begin * kTraceSamples, last);
   });
+}
+
+// `grads`: of the weights and biases in turn, without padding.
+template <typename T>
+void trace_backward(TraceData<T> data, const Packed<T>& packed, TraceBackwardKernel<T> kernel, T* grads) {
+  const std::int64_t tiles = (data.samples + kTraceSamples - 1) / kTraceSamples, runs = std::min(kRuns, tiles);
+  const std::int64_t numbers = packed.gradients;
+  std::vector<double> sums(runs * numbers);
+  torch::stable::parallel_for(0, runs, 1, [&](std::int64_t begin, std::int64_t end) {
+    const std::int64_t scratch = trace_backward_scratch(data.hidden) * kTraceSamples * packed.widest;
+    const Arena own((scratch + numbers) * sizeof(T));
+    T *memory = reinterpret_cast<T*>(own.data()), *part = memory + scratch;
+    for (std::int64_t run = begin; run < end; ++run) {
+      const std::int64_t last = (run + 1) * tiles / runs;
+      for (std::int64_t tile = run * tiles / runs; tile < last; tile += kTogether) {
+        const std::int64_t stop = std::min(tile + kTogether, last);
+        std::fill_n(part, numbers, T(0));
+        kernel(data, memory, packed.widest, tile * kTraceSamples, std::min(stop * kTraceSamples, data.samples), part);
+        for (std::int64_t i = 0; i < numbers; ++i) sums[run * numbers + i] += part[i];
+      }
+    }
+  });
+  for (std::int64_t run = 1; run < runs; ++run) {
+    for (std::int64_t i = 0; i < numbers; ++i) sums[i] += sums[run * numbers + i];
+  }
+  std::int64_t place = 0;
+  const auto take = [&](std::int64_t count, std::int64_t columns) {
+    for (std::int64_t i = 0; i < count; ++i) *grads++ = runs > 0 ? static_cast<T>(sums[place + i]) : T(0);
+    place += columns;
+  };
+  for (std::size_t k = 0; k < packed.back.size(); ++k) {
+    for (std::int64_t o = 0; o < packed.back[k].inputs; ++o) take(packed.layers[k].inputs, packed.back[k].columns);
+    take(packed.back[k].inputs, packed.layers[k].columns);
+  }
 }
 
 std::tuple<Tensor, Tensor> dense_trace_cpu(std::int64_t activation, Tensor x, Tensor left, Tensor right,
@@ -105,16 +161,50 @@ std::tuple<Tensor, Tensor> dense_trace_cpu(std::int64_t activation, Tensor x, Te
   right = torch::stable::contiguous(right);
   for (Tensor& tensor : parameters) tensor = torch::stable::contiguous(tensor);
   const Tensor y = torch::stable::new_empty(x, x.sizes()), out = torch::stable::new_empty(x, {x.size(0)});
+  const auto run = [&](auto kernel, auto zero) {
+    using T = decltype(zero);
+    const Packed<T> packed(parameters, trace_kernels().width);
+    TraceData<T> data = data_of<T>(x, left, right, packed, activation);
+    data.y = y.mutable_data_ptr<T>();
+    data.trace = out.mutable_data_ptr<T>();
+    trace<T>(data, packed, kernel);
+  };
   const TraceKernels& kernels = trace_kernels();
-  if (x.scalar_type() == ScalarType::Float) {
-    trace<float>(x, left, right, parameters, activation, y, out, kernels.width, kernels.run_float);
-  } else {
-    trace<double>(x, left, right, parameters, activation, y, out, kernels.width, kernels.run_double);
-  }
+  x.scalar_type() == ScalarType::Float ? run(kernels.run_float, 0.0f) : run(kernels.run_double, 0.0);
   return {y, out};
+}
+
+std::tuple<Tensor, Tensor> dense_trace_backward_cpu(std::int64_t activation, Tensor grad_y, Tensor grad_trace, Tensor x, Tensor left,
+                                                    Tensor right, std::vector<Tensor> parameters) {
+  check(x, left, right, parameters, activation);
+  STD_TORCH_CHECK(grad_y.scalar_type() == x.scalar_type() && grad_y.numel() == x.numel() && grad_y.dim() == 2 &&
+                      grad_trace.scalar_type() == x.scalar_type() && grad_trace.numel() == x.size(0),
+                  "grad_y must be like x, and grad_trace [N]");
+  for (Tensor* tensor : {&grad_y, &grad_trace, &x, &left, &right}) *tensor = torch::stable::contiguous(*tensor);
+  std::int64_t numbers = 0;
+  for (Tensor& tensor : parameters) {
+    tensor = torch::stable::contiguous(tensor);
+    numbers += tensor.numel();
+  }
+  const Tensor grad_x = torch::stable::new_empty(x, x.sizes()), grads = torch::stable::new_empty(x, {numbers});
+  const auto run = [&](auto kernel, auto zero) {
+    using T = decltype(zero);
+    const Packed<T> packed(parameters, trace_kernels().width);
+    TraceData<T> data = data_of<T>(x, left, right, packed, activation);
+    data.grad_y = grad_y.const_data_ptr<T>();
+    data.grad_trace = grad_trace.const_data_ptr<T>();
+    data.grad_x = grad_x.mutable_data_ptr<T>();
+    trace_backward<T>(data, packed, kernel, grads.mutable_data_ptr<T>());
+  };
+  const TraceKernels& kernels = trace_kernels();
+  x.scalar_type() == ScalarType::Float ? run(kernels.backward_float, 0.0f) : run(kernels.backward_double, 0.0);
+  return {grad_x, grads};
 }
 
 }  // namespace
 }  // namespace fastgen
 
-STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) { m.impl("dense_trace", TORCH_BOX(&fastgen::dense_trace_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) {
+  m.impl("dense_trace", TORCH_BOX(&fastgen::dense_trace_cpu));
+  m.impl("dense_trace_backward", TORCH_BOX(&fastgen::dense_trace_backward_cpu));
+}

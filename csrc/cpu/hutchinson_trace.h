@@ -1,4 +1,4 @@
-// The trace of a dense field between pairs of vectors: what the kernels of the instruction sets compute.
+// The trace of a dense field between pairs of vectors, and its gradient: what the kernels of the instruction sets compute.
 #pragma once
 
 #include <cstdint>
@@ -22,23 +22,33 @@ struct TraceData {
   int activation;  // 0 tanh, 1 softplus, 2 swish
   std::int64_t samples, probes, features, hidden;
   const TraceLayer<T>* layers;  // hidden + 1 of them, the last one giving y
-  TraceLayer<T> last;           // the last layer's weight as it is, [features][columns of the last hidden layer]
+  const TraceLayer<T>* back;    // the same transposed: the weights as they are, [outputs][columns of the inputs]
   const T *x, *left, *right;
   std::int64_t left_probe, left_sample, right_probe, right_sample;  // strides
-  T *y, *trace;
+  T *y, *trace;                      // forward
+  const T *grad_y, *grad_trace;      // backward
+  T* grad_x;
 };
 
 // Matrices of kTraceSamples rows and the widest layer's columns that a call needs as scratch.
 constexpr std::int64_t trace_scratch(std::int64_t hidden) { return hidden + 3 + 2 * kTraceProbes; }
+constexpr std::int64_t trace_backward_scratch(std::int64_t hidden) { return 4 * hidden + 3 + (hidden + 4) * kTraceProbes; }
 
 // Samples begin .. end; `widest` is the largest number of columns.
 template <typename T>
 using TraceKernel = void (*)(const TraceData<T>&, T* scratch, std::int64_t widest, std::int64_t begin, std::int64_t end);
 
+// Adds to `grads` the gradients of each layer: of the weight as `back` has it, and of the bias, [columns of the layer].
+template <typename T>
+using TraceBackwardKernel = void (*)(const TraceData<T>&, T* scratch, std::int64_t widest, std::int64_t begin, std::int64_t end,
+                                     T* grads);
+
 struct TraceKernels {
   std::int64_t width;
   TraceKernel<float> run_float;
   TraceKernel<double> run_double;
+  TraceBackwardKernel<float> backward_float;
+  TraceBackwardKernel<double> backward_double;
 };
 
 FASTGEN_ISA_TABLES(TraceKernels, trace_kernels)

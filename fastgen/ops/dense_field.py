@@ -36,9 +36,47 @@ VALUE = Op(
         "triton": "its products are cuBLAS's; of the 9 + 4 P numbers that a layer (tanh, P probes) moves for each unit "
         "and sample, a kernel between them would spare 5: one multiplication has all probes already"
     },
-    not_differentiable="where a gradient is wanted, _Trace keeps what it needs",
+    not_differentiable="where a gradient is wanted, _Trace has it",
     part_of="hutchinson_trace",
 )
+
+
+def _backward_reference(
+    activation: int,
+    grad_y: Tensor,
+    grad_trace: Tensor,
+    x: Tensor,
+    left: Tensor,
+    right: Tensor,
+    parameters: list[Tensor],
+):
+    outputs, pull = torch.func.vjp(lambda x, *p: _reference(activation, x, left, right, p), x, *parameters)
+    grad_x, *grads = pull((grad_y.view_as(outputs[0]), grad_trace))
+    return grad_x, torch.cat([grad.flatten() for grad in grads])
+
+
+def _fake_backward(
+    activation: int,
+    grad_y: Tensor,
+    grad_trace: Tensor,
+    x: Tensor,
+    left: Tensor,
+    right: Tensor,
+    parameters: list[Tensor],
+):
+    return x.new_empty(x.shape), x.new_empty(sum(p.numel() for p in parameters))
+
+
+BACKWARD = Op(
+    "dense_trace_backward(int activation, Tensor grad_y, Tensor grad_trace, Tensor x, Tensor left, Tensor right, "
+    "Tensor[] parameters) -> (Tensor, Tensor)",
+    _backward_reference,
+    _fake_backward,
+    absent=VALUE.absent,
+    not_differentiable="its derivative is that of the plain formula, in _Trace",
+    part_of="hutchinson_trace",
+)
+"""The gradients of x, and of all parameters one after the other."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +168,7 @@ class DenseField:
             if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
                 return reference.dense_trace(self.activation, x, left, right, *parameters)
             if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
-                return _Trace.apply(self.activation, x, left, right, *parameters)
+                return _Trace.apply(self.activation, self._fits_kernel(x), x, left, right, *parameters)
             with torch.no_grad():
                 if self._fits_kernel(x):
                     return VALUE(list(ACTIVATIONS).index(self.activation), x, left, right, parameters)
@@ -211,16 +249,20 @@ class _Trace(torch.autograd.Function):
     """``reference.dense_trace``, with the gradient written by hand."""
 
     @staticmethod
-    def forward(ctx, activation: str, x: Tensor, left: Tensor, right: Tensor, *parameters: Tensor):
+    def forward(ctx, activation: str, compiled: bool, x: Tensor, left: Tensor, right: Tensor, *parameters: Tensor):
+        ctx.activation, ctx.compiled = activation, compiled
+        if compiled:
+            ctx.save_for_backward(x, left, right, *parameters)
+            return VALUE(list(ACTIVATIONS).index(activation), x, left, right, list(parameters))
         ran = _Forward(activation, x, left, right, parameters, keep=True)
         moved = [tensor for chunk in ran.moved for tensor in chunk]
         ctx.save_for_backward(x, left, right, *parameters, *ran.linear, *ran.hidden[1:], *ran.slopes, *ran.met, *moved)
-        ctx.activation, ctx.chunks = activation, len(ran.met)
+        ctx.chunks = len(ran.met)
         return ran.result
 
     @staticmethod
     def backward(ctx, grad_y: Tensor, grad_trace: Tensor):
-        layers = (len(ctx.needs_input_grad) - 4) // 2
+        layers = (len(ctx.needs_input_grad) - 5) // 2
         tensors = iter(ctx.saved_tensors)
 
         def take(count: int) -> list[Tensor]:
@@ -229,12 +271,18 @@ class _Trace(torch.autograd.Function):
         x, left, right = take(3)
         parameters = take(2 * layers)
         if torch.is_grad_enabled():
-            return None, *_again(ctx.activation, x, left, right, parameters, grad_y, grad_trace)
+            return None, None, *_again(ctx.activation, x, left, right, parameters, grad_y, grad_trace)
+        if ctx.compiled:
+            number = list(ACTIVATIONS).index(ctx.activation)
+            grad_x, grads = BACKWARD(number, grad_y, grad_trace, x, left, right, parameters)
+            each = grads.split([parameter.numel() for parameter in parameters])
+            shaped = [grad.view_as(parameter) for grad, parameter in zip(each, parameters, strict=True)]
+            return None, None, grad_x, None, None, *shaped
         weights = parameters[::2]
         linear, after, slopes = (take(layers - 1) for _ in range(3))
         hidden = [x, *after]
         met = take(ctx.chunks)
-        trained = any(ctx.needs_input_grad[4:])
+        trained = any(ctx.needs_input_grad[5:])
         grad_weights = [torch.zeros_like(weight) for weight in weights]
         grad_slopes = [torch.zeros_like(slope) for slope in slopes]
         each = grad_trace[:, None]
@@ -259,7 +307,7 @@ class _Trace(torch.autograd.Function):
                 bend = curvature(ctx.activation, linear[k - 1])
                 gradient = (gradient * slopes[k - 1]).addcmul_(grad_slopes[k - 1], bend)
         paired = zip(grad_weights, reversed(grad_biases), strict=True)
-        return None, gradient, None, None, *[g for pair in paired for g in pair]
+        return None, None, gradient, None, None, *[g for pair in paired for g in pair]
 
 
 def _again(

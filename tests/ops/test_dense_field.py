@@ -117,6 +117,11 @@ def test_the_kernel_is_the_plain_formula(sizes, activation):
         with torch.no_grad():
             exact = reference.dense_trace(activation, *given, *field._parameters())
             torch.testing.assert_close(field.contract(*given), exact, rtol=1e-9, atol=1e-9)
+        given[0].requires_grad_()
+        inputs, along = leaves(field, given[0]), [torch.randn_like(o) for o in exact]
+        kernel, formula = field.contract(*given), reference.dense_trace(activation, *given, *field._parameters())
+        found, wanted = (torch.autograd.grad(o, inputs, along, materialize_grads=True) for o in (kernel, formula))
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.needs_extension
@@ -149,7 +154,10 @@ def test_the_kernel_on_one_and_two_threads_is_bitwise_the_same():
     for threads in (1, 2):
         torch.set_num_threads(threads)
         with torch.no_grad():
-            found.append(hutchinson_trace(field, x, probes=3, noise=noise))
+            value = hutchinson_trace(field, x, probes=3, noise=noise)
+        found.append(
+            [*value, *gradients(hutchinson_trace(field, x, probes=3, noise=noise), [*field.weights, *field.biases])]
+        )
     torch.set_num_threads(1)
     torch.testing.assert_close(*found, rtol=0, atol=0)
 
@@ -159,6 +167,8 @@ def test_opcheck_of_the_kernel():
     x, left, right = (t.float() for t in random_pairs(7, 4, 3, True))
     parameters = [t.detach() for t in dense((4, 6, 5, 4), dtype=torch.float32)._parameters()]
     torch.library.opcheck(torch.ops.fastgen.dense_trace.default, (0, x, left, right, parameters))
+    backward = (0, torch.randn(7, 4), torch.randn(7), x, left, right, parameters)
+    torch.library.opcheck(torch.ops.fastgen.dense_trace_backward.default, backward)
 
 
 def test_a_forced_reference_is_obeyed():
