@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastgen.ops.registry import Op
 
@@ -61,7 +62,9 @@ def differentiable(op: Op, backward: Op, vmap: VmapRule) -> Callable:
     _register(backward, twice)
 
     def call(*arguments):
-        return op(*arguments) if torch.compiler.is_compiling() else first.apply(*arguments)
+        if torch.compiler.is_compiling():
+            return op(*arguments)
+        return first.apply(*arguments) if _is_recorded(arguments) else _below_autograd(op, arguments)
 
     return call
 
@@ -69,6 +72,19 @@ def differentiable(op: Op, backward: Op, vmap: VmapRule) -> Callable:
 def backward_of(reference: Callable, outputs: int) -> Callable:
     """The definition of an op's backward: the derivative of the reference, as a function of gradients and arguments."""
     return lambda *arguments: _vjp(reference, arguments[outputs:], arguments[:outputs])
+
+
+def _is_recorded(arguments: Sequence) -> bool:
+    """Whether any kind of differentiation or batching looks on."""
+    if torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
+
+
+def _below_autograd(op: Op, arguments: Sequence):
+    """A call costs some 80 us less so, on the CPU: nobody looks for what to record."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
 
 
 def _is_float(argument) -> bool:
@@ -118,7 +134,7 @@ def _function(op: Op, reference: Callable, pull: Callable, rule: VmapRule) -> ty
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(*arguments):
-            return op(*arguments)
+            return _below_autograd(op, arguments)
 
         @staticmethod
         def setup_context(ctx, inputs, output):
