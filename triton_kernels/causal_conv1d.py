@@ -1,7 +1,8 @@
 """Dilated causal convolution on the GPU: a product of matrices for each tap, and one kernel for all that follows it.
 
 The kernel adds bias and condition to the sums and applies the gate; that of the backward writes the gradients of the
-sums over the sums, which are computed once more, and leaves their totals over runs of time.
+sums over the sums, which are computed once more, and leaves their totals over runs of time. Residual and skip are
+products that accumulate on what they are added to.
 """
 
 from __future__ import annotations
@@ -130,47 +131,104 @@ def _constants(gate: int, constant: bool) -> dict:
     return {"gate": gate, "constant": constant, "block": BLOCK, "num_warps": WARPS}
 
 
-def causal_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor, condition: Tensor, state: Tensor, dilation: int, gate: int
-) -> Tensor:
-    """See ``fastgen.ops.causal_conv1d``."""
-    with torch.autocast(x.device.type, enabled=False):
-        sums = _sums(_taps(weight, torch.cat([state, x], 2), dilation))
+def _of_sums(sums: Tensor, bias: Tensor, condition: Tensor, gate: int) -> Tensor:
+    """y; without a gate it takes the place of the sums."""
     rows, times, blocks = _sizes(sums, gate)
-    y = sums.new_empty(len(x), rows, times) if gate else sums
+    y = sums.new_empty(len(sums), rows, times) if gate else sums
     if y.numel():
-        causal_conv1d_kernel[(len(x) * rows * blocks,)](
+        causal_conv1d_kernel[(len(sums) * rows * blocks,)](
             y, sums, bias.contiguous(), condition.contiguous(), rows, times, blocks,
             **_constants(gate, condition.shape[2] == 1),
         )  # fmt: skip
     return y
 
 
-def causal_conv1d_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, condition: Tensor, state: Tensor, dilation: int, gate: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, ``weight``, ``bias``, ``condition`` and ``state``."""
+def _pulled(
+    grad: Tensor, sums: Tensor, taps: list[tuple[Tensor, Tensor]], x: Tensor, weight: Tensor, bias: Tensor,
+    condition: Tensor, state: Tensor, dilation: int, gate: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of x, ``weight``, ``bias``, ``condition`` and ``state`` from that of y; writes over the sums."""
     constant = condition.shape[2] == 1
-    seen = torch.cat([state, x], 2)
-    taps = _taps(weight, seen, dilation)
-    with torch.autocast(x.device.type, enabled=False):
-        sums = _sums(taps) if gate else grad.new_empty(grad.shape)
-        rows, times, blocks = _sizes(sums, gate)
-        totals = sums.new_empty(*sums.shape[:2], blocks)
-        if grad.numel():
-            causal_conv1d_backward_kernel[(len(x) * rows * blocks,)](
-                totals, sums, grad.contiguous(), bias.contiguous(), condition.contiguous(), rows, times, blocks,
-                **_constants(gate, constant),
-            )  # fmt: skip
-        grad_seen = torch.zeros_like(seen)
-        grad_weight = weight.new_empty(weight.shape)
-        for k, (matrix, inputs) in enumerate(taps):
-            grad_seen.narrow(2, k * dilation, times).baddbmm_(matrix.transpose(1, 2), sums)
-            grad_weight[:, :, k] = torch.bmm(sums, inputs.transpose(1, 2)).sum(0)
+    rows, times, blocks = _sizes(sums, gate)
+    totals = sums.new_empty(*sums.shape[:2], blocks)
+    if grad.numel():
+        causal_conv1d_backward_kernel[(len(x) * rows * blocks,)](
+            totals, sums, grad.contiguous(), bias.contiguous(), condition.contiguous(), rows, times, blocks,
+            **_constants(gate, constant),
+        )  # fmt: skip
+    grad_seen = x.new_zeros(*x.shape[:2], state.shape[2] + times)
+    grad_weight = weight.new_empty(weight.shape)
+    for k, (matrix, inputs) in enumerate(taps):
+        grad_seen.narrow(2, k * dilation, times).baddbmm_(matrix.transpose(1, 2), sums)
+        grad_weight[:, :, k] = torch.bmm(sums, inputs.transpose(1, 2)).sum(0)
     grad_state, grad_x = grad_seen.split([state.shape[2], times], 2)
     of_samples = totals.sum(2)
     grad_condition = of_samples[:, :, None] if constant else sums
     return grad_x.contiguous(), grad_weight, of_samples.sum(0), grad_condition, grad_state.contiguous()
+
+
+def causal_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor, condition: Tensor, state: Tensor, dilation: int, gate: int
+) -> Tensor:
+    """See ``fastgen.ops.causal_conv1d``."""
+    with torch.autocast(x.device.type, enabled=False):
+        return _of_sums(_sums(_taps(weight, torch.cat([state, x], 2), dilation)), bias, condition, gate)
+
+
+def causal_conv1d_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, condition: Tensor, state: Tensor, dilation: int, gate: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, ``weight``, ``bias``, ``condition`` and ``state``."""
+    with torch.autocast(x.device.type, enabled=False):
+        taps = _taps(weight, torch.cat([state, x], 2), dilation)
+        sums = _sums(taps) if gate else grad.new_empty(grad.shape)
+        return _pulled(grad, sums, taps, x, weight, bias, condition, state, dilation, gate)
+
+
+def _matrices(out_weight: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights of residual and skip, [N, R, H] and [N, S, H], the same for all samples."""
+    samples, skips, _ = skip.shape
+    residual, skip_weight = out_weight.expand(samples, -1, -1).split([len(out_weight) - skips, skips], 1)
+    return residual, skip_weight
+
+
+def _added(before: Tensor, weight: Tensor, y: Tensor) -> Tensor:
+    """``before + weight y``, before being a tensor that may be written over, or [N, ., 1] for all times."""
+    if before.shape[2] == y.shape[2]:
+        return before.baddbmm_(weight, y)
+    return torch.baddbmm(before, weight, y)
+
+
+def causal_conv1d_residual(
+    x: Tensor, weight: Tensor, bias: Tensor, condition: Tensor, state: Tensor, out_weight: Tensor, out_bias: Tensor,
+    skip: Tensor, dilation: int, gate: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The residual and the skip of ``fastgen.ops.causal_conv1d``."""
+    y = causal_conv1d(x, weight, bias, condition, state, dilation, gate)
+    with torch.autocast(x.device.type, enabled=False):
+        of_residual, of_skip = _matrices(out_weight, skip)
+        residuals = of_residual.shape[1]
+        residual = _added(x[:, :residuals] + out_bias[:residuals, None], of_residual, y)
+        return residual, _added(skip + out_bias[residuals:, None], of_skip, y)
+
+
+def causal_conv1d_residual_backward(
+    grad: Tensor, grad_skip: Tensor, x: Tensor, weight: Tensor, bias: Tensor, condition: Tensor, state: Tensor,
+    out_weight: Tensor, out_bias: Tensor, skip: Tensor, dilation: int, gate: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The gradients of x, ``weight``, ``bias``, ``condition``, ``state``, ``out_weight``, ``out_bias`` and ``skip``."""
+    with torch.autocast(x.device.type, enabled=False):
+        of_residual, of_skip = _matrices(out_weight, skip)
+        taps = _taps(weight, torch.cat([state, x], 2), dilation)
+        sums = _sums(taps)
+        y = _of_sums(sums, bias, condition, gate)
+        grad_y = torch.bmm(of_skip.transpose(1, 2), grad_skip).baddbmm_(of_residual.transpose(1, 2), grad)
+        of_weight = torch.cat([torch.bmm(g, y.transpose(1, 2)).sum(0) for g in (grad, grad_skip)])
+        grad_x, *others = _pulled(grad_y, sums, taps, x, weight, bias, condition, state, dilation, gate)
+        of_samples = grad_skip.sum(2)
+        of_bias = torch.cat([grad.sum((0, 2)), of_samples.sum(0)])
+        of_before = of_samples[:, :, None] if skip.shape[2] == 1 else grad_skip.clone()
+        return grad_x + grad if grad.shape[1] else grad_x, *others, of_weight, of_bias, of_before
 
 
 _SIZES = {"rows": "i32", "times": "i32", "blocks": "i32"}

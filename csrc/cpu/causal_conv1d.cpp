@@ -1,7 +1,7 @@
-// Dilated causal convolution with a gate: fastgen::causal_conv1d and fastgen::causal_conv1d_backward on the CPU.
+// Dilated causal convolution with a gate: fastgen::causal_conv1d and fastgen::causal_conv1d_residual on the CPU, and backward.
 //
 // Time goes in blocks. What a block reads is laid out as a panel [taps * channels, times], the sums are one product of PyTorch's,
-// and bias, condition and gate follow while the sums are in the cache.
+// and bias, condition and gate follow while the sums are in the cache; then residual and skip, from a second product.
 #include "cpu/causal_conv1d.h"
 
 #include <torch/csrc/stable/library.h>
@@ -10,9 +10,11 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
+#include <initializer_list>
 #include <tuple>
-#include <vector>
+
+#include "cpu/causal_conv1d_sequence.h"
+#include "cpu/causal_conv1d_sizes.h"
 
 namespace fastgen {
 namespace {
@@ -20,37 +22,45 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr std::int64_t kBlockBytes = 768 << 10;  // of a panel and its sums: most of a second-level cache
-constexpr std::int64_t kMostTimes = 2048;        // of a block
-constexpr std::int64_t kRunsBytes = 16 << 20;    // of the gradients of the weights that are summed apart
+using Sizes = CausalConv1dSizes;
+using Block = CausalConv1dBlock;
+using Blocks = CausalConv1dBlocks;
 
-struct Sizes {
-  std::int64_t samples, channels, outputs, taps, times, dilation, history, gate, rows, block;  // rows: of the result
+// The arguments, or their gradients; the last three are those of causal_conv1d_residual.
+struct Tensors {
+  Tensor x, weight, bias, condition, state, out_weight, out_bias, skip;
 };
 
-Sizes sizes_of(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& condition, const Tensor& state,
-               std::int64_t dilation, std::int64_t gate) {
+void check(const Tensor& tensor, const Tensor& x, std::initializer_list<std::int64_t> shape, const char* message) {
+  const auto sizes = tensor.sizes();
+  STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), "all arguments must have the dtype of x");
+  STD_TORCH_CHECK(std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()), message);
+}
+
+Sizes sizes_of(const Tensors& a, std::int64_t dilation, std::int64_t gate) {
+  const Tensor &x = a.x, &weight = a.weight;
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, "x must be float32 or float64");
-  for (const Tensor& tensor : {weight, bias, condition, state}) {
-    STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type(), "all arguments must have the dtype of x");
-  }
-  STD_TORCH_CHECK(x.dim() == 3 && weight.dim() == 3 && weight.size(1) == x.size(1) && weight.size(2) > 0,
-                  "x must be [N, C, T] and weight [O, C, K]");
+  STD_TORCH_CHECK(x.dim() == 3 && weight.dim() == 3 && weight.size(2) > 0, "x must be [N, C, T] and weight [O, C, K]");
   STD_TORCH_CHECK(gate >= 0 && gate < kGates && dilation > 0, "gate is ", gate, " and dilation ", dilation);
-  Sizes s{x.size(0), x.size(1), weight.size(0), weight.size(2), x.size(2), dilation, 0, gate, 0, 0};
-  s.history = (s.taps - 1) * dilation;
-  s.rows = gate == kNoGate ? s.outputs : s.outputs / 2;
-  STD_TORCH_CHECK(gate == kNoGate || s.outputs % 2 == 0, "weight has ", s.outputs, " output channels; a gate needs an even one");
-  STD_TORCH_CHECK(bias.dim() == 1 && bias.size(0) == s.outputs, "bias must be [O]");
-  STD_TORCH_CHECK(condition.dim() == 3 && condition.size(0) == s.samples && condition.size(1) == s.outputs &&
-                      (condition.size(2) == 1 || condition.size(2) == s.times),
-                  "condition must be [N, O, T] or [N, O, 1]");
-  STD_TORCH_CHECK(state.dim() == 3 && state.size(0) == s.samples && state.size(1) == s.channels && state.size(2) == s.history,
-                  "state must be [N, C, (K - 1) dilation]");
-  const std::int64_t bytes = x.scalar_type() == ScalarType::Float ? 4 : 8;
-  s.block = std::max<std::int64_t>(256, kBlockBytes / bytes / std::max<std::int64_t>(1, s.taps * s.channels + s.outputs) / 64 * 64);
-  // two blocks at least, for two threads
-  s.block = std::min({s.block, kMostTimes, std::max<std::int64_t>(256, (s.times / 2 + 63) / 64 * 64)});
+  const Sizes s{x.size(0), x.size(1), weight.size(0), weight.size(2), x.size(2), dilation, gate};
+  STD_TORCH_CHECK(s.outputs % s.halves() == 0, "weight has ", s.outputs, " output channels; a gate needs an even one");
+  const bool constant = a.condition.dim() == 3 && a.condition.size(2) == 1;
+  check(weight, x, {s.outputs, s.channels, s.taps}, "weight must be [O, C, K]");
+  check(a.bias, x, {s.outputs}, "bias must be [O]");
+  check(a.condition, x, {s.samples, s.outputs, constant ? 1 : s.times}, "condition must be [N, O, T] or [N, O, 1]");
+  check(a.state, x, {s.samples, s.channels, s.history()}, "state must be [N, C, (K - 1) dilation]");
+  return s;
+}
+
+Sizes residual_sizes_of(const Tensors& a, std::int64_t dilation, std::int64_t gate) {
+  Sizes s = sizes_of(a, dilation, gate);
+  STD_TORCH_CHECK(a.skip.dim() == 3 && a.out_weight.dim() == 2, "skip must be [N, S, T] and out_weight [R + S, H]");
+  s.skips = a.skip.size(1);
+  s.residuals = a.out_weight.size(0) - s.skips;
+  STD_TORCH_CHECK(s.residuals == 0 || s.residuals == s.channels, "out_weight must have S rows or C + S");
+  check(a.out_weight, a.x, {s.out(), s.rows()}, "out_weight must be [R + S, H]");
+  check(a.out_bias, a.x, {s.out()}, "out_bias must be [R + S]");
+  check(a.skip, a.x, {s.samples, s.skips, a.skip.size(2) == 1 ? 1 : s.times}, "skip must be [N, S, T] or [N, S, 1]");
   return s;
 }
 
@@ -64,200 +74,164 @@ void product(const Tensor& a, const Tensor& b, const Tensor& to) {
 
 Tensor first_columns(Tensor matrix, std::int64_t count) { return torch::stable::narrow(matrix, 1, 0, count); }
 
-// Rows of numbers at neighbouring times of a sequence that is `state` before `rest`; zeros beyond both.
-template <typename T>
-struct Sequence {
-  const T *state, *rest;
-  std::int64_t before, after;  // times of each
-
-  void copy(T* to, std::int64_t row, std::int64_t first, std::int64_t count) const {
-    for (std::int64_t done = 0; done < count;) {
-      const std::int64_t at = first + done, left = count - done;
-      std::int64_t length = left;
-      if (at < 0 || at >= before + after) {
-        length = at < 0 ? std::min(left, -at) : left;
-        std::fill_n(to + done, length, T(0));
-      } else {
-        const bool early = at < before;
-        length = std::min(left, early ? before - at : before + after - at);
-        const T* from = early ? state + row * before + at : rest + row * after + at - before;
-        std::memcpy(to + done, from, static_cast<std::size_t>(length) * sizeof(T));
-      }
-      done += length;
-    }
-  }
-};
-
-// The blocks of all samples in runs that do not depend on the number of threads: function(run, sample, first time, times).
-struct Blocks {
-  std::int64_t samples, times, size, most_runs;
-
-  std::int64_t of_sample() const { return (times + size - 1) / size; }
-  std::int64_t runs() const { return std::min(most_runs, samples * of_sample()); }
-
-  template <typename Scratch, typename Function>
-  void each(Scratch scratch, Function function) const {
-    const std::int64_t all = samples * of_sample(), count = runs();
-    torch::stable::parallel_for(0, count, 1, [&](std::int64_t begin, std::int64_t end) {
-      auto own = scratch();
-      for (std::int64_t run = begin; run < end; ++run) {
-        for (std::int64_t i = run * all / count; i < (run + 1) * all / count; ++i) {
-          const std::int64_t t = i % of_sample() * size;
-          function(own, run, i / of_sample(), t, std::min(size, times - t));
-        }
-      }
-    });
-  }
-};
+// Of blocks, on all threads.
+template <typename Scratch, typename Function>
+void each(const Blocks& blocks, Scratch scratch, Function function) {
+  blocks.each([](auto... given) { torch::stable::parallel_for(given...); }, scratch, function);
+}
 
 template <typename T>
 class Convolution {
  public:
-  Convolution(const Sizes& sizes, Tensor x, const Tensor& weight, Tensor bias, Tensor condition, Tensor state)
+  Convolution(const Sizes& sizes, const Tensors& given)
       : s_(sizes),
-        x_(torch::stable::contiguous(x)),
-        bias_(torch::stable::contiguous(bias)),
-        condition_(torch::stable::contiguous(condition)),
-        state_(torch::stable::contiguous(state)),
-        weight_(torch::stable::contiguous(weight)),
-        matrix_(torch::stable::new_empty(weight_, {s_.outputs, inputs()})),
-        blocks_{s_.samples, s_.times, s_.block, most_runs()} {
+        x_(torch::stable::contiguous(given.x)),
+        bias_(torch::stable::contiguous(given.bias)),
+        condition_(torch::stable::contiguous(given.condition)),
+        state_(torch::stable::contiguous(given.state)),
+        weight_(torch::stable::contiguous(given.weight)),
+        matrix_(torch::stable::new_empty(weight_, {s_.outputs, s_.inputs()})),
+        blocks_{s_.samples, s_.times, s_.block(sizeof(T)), s_.most_runs()} {
     const T* from = weight_.const_data_ptr<T>();
     T* to = matrix_.mutable_data_ptr<T>();
-    each_weight([&](std::int64_t place, std::int64_t o, std::int64_t k, std::int64_t c) {
-      to[o * inputs() + k * s_.channels + c] = from[place];
+    s_.each_weight([&](std::int64_t place, std::int64_t o, std::int64_t k, std::int64_t c) {
+      to[o * s_.inputs() + k * s_.channels + c] = from[place];
     });
   }
 
-  void forward(const Tensor& y, void (*kernel)(const CausalConv1dRow<T>&)) {
+  void forward(const Tensor& y, void (*kernel)(const CausalConv1dRow<T>&)) const {
     T* to = y.mutable_data_ptr<T>();
-    blocks_.each([&] { return scratch(inputs(), s_.outputs); },
-                 [&](const Scratch& own, std::int64_t, std::int64_t n, std::int64_t t, std::int64_t count) {
-                   multiply(own, n, t, count);
-                   for (std::int64_t r = 0; r < s_.rows; ++r) {
-                     CausalConv1dRow<T> row = row_of(own, n, t, count, r);
-                     row.y = to + (n * s_.rows + r) * s_.times + t;
-                     kernel(row);
-                   }
-                 });
+    each(blocks_, [&] { return scratch(s_.inputs(), s_.outputs); },
+         [&](const Scratch& own, const Block& b) {
+           multiply(own, b);
+           apply(own, b, to + b.n * s_.rows() * s_.times + b.t, s_.times, kernel);
+         });
   }
 
-  void backward(const Tensor& grad, const Tensor& grad_x, const Tensor& grad_weight, const Tensor& grad_bias,
-                const Tensor& grad_condition, const Tensor& grad_state, void (*kernel)(CausalConv1dRow<T>&)) {
-    const bool constant = condition_.size(2) == 1 && s_.times != 1;
-    const Tensor of_sums = constant ? torch::stable::new_empty(x_, {s_.samples, s_.outputs, s_.times}) : grad_condition;
-    const std::int64_t weights = s_.outputs * inputs();
-    std::vector<double> of_matrix(blocks_.runs() * weights);
-    std::vector<double> of_samples(blocks_.runs() * s_.samples * s_.outputs);
+  void backward(const Tensor& grad, const Tensors& to, void (*kernel)(CausalConv1dRow<T>&)) const {
     const T* from = grad.const_data_ptr<T>();
-    T* to = of_sums.mutable_data_ptr<T>();
-    blocks_.each(
-        [&] { return scratch(inputs(), s_.outputs); },
-        [&](const Scratch& own, std::int64_t run, std::int64_t n, std::int64_t t, std::int64_t count) {
-          multiply(own, n, t, count);
-          for (std::int64_t r = 0; r < s_.rows; ++r) {
-            CausalConv1dRow<T> row = row_of(own, n, t, count, r);
-            row.grad = from + (n * s_.rows + r) * s_.times + t;
-            kernel(row);
-            for (int half = 0; half < halves(); ++half) {
-              const std::int64_t place = n * s_.outputs + half * s_.rows + r;
-              of_samples[run * s_.samples * s_.outputs + place] += row.total[half];
-              std::copy_n(row.sums[half], count, to + place * s_.times + t);
-            }
-          }
-          const Tensor part = torch::stable::new_empty(matrix_, {s_.outputs, inputs()});
-          product(first_columns(own.sums, count), torch::stable::transpose(first_columns(own.panel, count), 0, 1), part);
-          const T* found = part.const_data_ptr<T>();
-          for (std::int64_t i = 0; i < weights; ++i) of_matrix[run * weights + i] += found[i];
-        });
-    for (std::int64_t run = 1; run < blocks_.runs(); ++run) {
-      for (std::int64_t i = 0; i < weights; ++i) of_matrix[i] += of_matrix[run * weights + i];
-      for (std::int64_t i = 0; i < s_.samples * s_.outputs; ++i) of_samples[i] += of_samples[run * s_.samples * s_.outputs + i];
-    }
-    std::vector<double> of_bias(s_.outputs);
-    for (std::int64_t i = 0; i < s_.samples * s_.outputs && blocks_.runs() > 0; ++i) of_bias[i % s_.outputs] += of_samples[i];
-    std::copy(of_bias.begin(), of_bias.end(), grad_bias.mutable_data_ptr<T>());
-    T* of_condition = grad_condition.mutable_data_ptr<T>();
-    for (std::int64_t i = 0; i < s_.samples * s_.outputs && constant; ++i) {
-      of_condition[i] = blocks_.runs() > 0 ? static_cast<T>(of_samples[i]) : T(0);
-    }
-    T* of_weight = grad_weight.mutable_data_ptr<T>();
-    each_weight([&](std::int64_t place, std::int64_t o, std::int64_t k, std::int64_t c) {
-      of_weight[place] = blocks_.runs() > 0 ? static_cast<T>(of_matrix[o * inputs() + k * s_.channels + c]) : T(0);
-    });
-    pull(of_sums, grad_x, grad_state);
+    Partial partial(*this, to);
+    each(blocks_, [&] { return scratch(s_.inputs(), s_.outputs); },
+         [&](const Scratch& own, const Block& b) {
+           multiply(own, b);
+           pull_block(own, b, partial, from + b.n * s_.rows() * s_.times + b.t, nullptr, s_.times, kernel);
+         });
+    finish(partial, to, nullptr);
   }
 
- private:
+ protected:
   struct Scratch {
     Tensor panel, sums;
   };
 
-  std::int64_t inputs() const { return s_.taps * s_.channels; }
-  // Each has sums of its own for the gradient of the weights.
-  std::int64_t most_runs() const {
-    return std::clamp<std::int64_t>(kRunsBytes / 8 / std::max<std::int64_t>(1, s_.outputs * inputs()), 2, 16);
-  }
-  int halves() const { return s_.gate == kNoGate ? 1 : 2; }
-  Scratch scratch(std::int64_t from, std::int64_t to) const {
-    return {torch::stable::new_empty(matrix_, {from, s_.block}), torch::stable::new_empty(matrix_, {to, s_.block})};
+  // What the blocks of the backward leave.
+  struct Partial {
+    Partial(const Convolution& c, const Tensors& to)
+        : constant(c.condition_.size(2) == 1 && c.s_.times != 1),
+          of_sums(constant ? torch::stable::new_empty(c.x_, {c.s_.samples, c.s_.outputs, c.s_.times}) : to.condition),
+          of_matrix(c.blocks_.runs(), c.s_.outputs * c.s_.inputs()),
+          of_samples(c.blocks_.runs(), c.s_.samples * c.s_.outputs) {}
+
+    bool constant;  // one condition for all times
+    Tensor of_sums;
+    CausalConv1dSums of_matrix, of_samples;
+  };
+
+  Tensor panel(std::int64_t rows) const { return torch::stable::new_empty(matrix_, {rows, blocks_.size}); }
+  Scratch scratch(std::int64_t from, std::int64_t to) const { return {panel(from), panel(to)}; }
+
+  // y of a block from its sums.
+  void apply(const Scratch& own, const Block& b, T* y, std::int64_t stride, void (*kernel)(const CausalConv1dRow<T>&)) const {
+    for (std::int64_t r = 0; r < s_.rows(); ++r) {
+      CausalConv1dRow<T> row = row_of(own, b, r);
+      row.y = y + r * stride;
+      kernel(row);
+    }
   }
 
-  template <typename Function>
-  void each_weight(Function function) const {
-    for (std::int64_t o = 0; o < s_.outputs; ++o)
-      for (std::int64_t c = 0; c < s_.channels; ++c)
-        for (std::int64_t k = 0; k < s_.taps; ++k) function((o * s_.channels + c) * s_.taps + k, o, k, c);
+  // The gradients of the sums from that of y, over the sums; y, too, if it is not null.
+  void pull_block(const Scratch& own, const Block& b, Partial& partial, const T* grad, T* y, std::int64_t stride,
+                  void (*kernel)(CausalConv1dRow<T>&)) const {
+    T* to = partial.of_sums.template mutable_data_ptr<T>();
+    for (std::int64_t r = 0; r < s_.rows(); ++r) {
+      CausalConv1dRow<T> row = row_of(own, b, r);
+      row.grad = grad + r * stride;
+      row.y = y ? y + r * stride : nullptr;
+      kernel(row);
+      for (int half = 0; half < s_.halves(); ++half) {
+        const std::int64_t place = b.n * s_.outputs + half * s_.rows() + r;
+        partial.of_samples.of(b.run)[place] += row.total[half];
+        std::copy_n(row.sums[half], b.count, to + place * s_.times + b.t);
+      }
+    }
+    partial.of_matrix.add(b.run, outer(own.sums, own.panel, b.count).template const_data_ptr<T>());
+  }
+
+  void finish(const Partial& partial, const Tensors& to, const T* residual) const {
+    const auto of_matrix = partial.of_matrix.total(), of_samples = partial.of_samples.total();
+    const auto of_bias = CausalConv1dSums::over_rows(of_samples, s_.outputs);
+    std::copy(of_bias.begin(), of_bias.end(), to.bias.template mutable_data_ptr<T>());
+    if (partial.constant) std::copy(of_samples.begin(), of_samples.end(), to.condition.template mutable_data_ptr<T>());
+    T* of_weight = to.weight.template mutable_data_ptr<T>();
+    s_.each_weight([&](std::int64_t place, std::int64_t o, std::int64_t k, std::int64_t c) {
+      of_weight[place] = static_cast<T>(of_matrix[o * s_.inputs() + k * s_.channels + c]);
+    });
+    pull(partial.of_sums, to.x, to.state, residual);
+  }
+
+  // The product of a's first columns and the transpose of b's.
+  Tensor outer(const Tensor& a, const Tensor& b, std::int64_t count) const {
+    const Tensor to = torch::stable::new_empty(matrix_, {a.size(0), b.size(0)});
+    product(first_columns(a, count), torch::stable::transpose(first_columns(b, count), 0, 1), to);
+    return to;
   }
 
   // Leaves the sums of a block, without bias.
-  void multiply(const Scratch& own, std::int64_t n, std::int64_t t, std::int64_t count) const {
-    const Sequence<T> inputs_of_all{state_.const_data_ptr<T>(), x_.const_data_ptr<T>(), s_.history, s_.times};
+  void multiply(const Scratch& own, const Block& b) const {
+    const CausalConv1dSequence<T> seen{state_.const_data_ptr<T>(), x_.const_data_ptr<T>(), s_.history(), s_.times};
     T* panel = own.panel.template mutable_data_ptr<T>();
-    for (std::int64_t row = 0; row < inputs(); ++row) {
-      inputs_of_all.copy(panel + row * s_.block, n * s_.channels + row % s_.channels, t + row / s_.channels * s_.dilation, count);
-    }
-    product(matrix_, first_columns(own.panel, count), first_columns(own.sums, count));
+    seen.panel(panel, blocks_.size, b.n, s_.channels, s_.taps, b.t, s_.dilation, b.count);
+    product(matrix_, first_columns(own.panel, b.count), first_columns(own.sums, b.count));
   }
 
-  // The gradients of x and of the state: tap k carries the gradient of the sums at t to the input at t + k dilation.
-  void pull(const Tensor& of_sums, const Tensor& grad_x, const Tensor& grad_state) const {
+  // The gradients of x and of the state: tap k carries the gradient of the sums at t to the input at t + k dilation, and the
+  // residual, if it is not null, carries its own to x.
+  void pull(const Tensor& of_sums, const Tensor& grad_x, const Tensor& grad_state, const T* residual) const {
     Tensor back = torch::stable::new_empty(matrix_, {s_.channels, s_.taps * s_.outputs});
     T *turned = back.mutable_data_ptr<T>(), *of_x = grad_x.mutable_data_ptr<T>(), *of_state = grad_state.mutable_data_ptr<T>();
     const T* weight = weight_.const_data_ptr<T>();
-    each_weight([&](std::int64_t place, std::int64_t o, std::int64_t k, std::int64_t c) {
+    s_.each_weight([&](std::int64_t place, std::int64_t o, std::int64_t k, std::int64_t c) {
       turned[(c * s_.taps + k) * s_.outputs + o] = weight[place];
     });
-    const Sequence<T> sums{nullptr, of_sums.const_data_ptr<T>(), 0, s_.times};
-    const Blocks all{s_.samples, s_.history + s_.times, s_.block, most_runs()};
-    all.each([&] { return scratch(s_.taps * s_.outputs, s_.channels); },
-             [&](const Scratch& own, std::int64_t, std::int64_t n, std::int64_t t, std::int64_t count) {
-               T* panel = own.panel.template mutable_data_ptr<T>();
-               for (std::int64_t row = 0; row < s_.taps * s_.outputs; ++row) {
-                 sums.copy(panel + row * s_.block, n * s_.outputs + row % s_.outputs, t - row / s_.outputs * s_.dilation, count);
-               }
-               product(back, first_columns(own.panel, count), first_columns(own.sums, count));
-               const T* found = own.sums.template const_data_ptr<T>();
-               const std::int64_t early = std::clamp<std::int64_t>(s_.history - t, 0, count);
-               for (std::int64_t c = 0; c < s_.channels; ++c) {
-                 const std::int64_t place = n * s_.channels + c;
-                 std::copy_n(found + c * s_.block, early, of_state + place * s_.history + std::min(t, s_.history));
-                 std::copy_n(found + c * s_.block + early, count - early, of_x + place * s_.times + t + early - s_.history);
-               }
-             });
+    const CausalConv1dSequence<T> sums{nullptr, of_sums.const_data_ptr<T>(), 0, s_.times};
+    const Blocks all{s_.samples, s_.history() + s_.times, blocks_.size, blocks_.most_runs};
+    each(all, [&] { return scratch(s_.taps * s_.outputs, s_.channels); },
+         [&](const Scratch& own, const Block& b) {
+           T* panel = own.panel.template mutable_data_ptr<T>();
+           sums.panel(panel, blocks_.size, b.n, s_.outputs, s_.taps, b.t, -s_.dilation, b.count);
+           product(back, first_columns(own.panel, b.count), first_columns(own.sums, b.count));
+           const T* found = own.sums.template const_data_ptr<T>();
+           const std::int64_t early = std::clamp<std::int64_t>(s_.history() - b.t, 0, b.count);
+           for (std::int64_t c = 0; c < s_.channels; ++c) {
+             const std::int64_t place = b.n * s_.channels + c;
+             std::copy_n(found + c * blocks_.size, early, of_state + place * s_.history() + std::min(b.t, s_.history()));
+             const std::int64_t begin = place * s_.times + b.t + early - s_.history();
+             add_along(found + c * blocks_.size + early, residual ? residual + begin : nullptr, b.count - early, of_x + begin);
+           }
+         });
   }
 
-  CausalConv1dRow<T> row_of(const Scratch& own, std::int64_t n, std::int64_t t, std::int64_t count, std::int64_t r) const {
+  CausalConv1dRow<T> row_of(const Scratch& own, const Block& b, std::int64_t r) const {
     CausalConv1dRow<T> row{};
     row.gate = s_.gate;
-    row.count = count;
+    row.count = b.count;
     const bool constant = condition_.size(2) == 1;
-    for (int half = 0; half < halves(); ++half) {
-      const std::int64_t output = half * s_.rows + r, place = n * s_.outputs + output;
+    for (int half = 0; half < s_.halves(); ++half) {
+      const std::int64_t output = half * s_.rows() + r, place = b.n * s_.outputs + output;
       const T* condition = condition_.const_data_ptr<T>();
-      row.sums[half] = own.sums.template mutable_data_ptr<T>() + output * s_.block;
+      row.sums[half] = own.sums.template mutable_data_ptr<T>() + output * blocks_.size;
       row.add[half] = bias_.const_data_ptr<T>()[output] + (constant ? condition[place] : T(0));
-      row.condition[half] = constant ? nullptr : condition + place * s_.times + t;
+      row.condition[half] = constant ? nullptr : condition + place * s_.times + b.t;
     }
     return row;
   }
@@ -268,36 +242,151 @@ class Convolution {
   const Blocks blocks_;
 };
 
+// The convolution followed by z = out_weight y + out_bias, which the residual adds to x and the skip to the one before.
+template <typename T>
+class ResidualConvolution : public Convolution<T> {
+ public:
+  ResidualConvolution(const Sizes& sizes, const Tensors& given)
+      : Convolution<T>(sizes, given),
+        out_weight_(torch::stable::contiguous(given.out_weight)),
+        out_bias_(torch::stable::contiguous(given.out_bias)),
+        skip_(torch::stable::contiguous(given.skip)) {}
+
+  void forward(const Tensor& residual, const Tensor& skip, void (*kernel)(const CausalConv1dRow<T>&)) const {
+    const auto to = outputs(residual.mutable_data_ptr<T>(), skip.mutable_data_ptr<T>());
+    const auto before = outputs(x_.template const_data_ptr<T>(), skip_.template const_data_ptr<T>());
+    each(blocks_, [&] { return scratch(); },
+         [&](const Scratch& own, const Block& b) {
+           this->multiply(own, b);
+           this->apply(own, b, own.y.template mutable_data_ptr<T>(), blocks_.size, kernel);
+           product(out_weight_, first_columns(own.y, b.count), first_columns(own.z, b.count));
+           for (std::int64_t output = 0; output < s_.out(); ++output) {
+             const bool same = output >= s_.residuals && skip_.size(2) == 1;  // at all times
+             CausalConv1dRow<T> row = row_of(own, b, output);
+             row.add[0] = out_bias_.template const_data_ptr<T>()[output];
+             if (same) row.add[0] += skip_.template const_data_ptr<T>()[b.n * s_.skips + output - s_.residuals];
+             row.condition[0] = same ? nullptr : before.at(b.n, output, b.t);
+             row.y = to.at(b.n, output, b.t);
+             kernel(row);
+           }
+         });
+  }
+
+  void backward(const Tensor& grad, const Tensor& grad_skip, const Tensors& to, void (*kernel)(CausalConv1dRow<T>&)) const {
+    const auto from = outputs(grad.const_data_ptr<T>(), grad_skip.const_data_ptr<T>());
+    const bool same = skip_.size(2) == 1 && s_.times != 1;  // one skip before for all times
+    T* of_skip = to.skip.template mutable_data_ptr<T>();
+    const Tensor turned = torch::stable::transpose(out_weight_, 0, 1);
+    typename Convolution<T>::Partial partial(*this, to);
+    CausalConv1dSums of_weight(blocks_.runs(), s_.out() * s_.rows()), of_samples(blocks_.runs(), s_.samples * s_.out());
+    each(blocks_, [&] { return scratch(); },
+         [&](const Scratch& own, const Block& b) {
+           this->multiply(own, b);
+           for (std::int64_t output = 0; output < s_.out(); ++output) {
+             CausalConv1dRow<T> row = row_of(own, b, output);
+             row.grad = from.at(b.n, output, b.t);
+             kernel(row);  // which copies it to z
+             of_samples.of(b.run)[b.n * s_.out() + output] += row.total[0];
+             const std::int64_t place = b.n * s_.skips + output - s_.residuals;
+             if (output >= s_.residuals && !same) std::copy_n(row.grad, b.count, of_skip + place * s_.times + b.t);
+           }
+           product(turned, first_columns(own.z, b.count), first_columns(own.y, b.count));
+           T* y = own.y.template mutable_data_ptr<T>();  // takes the place of its gradient
+           this->pull_block(own, b, partial, y, y, blocks_.size, kernel);
+           of_weight.add(b.run, this->outer(own.z, own.y, b.count).template const_data_ptr<T>());
+         });
+    const auto weight = of_weight.total(), samples = of_samples.total(), bias = CausalConv1dSums::over_rows(samples, s_.out());
+    std::copy(weight.begin(), weight.end(), to.out_weight.template mutable_data_ptr<T>());
+    for (std::int64_t n = 0; n < s_.samples && same; ++n) {
+      std::copy_n(samples.begin() + n * s_.out() + s_.residuals, s_.skips, of_skip + n * s_.skips);
+    }
+    std::copy(bias.begin(), bias.end(), to.out_bias.template mutable_data_ptr<T>());
+    this->finish(partial, to, s_.residuals > 0 ? grad.const_data_ptr<T>() : nullptr);
+  }
+
+ private:
+  using Convolution<T>::s_, Convolution<T>::x_, Convolution<T>::blocks_;
+  struct Scratch : Convolution<T>::Scratch {
+    Tensor y, z;
+  };
+
+  Scratch scratch() const {
+    return {Convolution<T>::scratch(s_.inputs(), s_.outputs), this->panel(s_.rows()), this->panel(s_.out())};
+  }
+
+  template <typename U>
+  CausalConv1dOutputs<U> outputs(U* residual, U* skip) const {
+    return {residual, skip, s_.residuals, s_.skips, s_.times};
+  }
+
+  CausalConv1dRow<T> row_of(const Scratch& own, const Block& b, std::int64_t output) const {
+    CausalConv1dRow<T> row{};
+    row.count = b.count;
+    row.sums[0] = own.z.template mutable_data_ptr<T>() + output * blocks_.size;
+    return row;
+  }
+
+  const Tensor out_weight_, out_bias_, skip_;
+};
+
+template <typename Function>
+void in_type_of(const Tensor& x, Function function) {
+  const CausalConv1dKernels& kernels = causal_conv1d_kernels();
+  x.scalar_type() == ScalarType::Float ? function(0.0f, kernels.forward_float, kernels.backward_float)
+                                       : function(0.0, kernels.forward_double, kernels.backward_double);
+}
+
+Tensor like(const Tensor& tensor) { return torch::stable::new_empty(tensor, tensor.sizes()); }
+
 Tensor causal_conv1d_cpu(Tensor x, Tensor weight, Tensor bias, Tensor condition, Tensor state, std::int64_t dilation,
                          std::int64_t gate) {
-  const Sizes sizes = sizes_of(x, weight, bias, condition, state, dilation, gate);
-  Tensor y = torch::stable::new_empty(x, {sizes.samples, sizes.rows, sizes.times});
-  const CausalConv1dKernels& kernels = causal_conv1d_kernels();
-  if (x.scalar_type() == ScalarType::Float) {
-    Convolution<float>(sizes, x, weight, bias, condition, state).forward(y, kernels.forward_float);
-  } else {
-    Convolution<double>(sizes, x, weight, bias, condition, state).forward(y, kernels.forward_double);
-  }
+  const Tensors given{x, weight, bias, condition, state, {}, {}, {}};
+  const Sizes s = sizes_of(given, dilation, gate);
+  Tensor y = torch::stable::new_empty(x, {s.samples, s.rows(), s.times});
+  in_type_of(x, [&](auto zero, auto forward, auto) { Convolution<decltype(zero)>(s, given).forward(y, forward); });
   return y;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward_cpu(Tensor grad, Tensor x, Tensor weight, Tensor bias,
                                                                               Tensor condition, Tensor state, std::int64_t dilation,
                                                                               std::int64_t gate) {
-  const Sizes sizes = sizes_of(x, weight, bias, condition, state, dilation, gate);
-  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && grad.numel() == sizes.samples * sizes.rows * sizes.times,
-                  "grad must be like the result");
+  const Tensors given{x, weight, bias, condition, state, {}, {}, {}};
+  const Sizes s = sizes_of(given, dilation, gate);
+  check(grad, x, {s.samples, s.rows(), s.times}, "grad must be like the result");
   grad = torch::stable::contiguous(grad);
-  const auto like = [](const Tensor& t) { return torch::stable::new_empty(t, t.sizes()); };
-  Tensor grad_x = like(x), grad_weight = like(weight), grad_bias = like(bias), grad_condition = like(condition);
-  Tensor grad_state = like(state);
-  const CausalConv1dKernels& kernels = causal_conv1d_kernels();
-  const auto into = [&](auto zero, auto kernel) {
-    Convolution<decltype(zero)>(sizes, x, weight, bias, condition, state)
-        .backward(grad, grad_x, grad_weight, grad_bias, grad_condition, grad_state, kernel);
-  };
-  x.scalar_type() == ScalarType::Float ? into(0.0f, kernels.backward_float) : into(0.0, kernels.backward_double);
-  return {grad_x, grad_weight, grad_bias, grad_condition, grad_state};
+  const Tensors to{like(x), like(weight), like(bias), like(condition), like(state), {}, {}, {}};
+  in_type_of(x, [&](auto zero, auto, auto backward) { Convolution<decltype(zero)>(s, given).backward(grad, to, backward); });
+  return {to.x, to.weight, to.bias, to.condition, to.state};
+}
+
+std::tuple<Tensor, Tensor> causal_conv1d_residual_cpu(Tensor x, Tensor weight, Tensor bias, Tensor condition, Tensor state,
+                                                      Tensor out_weight, Tensor out_bias, Tensor skip, std::int64_t dilation,
+                                                      std::int64_t gate) {
+  const Tensors given{x, weight, bias, condition, state, out_weight, out_bias, skip};
+  const Sizes s = residual_sizes_of(given, dilation, gate);
+  Tensor residual = torch::stable::new_empty(x, {s.samples, s.residuals, s.times});
+  Tensor sum = torch::stable::new_empty(x, {s.samples, s.skips, s.times});
+  in_type_of(x, [&](auto zero, auto forward, auto) {
+    ResidualConvolution<decltype(zero)>(s, given).forward(residual, sum, forward);
+  });
+  return {residual, sum};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> causal_conv1d_residual_backward_cpu(
+    Tensor grad, Tensor grad_skip, Tensor x, Tensor weight, Tensor bias, Tensor condition, Tensor state, Tensor out_weight,
+    Tensor out_bias, Tensor skip, std::int64_t dilation, std::int64_t gate) {
+  const Tensors given{x, weight, bias, condition, state, out_weight, out_bias, skip};
+  const Sizes s = residual_sizes_of(given, dilation, gate);
+  check(grad, x, {s.samples, s.residuals, s.times}, "grad must be like the residual");
+  check(grad_skip, x, {s.samples, s.skips, s.times}, "grad_skip must be like the skip");
+  grad = torch::stable::contiguous(grad);
+  grad_skip = torch::stable::contiguous(grad_skip);
+  const Tensors to{like(x),     like(weight),     like(bias),     like(condition),
+                   like(state), like(out_weight), like(out_bias), like(skip)};
+  in_type_of(x, [&](auto zero, auto, auto backward) {
+    ResidualConvolution<decltype(zero)>(s, given).backward(grad, grad_skip, to, backward);
+  });
+  return {to.x, to.weight, to.bias, to.condition, to.state, to.out_weight, to.out_bias, to.skip};
 }
 
 }  // namespace
@@ -306,4 +395,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward_cpu(Te
 STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) {
   m.impl("causal_conv1d", TORCH_BOX(&fastgen::causal_conv1d_cpu));
   m.impl("causal_conv1d_backward", TORCH_BOX(&fastgen::causal_conv1d_backward_cpu));
+  m.impl("causal_conv1d_residual", TORCH_BOX(&fastgen::causal_conv1d_residual_cpu));
+  m.impl("causal_conv1d_residual_backward", TORCH_BOX(&fastgen::causal_conv1d_residual_backward_cpu));
 }

@@ -17,7 +17,7 @@ struct CausalConv1dRow {
   T* sums[2];
   const T* condition[2];  // or null
   T add[2];
-  T* y;           // forward
+  T* y;           // of the forward; of the backward, too, if it is not null: grad itself may be there
   const T* grad;  // backward: the gradients of the sums replace the sums
   double total[2];  // backward: the sums of those
 };

@@ -66,7 +66,7 @@ void forward_of(const CausalConv1dRow<T>& row) {
   }
 }
 
-template <std::int64_t kGate, typename T>
+template <std::int64_t kGate, bool kValue, typename T>
 void backward_of(CausalConv1dRow<T>& row) {
   using V = typename VectorOf<T>::type;
   row.total[0] = row.total[1] = 0;
@@ -79,6 +79,7 @@ void backward_of(CausalConv1dRow<T>& row) {
       const V a = sum_at<V>(row, 0, i, n), g = kGate == kNoGate ? V{} : sum_at<V>(row, 1, i, n);
       const V grad = load_first<V>(row.grad + i, n);
       const Unit<V> unit = unit_of<kGate>(a, g);
+      if constexpr (kValue) store_first(row.y + i, unit.value, n);
       const V first = grad * unit.of_a, second = grad * unit.of_g;
       store_first(row.sums[0] + i, first, n);
       if constexpr (kGate != kNoGate) store_first(row.sums[1] + i, second, n);
@@ -103,12 +104,17 @@ void forward(const CausalConv1dRow<T>& row) {
   kernels[row.gate](row);
 }
 
+template <bool kValue, typename T>
+void backward_of_gate(CausalConv1dRow<T>& row) {
+  constexpr void (*kernels[kGates])(CausalConv1dRow<T>&) = {
+      backward_of<kNoGate, kValue, T>, backward_of<kTanhSigmoid, kValue, T>, backward_of<kGlu, kValue, T>,
+      backward_of<kReglu, kValue, T>,  backward_of<kGeglu, kValue, T>,       backward_of<kSwiglu, kValue, T>};
+  kernels[row.gate](row);
+}
+
 template <typename T>
 void backward(CausalConv1dRow<T>& row) {
-  constexpr void (*kernels[kGates])(CausalConv1dRow<T>&) = {backward_of<kNoGate, T>, backward_of<kTanhSigmoid, T>,
-                                                             backward_of<kGlu, T>,    backward_of<kReglu, T>,
-                                                             backward_of<kGeglu, T>,  backward_of<kSwiglu, T>};
-  kernels[row.gate](row);
+  row.y ? backward_of_gate<true>(row) : backward_of_gate<false>(row);
 }
 
 }  // namespace

@@ -81,13 +81,23 @@ class GatedResidualBlock1d(nn.Module):
         self, x: Tensor, global_condition: Tensor | None = None, local_condition: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         condition = self._condition(global_condition, local_condition)
-        hooked = self.conv._forward_hooks or self.conv._forward_pre_hooks  # they run where the layer itself is called
+        layers = [layer for layer in (self.conv, self.skip, self.residual) if layer is not None]
+        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)  # which a layer's call runs
         if hooked or x.device.type != "cpu" or torch.compiler.is_exporting() or torch.is_autocast_enabled("cpu"):
             return self._finish(x, _gated(self.conv(x), condition))
-        weight, bias, dilation = self.conv.weight, self.conv.bias, self.conv.dilation[0]
-        return self._finish(
-            x, causal_conv1d(x, weight, bias, dilation=dilation, gate="tanh_sigmoid", condition=condition)[0]
+        residual, skip, _ = causal_conv1d(
+            x,
+            self.conv.weight,
+            self.conv.bias,
+            dilation=self.conv.dilation[0],
+            gate="tanh_sigmoid",
+            condition=condition,
+            residual_weight=None if self.residual is None else self.residual.weight[:, :, 0],
+            residual_bias=None if self.residual is None else self.residual.bias,
+            skip_weight=self.skip.weight[:, :, 0],
+            skip_bias=self.skip.bias,
         )
+        return residual, skip
 
     def initial_state(self, n: int) -> Tensor:
         return self.conv.initial_state(n)

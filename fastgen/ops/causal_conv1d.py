@@ -1,6 +1,8 @@
-"""Dilated causal convolution whose bias, condition and gate are computed while its sums are in the cache."""
+"""Dilated causal convolution: bias, condition, gate, residual and skip are computed while its sums are in the cache."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,17 +13,34 @@ from fastgen.ops.registry import Op
 from fastgen.reference import causal_conv1d as reference
 from fastgen.reference.causal_conv1d import GATES
 
-_ARGUMENTS = "Tensor x, Tensor weight, Tensor bias, Tensor condition, Tensor state, int dilation, int gate"
+_TENSORS = "Tensor x, Tensor weight, Tensor bias, Tensor condition, Tensor state"
+_ARGUMENTS = f"{_TENSORS}, int dilation, int gate"
+_RESIDUAL_ARGUMENTS = f"{_TENSORS}, Tensor out_weight, Tensor out_bias, Tensor skip, int dilation, int gate"
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor, condition: Tensor, state: Tensor, dilation: int, gate: int):
     return x.new_empty(x.shape[0], weight.shape[0] // (2 if gate else 1), x.shape[2])
 
 
-def _fake_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, condition: Tensor, state: Tensor, dilation: int, gate: int
-) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in (x, weight, bias, condition, state))
+def _fake_residual(
+    x: Tensor, weight: Tensor, bias: Tensor, condition: Tensor, state: Tensor, out_weight: Tensor, out_bias, skip, *_
+) -> tuple[Tensor, Tensor]:
+    n, skips, length = x.shape[0], skip.shape[1], x.shape[2]
+    return x.new_empty(n, out_weight.shape[0] - skips, length), x.new_empty(n, skips, length)
+
+
+def _fake_backward(grad: Tensor, *arguments) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in arguments if isinstance(t, Tensor))
+
+
+def _fake_residual_backward(grad: Tensor, grad_skip: Tensor, *arguments) -> tuple[Tensor, ...]:
+    return _fake_backward(grad, *arguments)
+
+
+def _backward_of(plain: Callable, outputs: int) -> Callable:
+    """Its gradients are tensors of their own, as an op's must be: that of what is only added is the one handed in."""
+    backward = backward_of(plain, outputs)
+    return lambda *given: tuple(g.clone() if any(g is a for a in given) else g for g in backward(*given))
 
 
 def _plain(x: Tensor, *arguments) -> Tensor:
@@ -29,14 +48,33 @@ def _plain(x: Tensor, *arguments) -> Tensor:
         return reference.causal_conv1d(x, *arguments)
 
 
+def _plain_residual(x: Tensor, *arguments) -> tuple[Tensor, Tensor]:
+    with torch.autocast(x.device.type, enabled=False):
+        return reference.causal_conv1d_residual(x, *arguments)
+
+
 OP = Op(f"causal_conv1d({_ARGUMENTS}) -> Tensor", _plain, _fake)
 BACKWARD = Op(
     f"causal_conv1d_backward(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    backward_of(_plain, 1),
+    _backward_of(_plain, 1),
     _fake_backward,
     part_of="causal_conv1d",
 )
+RESIDUAL = Op(
+    f"causal_conv1d_residual({_RESIDUAL_ARGUMENTS}) -> (Tensor, Tensor)",
+    _plain_residual,
+    _fake_residual,
+    part_of="causal_conv1d",
+)
+RESIDUAL_BACKWARD = Op(
+    f"causal_conv1d_residual_backward(Tensor grad, Tensor grad_skip, {_RESIDUAL_ARGUMENTS}) -> "
+    f"({', '.join(8 * ['Tensor'])})",
+    _backward_of(_plain_residual, 2),
+    _fake_residual_backward,
+    part_of="causal_conv1d",
+)
 _call = differentiable(OP, BACKWARD, loop)
+_call_residual = differentiable(RESIDUAL, RESIDUAL_BACKWARD, loop)
 
 
 def causal_conv1d(
@@ -48,18 +86,25 @@ def causal_conv1d(
     gate: str | None = None,
     condition: Tensor | None = None,
     state: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Causal convolution with a gated unit: what it reads at t lies at t and before.
+    residual_weight: Tensor | None = None,
+    residual_bias: Tensor | None = None,
+    skip_weight: Tensor | None = None,
+    skip_bias: Tensor | None = None,
+    skip: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """Causal convolution with a gated unit, residual and skip: what it reads at t lies at t and before.
 
     ::
 
         s[t] = bias + condition[t] + sum_k weight[k] x[t - (K - 1 - k) dilation]
         y[t] = s[t], or with a gate a function of the two halves (a, g) of its channels
+        residual[t] = x[t] + residual_bias + residual_weight y[t]
+        skip[t] = skip[t] + skip_bias + skip_weight y[t]
 
     "tanh_sigmoid" is tanh(a) sigmoid(g) (WaveNet), "glu" a sigmoid(g), "reglu" a relu(g), "geglu" a gelu(g), "swiglu"
-    a g sigmoid(g). On the CPU the products are PyTorch's, block by block of time, and bias, condition and gate are
-    applied while a block is in the cache; the backward computes the sums once more instead of keeping them. PyTorch's
-    products may round differently with another number of threads.
+    a g sigmoid(g). On the CPU the products are PyTorch's, block by block of time, and all else is done while a block
+    is in the cache; with a residual or a skip, y is never written to memory. The backward computes the sums once more
+    instead of keeping them. PyTorch's products may round differently with another number of threads.
 
     The state holds the last ``(K - 1) dilation`` inputs: passing the one returned along with the next piece of a
     sequence gives what the whole sequence would have given. ``nn.CausalConv1d.step`` computes one element at a time.
@@ -72,13 +117,21 @@ def causal_conv1d(
         gate: None, "tanh_sigmoid", "glu", "reglu", "geglu" or "swiglu".
         condition: [N, O, T], or [N, O, 1] or [N, O] for all t alike.
         state: [N, C, (K - 1) dilation], what comes before x; zeros if None.
+        residual_weight: [C, H], H being O, or O / 2 with a gate. Without it the residual is x: that of a last block,
+            which nothing reads.
+        residual_bias: [C].
+        skip_weight: [S, H]. Without it S is 0.
+        skip_bias: [S].
+        skip: [N, S, T], the sum of the skips of the blocks before; zeros if None.
 
     Returns:
-        y [N, O or O / 2, T] of x's dtype, and the state after x.
+        y [N, H, T] and the state after x; or, where ``residual_weight`` or ``skip_weight`` is given, the residual
+        [N, C, T], the skip [N, S, T] and the state after x. All are of x's dtype.
 
     Raises:
         TypeError: x or weight are not floating point.
-        ValueError: an unknown gate, an odd O with a gate, a dilation below 1, shapes that do not fit.
+        ValueError: an unknown gate, an odd O with a gate, a dilation below 1, shapes that do not fit, a bias or skip
+            without its weight.
 
     References: van den Oord et al., "WaveNet", 2016; Dauphin et al., "Language modeling with gated convolutional
     networks", ICML 2017; Shazeer, "GLU variants improve transformer", 2020.
@@ -89,6 +142,10 @@ def causal_conv1d(
         >>> first, state = causal_conv1d(x[..., :60], weight, dilation=4, gate="tanh_sigmoid")
         >>> second, _ = causal_conv1d(x[..., 60:], weight, dilation=4, gate="tanh_sigmoid", state=state)
         >>> torch.allclose(torch.cat([first, second], 2), y, atol=1e-6)
+        True
+        >>> out = {"residual_weight": torch.randn(3, 4), "skip_weight": torch.randn(5, 4)}
+        >>> residual, skip, _ = causal_conv1d(x, weight, dilation=4, gate="tanh_sigmoid", **out)
+        >>> torch.allclose(residual, x + out["residual_weight"] @ y, atol=1e-5)
         True
     """
     if gate not in GATES:
@@ -115,9 +172,60 @@ def causal_conv1d(
         ("condition", condition, (n, outputs, 1 if condition.dim() == 3 and condition.shape[2] == 1 else length)),
         ("state", state, (n, channels, (taps - 1) * dilation)),
     ):
-        if tensor.shape != wanted:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {wanted}")
+        _check_shape(name, tensor, wanted)
+    out = _out(x, outputs // (2 if gate else 1), residual_weight, residual_bias, skip_weight, skip_bias, skip)
     history = torch.cat([state, x[:, :, max(0, length - state.shape[2]) :]], 2)
-    history = history[:, :, history.shape[2] - state.shape[2] :]
-    y = _call(*in_float32(x, weight, bias, condition, state), dilation, list(GATES).index(gate))
-    return y.to(x.dtype), history.to(x.dtype)
+    history = history[:, :, history.shape[2] - state.shape[2] :].to(x.dtype)
+    arguments = in_float32(x, weight, bias, condition, state, *out)
+    if not out:
+        return _call(*arguments, dilation, list(GATES).index(gate)).to(x.dtype), history
+    residual, skip = _call_residual(*arguments, dilation, list(GATES).index(gate))
+    return x if residual_weight is None else residual.to(x.dtype), skip.to(x.dtype), history
+
+
+def _out(
+    x: Tensor,
+    hidden: int,
+    residual_weight: Tensor | None,
+    residual_bias: Tensor | None,
+    skip_weight: Tensor | None,
+    skip_bias: Tensor | None,
+    skip: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Weight [R + S, H] and bias [R + S] of residual and skip, and the skip before; nothing where there are none.
+
+    R is the number of x's channels, or 0 without ``residual_weight``.
+    """
+    for name, tensor, weight_name, weight in (
+        ("residual_bias", residual_bias, "residual_weight", residual_weight),
+        ("skip_bias", skip_bias, "skip_weight", skip_weight),
+        ("skip", skip, "skip_weight", skip_weight),
+    ):
+        if tensor is not None and weight is None:
+            raise ValueError(f"{name} is given without {weight_name}; it needs one")
+    if residual_weight is None and skip_weight is None:
+        return ()
+    if skip_weight is not None and (skip_weight.dim() != 2 or skip_weight.shape[1] != hidden):
+        raise ValueError(f"skip_weight has shape {tuple(skip_weight.shape)}; it must be [S, {hidden}]")
+    n, channels, length = x.shape
+    skips = 0 if skip_weight is None else skip_weight.shape[0]
+    for name, tensor, wanted in (
+        ("residual_weight", residual_weight, (channels, hidden)),
+        ("residual_bias", residual_bias, (channels,)),
+        ("skip_bias", skip_bias, (skips,)),
+        ("skip", skip, (n, skips, length)),
+    ):
+        if tensor is not None:
+            _check_shape(name, tensor, wanted)
+    weights = [weight for weight in (residual_weight, skip_weight) if weight is not None]
+    biases = [
+        weight.new_zeros(len(weight)) if bias is None else bias
+        for weight, bias in ((residual_weight, residual_bias), (skip_weight, skip_bias))
+        if weight is not None
+    ]
+    return torch.cat(weights), torch.cat(biases), x.new_zeros(n, skips, 1) if skip is None else skip
+
+
+def _check_shape(name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
+    if tensor.shape != wanted:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {wanted}")

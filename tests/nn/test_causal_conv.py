@@ -77,13 +77,32 @@ def test_errors_name_the_argument(make, word):
         make()
 
 
-def test_hooks_of_the_blocks_convolution_run():
+@pytest.mark.parametrize("name", ["conv", "residual", "skip"])
+def test_hooks_of_the_blocks_layers_run(name):
     block = GatedResidualBlock1d(3, 4, 2)
     x = torch.randn(2, 3, 9)
     wanted = block(x)
     seen = []
-    handle = block.conv.register_forward_hook(lambda layer, given, result: seen.append(result.shape))
+    handle = getattr(block, name).register_forward_hook(lambda layer, given, result: seen.append(result.shape))
     for with_hook, without in zip(block(x), wanted, strict=True):
         torch.testing.assert_close(with_hook, without)
-    assert seen == [(2, 4, 9)]
+    assert seen == [(2, {"conv": 4, "residual": 3, "skip": 2}[name], 9)]
+    handle.remove()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_the_block_in_one_op_is_its_layers_and_so_are_its_gradients(last):
+    block = GatedResidualBlock1d(3, 8, 5, 3, 4, global_channels=2, last=last).double()
+    x = torch.randn(2, 3, 40, dtype=torch.float64, requires_grad=True)
+    vector = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+
+    def everything():
+        outputs = block(x, vector)
+        given = (x, vector, *block.parameters())
+        return *outputs, *torch.autograd.grad([(o * o.detach().cos()).sum() for o in outputs], given)
+
+    in_one = everything()
+    handle = block.conv.register_forward_hook(lambda *_: None)
+    for mine, theirs in zip(in_one, everything(), strict=True):
+        torch.testing.assert_close(mine, theirs)
     handle.remove()

@@ -79,6 +79,67 @@ def test_a_later_input_changes_nothing_before_it(backend):
     assert changed.nonzero().flatten().tolist() == [300, 316, 332]
 
 
+def out_of(hidden: int, channels: int, skips: int, seed: int = 1) -> dict:
+    """Weights and biases of residual and skip."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    weights = {"residual_weight": normal(channels, hidden), "skip_weight": normal(skips, hidden)}
+    return weights | {"residual_bias": normal(channels), "skip_bias": normal(skips)}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("times", [1, 255, 600])
+def test_residual_and_skip_by_their_definition(backend, gate, times):
+    x, weight, bias = made(2, 3, 6, times, 2)
+    out, before = out_of(6 if gate is None else 3, 3, 5), torch.randn(2, 5, times, dtype=torch.float64)
+    with fastgen.backend(backend):
+        y, state = causal_conv1d(x, weight, bias, dilation=7, gate=gate)
+        residual, skip, same_state = causal_conv1d(x, weight, bias, dilation=7, gate=gate, skip=before, **out)
+        last = {name: value for name, value in out.items() if name.startswith("skip")}
+        given, last_skip, _ = causal_conv1d(x, weight, bias, dilation=7, gate=gate, **last)
+        first = {name: value for name, value in out.items() if name.startswith("residual")}
+        only_residual, none, _ = causal_conv1d(x, weight, bias, dilation=7, gate=gate, **first)
+    torch.testing.assert_close(residual, x + F.conv1d(y, out["residual_weight"][:, :, None], out["residual_bias"]))
+    torch.testing.assert_close(skip, before + F.conv1d(y, out["skip_weight"][:, :, None], out["skip_bias"]))
+    torch.testing.assert_close(last_skip, skip - before)
+    torch.testing.assert_close(only_residual, residual)
+    assert torch.equal(state, same_state)
+    assert torch.equal(given, x)
+    assert none.shape == (2, 0, times)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=10)
+@given(t=st.integers(1, 700), dilation=st.integers(1, 90), cut=st.floats(0, 1), gate=st.sampled_from(list(GATES)))
+def test_pieces_of_residual_and_skip_are_the_whole(backend, t, dilation, cut, gate):
+    x, weight, bias = made(2, 3, 4, t, 2)
+    before, at = torch.randn(2, 5, t, dtype=torch.float64), int(cut * t)
+    settled = {"dilation": dilation, "gate": gate, **out_of(4 if gate is None else 2, 3, 5)}
+    with fastgen.backend(backend):
+        whole = causal_conv1d(x, weight, bias, skip=before, **settled)
+        first = causal_conv1d(x[..., :at], weight, bias, skip=before[..., :at], **settled)
+        second = causal_conv1d(x[..., at:], weight, bias, skip=before[..., at:], state=first[2], **settled)
+    for wanted, *pieces in zip(whole[:2], first[:2], second[:2], strict=True):
+        torch.testing.assert_close(torch.cat(pieces, 2), wanted)
+    assert torch.equal(second[2], whole[2])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_later_input_changes_no_residual_or_skip_before_it(backend):
+    x, weight, bias = made(1, 2, 4, 600, 3)
+    out = out_of(2, 2, 3)
+    with fastgen.backend(backend):
+        before = causal_conv1d(x, weight, bias, dilation=16, gate="glu", **out)
+        x[:, :, 300] += 1
+        after = causal_conv1d(x, weight, bias, dilation=16, gate="glu", **out)
+    for mine, changed in zip(before[:2], after[:2], strict=True):
+        assert (mine != changed).any(1)[0].nonzero().flatten().tolist() == [300, 316, 332]
+
+
 @pytest.mark.parametrize("backend", [*BACKENDS, TRITON])
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("size", [1e4, 1e-30])
@@ -129,6 +190,20 @@ def test_triton_takes_strided_arguments():
         torch.testing.assert_close(differentiated(OP, given), differentiated(OP, dense))
 
 
+@pytest.mark.interpreter
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("times", [1, 129])
+def test_triton_has_residual_and_skip_for_every_gate(times, gate):
+    def make(generator: torch.Generator) -> dict:
+        hidden = 4 if gate is None else 2
+        shapes = {"x": (2, 3, times), "weight": (4, 3, 2), "bias": (4,), "residual_weight": (3, hidden)}
+        shapes |= {"residual_bias": (3,), "skip_weight": (5, hidden), "skip": (2, 5, times)}
+        given = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        return given | {"dilation": 3, "gate": gate}
+
+    check_precision(OP, make, "triton-interpret")
+
+
 def test_a_condition_for_all_times_may_lack_the_dimension():
     x, weight, bias = made(2, 3, 4, 9, 2)
     condition = torch.randn(2, 4, dtype=torch.float64)
@@ -154,3 +229,13 @@ def test_wrong_arguments_are_named():
         causal_conv1d(x, weight, condition=x.new_zeros(2, 5, 4))
     with pytest.raises(ValueError, match=r"state has shape \(2, 3, 1\); it must be \(2, 3, 4\)"):
         causal_conv1d(x, weight, dilation=4, state=x.new_zeros(2, 3, 1))
+    with pytest.raises(ValueError, match="residual_bias is given without residual_weight"):
+        causal_conv1d(x, weight, residual_bias=bias)
+    with pytest.raises(ValueError, match="skip is given without skip_weight"):
+        causal_conv1d(x, weight, residual_weight=x.new_zeros(3, 5), skip=x)
+    with pytest.raises(ValueError, match=r"residual_weight has shape \(4, 5\); it must be \(3, 5\)"):
+        causal_conv1d(x, weight, residual_weight=x.new_zeros(4, 5))
+    with pytest.raises(ValueError, match=r"skip_weight has shape \(7, 4\); it must be \[S, 5\]"):
+        causal_conv1d(x, weight, skip_weight=x.new_zeros(7, 4))
+    with pytest.raises(ValueError, match=r"skip has shape \(2, 7, 1\); it must be \(2, 7, 9\)"):
+        causal_conv1d(x, weight, skip_weight=x.new_zeros(7, 5), skip=x.new_zeros(2, 7, 1))
