@@ -79,6 +79,7 @@ struct Factor {
   V value, log, of_raw, of_scale;
 };
 
+// `raw` as load_raw has it.
 template <int kKind, bool kInverse, typename V>
 inline Factor<V> factor_of(V raw, V scale) {
   Factor<V> f{};
@@ -91,7 +92,7 @@ inline Factor<V> factor_of(V raw, V scale) {
     f.log = min(h, V{}) - log1p(z);
     f.of_raw = (below ? one : z) / whole;
   } else if constexpr (kKind == 1) {
-    f.of_scale = tanh(raw);
+    f.of_scale = raw;
     f.log = scale * f.of_scale;
     f.of_raw = scale * (one - f.of_scale) * (one + f.of_scale);
     f.value = exp(kInverse ? -f.log : f.log);
@@ -121,9 +122,27 @@ inline void each_vector(std::int64_t count, Function function) {
   if (i < count) function(i, count - i);
 }
 
+constexpr std::int64_t kRun = 32 * kWidth;  // elements whose tanh are found together: their chains of operations overlap
+
+// What the network gave for element i, or its tanh: those of a run are found at its first element.
+template <int kKind, typename V, typename T>
+inline V load_raw(const T* parameters, const Piece& p, std::int64_t i, std::int64_t n, T* tanhs) {
+  const T* raw = parameters + p.raw + i * p.stride;
+  if constexpr (kKind != 1) return load_every<V>(raw, p.stride, n);
+  if (i % kRun == 0) {
+    const std::int64_t left = p.count - i;
+    each_vector(left < kRun ? left : kRun, [&](std::int64_t j, std::int64_t m) __attribute__((always_inline)) {
+      prefetch(raw + j * p.stride);
+      store_vector(tanhs + j, tanh(load_every<V>(raw + j * p.stride, p.stride, m)));
+    });
+  }
+  return load_vector<V>(tanhs + i % kRun);
+}
+
 template <int kKind, bool kInverse, typename T>
 void forward_of(const AffineCouplingShape& shape, const AffineCouplingData<T>& data, std::int64_t begin, std::int64_t end) {
   using V = typename VectorOf<T>::type;
+  alignas(64) T tanhs[kRun];
   for (std::int64_t at = begin; at < end; ++at) {
     const Piece p = piece_of(shape, at);
     Sum<V> log_det;
@@ -133,7 +152,7 @@ void forward_of(const AffineCouplingShape& shape, const AffineCouplingData<T>& d
       prefetch(data.parameters + p.raw + i);
       const V x = load_first<V>(data.x + p.x + i, n);
       const V shift = load_every<V>(data.parameters + p.shift + i * p.stride, p.stride, n);
-      const V raw = load_every<V>(data.parameters + p.raw + i * p.stride, p.stride, n);
+      const V raw = load_raw<kKind, V>(data.parameters, p, i, n, tanhs);
       const V scale = kKind == 1 ? load_scale<V>(shape, data.scale, p, i, n) : V{};
       const Factor<V> f = factor_of<kKind, kInverse>(raw, scale);
       V y, log = f.log;
@@ -158,6 +177,7 @@ template <int kKind, bool kInverse, typename T>
 void backward_of(const AffineCouplingShape& shape, const AffineCouplingData<T>& data, std::int64_t begin, std::int64_t end) {
   using V = typename VectorOf<T>::type;
   constexpr bool kNeedsShift = kInverse != (kKind == 2);
+  alignas(64) T tanhs[kRun];
   for (std::int64_t at = begin; at < end; ++at) {
     const Piece p = piece_of(shape, at);
     Sum<V> of_scale;
@@ -168,7 +188,7 @@ void backward_of(const AffineCouplingShape& shape, const AffineCouplingData<T>& 
       prefetch(data.parameters + p.raw + i);
       const V given = load_first<V>(data.grad_y + p.x + i, n);
       V x = load_first<V>(data.x + p.x + i, n);
-      const V raw = load_every<V>(data.parameters + p.raw + i * p.stride, p.stride, n);
+      const V raw = load_raw<kKind, V>(data.parameters, p, i, n, tanhs);
       const V scale = kKind == 1 ? load_scale<V>(shape, data.scale, p, i, n) : V{};
       if constexpr (kNeedsShift) {
         const V shift = load_every<V>(data.parameters + p.shift + i * p.stride, p.stride, n);
