@@ -9,7 +9,7 @@
 namespace fastgen {
 
 struct CausalConv1dSizes {
-  static constexpr std::int64_t kBlockBytes = 768 << 10;  // of a block's scratch: most of a second-level cache
+  static constexpr std::int64_t kBlockBytes = 768 << 10;  // of a panel and its sums: most of a second-level cache
   static constexpr std::int64_t kMostTimes = 2048;        // of a block
   static constexpr std::int64_t kRunsBytes = 16 << 20;    // of the gradients of the weights that are summed apart
 
@@ -24,7 +24,7 @@ struct CausalConv1dSizes {
 
   // Times of a block of numbers of so many bytes.
   std::int64_t block(std::int64_t bytes) const {
-    const std::int64_t scratch = std::max<std::int64_t>(1, inputs() + outputs + (out() > 0 ? rows() + out() : 0));
+    const std::int64_t scratch = std::max<std::int64_t>(1, inputs() + outputs);
     const std::int64_t fitting = std::max<std::int64_t>(256, kBlockBytes / bytes / scratch / 64 * 64);
     // two blocks at least, for two threads
     return std::min({fitting, kMostTimes, std::max<std::int64_t>(256, (times / 2 + 63) / 64 * 64)});
