@@ -248,9 +248,12 @@ class ResidualConvolution : public Convolution<T> {
  public:
   ResidualConvolution(const Sizes& sizes, const Tensors& given)
       : Convolution<T>(sizes, given),
-        out_weight_(torch::stable::contiguous(given.out_weight)),
+        out_weight_(torch::stable::new_empty(given.out_weight, {s_.out(), s_.rows()})),
         out_bias_(torch::stable::contiguous(given.out_bias)),
-        skip_(torch::stable::contiguous(given.skip)) {}
+        skip_(torch::stable::contiguous(given.skip)) {
+    const Tensor from = torch::stable::contiguous(given.out_weight);
+    std::copy_n(from.const_data_ptr<T>(), from.numel(), out_weight_.mutable_data_ptr<T>());
+  }
 
   void forward(const Tensor& residual, const Tensor& skip, void (*kernel)(const CausalConv1dRow<T>&)) const {
     const auto to = outputs(residual.mutable_data_ptr<T>(), skip.mutable_data_ptr<T>());
@@ -326,7 +329,8 @@ class ResidualConvolution : public Convolution<T> {
     return row;
   }
 
-  const Tensor out_weight_, out_bias_, skip_;
+  Tensor out_weight_;  // of this op alone: a thread of the pool would record the product of an argument that has a gradient
+  const Tensor out_bias_, skip_;
 };
 
 template <typename Function>
@@ -347,9 +351,8 @@ Tensor causal_conv1d_cpu(Tensor x, Tensor weight, Tensor bias, Tensor condition,
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward_cpu(Tensor grad, Tensor x, Tensor weight, Tensor bias,
-                                                                              Tensor condition, Tensor state, std::int64_t dilation,
-                                                                              std::int64_t gate) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward_cpu(
+    Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor condition, Tensor state, std::int64_t dilation, std::int64_t gate) {
   const Tensors given{x, weight, bias, condition, state, {}, {}, {}};
   const Sizes s = sizes_of(given, dilation, gate);
   check(grad, x, {s.samples, s.rows(), s.times}, "grad must be like the result");
@@ -366,9 +369,7 @@ std::tuple<Tensor, Tensor> causal_conv1d_residual_cpu(Tensor x, Tensor weight, T
   const Sizes s = residual_sizes_of(given, dilation, gate);
   Tensor residual = torch::stable::new_empty(x, {s.samples, s.residuals, s.times});
   Tensor sum = torch::stable::new_empty(x, {s.samples, s.skips, s.times});
-  in_type_of(x, [&](auto zero, auto forward, auto) {
-    ResidualConvolution<decltype(zero)>(s, given).forward(residual, sum, forward);
-  });
+  in_type_of(x, [&](auto zero, auto run, auto) { ResidualConvolution<decltype(zero)>(s, given).forward(residual, sum, run); });
   return {residual, sum};
 }
 
@@ -379,12 +380,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> causa
   const Sizes s = residual_sizes_of(given, dilation, gate);
   check(grad, x, {s.samples, s.residuals, s.times}, "grad must be like the residual");
   check(grad_skip, x, {s.samples, s.skips, s.times}, "grad_skip must be like the skip");
-  grad = torch::stable::contiguous(grad);
-  grad_skip = torch::stable::contiguous(grad_skip);
   const Tensors to{like(x),     like(weight),     like(bias),     like(condition),
                    like(state), like(out_weight), like(out_bias), like(skip)};
   in_type_of(x, [&](auto zero, auto, auto backward) {
-    ResidualConvolution<decltype(zero)>(s, given).backward(grad, grad_skip, to, backward);
+    ResidualConvolution<decltype(zero)>(s, given)
+        .backward(torch::stable::contiguous(grad), torch::stable::contiguous(grad_skip), to, backward);
   });
   return {to.x, to.weight, to.bias, to.condition, to.state, to.out_weight, to.out_bias, to.skip};
 }

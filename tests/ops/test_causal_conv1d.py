@@ -12,7 +12,7 @@ import fastgen
 from fastgen.ops import causal_conv1d
 from fastgen.ops.causal_conv1d import OP
 from fastgen.reference.causal_conv1d import GATES
-from tests.ops.test_contract import check_precision, differentiated
+from tests.ops.test_contract import check_precision, differentiated, threads
 
 BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.needs_extension)]
 TRITON = pytest.param("triton-interpret", marks=pytest.mark.interpreter)
@@ -150,6 +150,18 @@ def test_large_and_small_numbers_stay_finite(backend, gate, size):
         gradients = torch.autograd.grad(y.sum(), (x, weight, bias))
     for value in (y, *gradients):
         assert torch.isfinite(value).all()
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("with_out", [False, True])
+def test_two_threads_find_the_same(with_out):
+    x, weight, bias = made(3, 2, 4, 700, 2)
+    given = {"x": x, "weight": weight, "bias": bias, "gate": "glu", **(out_of(2, 2, 3) if with_out else {})}
+    with threads(1):
+        one = differentiated(OP, given)
+    with threads(2):
+        two = differentiated(OP, given)
+    torch.testing.assert_close(two, one)
 
 
 @pytest.mark.interpreter
