@@ -14,8 +14,8 @@ from fastgen.ops.precision import in_float32
 
 KINDS = ("rademacher", "gaussian", "hutch++", "exact", "closed-form")
 _MOST_PROBES = 1 << 16
-_BATCHED, _LEAST_BATCHED = 1 << 17, 4
-"""Numbers in a batch of cotangents, and its least length: one backward for many probes pays while they are small."""
+_BATCHED = 1 << 24
+"""Numbers at most in a batch of cotangents that one backward takes."""
 
 
 def hutchinson_trace(
@@ -213,7 +213,7 @@ class _Products:
     def _batched(self, x: Tensor, cotangents: Tensor) -> Tensor | None:
         """The products, if it is worth while and possible to find many in one backward."""
         together = _BATCHED // max(1, x.numel())
-        if min(together, len(cotangents)) < _LEAST_BATCHED:
+        if min(together, len(cotangents)) < 2:
             return None
         try:
             return torch.func.vmap(self.pull, chunk_size=together)(cotangents)
