@@ -17,21 +17,25 @@ from fastgen.version import __version__
 __all__ = [
     "Sampler",
     "__version__",
+    "accelerate",
     "backend",
     "backends",
     "create_model",
     "extension_error",
     "heads",
     "list_models",
+    "restore",
 ]
 
 _LAZY = {
     "Sampler": ("fastgen.generate.sampler", "Sampler"),
+    "accelerate": ("fastgen.interop", "accelerate"),
     "backend": ("fastgen.ops", "backend"),
     "backends": ("fastgen.ops", "backends"),
     "create_model": ("fastgen.models", "create_model"),
     "heads": ("fastgen.generate.heads", None),
     "list_models": ("fastgen.models", "list_models"),
+    "restore": ("fastgen.interop", "restore"),
 }
 
 

@@ -1,0 +1,54 @@
+"""Other people's flows on fastgen's kernels: ``fastgen.accelerate("nflows")``, undone by ``fastgen.restore("nflows")``."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+PEERS = {"nflows": "nflows", "zuko": "zuko", "normflows": "normflows", "FrEIA": "freia"}
+"""The library's module, and the module of ``fastgen.interop`` that knows it."""
+
+
+def accelerate(peer: str) -> None:
+    """Runs the transforms of an installed library on fastgen's kernels, until ``restore``.
+
+    Models of that library, those that exist and those made later, keep their classes, parameters and state dicts; their
+    values and gradients stay within float32 error. What fastgen has no kernel for (another argument, device or dtype)
+    goes to the library's own code. A second call changes nothing.
+
+    Args:
+        peer: "nflows", "zuko", "normflows" or "FrEIA".
+
+    Raises:
+        ValueError: another name, or a version of the library that this one does not know.
+        ModuleNotFoundError: the library is not installed.
+
+    Example:
+        >>> fastgen.accelerate("nflows")
+        >>> fastgen.restore("nflows")
+    """
+    patches = _module(peer).PATCHES
+    if not patches:
+        try:
+            _module(peer).patch()
+        except BaseException:
+            patches.restore()
+            raise
+
+
+def restore(peer: str) -> None:
+    """Gives a library its own code back; a library that was not accelerated is left as it is.
+
+    Raises:
+        ValueError: a name that ``accelerate`` does not know.
+        ModuleNotFoundError: the library is not installed.
+    """
+    _module(peer).PATCHES.restore()
+
+
+def _module(peer: str):
+    if peer not in PEERS:
+        raise ValueError(f"peer is {peer!r}; it must be one of {', '.join(map(repr, PEERS))}")
+    if importlib.util.find_spec(peer) is None:
+        raise ModuleNotFoundError(f"{peer} is not installed: pip install {peer}", name=peer)
+    return importlib.import_module(f"fastgen.interop.{PEERS[peer]}")
