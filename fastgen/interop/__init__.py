@@ -1,4 +1,4 @@
-"""Other people's flows on fastgen's kernels: ``fastgen.accelerate("nflows")``, undone by ``fastgen.restore("nflows")``."""
+"""Other people's flows on our kernels: ``fastgen.accelerate("nflows")``, undone by ``fastgen.restore("nflows")``."""
 
 from __future__ import annotations
 

@@ -45,12 +45,12 @@ def summarise(log_prob: Tensor, dimensions: int) -> Evaluation:
 
 
 def evaluate(model: torch.nn.Module, batches, dimensions: int) -> Evaluation:
-    """Bits/dim of ``model.log_prob(levels, context)`` over ``batches`` of ``(levels, context)``, in eval mode."""
+    """Bits/dim of ``model.score(x, context)`` over ``batches`` of ``(x, context)``, in eval mode."""
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            values = [model.log_prob(levels, context).double().cpu() for levels, context in batches]
+            values = [model.score(x, context).double().cpu() for x, context in batches]
     finally:
         model.train(training)
     return summarise(torch.cat(values), dimensions)

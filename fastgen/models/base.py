@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -29,6 +30,9 @@ class ModelConfig:
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
         if not self.event_shape or not all(isinstance(size, int) and size > 0 for size in self.event_shape):
             raise ValueError(f"event_shape={self.event_shape} must be positive integers")
+        self.check_levels()
+
+    def check_levels(self) -> None:
         self.at_least(2, "levels")
 
     def at_least(self, lowest: int, *names: str) -> None:
@@ -85,6 +89,19 @@ class Model(nn.Module):
         """The shape, without the batch, of every tensor of a context that goes with an event shape (the config's)."""
         return {name: condition.shape for name, condition in self.conditions.items()}
 
+    def score(self, x: Tensor, context: Context = None) -> Tensor:
+        """What held-out data are judged by, [N] in nats: their log-probability, or the model's lower bound of it."""
+        raise NotImplementedError
+
+    def loss(self, batch: Tensor | tuple[Tensor, Context]) -> Tensor:
+        """Mean negative ``score`` in nats of a batch: x, or (x, context)."""
+        x, context = batch_parts(batch)
+        return -self.score(x, context).mean()
+
+    def bits_per_dim(self, x: Tensor, context: Context = None) -> Tensor:
+        """Negative ``score`` in bits per element, [N]."""
+        return -self.score(x, context) / (math.log(2) * math.prod(x.shape[1:]))
+
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes ``config.json`` and ``model.safetensors`` into the directory, which is made if need be."""
         directory = Path(directory)
@@ -127,8 +144,8 @@ def read_config(directory: str | Path) -> tuple[str, dict[str, Any]]:
 
 
 def batch_parts(batch: Tensor | Iterable) -> tuple[Tensor, Context]:
-    """Levels and context from a batch: the levels alone, or the pair."""
+    """The data and the context from a batch: the data alone, or the pair."""
     if isinstance(batch, Tensor):
         return batch, None
-    levels, context = batch
-    return levels, context
+    x, context = batch
+    return x, context

@@ -7,6 +7,7 @@ from fastgen.nn.affine_coupling import AdditiveCoupling, AffineCoupling
 from fastgen.nn.causal_conv import CausalConv1d, GatedResidualBlock1d
 from fastgen.nn.cubic_spline import CubicSpline
 from fastgen.nn.fields import MLPField
+from fastgen.nn.flow_sequential import FlowSequential, Inverse
 from fastgen.nn.hutchinson_trace import HutchinsonTrace
 from fastgen.nn.invertible_conv1x1 import InvertibleConv1x1
 from fastgen.nn.logistic_mixture_coupling import LogisticMixtureCoupling
@@ -14,6 +15,7 @@ from fastgen.nn.made import MADE
 from fastgen.nn.masked_affine_autoregressive import InverseAutoregressive, MaskedAffineAutoregressive
 from fastgen.nn.masked_conv import MaskedConv2d
 from fastgen.nn.masked_linear import MaskedLinear
+from fastgen.nn.multi_scale import MultiScale
 from fastgen.nn.rq_spline import RationalQuadraticSpline
 from fastgen.nn.shifted_conv import (
     DownRightShiftedConv2d,
@@ -26,6 +28,7 @@ from fastgen.nn.shifted_conv import (
     right_shift,
 )
 from fastgen.nn.skew_lstm import DiagonalLSTM, RowLSTM
+from fastgen.nn.squeeze import Squeeze2d, checkerboard_mask
 from fastgen.nn.vector_quantizer import VectorQuantizer
 from fastgen.nn.weight_norm import apply_weight_norm, initialize_weight_norm
 
@@ -41,9 +44,11 @@ __all__ = [
     "DownRightShiftedConvTranspose2d",
     "DownShiftedConv2d",
     "DownShiftedConvTranspose2d",
+    "FlowSequential",
     "GatedResidualBlock1d",
     "GatedResnet",
     "HutchinsonTrace",
+    "Inverse",
     "InverseAutoregressive",
     "InvertibleConv1x1",
     "LogisticMixtureCoupling",
@@ -51,10 +56,13 @@ __all__ = [
     "MaskedAffineAutoregressive",
     "MaskedConv2d",
     "MaskedLinear",
+    "MultiScale",
     "RationalQuadraticSpline",
     "RowLSTM",
+    "Squeeze2d",
     "VectorQuantizer",
     "apply_weight_norm",
+    "checkerboard_mask",
     "concat_elu",
     "down_shift",
     "initialize_weight_norm",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 import fastgen
 from fastgen.generate.heads import Head
-from fastgen.models.base import Model, ModelConfig, batch_parts
+from fastgen.models.base import Model, ModelConfig
 from fastgen.models.context import Context, check_context
 
 
@@ -59,14 +58,9 @@ class AutoregressiveModel(Model):
         check_context(context, self.conditions, levels.shape[0])
         return self.head.log_prob(self(self.head.to_input(levels), context), levels)
 
-    def loss(self, batch: Tensor | tuple[Tensor, Context]) -> Tensor:
-        """Mean negative log-likelihood in nats of a batch: levels, or (levels, context)."""
-        levels, context = batch_parts(batch)
-        return -self.log_prob(levels, context).mean()
-
-    def bits_per_dim(self, levels: Tensor, context: Context = None) -> Tensor:
-        """Negative log-likelihood in bits per element, [N]."""
-        return -self.log_prob(levels, context) / (math.log(2) * math.prod(levels.shape[1:]))
+    def score(self, levels: Tensor, context: Context = None) -> Tensor:
+        """``log_prob``."""
+        return self.log_prob(levels, context)
 
     def sampler(
         self, *, event_shape: tuple[int, ...] | None = None, weights: str = "float32", machine: str | None = None

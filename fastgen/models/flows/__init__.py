@@ -1,0 +1,3 @@
+"""Normalizing flows."""
+
+from __future__ import annotations

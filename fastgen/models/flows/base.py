@@ -1,0 +1,209 @@
+"""What every flow does: a density by the change of variables, samples by its inverse, discrete data dequantized."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgen.models.base import Model, ModelConfig
+from fastgen.models.context import Condition, Context, check_context, split_context
+from fastgen.ops.philox_uniform import philox_uniform
+
+BASES = ("normal", "logistic")
+
+
+@dataclass(frozen=True)
+class FlowConfig(ModelConfig):
+    """``levels=0``: the data are real numbers; otherwise integers below ``levels``, which the model dequantizes."""
+
+    event_shape: tuple[int, ...] = (2,)
+    levels: int = 0
+    classes: int = 0
+    """Of a class label in the context; 0 has none."""
+    vector: int = 0
+    """Width of a vector in the context; 0 has none."""
+    base: str = "normal"
+    """Density of the latents: "normal" or "logistic"."""
+
+    def check_levels(self) -> None:
+        if self.levels:
+            self.at_least(2, "levels")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(0, "classes", "vector")
+        if self.base not in BASES:
+            raise ValueError(f"base is {self.base!r}; it must be one of {', '.join(map(repr, BASES))}")
+
+    def check_vector(self) -> None:
+        if len(self.event_shape) != 1:
+            raise ValueError(f"event_shape={self.event_shape} must be (features,)")
+
+    @property
+    def context_features(self) -> int | None:
+        """Width of what ``FlowModel.encode`` makes of a context; None without one."""
+        return self.classes + self.vector or None
+
+
+class FlowModel(Model):
+    """A flow between data x [N, *event_shape] and latents z [N, D] of a simple density, D numbers in an event.
+
+    A subclass makes ``flow``, a flow layer that takes x and a context [N, context_features] or None; what it returns is
+    flattened. For discrete data x lies in [0, 1): level v with its noise u in [0, 1) is (v + u) / levels. Noise is
+    uniform unless the subclass sets ``dequantization``, a module that maps levels and the encoded context to (u, log q
+    of u [N]).
+    """
+
+    config: FlowConfig
+    flow: nn.Module
+    dequantization: nn.Module | None = None
+
+    @property
+    def conditions(self) -> dict[str, Condition]:
+        found = {}
+        if self.config.classes:
+            found["class"] = Condition(classes=self.config.classes)
+        if self.config.vector:
+            found["vector"] = Condition((self.config.vector,))
+        return found
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Of one sample's latents, as ``flow`` has them."""
+        return self.config.event_shape
+
+    def encode(self, context: Context) -> Tensor | None:
+        """The context as one tensor [N, context_features]: the label as one-hot, then the vector.
+
+        Raises:
+            ValueError: a condition is missing or not asked for, or a tensor has the wrong shape or dtype.
+        """
+        given = split_context(context, self.conditions)
+        if not given:
+            return None
+        dtype = next(self.parameters()).dtype
+        parts = [F.one_hot(given["class"], self.config.classes).to(dtype)] if "class" in given else []
+        return torch.cat([*parts, given["vector"].to(dtype)] if "vector" in given else parts, 1)
+
+    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        """x [N, *event_shape] to (z [N, D], log_det [N])."""
+        self._check(x, "x", self.config.event_shape)
+        z, log_det = self.flow(x, self.encode(context))
+        return z.flatten(1), log_det
+
+    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        """z [N, D] to (x [N, *event_shape], log_det [N] of that)."""
+        self._check(z, "z", (prod(self.config.event_shape),))
+        return self.flow.inverse(z.unflatten(1, self.latent_shape), self.encode(context))
+
+    def log_prob(self, x: Tensor, context: Context = None) -> Tensor:
+        """Log-density [N] in nats of real x [N, *event_shape]; for discrete data, that of dequantized x in [0, 1).
+
+        Raises:
+            ValueError: x or the context has another shape or dtype, x is integer, or (seen on the CPU) not finite.
+        """
+        if not x.is_floating_point():
+            raise ValueError(f"x has dtype {x.dtype}; it must be floating point (for levels there is elbo)")
+        _check_finite(x)
+        z, log_det = self(x, context)
+        return self.base_log_prob(z) + log_det
+
+    def elbo(self, levels: Tensor, context: Context = None, *, noise: Tensor | None = None) -> Tensor:
+        """A lower bound [N] in nats of the log-probability of integer levels [N, *event_shape], by one draw of noise::
+
+            log p((v + u) / L) - D log L - log q(u | v)
+
+        Args:
+            noise: uniform on (0, 1), like levels, from which u is made; None draws it from PyTorch's generator.
+
+        Raises:
+            ValueError: the model is of real numbers; levels, context or noise has another shape, dtype or value.
+        """
+        count = self.config.levels
+        if not count:
+            raise ValueError("elbo is of models with levels; this one is of real numbers and has log_prob")
+        self._check(levels, "levels", self.config.event_shape)
+        if levels.is_floating_point() or (levels.numel() and not 0 <= levels.min() <= levels.max() < count):
+            raise ValueError(f"levels is {levels.dtype}, or out of range; it must hold integers of 0 to {count - 1}")
+        check_context(context, self.conditions, len(levels))
+        dtype = next(self.parameters()).dtype
+        if noise is None:
+            noise = torch.rand(levels.shape, dtype=dtype, device=levels.device)
+        elif noise.shape != levels.shape:
+            raise ValueError(f"noise has shape {tuple(noise.shape)}; it must be that of levels, {tuple(levels.shape)}")
+        log_q: Tensor | float = 0.0
+        if self.dequantization is not None:
+            noise, log_q = self.dequantization(levels, noise, self.encode(context))
+        x = (levels + noise) / count
+        return self.log_prob(x, context) - log_q - prod(levels.shape[1:]) * math.log(count)
+
+    def score(self, x: Tensor, context: Context = None) -> Tensor:
+        """``elbo`` of levels, ``log_prob`` of real numbers."""
+        return self.elbo(x, context) if self.config.levels and not x.is_floating_point() else self.log_prob(x, context)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        seed: int = 0,
+        context: Context = None,
+        *,
+        temperature: float = 1.0,
+        offset: int = 0,
+        return_log_prob: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """n samples: real x [n, *event_shape], or int64 levels.
+
+        Args:
+            seed: of the noise. A sample depends on the seed, its number and its context alone.
+            context: n rows.
+            temperature: factor of the latents' scale; 1 draws from the model.
+            offset: number of the first sample.
+            return_log_prob: the log-density [n] of what was drawn too; of real numbers only, at any temperature.
+
+        Raises:
+            ValueError: a number out of range; a context of another shape or number of rows.
+        """
+        if n < 0:
+            raise ValueError(f"n is {n}; it must be 0 or more")
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}; it must be greater than 0")
+        if return_log_prob and self.config.levels:
+            raise ValueError("return_log_prob is of models of real numbers; a flow has only a bound (elbo) for levels")
+        check_context(context, self.conditions, n)
+        example = next(self.parameters())
+        z = temperature * self._noise(n, seed, offset, example.device).to(example.dtype)
+        x, log_det = self.inverse(z, context)
+        if self.config.levels:
+            return (x * self.config.levels).floor().clamp(0, self.config.levels - 1).long()
+        return (x, self.base_log_prob(z) - log_det) if return_log_prob else x
+
+    def base_log_prob(self, z: Tensor) -> Tensor:
+        """Log-density [N] of latents z [N, D], in float32 at least."""
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        if self.config.base == "normal":
+            return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
+        return (F.logsigmoid(z) + F.logsigmoid(-z)).sum(1)
+
+    def _noise(self, n: int, seed: int, offset: int, device: torch.device) -> Tensor:
+        samples = torch.arange(offset, offset + n, device=device)
+        positions = torch.arange(prod(self.config.event_shape), device=device)
+        uniform = philox_uniform(seed, samples, positions, 0, 0)
+        return torch.special.ndtri(uniform) if self.config.base == "normal" else uniform.logit()
+
+    @staticmethod
+    def _check(x: Tensor, name: str, shape: tuple[int, ...]) -> None:
+        if x.shape[1:] != shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be [N, {', '.join(map(str, shape))}]")
+
+
+def _check_finite(x: Tensor) -> None:
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch._C._functorch.maybe_current_level():
+        finite = torch.isfinite(x)
+        if not finite.all():
+            raise ValueError(f"x has {int((~finite).sum())} values that are not finite")

@@ -1,0 +1,84 @@
+"""Flow layers one after another, and a layer turned round."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+
+class FlowSequential(nn.Module):
+    """Flow layers in a row: ``forward(x, context=None)`` and ``inverse`` return (z, log_det [N]), the sum of theirs.
+
+    A layer is any module with ``forward(x)`` or ``forward(x, context)`` and an ``inverse`` of the same arguments, both
+    of which return a tensor and the log-determinant [N]. A layer whose ``forward`` names no ``context`` gets none.
+
+    Args:
+        layers: from data to noise; without any it is the identity.
+
+    Raises:
+        TypeError: a layer has no method ``inverse``.
+
+    Example:
+        >>> from fastgen.nn import ActNorm, AdditiveCoupling
+        >>> flow = FlowSequential(ActNorm(4), AdditiveCoupling(nn.Linear(2, 2)))
+        >>> z, log_det = flow(torch.randn(5, 4))
+        >>> z.shape, log_det.shape
+        (torch.Size([5, 4]), torch.Size([5]))
+    """
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        for layer in layers:
+            if not callable(getattr(layer, "inverse", None)):
+                raise TypeError(f"layers has a {type(layer).__name__}; a flow layer must have a method inverse")
+        self.layers = nn.ModuleList(layers)
+        self._conditional = [takes_context(layer) for layer in layers]
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x to (z, log_det [N])."""
+        total = no_log_det(x)
+        for layer, conditional in zip(self.layers, self._conditional, strict=True):
+            x, log_det = layer(x, context) if conditional else layer(x)
+            total = total + log_det
+        return x, total
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """z to (x, log_det [N] of that)."""
+        total = no_log_det(z)
+        for layer, conditional in zip(reversed(self.layers), reversed(self._conditional), strict=True):
+            z, log_det = layer.inverse(z, context) if conditional else layer.inverse(z)
+            total = total + log_det
+        return z, total
+
+
+class Inverse(nn.Module):
+    """A flow layer turned round: its ``forward`` is the layer's ``inverse``, and the other way about.
+
+    Example:
+        >>> from fastgen.nn import ActNorm
+        >>> layer = ActNorm(4).eval()
+        >>> x = torch.randn(5, 4)
+        >>> torch.equal(Inverse(layer)(x)[0], layer.inverse(x)[0])
+        True
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self._conditional = layer, takes_context(layer)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.layer.inverse(x, context) if self._conditional else self.layer.inverse(x)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.layer(z, context) if self._conditional else self.layer(z)
+
+
+def takes_context(layer: nn.Module) -> bool:
+    return "context" in inspect.signature(layer.forward).parameters
+
+
+def no_log_det(x: Tensor) -> Tensor:
+    """Zeros [N], float32 for inputs of 32 bits or fewer, else of x's dtype."""
+    return x.new_zeros(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
