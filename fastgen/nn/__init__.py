@@ -15,7 +15,9 @@ from fastgen.nn.made import MADE
 from fastgen.nn.masked_affine_autoregressive import InverseAutoregressive, MaskedAffineAutoregressive
 from fastgen.nn.masked_conv import MaskedConv2d
 from fastgen.nn.masked_linear import MaskedLinear
+from fastgen.nn.mlp import MLP, ResidualMLP
 from fastgen.nn.multi_scale import MultiScale
+from fastgen.nn.permutation import Flatten, Permutation
 from fastgen.nn.rq_spline import RationalQuadraticSpline
 from fastgen.nn.shifted_conv import (
     DownRightShiftedConv2d,
@@ -34,6 +36,7 @@ from fastgen.nn.weight_norm import apply_weight_norm, initialize_weight_norm
 
 __all__ = [
     "MADE",
+    "MLP",
     "ActNorm",
     "AdditiveCoupling",
     "AffineCoupling",
@@ -44,6 +47,7 @@ __all__ = [
     "DownRightShiftedConvTranspose2d",
     "DownShiftedConv2d",
     "DownShiftedConvTranspose2d",
+    "Flatten",
     "FlowSequential",
     "GatedResidualBlock1d",
     "GatedResnet",
@@ -57,7 +61,9 @@ __all__ = [
     "MaskedConv2d",
     "MaskedLinear",
     "MultiScale",
+    "Permutation",
     "RationalQuadraticSpline",
+    "ResidualMLP",
     "RowLSTM",
     "Squeeze2d",
     "VectorQuantizer",

@@ -237,7 +237,7 @@ class _Training:
         scores = torch.zeros(count, dtype=torch.float64, device=self.fabric.device)
         with torch.no_grad():
             for part in mine.split(self.config.batch_size):
-                scores[part] = self.average.model.log_prob(*self._batch(split, part)).double()
+                scores[part] = self.average.model.score(*self._batch(split, part)).double()
         return summarise(self.fabric.all_reduce(scores, reduce_op="sum").cpu(), self.dataset.dimensions)
 
     def _log(self, values: dict[str, float]) -> None:

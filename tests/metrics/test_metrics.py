@@ -57,7 +57,7 @@ def test_histogram_baseline_refuses_another_shape():
 
 def test_evaluate_is_in_eval_mode_and_restores_the_mode():
     class Model(nn.Module):
-        def log_prob(self, levels, context):
+        def score(self, levels, context):
             assert not self.training
             assert not torch.is_grad_enabled()
             return -levels.sum(1).double()

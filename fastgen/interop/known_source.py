@@ -1,0 +1,32 @@
+"""A library's functions, known by their source text: a version number does not say what a function computes."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+
+
+def digest(function: Callable) -> str:
+    """Of the source text of a function; empty where there is none."""
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        return ""
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def check_known(library: str, functions: Mapping[str, Callable], known: Mapping[str, tuple[str, ...]]) -> None:
+    """Refuses a library whose functions are others than those that the replacements were written for.
+
+    Args:
+        library: its name and known versions, for the message.
+        functions: name -> function of the installed library.
+        known: name -> digests of the sources that are known.
+
+    Raises:
+        ValueError: a function is missing or has another source.
+    """
+    for name, digests in known.items():
+        if name not in functions or digest(functions[name]) not in digests:
+            raise ValueError(f"the installed library has a {name} that fastgen does not know; known is {library}")

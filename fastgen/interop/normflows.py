@@ -1,0 +1,298 @@
+"""normflows on fastgen's kernels: rational-quadratic splines, affine couplings, masked autoregressive flows, 1x1 LU.
+
+normflows' ``forward`` goes from latent to data, its ``inverse`` back.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgen.interop.dispatch import has_kernel, packed
+from fastgen.interop.evaluated import Evaluated
+from fastgen.interop.known_source import check_known
+from fastgen.interop.patching import Patches
+from fastgen.ops import affine_coupling, lu_conv1x1, rq_spline, sequential_affine
+
+PATCHES = Patches()
+
+KNOWN = {}
+"""Digests of what is replaced, and of what the replacements rely on."""
+
+_ACTIVATIONS = {
+    F.relu: "relu",
+    torch.relu: "relu",
+    torch.tanh: "tanh",
+    F.tanh: "tanh",
+    torch.sigmoid: "sigmoid",
+    F.sigmoid: "sigmoid",
+    F.elu: "elu",
+}
+
+
+def patch() -> None:
+    """Replaces what a kernel computes.
+
+    Raises:
+        ValueError: another source of a function than those of normflows 1.7.3.
+    """
+    from normflows.flows.affine.autoregressive import Autoregressive, MaskedAffineAutoregressive
+    from normflows.flows.affine.coupling import AffineCoupling, MaskedAffineFlow
+    from normflows.flows.mixing import Invertible1x1Conv
+    from normflows.nets import made
+    from normflows.utils import splines
+
+    methods = {
+        AffineCoupling: ("forward", "inverse"),
+        MaskedAffineFlow: ("forward", "inverse"),
+        Autoregressive: ("inverse",),
+        MaskedAffineAutoregressive: ("_elementwise_inverse", "_unconstrained_scale_and_shift"),
+        made.MADE: ("forward",),
+        made.MaskedFeedforwardBlock: ("forward",),
+        made.MaskedLinear: ("forward", "_get_mask_and_degrees"),
+        Invertible1x1Conv: ("forward", "inverse", "_assemble_W"),
+    }
+    functions = {f"{owner.__name__}.{name}": getattr(owner, name) for owner, names in methods.items() for name in names}
+    functions |= {
+        name: getattr(splines, name)
+        for name in ("rational_quadratic_spline", "unconstrained_rational_quadratic_spline", "searchsorted")
+    }
+    check_known("normflows 1.7.3", functions, KNOWN)
+    _replace_function(splines.rational_quadratic_spline, _bounded_spline)
+    _replace_function(splines.unconstrained_rational_quadratic_spline, _unbounded_spline)
+    for inverse, name in enumerate(("forward", "inverse")):
+        for owner, replacement in (
+            (AffineCoupling, _coupling),
+            (MaskedAffineFlow, _masked_coupling),
+            (Invertible1x1Conv, _lu_convolution),
+        ):
+            PATCHES.replace(owner, name, replacement(getattr(owner, name), bool(inverse)))
+    PATCHES.replace(
+        MaskedAffineAutoregressive, "inverse", _sequential(Autoregressive.inverse, MaskedAffineAutoregressive, made)
+    )
+
+
+def _replace_function(original: Callable, replacement: Callable[[Callable], Callable]) -> None:
+    """In every module of normflows that has it by name."""
+    replaced = replacement(original)
+    for module_name, module in list(sys.modules.items()):
+        if module_name.partition(".")[0] == "normflows":
+            for name in [name for name, value in vars(module).items() if value is original]:
+                PATCHES.replace(module, name, replaced)
+
+
+def _unbounded_spline(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def unconstrained_rational_quadratic_spline(
+        inputs,
+        unnormalized_widths,
+        unnormalized_heights,
+        unnormalized_derivatives,
+        inverse=False,
+        tails="linear",
+        tail_bound=1.0,
+        min_bin_width=1e-3,
+        min_bin_height=1e-3,
+        min_derivative=1e-3,
+    ):
+        least = (min_bin_width, min_bin_height, min_derivative)
+        parts = (unnormalized_widths, unnormalized_heights, unnormalized_derivatives)
+        if tails == "linear" and isinstance(tail_bound, (int, float)) and _fit(inputs, *parts, inner=-1):
+            found = _spline(inputs, parts, inverse, "linear", tail_bound, *least)
+            if found is not None:
+                return found
+        return original(inputs, *parts, inverse, tails, tail_bound, *least)
+
+    return unconstrained_rational_quadratic_spline
+
+
+def _bounded_spline(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def rational_quadratic_spline(
+        inputs,
+        unnormalized_widths,
+        unnormalized_heights,
+        unnormalized_derivatives,
+        inverse=False,
+        left=0.0,
+        right=1.0,
+        bottom=0.0,
+        top=1.0,
+        min_bin_width=1e-3,
+        min_bin_height=1e-3,
+        min_derivative=1e-3,
+    ):
+        least = (min_bin_width, min_bin_height, min_derivative)
+        parts = (unnormalized_widths, unnormalized_heights, unnormalized_derivatives)
+        bound = (left, right, bottom, top)
+        if all(isinstance(b, (int, float)) for b in bound) and _fit(inputs, *parts, inner=1):
+            found = _spline(inputs, parts, inverse, "bounded", bound, *least)
+            if found is not None:
+                return found
+        return original(inputs, *parts, inverse, *bound, *least)
+
+    return rational_quadratic_spline
+
+
+def _fit(inputs: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, *, inner: int) -> bool:
+    """Whether they are one spline for each input, with ``inner`` derivatives more than bins."""
+    if not has_kernel("rq_spline", inputs, widths, heights, derivatives):
+        return False
+    bins = widths.shape[-1] if widths.dim() else 0
+    wanted = (*inputs.shape, bins)
+    return widths.shape == heights.shape == wanted and derivatives.shape == (*inputs.shape, bins + inner)
+
+
+def _spline(
+    inputs: Tensor,
+    parts: tuple[Tensor, Tensor, Tensor],
+    inverse: bool,
+    tails: str,
+    bound: float | tuple[float, float, float, float],
+    min_bin_width: float,
+    min_bin_height: float,
+    min_derivative: float,
+) -> tuple[Tensor, Tensor] | None:
+    """None where ``rq_spline`` refuses: normflows then says what it has to say."""
+    try:
+        return rq_spline(
+            inputs,
+            packed(*parts),
+            inverse=bool(inverse),
+            tails=tails,
+            bound=bound,
+            min_width=min_bin_width,
+            min_height=min_bin_height,
+            min_derivative=min_derivative,
+        )
+    except ValueError:
+        return None
+
+
+def _coupling(original: Callable, inverse: bool) -> Callable:
+    @functools.wraps(original)
+    def coupling(self, z):
+        z1, z2 = z
+        if not (self.scale and self.scale_map in ("exp", "sigmoid", "sigmoid_inv")):
+            return original(self, z)
+        if not has_kernel("affine_coupling", z2) or z2.dim() < 2:
+            return original(self, z)
+        parameters = self.param_map(z1)
+        wanted = (z2.shape[0], 2 * z2.shape[1], *z2.shape[2:])
+        if parameters.shape != wanted or not has_kernel("affine_coupling", z2, parameters):
+            return original(Evaluated(self, param_map=parameters), z)
+        if self.scale_map == "exp":
+            z2, log_det = affine_coupling(z2, parameters, inverse=inverse, interleaved=True)
+        elif self.scale_map == "sigmoid":  # z / s + t is -(-z / s - t)
+            z2, log_det = affine_coupling(
+                -z2, parameters, parameterisation="sigmoid", inverse=not inverse, interleaved=True
+            )
+            z2 = -z2
+        else:
+            shift, raw = parameters[:, 0::2], parameters[:, 1::2]
+            only_scale = torch.cat([torch.zeros_like(shift), raw], 1)
+            moved = z2 - shift if inverse else z2
+            z2, log_det = affine_coupling(moved, only_scale, parameterisation="sigmoid", inverse=inverse)
+            z2 = z2 if inverse else z2 + shift
+        return [z1, z2], log_det
+
+    return coupling
+
+
+def _masked_coupling(original: Callable, inverse: bool) -> Callable:
+    @functools.wraps(original)
+    def masked_coupling(self, z):
+        if torch.compiler.is_compiling() or not has_kernel("affine_coupling", z, self.b):
+            return original(self, z)
+        if z.dim() < 2 or z.shape[1:] != self.b.shape[1:] or not torch.equal(self.b * self.b, self.b):
+            return original(self, z)
+        kept = self.b * z
+        shift, log_scale = self.t(kept), self.s(kept)
+        if not (shift.shape == log_scale.shape == z.shape and has_kernel("affine_coupling", z, shift, log_scale)):
+            return original(Evaluated(self, t=shift, s=log_scale), z)
+        changed = 1 - self.b
+        parameters = torch.cat([changed * shift, changed * log_scale], 1)
+        nan = float("nan")
+        return affine_coupling(z, parameters.nan_to_num(nan, nan, nan), inverse=inverse)
+
+    return masked_coupling
+
+
+def _lu_convolution(original: Callable, inverse: bool) -> Callable:
+    """From latent to data the kernel's solves are faster than an inverse matrix, but their backward is not."""
+
+    @functools.wraps(original)
+    def lu_convolution(self, z):
+        if not self.use_lu or z.dim() != 4 or z.shape[1] != self.num_channels:
+            return original(self, z)
+        factors = (self.L, self.U, self.log_S, self.sign_S)
+        if not has_kernel("lu_conv1x1", z, *factors):
+            return original(self, z)
+        if not inverse and torch.is_grad_enabled() and any(t.requires_grad for t in (z, *factors)):
+            return original(self, z)
+        z, _ = lu_conv1x1(z, self.P.argmax(1), *factors, inverse=not inverse)
+        log_det = self.log_S.sum() * (z.shape[2] * z.shape[3])
+        return z, log_det if inverse else -log_det
+
+    return lu_convolution
+
+
+def _sequential(original: Callable, flow: type[nn.Module], made) -> Callable:
+    @functools.wraps(original)
+    def inverse(self, inputs, context=None):
+        net = self.autoregressive_net
+        if type(self) is flow and context is None and type(net) is made.MADE and inputs.dim() == 2:
+            plain = _plain_stack(net, made)
+            if plain is not None and has_kernel("sequential_affine", inputs, *plain[0]):
+                parameters, degrees, activation = plain
+                if inputs.shape[1] == len(degrees[0]):
+                    return sequential_affine(
+                        inputs, parameters, degrees, activation=activation, parameterisation="sigmoid", min_scale=1e-3
+                    )
+        return original(self, inputs, context)
+
+    return inverse
+
+
+def _plain_stack(net: nn.Module, made) -> tuple[list[Tensor], list[Tensor], str] | None:
+    """Parameters, degrees and activation of a MADE as ``sequential_affine`` takes them; None for what it has not.
+
+    normflows has no activation after the first linear map, so that the first two are one, of the second's degrees.
+    """
+    blocks = list(net.blocks)
+    if not blocks or type(net.preprocessing) is not nn.Identity:
+        return None
+    if any(type(block) is not made.MaskedFeedforwardBlock or block.batch_norm for block in blocks):
+        return None
+    if any(block.dropout.training and block.dropout.p for block in blocks):
+        return None
+    first, *inner, last = net.initial_layer, *(block.linear for block in blocks), net.final_layer
+    layers = (first, *inner, last)
+    if any(type(layer) is not made.MaskedLinear or layer.bias is None for layer in layers):
+        return None
+    if any(m._forward_hooks or m._forward_pre_hooks for m in net.modules()):
+        return None
+    activations = {_activation(block.activation) for block in blocks}
+    if len(activations) != 1 or None in activations:
+        return None
+    second = inner[0].weight * inner[0].mask
+    parameters = [second @ (first.weight * first.mask), second @ first.bias + inner[0].bias]
+    for layer in inner[1:]:
+        parameters += [layer.weight, layer.bias]
+    shifts_first = [torch.cat([p[1::2], p[0::2]]) for p in (last.weight, last.bias)]
+    degrees = [last.degrees[::2], *(layer.degrees for layer in inner)]
+    return [*parameters, *shifts_first], degrees, activations.pop()
+
+
+def _activation(function: Callable) -> str | None:
+    if isinstance(function, nn.ELU):
+        return "elu" if function.alpha == 1 else None
+    for kind, name in ((nn.ReLU, "relu"), (nn.Tanh, "tanh"), (nn.Sigmoid, "sigmoid")):
+        if type(function) is kind:
+            return name
+    return _ACTIVATIONS.get(function)
