@@ -1,0 +1,37 @@
+"""Which calls of another library a kernel may take."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fastgen.ops.registry import OPS
+
+
+def eligible(op: str, *tensors: Tensor) -> bool:
+    """Whether a compiled kernel of ``op`` takes these tensors, in a plain eager call.
+
+    It takes float32 on one device that has the kernel. Calls that ``torch.compile``, ``torch.func``, forward-mode
+    differentiation or autocast look on at are left to the library, whose formula they see through.
+    """
+    if is_transformed() or not all(isinstance(t, Tensor) for t in tensors):
+        return False
+    device = tensors[0].device
+    if any(t.dtype != torch.float32 or t.device != device for t in tensors):
+        return False
+    return has_kernel(op, device.type) and not torch.is_autocast_enabled(device.type)
+
+
+def is_transformed() -> bool:
+    """Whether ``torch.compile``, a transform of ``torch.func`` or forward-mode differentiation is at work."""
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
+
+
+def has_kernel(op: str, device: str) -> bool:
+    """Whether ``op`` has a compiled kernel on a kind of device."""
+    if device == "cpu":
+        return OPS[op].refusal("cpu", device) is None
+    return device == "cuda" and OPS[op].cuda != "reference"
