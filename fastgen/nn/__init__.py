@@ -11,6 +11,7 @@ from fastgen.nn.flow_sequential import FlowSequential, Inverse
 from fastgen.nn.hutchinson_trace import HutchinsonTrace
 from fastgen.nn.invertible_conv1x1 import InvertibleConv1x1
 from fastgen.nn.logistic_mixture_coupling import LogisticMixtureCoupling
+from fastgen.nn.logit import Logit
 from fastgen.nn.made import MADE
 from fastgen.nn.masked_affine_autoregressive import InverseAutoregressive, MaskedAffineAutoregressive
 from fastgen.nn.masked_conv import MaskedConv2d
@@ -56,6 +57,7 @@ __all__ = [
     "InverseAutoregressive",
     "InvertibleConv1x1",
     "LogisticMixtureCoupling",
+    "Logit",
     "MLPField",
     "MaskedAffineAutoregressive",
     "MaskedConv2d",

@@ -1,0 +1,62 @@
+"""Data of an interval as real numbers: the first layer of image flows."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgen.nn.act_norm import readable
+
+
+class Logit(nn.Module):
+    """``y = logit(alpha + (1 - 2 alpha) x)`` of x in [0, 1]: ``forward(x)``, ``inverse(y)`` return (y, log_det [N]).
+
+    x is float [N, ...]; half precision is computed in float32, log_det is float32 or float64. ``inverse`` reaches a
+    little beyond [0, 1]: to ``-alpha / (1 - 2 alpha)`` on the left and as far on the right.
+
+    Args:
+        alpha: how far the ends of the interval are kept from 0 and 1, greater than 0 and less than 0.5; 0.05 is that of
+            RealNVP and Flow++ for natural images.
+
+    Raises:
+        ValueError: alpha out of range; an x outside of [0, 1] (seen on the CPU).
+
+    Reference: Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", ICLR 2017, section 4.1.
+
+    Example:
+        >>> y, log_det = Logit()(torch.tensor([[0.0, 0.5, 1.0]]))
+        >>> y
+        tensor([[-2.9444,  0.0000,  2.9444]])
+    """
+
+    def __init__(self, alpha: float = 0.05) -> None:
+        if not 0 < alpha < 0.5:
+            raise ValueError(f"alpha={alpha} must be greater than 0 and less than 0.5")
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.numel() and readable(x, inverse=False):
+            least, most = (float(v) for v in x.detach().aminmax())
+            if not 0 <= least <= most <= 1:
+                raise ValueError(f"x reaches from {least:g} to {most:g}; it must lie in [0, 1]")
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        y = self._log_of_squeezed(wide) - self._log_of_squeezed(1 - wide)
+        return y.to(x.dtype), -self._inverse_log_det(y)
+
+    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        wide = y.to(torch.promote_types(y.dtype, torch.float32))
+        x = (torch.sigmoid(wide) - self.alpha) / (1 - 2 * self.alpha)
+        return x.to(y.dtype), self._inverse_log_det(wide)
+
+    def _log_of_squeezed(self, x: Tensor) -> Tensor:
+        return torch.log(self.alpha + (1 - 2 * self.alpha) * x)
+
+    def _inverse_log_det(self, y: Tensor) -> Tensor:
+        return (F.logsigmoid(y) + F.logsigmoid(-y) - math.log(1 - 2 * self.alpha)).flatten(1).sum(1)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}"

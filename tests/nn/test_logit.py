@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fastgen.nn import Logit
+
+
+def test_values_inverse_and_log_determinant():
+    layer, x = Logit(0.05), torch.rand(3, 2, 2, dtype=torch.float64)
+    y, log_det = layer(x)
+    torch.testing.assert_close(y, (0.05 + 0.9 * x).logit())
+    back, back_log_det = layer.inverse(y)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(back_log_det, -log_det)
+    for n in range(len(x)):
+        jacobian = torch.autograd.functional.jacobian(lambda row: layer(row[None])[0].flatten(), x[n])
+        torch.testing.assert_close(jacobian.reshape(4, 4).slogdet()[1], log_det[n])
+
+
+def test_the_ends_of_the_interval_are_finite_and_half_precision_sums_in_float32():
+    y, log_det = Logit(1e-6)(torch.tensor([[0.0, 1.0]], dtype=torch.bfloat16))
+    assert y.isfinite().all()
+    assert log_det.dtype == torch.float32
+    torch.testing.assert_close(log_det, torch.tensor([2 * (math.log(1 - 2e-6) - math.log(1e-6 * (1 - 1e-6)))]))
+
+
+def test_wrong_values_are_named():
+    with pytest.raises(ValueError, match=r"alpha=0\.5"):
+        Logit(0.5)
+    for wrong in ([-0.1, 0.5], [0.5, 1.1], [math.nan, 0.5]):
+        with pytest.raises(ValueError, match="x reaches from"):
+            Logit()(torch.tensor([wrong]))
