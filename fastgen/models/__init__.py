@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from fastgen.models.autoregressive import GatedPixelCNN, PixelCNN, PixelCNNpp, WaveNet
 from fastgen.models.base import Model, ModelConfig
-from fastgen.models.flows import NICE
+from fastgen.models.flows import IAF, MAF, NICE
 from fastgen.models.registry import create_model, from_pretrained, list_models, model_class
 
 __all__ = [
+    "IAF",
+    "MAF",
     "NICE",
     "GatedPixelCNN",
     "Model",

@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 from fastgen.models.flows.base import FlowConfig, FlowModel
+from fastgen.models.flows.iaf import IAF, IAFConfig
+from fastgen.models.flows.maf import MAF, MAFConfig
 from fastgen.models.flows.nice import NICE, NICEConfig
 
-__all__ = ["NICE", "FlowConfig", "FlowModel", "NICEConfig"]
+__all__ = [
+    "IAF",
+    "MAF",
+    "NICE",
+    "FlowConfig",
+    "FlowModel",
+    "IAFConfig",
+    "MAFConfig",
+    "NICEConfig",
+]
