@@ -13,15 +13,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgen.interop.dispatch import has_kernel, packed
+from fastgen.interop.eligible import eligible
 from fastgen.interop.evaluated import Evaluated
 from fastgen.interop.known_source import check_known
+from fastgen.interop.packing import packed
 from fastgen.interop.patching import Patches
 from fastgen.ops import affine_coupling, lu_conv1x1, rq_spline, sequential_affine
 
 PATCHES = Patches()
 
-KNOWN = {}
+KNOWN = {
+    "AffineCoupling.forward": ("7915832c47f6c8fd",),
+    "AffineCoupling.inverse": ("f65182057373ea5b",),
+    "MaskedAffineFlow.forward": ("0d18692e89ecab81",),
+    "MaskedAffineFlow.inverse": ("aa7a7108999a449b",),
+    "Autoregressive.inverse": ("07f516e72a4b7ea0",),
+    "MaskedAffineAutoregressive._elementwise_inverse": ("64b465101b8b8767",),
+    "MaskedAffineAutoregressive._unconstrained_scale_and_shift": ("e57d071749362acc",),
+    "MADE.forward": ("713e23edadbe920b",),
+    "MaskedFeedforwardBlock.forward": ("888291efcb7e80e9",),
+    "MaskedLinear.forward": ("31e1a4991c4382b0",),
+    "MaskedLinear._get_mask_and_degrees": ("2770aa04ea18446f",),
+    "Invertible1x1Conv.forward": ("2ada79d8dbf045cd",),
+    "Invertible1x1Conv.inverse": ("98f2de95daea4d1f",),
+    "Invertible1x1Conv._assemble_W": ("a991a186e7f78a46",),
+    "rational_quadratic_spline": ("131492726bf65e35",),
+    "unconstrained_rational_quadratic_spline": ("39e0dce23b862b71",),
+    "searchsorted": ("12c45fc30b2e0c9c",),
+}
 """Digests of what is replaced, and of what the replacements rely on."""
 
 _ACTIVATIONS = {
@@ -141,7 +160,7 @@ def _bounded_spline(original: Callable) -> Callable:
 
 def _fit(inputs: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, *, inner: int) -> bool:
     """Whether they are one spline for each input, with ``inner`` derivatives more than bins."""
-    if not has_kernel("rq_spline", inputs, widths, heights, derivatives):
+    if not eligible("rq_spline", inputs, widths, heights, derivatives):
         return False
     bins = widths.shape[-1] if widths.dim() else 0
     wanted = (*inputs.shape, bins)
@@ -162,7 +181,7 @@ def _spline(
     try:
         return rq_spline(
             inputs,
-            packed(*parts),
+            packed(list(parts)),
             inverse=bool(inverse),
             tails=tails,
             bound=bound,
@@ -180,11 +199,11 @@ def _coupling(original: Callable, inverse: bool) -> Callable:
         z1, z2 = z
         if not (self.scale and self.scale_map in ("exp", "sigmoid", "sigmoid_inv")):
             return original(self, z)
-        if not has_kernel("affine_coupling", z2) or z2.dim() < 2:
+        if not eligible("affine_coupling", z2) or z2.dim() < 2:
             return original(self, z)
         parameters = self.param_map(z1)
         wanted = (z2.shape[0], 2 * z2.shape[1], *z2.shape[2:])
-        if parameters.shape != wanted or not has_kernel("affine_coupling", z2, parameters):
+        if parameters.shape != wanted or not eligible("affine_coupling", z2, parameters):
             return original(Evaluated(self, param_map=parameters), z)
         if self.scale_map == "exp":
             z2, log_det = affine_coupling(z2, parameters, inverse=inverse, interleaved=True)
@@ -207,13 +226,13 @@ def _coupling(original: Callable, inverse: bool) -> Callable:
 def _masked_coupling(original: Callable, inverse: bool) -> Callable:
     @functools.wraps(original)
     def masked_coupling(self, z):
-        if torch.compiler.is_compiling() or not has_kernel("affine_coupling", z, self.b):
+        if not eligible("affine_coupling", z, self.b):
             return original(self, z)
         if z.dim() < 2 or z.shape[1:] != self.b.shape[1:] or not torch.equal(self.b * self.b, self.b):
             return original(self, z)
         kept = self.b * z
         shift, log_scale = self.t(kept), self.s(kept)
-        if not (shift.shape == log_scale.shape == z.shape and has_kernel("affine_coupling", z, shift, log_scale)):
+        if not (shift.shape == log_scale.shape == z.shape and eligible("affine_coupling", z, shift, log_scale)):
             return original(Evaluated(self, t=shift, s=log_scale), z)
         changed = 1 - self.b
         parameters = torch.cat([changed * shift, changed * log_scale], 1)
@@ -231,7 +250,7 @@ def _lu_convolution(original: Callable, inverse: bool) -> Callable:
         if not self.use_lu or z.dim() != 4 or z.shape[1] != self.num_channels:
             return original(self, z)
         factors = (self.L, self.U, self.log_S, self.sign_S)
-        if not has_kernel("lu_conv1x1", z, *factors):
+        if not eligible("lu_conv1x1", z, *factors):
             return original(self, z)
         if not inverse and torch.is_grad_enabled() and any(t.requires_grad for t in (z, *factors)):
             return original(self, z)
@@ -248,7 +267,7 @@ def _sequential(original: Callable, flow: type[nn.Module], made) -> Callable:
         net = self.autoregressive_net
         if type(self) is flow and context is None and type(net) is made.MADE and inputs.dim() == 2:
             plain = _plain_stack(net, made)
-            if plain is not None and has_kernel("sequential_affine", inputs, *plain[0]):
+            if plain is not None and eligible("sequential_affine", inputs, *plain[0]):
                 parameters, degrees, activation = plain
                 if inputs.shape[1] == len(degrees[0]):
                     return sequential_affine(
