@@ -9,6 +9,7 @@ from fastgen.nn.cubic_spline import CubicSpline
 from fastgen.nn.fields import MLPField
 from fastgen.nn.flow_sequential import FlowSequential, Inverse
 from fastgen.nn.hutchinson_trace import HutchinsonTrace
+from fastgen.nn.invertible_checkpoint import invertible_checkpoint
 from fastgen.nn.invertible_conv1x1 import InvertibleConv1x1
 from fastgen.nn.logistic_mixture_coupling import LogisticMixtureCoupling
 from fastgen.nn.logit import Logit
@@ -74,5 +75,6 @@ __all__ = [
     "concat_elu",
     "down_shift",
     "initialize_weight_norm",
+    "invertible_checkpoint",
     "right_shift",
 ]
