@@ -13,10 +13,12 @@ from fastgen.nn.invertible_checkpoint import invertible_checkpoint
 from fastgen.nn.invertible_conv1x1 import InvertibleConv1x1
 from fastgen.nn.logistic_mixture_coupling import LogisticMixtureCoupling
 from fastgen.nn.logit import Logit
-from fastgen.nn.made import MADE
+from fastgen.nn.made import MADE, MaskedMLP, ResMADE
 from fastgen.nn.masked_affine_autoregressive import InverseAutoregressive, MaskedAffineAutoregressive
+from fastgen.nn.masked_autoregressive import MaskedAutoregressive
 from fastgen.nn.masked_conv import MaskedConv2d
 from fastgen.nn.masked_linear import MaskedLinear
+from fastgen.nn.masked_spline_autoregressive import MaskedSplineAutoregressive
 from fastgen.nn.mlp import MLP, ResidualMLP
 from fastgen.nn.multi_scale import MultiScale
 from fastgen.nn.permutation import Flatten, Permutation
@@ -32,6 +34,8 @@ from fastgen.nn.shifted_conv import (
     right_shift,
 )
 from fastgen.nn.skew_lstm import DiagonalLSTM, RowLSTM
+from fastgen.nn.spline_coupling import SplineCoupling
+from fastgen.nn.spline_transform import SplineTransform
 from fastgen.nn.squeeze import Squeeze2d, checkerboard_mask
 from fastgen.nn.vector_quantizer import VectorQuantizer
 from fastgen.nn.weight_norm import apply_weight_norm, initialize_weight_norm
@@ -61,13 +65,19 @@ __all__ = [
     "Logit",
     "MLPField",
     "MaskedAffineAutoregressive",
+    "MaskedAutoregressive",
     "MaskedConv2d",
     "MaskedLinear",
+    "MaskedMLP",
+    "MaskedSplineAutoregressive",
     "MultiScale",
     "Permutation",
     "RationalQuadraticSpline",
+    "ResMADE",
     "ResidualMLP",
     "RowLSTM",
+    "SplineCoupling",
+    "SplineTransform",
     "Squeeze2d",
     "VectorQuantizer",
     "apply_weight_norm",

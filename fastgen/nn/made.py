@@ -1,8 +1,9 @@
-"""The masked autoencoder that gives each feature's parameters from the features before it."""
+"""Masked networks that give each feature's parameters from the features before it: MADE and its residual form."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,89 @@ from torch import Tensor, nn
 from fastgen.nn.masked_linear import MaskedLinear
 from fastgen.reference.sequential_affine import ACTIVATIONS, cyclic_degrees, masks_of
 
+Order = str | Sequence[int] | Tensor
 
-class MADE(nn.Module):
+
+class MaskedNetwork(nn.Module):
+    """What masked networks share: masked linear maps, the degrees of their units, and what a context adds to them.
+
+    A unit of degree d sees units of degree at most d; the outputs for the feature of degree d see units of degree below
+    d. A subclass says in ``forward`` how the outputs are laid out, and may say in ``run`` how the maps follow one
+    another.
+
+    Args:
+        degrees: of the features, then of each hidden layer.
+        masks: of every linear map.
+        activation: of the hidden layers, by name.
+        context_features: width of a context; None has none.
+        conditioned: numbers of the linear maps whose outputs a linear map of the context is added to.
+    """
+
+    def __init__(
+        self,
+        degrees: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        activation: str,
+        context_features: int | None,
+        conditioned: Sequence[int] = (0,),
+    ) -> None:
+        super().__init__()
+        self.features, self.activation, self.context_features = len(degrees[0]), activation, context_features
+        for i, of in enumerate(degrees):
+            self.register_buffer(f"degrees_{i}", of)
+        self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
+        self._conditioned = {i: self.layers[i].out_features for i in conditioned}
+        total = sum(self._conditioned.values())
+        self.context = None if context_features is None else nn.Linear(context_features, total, bias=False)
+
+    @property
+    def degrees(self) -> list[Tensor]:
+        """Of the inputs of each linear map: of the features, then of each hidden layer."""
+        return [getattr(self, f"degrees_{i}") for i in range(len(self.layers))]
+
+    def run(self, x: Tensor, linear: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """The outputs from x, where ``linear`` applies the linear map of a number, each once, in their order.
+
+        Between the maps every unit is treated alone, so that this also runs on the units of one degree at a time.
+        """
+        x = linear(0, x)
+        for i in range(1, len(self.layers)):
+            x = linear(i, ACTIVATIONS[self.activation](x))
+        return x
+
+    def offset(self, context: Tensor | None) -> Tensor | None:
+        """What the context adds to the maps that it goes into, one after the other; None without a context."""
+        if (context is None) != (self.context is None):
+            wanted = "None" if self.context is None else f"[..., {self.context_features}]"
+            given = "None" if context is None else f"a tensor of shape {tuple(context.shape)}"
+            raise ValueError(
+                f"context is {given}; it must be {wanted}, as context_features was {self.context_features}"
+            )
+        return None if self.context is None else self.context(context)
+
+    def offsets(self, context: Tensor | None) -> dict[int, Tensor]:
+        """``offset`` by the number of the map."""
+        offset = self.offset(context)
+        if offset is None:
+            return {}
+        return dict(zip(self._conditioned, offset.split(list(self._conditioned.values()), -1), strict=True))
+
+    def outputs(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """x [..., D] to what the last map returns."""
+        if x.shape[-1:] != (self.features,):
+            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [..., {self.features}]")
+        offsets = self.offsets(context)
+
+        def linear(i: int, x: Tensor) -> Tensor:
+            return self.layers[i](x) + offsets[i] if i in offsets else self.layers[i](x)
+
+        return self.run(x, linear)
+
+    def extra_repr(self) -> str:
+        return f"{self.features}, activation={self.activation!r}"
+
+
+class MADE(MaskedNetwork):
     """Masked linear layers: ``forward(x, context=None)`` returns (mu, alpha), each [N, D].
 
     The numbers for a feature depend on the features before it in ``order``, and on the context. A unit of degree d sees
@@ -44,57 +126,145 @@ class MADE(nn.Module):
         hidden: Sequence[int] = (512, 512),
         *,
         activation: str = "relu",
-        order: str | Sequence[int] | Tensor = "natural",
+        order: Order = "natural",
         hidden_degrees: str = "sequential",
         context_features: int | None = None,
     ) -> None:
-        super().__init__()
-        if features < 1:
-            raise ValueError(f"features is {features}; it must be at least 1")
-        if not hidden or min(hidden) < 1:
-            raise ValueError(f"hidden is {tuple(hidden)}; it must have the width of one layer at least, each 1 or more")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(map(repr, ACTIVATIONS))}")
-        self.features, self.activation, self.context_features = features, activation, context_features
-        degrees = [_feature_degrees(features, order), *_hidden_degrees(features, hidden, hidden_degrees)]
-        for i, of in enumerate(degrees):
-            self.register_buffer(f"degrees_{i}", of)
-        self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks_of(degrees))
-        self.context = None if context_features is None else nn.Linear(context_features, hidden[0], bias=False)
-
-    @property
-    def degrees(self) -> list[Tensor]:
-        """Of the features, then of each hidden layer."""
-        return [getattr(self, f"degrees_{i}") for i in range(len(self.layers))]
+        degrees = _degrees_of(features, hidden, activation, order, hidden_degrees)
+        super().__init__(degrees, masks_of(degrees), activation, context_features)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x [..., D] to mu and alpha, each [..., D]."""
-        if x.shape[-1:] != (self.features,):
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [..., {self.features}]")
-        offset = self.offset(context)
-        hidden = self.layers[0](x)
-        if offset is not None:
-            hidden = hidden + offset
-        for layer in self.layers[1:]:
-            hidden = layer(ACTIVATIONS[self.activation](hidden))
-        mu, alpha = hidden.chunk(2, -1)
+        mu, alpha = self.outputs(x, context).chunk(2, -1)
         return mu, alpha
 
-    def offset(self, context: Tensor | None) -> Tensor | None:
-        """What the context adds to the first hidden layer, [..., hidden[0]]."""
-        if (context is None) != (self.context is None):
-            wanted = "None" if self.context is None else f"[..., {self.context_features}]"
-            given = "None" if context is None else f"a tensor of shape {tuple(context.shape)}"
-            raise ValueError(
-                f"context is {given}; it must be {wanted}, as context_features was {self.context_features}"
-            )
-        return None if self.context is None else self.context(context)
 
-    def extra_repr(self) -> str:
-        return f"{self.features}, activation={self.activation!r}"
+class MaskedMLP(MaskedNetwork):
+    """A ``MADE`` of any number of outputs a feature: ``forward(x, context=None)`` maps [..., D] to [..., D, P].
+
+    Args:
+        features: D.
+        outputs: P.
+        hidden, activation, order, hidden_degrees, context_features: as ``MADE`` has them.
+
+    Raises:
+        ValueError: ``outputs`` below 1, and what ``MADE`` refuses.
+
+    Reference: Germain, Gregor, Murray, Larochelle, "MADE: masked autoencoder for distribution estimation", ICML 2015.
+
+    Example:
+        >>> MaskedMLP(5, 7, hidden=(32, 32))(torch.randn(8, 5)).shape
+        torch.Size([8, 5, 7])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        outputs: int,
+        hidden: Sequence[int] = (512, 512),
+        *,
+        activation: str = "relu",
+        order: Order = "natural",
+        hidden_degrees: str = "sequential",
+        context_features: int | None = None,
+    ) -> None:
+        degrees = _degrees_of(features, hidden, activation, order, hidden_degrees)
+        super().__init__(degrees, _masks_of(degrees, outputs), activation, context_features)
+        self.outputs_per_feature = outputs
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x [..., D] to [..., D, P]."""
+        return self.outputs(x, context).unflatten(-1, (self.features, self.outputs_per_feature))
 
 
-def _feature_degrees(features: int, order: str | Sequence[int] | Tensor) -> Tensor:
+class ResMADE(MaskedNetwork):
+    """A ``MADE`` of residual blocks: ``forward(x, context=None)`` maps [..., D] to [..., D, P].
+
+    Every block is two masked linear maps, each after the activation, and what they make is added to their input. All
+    hidden units of a number have the same degree in every layer, so what is added sees no more than what is there.
+
+    Args:
+        features: D.
+        outputs: P.
+        width: of every hidden layer.
+        blocks: their number.
+        activation, order, hidden_degrees: as ``MADE`` has them.
+        context_features: width of a context, whose linear maps are added to the first hidden layer and within each
+            block; None has no context.
+        dropout: before the second map of each block.
+
+    Raises:
+        ValueError: ``outputs`` or ``width`` below 1, ``blocks`` below 0, and what ``MADE`` refuses.
+
+    References: Nash, Durkan, "Autoregressive energy machines", ICML 2019; Durkan, Bekasov, Murray, Papamakarios,
+    "Neural spline flows", NeurIPS 2019.
+
+    Example:
+        >>> ResMADE(5, 7, width=32)(torch.randn(8, 5)).shape
+        torch.Size([8, 5, 7])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        outputs: int,
+        width: int = 256,
+        blocks: int = 2,
+        *,
+        activation: str = "relu",
+        order: Order = "natural",
+        hidden_degrees: str = "sequential",
+        context_features: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        for name, value, lowest in (("width", width, 1), ("blocks", blocks, 0)):
+            if value < lowest:
+                raise ValueError(f"{name} is {value}; it must be at least {lowest}")
+        first, second = _degrees_of(features, (width,), activation, order, hidden_degrees)
+        degrees = [first, *[second] * (1 + 2 * blocks)]
+        conditioned = [0, *range(1, 2 * blocks, 2)]
+        super().__init__([first, second], _masks_of(degrees, outputs), activation, context_features, conditioned)
+        self.outputs_per_feature, self.blocks = outputs, blocks
+        self.dropout = nn.Dropout(dropout)
+
+    @property
+    def degrees(self) -> list[Tensor]:
+        return [self.degrees_0, *[self.degrees_1] * (1 + 2 * self.blocks)]
+
+    def run(self, x: Tensor, linear: Callable[[int, Tensor], Tensor]) -> Tensor:
+        activation = ACTIVATIONS[self.activation]
+        x = linear(0, x)
+        for i in range(1, 2 * self.blocks, 2):
+            x = x + linear(i + 1, self.dropout(activation(linear(i, activation(x)))))
+        return linear(len(self.layers) - 1, x)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x [..., D] to [..., D, P]."""
+        return self.outputs(x, context).unflatten(-1, (self.features, self.outputs_per_feature))
+
+
+def _degrees_of(
+    features: int, hidden: Sequence[int], activation: str, order: Order, hidden_degrees: str
+) -> list[Tensor]:
+    """Of the features, then of each hidden layer; ValueError for what makes no network."""
+    if features < 1:
+        raise ValueError(f"features is {features}; it must be at least 1")
+    if not hidden or min(hidden) < 1:
+        raise ValueError(f"hidden is {tuple(hidden)}; it must have the width of one layer at least, each 1 or more")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(map(repr, ACTIVATIONS))}")
+    return [_feature_degrees(features, order), *_hidden_degrees(features, hidden, hidden_degrees)]
+
+
+def _masks_of(degrees: Sequence[Tensor], outputs: int) -> list[Tensor]:
+    """For every linear map; the last has ``outputs`` rows for the first feature, then those for the second, and on."""
+    if outputs < 1:
+        raise ValueError(f"outputs is {outputs}; it must be at least 1")
+    inner = [after[:, None] >= before for before, after in pairwise(degrees)]
+    return [*inner, degrees[0].repeat_interleave(outputs)[:, None] > degrees[-1]]
+
+
+def _feature_degrees(features: int, order: Order) -> Tensor:
     if isinstance(order, str):
         if order not in ("natural", "reversed"):
             raise ValueError(f"order is {order!r}; it must be 'natural', 'reversed' or a permutation")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastgen.nn import MADE
+from fastgen.nn import MADE, MaskedMLP, ResMADE
 
 ORDERS = ["natural", "reversed", [2, 0, 4, 1, 3]]
 
@@ -24,6 +24,35 @@ def test_outputs_depend_on_exactly_the_features_before(order, hidden, hidden_deg
         assert (ordered.triu() == 0).all()
         if hidden_degrees == "sequential":
             assert (ordered[torch.ones(5, 5).tril(-1) == 1] != 0).all()
+
+
+@pytest.mark.parametrize("hidden_degrees", ["sequential", "random"])
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+@pytest.mark.parametrize("network", [MaskedMLP, ResMADE])
+def test_every_output_of_a_feature_depends_on_exactly_the_features_before(network, order, hidden_degrees):
+    torch.manual_seed(0)
+    hidden = {"width": 40} if network is ResMADE else {"hidden": (40, 33)}
+    made = network(5, 3, **hidden, activation="elu", order=order, hidden_degrees=hidden_degrees).double()
+    before = made.degrees[0][:, None] > made.degrees[0]
+    jacobian = torch.autograd.functional.jacobian(made, torch.randn(5, dtype=torch.float64))
+    assert jacobian.shape == (5, 3, 5)
+    for of_output in jacobian.unbind(1):
+        assert torch.equal(of_output != 0, before)
+
+
+@pytest.mark.parametrize("blocks", [0, 2])
+def test_the_context_goes_into_the_first_layer_and_every_block(blocks):
+    made = ResMADE(3, 2, width=8, blocks=blocks, context_features=4)
+    assert made.context.out_features == 8 * (1 + blocks)
+    made(torch.randn(6, 3), torch.randn(6, 4)).square().sum().backward()
+    assert (made.context.weight.grad.unflatten(0, (-1, 8)).abs().amax((1, 2)) > 0).all()
+
+
+def test_dropout_is_of_training_alone():
+    made, x = ResMADE(3, 2, width=8, dropout=0.5), torch.randn(6, 3)
+    assert not torch.equal(made(x), made(x))
+    made.eval()
+    assert torch.equal(made(x), made(x))
 
 
 def test_one_feature_depends_on_the_context_alone():
@@ -59,6 +88,12 @@ def test_degrees_are_saved():
 def test_wrong_arguments_are_named(changed, words):
     with pytest.raises(ValueError, match=words):
         MADE(**{"features": 3, "hidden": (4,)} | changed)
+
+
+@pytest.mark.parametrize("network", [MaskedMLP, ResMADE])
+def test_a_feature_has_one_output_at_least(network):
+    with pytest.raises(ValueError, match="outputs is 0"):
+        network(3, 0)
 
 
 def test_wrong_inputs_are_named():
