@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 COMMANDS = {
-    "train": "train a model on real data",
-    "sample": "generate from a trained model with the compiled sampler",
-    "evaluate": "bits/dim of a trained model on held-out data",
+    "train": "train a model on data",
+    "sample": "generate from a trained model",
+    "evaluate": "likelihood of held-out data under a trained model",
     "bench": "run the benchmarks against reference implementations",
     "info": "what is installed, and what runs where",
 }
@@ -91,7 +91,8 @@ def _sample(arguments: list[str]) -> int:
 
     config = _parse(SampleConfig, "sample", arguments)
     drawn = sample(config)
-    print(f"{config.count} samples in {drawn.seconds:.2f} s, mean log-probability {drawn.log_prob.mean():.2f} nats")
+    mean = f"mean log-probability {'at least ' if drawn.bound else ''}{drawn.log_prob.mean():.2f} nats"
+    print(f"{len(drawn.values)} samples in {drawn.seconds:.2f} s, {mean}")
     if drawn.naive_seconds is not None:
         ratio = f"{drawn.naive_seconds / drawn.seconds:.1f} times as long"
         print(f"textbook loop: {drawn.naive_seconds:.2f} s ({ratio}); {drawn.comparison}")

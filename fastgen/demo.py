@@ -68,7 +68,7 @@ def _demo() -> int:
     panels = {
         f"compiled sampler: {1e3 * fast:.0f} ms": digits,
         f"textbook loop: {1e3 * slow:.0f} ms": same_digits,
-        "real digits, test split": data.splits["test"].levels[:DIGITS],
+        "real digits, test split": data.splits["test"].values[:DIGITS],
     }
     test, trivial = outcome.test.bits_per_dim, outcome.baseline.bits_per_dim
     title = f"PixelCNN++ on 8 x 8 digits, {test:.3f} bits/dim on the test split (independent pixels: {trivial:.3f})"

@@ -1,6 +1,7 @@
-"""Real data: scikit-learn digits, folders of images, folders of WAV files, ``.npz`` archives."""
+"""Data: scikit-learn digits, folders of images or WAV files, ``.npz`` archives, CSV tables, 2-d toys."""
 
 from fastgen.data.dataset import SPLITS, Dataset, Description, Split
 from fastgen.data.sources import DataConfig, load
+from fastgen.data.standardization import Standardization
 
-__all__ = ["SPLITS", "DataConfig", "Dataset", "Description", "Split", "load"]
+__all__ = ["SPLITS", "DataConfig", "Dataset", "Description", "Split", "Standardization", "load"]

@@ -1,8 +1,9 @@
-"""What every data source returns: integer levels, optional labels, named splits."""
+"""What every data source returns: levels or real vectors, optional labels, named splits."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -10,22 +11,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastgen.data.standardization import Standardization
+
 SPLITS = ("train", "validation", "test")
+
+Kind = Literal["image", "audio", "vector"]
 
 
 @dataclass(frozen=True)
 class Split:
-    """``levels``: uint8 ``[N, *event_shape]``; ``labels``: int64 ``[N]`` or None."""
+    """``values``: levels, uint8, or real numbers, float32, ``[N, *event_shape]``; ``labels``: int64 ``[N]`` or None."""
 
-    levels: Tensor
+    values: Tensor
     labels: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.levels)
+        return len(self.values)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The examples at ``indices``: int64 levels and labels."""
-        return self.levels[indices].long(), None if self.labels is None else self.labels[indices]
+        """The examples at ``indices``, levels as int64, and their labels."""
+        chosen = self.values[indices]
+        chosen = chosen if chosen.is_floating_point() else chosen.long()
+        return chosen, None if self.labels is None else self.labels[indices]
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,13 @@ class Description:
     """What is needed to show samples of a model without its data; the fields are those of ``Dataset``."""
 
     name: str
-    kind: Literal["image", "audio"]
+    kind: Kind
     event_shape: tuple[int, ...]
     levels: int
     classes: tuple[str, ...] = ()
     sample_rate: int | None = None
+    columns: tuple[str, ...] = ()
+    standardization: Standardization | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
@@ -45,53 +54,73 @@ class Description:
     @classmethod
     def from_json(cls, text: str) -> Description:
         values = json.loads(text)
-        return cls(**values | {"event_shape": tuple(values["event_shape"]), "classes": tuple(values["classes"])})
+        for name in ("event_shape", "classes", "columns"):
+            values[name] = tuple(values.get(name, ()))
+        if (given := values.get("standardization")) is not None:
+            values["standardization"] = Standardization(tuple(given["mean"]), tuple(given["scale"]))
+        return cls(**values)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Real data on a grid of ``levels`` values.
+    """Examples on a grid of ``levels`` values, or real vectors (``levels`` 0).
 
-    ``event_shape`` is ``(C, H, W)`` for images and ``(T,)`` for mu-law audio, which has a ``sample_rate`` in Hz.
-    ``classes`` names the labels; it is empty where the data has none. Raises ValueError where a split is missing or
-    empty, has another shape, or holds a level or label out of range.
+    ``event_shape`` is ``(C, H, W)`` for images, ``(T,)`` for mu-law audio, which has a ``sample_rate`` in Hz, and
+    ``(D,)`` for vectors, which have names of their ``columns``, are standardised as ``standardization`` says, and may
+    know their true ``log_density`` (float64 points ``[N, D]`` in the data's units to nats ``[N]``). ``classes`` names
+    the labels; it is empty where the data has none. Raises ValueError where a split is missing or empty, has another
+    shape, or holds a level or label out of range.
     """
 
     name: str
-    kind: Literal["image", "audio"]
+    kind: Kind
     event_shape: tuple[int, ...]
     levels: int
     splits: dict[str, Split]
     classes: tuple[str, ...] = ()
     sample_rate: int | None = None
+    columns: tuple[str, ...] = ()
+    standardization: Standardization | None = None
+    log_density: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         for name in SPLITS:
+            where = f"data {self.name!r}, split {name!r}"
             if not len(self.splits.get(name, ())):
                 raise ValueError(f"data {self.name!r}: the split {name!r} is empty; more examples are needed")
             split = self.splits[name]
-            if tuple(split.levels.shape[1:]) != self.event_shape:
-                raise ValueError(
-                    f"data {self.name!r}, split {name!r}: shape {tuple(split.levels.shape[1:])}, not {self.event_shape}"
-                )
-            if (highest := int(split.levels.max())) >= self.levels:
-                raise ValueError(
-                    f"data {self.name!r}, split {name!r}: level {highest} where 0 to {self.levels - 1} are allowed"
-                )
+            if tuple(split.values.shape[1:]) != self.event_shape:
+                raise ValueError(f"{where}: shape {tuple(split.values.shape[1:])}, not {self.event_shape}")
+            if split.values.is_floating_point() == bool(self.levels):
+                wanted = f"integers below {self.levels}" if self.levels else "floating point"
+                raise ValueError(f"{where}: values are {split.values.dtype}; they must be {wanted}")
+            if self.levels and (highest := int(split.values.max())) >= self.levels:
+                raise ValueError(f"{where}: level {highest} where 0 to {self.levels - 1} are allowed")
             if self.classes and (
                 split.labels is None or not 0 <= split.labels.min() <= split.labels.max() < len(self.classes)
             ):
-                raise ValueError(
-                    f"data {self.name!r}, split {name!r}: every example needs a label of 0 to {len(self.classes) - 1}"
-                )
+                raise ValueError(f"{where}: every example needs a label of 0 to {len(self.classes) - 1}")
 
     @property
     def description(self) -> Description:
-        return Description(self.name, self.kind, self.event_shape, self.levels, self.classes, self.sample_rate)
+        return Description(
+            self.name,
+            self.kind,
+            self.event_shape,
+            self.levels,
+            self.classes,
+            self.sample_rate,
+            self.columns,
+            self.standardization,
+        )
 
     @property
     def dimensions(self) -> int:
         return int(np.prod(self.event_shape))
+
+    def in_own_units(self, log_prob: Tensor) -> Tensor:
+        """Log-densities of examples as they are in the splits, as those of the same in the data's own units."""
+        return log_prob if self.standardization is None else log_prob + self.standardization.log_det
 
 
 def partition(count: int, validation: float = 0.1, test: float = 0.1) -> dict[str, np.ndarray]:

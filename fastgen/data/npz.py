@@ -1,4 +1,4 @@
-"""``.npz`` archives of images or of recordings."""
+"""``.npz`` archives of images, of recordings or of vectors."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from fastgen.data.audio import windowed
 from fastgen.data.dataset import SPLITS, Dataset, Split, partition, quantise
 from fastgen.data.images import Colour, square
+from fastgen.data.vectors import vectors
 
 
 def load_npz(
@@ -22,7 +23,7 @@ def load_npz(
     sample_rate: int | None = None,
     label: str = "labels",
 ) -> Dataset:
-    """An archive of one of two layouts (no pickled objects).
+    """An archive of one of three layouts (no pickled objects).
 
     Images: ``images`` uint8 ``[N, H, W]`` or ``[N, H, W, C]`` with 1 or 3 channels, or ``train_images`` and
     ``test_images`` (``validation_images`` too, or it is cut from train); optional ``labels`` or ``train_labels``, ...
@@ -30,6 +31,9 @@ def load_npz(
 
     Speech: ``waveform`` int16 or float ``[samples]``, ``offsets`` ``[N + 1]``, so that recording i is
     ``waveform[offsets[i]:offsets[i + 1]]``, optional ``labels``, ``speakers``, ``sample_rate``.
+
+    Vectors: ``data`` float ``[N, D]``, or ``train`` and ``test`` (``validation`` too, or cut from train); optional
+    ``columns``, their D names, and ``labels`` or ``train_labels``, ...
 
     ``label`` names the array that says the class of an example. Raises ValueError that says what is missing or wrong.
     """
@@ -42,26 +46,37 @@ def load_npz(
         return _speech(path, arrays, window, sample_rate, levels, label)
     if "images" in arrays or "train_images" in arrays:
         return _images(path, arrays, size, colour, levels, label)
-    raise ValueError(f"{path} has the arrays {', '.join(sorted(arrays))}; images, train_images or waveform is needed")
+    if "data" in arrays or "train" in arrays:
+        return _vectors(path, arrays, label)
+    raise ValueError(
+        f"{path} has the arrays {', '.join(sorted(arrays))}; "
+        "one of images, train_images, waveform, data and train is needed"
+    )
+
+
+def _split(
+    arrays: dict[str, np.ndarray], whole: str, declared: str, label: str
+) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
+    """The array called ``whole``, or those called ``declared`` after their splits; their labels, and the splits."""
+    if whole in arrays:
+        return arrays[whole], arrays.get(label), partition(len(arrays[whole]))
+    given = [name for name in SPLITS if declared.format(name) in arrays]
+    examples = np.concatenate([arrays[declared.format(name)] for name in given])
+    with_labels = all(f"{name}_{label}" in arrays for name in given)
+    labels = np.concatenate([arrays[f"{name}_{label}"] for name in given]) if with_labels else None
+    ends = np.cumsum([0] + [len(arrays[declared.format(name)]) for name in given])
+    parts = {name: np.arange(ends[i], ends[i + 1]) for i, name in enumerate(given)}
+    cut = partition(len(parts["train"]))
+    for name in set(SPLITS) - set(given):
+        parts[name] = cut[name]
+        parts["train"] = np.setdiff1d(parts["train"], cut[name])
+    return examples, labels, parts
 
 
 def _images(
     path: Path, arrays: dict[str, np.ndarray], size: int | None, colour: Colour, levels: int, label: str
 ) -> Dataset:
-    if "images" in arrays:
-        images, labels = arrays["images"], arrays.get(label)
-        parts = partition(len(images))
-    else:
-        given = [name for name in SPLITS if f"{name}_images" in arrays]
-        images = np.concatenate([arrays[f"{name}_images"] for name in given])
-        with_labels = all(f"{name}_{label}" in arrays for name in given)
-        labels = np.concatenate([arrays[f"{name}_{label}"] for name in given]) if with_labels else None
-        ends = np.cumsum([0] + [len(arrays[f"{name}_images"]) for name in given])
-        parts = {name: np.arange(ends[i], ends[i + 1]) for i, name in enumerate(given)}
-        cut = partition(len(parts["train"]))
-        for name in set(SPLITS) - set(given):
-            parts[name] = cut[name]
-            parts["train"] = np.setdiff1d(parts["train"], cut[name])
+    images, labels, parts = _split(arrays, "images", "{}_images", label)
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
         raise ValueError(
             f"{path}: images are {images.dtype} {images.shape}; uint8 [N, H, W] or [N, H, W, 1 or 3] are allowed"
@@ -101,6 +116,20 @@ def _speech(
     recordings = [waveform[a:b] / scale for a, b in pairwise(offsets)]
     codes, classes = _classes(path, arrays.get(label), len(recordings), arrays, label)
     return windowed(path.stem, recordings, codes, classes, partition(len(recordings)), rate, window, levels)
+
+
+def _vectors(path: Path, arrays: dict[str, np.ndarray], label: str) -> Dataset:
+    widths = {arrays[name].shape[1:] for name in ("data", *SPLITS) if name in arrays}
+    if len(widths) > 1:
+        raise ValueError(f"{path}: the splits have rows of {' and '.join(map(str, sorted(widths)))} numbers")
+    values, labels, parts = _split(arrays, "data", "{}", label)
+    if not np.issubdtype(values.dtype, np.floating) or values.ndim != 2 or not values.shape[1]:
+        raise ValueError(f"{path}: data are {values.dtype} {values.shape}; float [N, D] is allowed")
+    columns = tuple(map(str, arrays.get("columns", ())))
+    if columns and len(columns) != values.shape[1]:
+        raise ValueError(f"{path}: columns has {len(columns)} names for {values.shape[1]} columns")
+    codes, classes = _classes(path, labels, len(values), arrays, label)
+    return vectors(path.stem, values, parts, columns, codes, classes)
 
 
 def _classes(

@@ -12,12 +12,18 @@ from fastgen.data.digits import load_digits
 from fastgen.data.images import SUFFIXES as IMAGE_SUFFIXES
 from fastgen.data.images import Colour, load_image_folder
 from fastgen.data.npz import load_npz
+from fastgen.data.toys import TOYS, load_toy
+from fastgen.data.vectors import load_csv
+
+NAMED = ("digits", *TOYS)
+"""Sources that need no file."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
     source: str = "digits"
-    """"digits", or a folder of images, a folder of WAV files, or an .npz archive."""
+    """"digits", a 2-d toy (two_moons, eight_gaussians, checkerboard, rings, pinwheel, two_spirals), a folder of images
+    or of WAV files, an .npz archive, or a .csv table of numbers."""
     size: int | None = None
     """Images: resize the shorter side to this and crop the centre; without it all must have one size."""
     colour: Colour = "auto"
@@ -29,11 +35,13 @@ class DataConfig:
     sample_rate: int | None = None
     """Audio: resample to this many Hz; without it all must have one rate."""
     label: str = "labels"
-    """.npz: the array with the class of each example (labels, speakers, ...)."""
+    """.npz, .csv: the array or column with the class of each example (labels, speakers, ...)."""
+    examples: int = 50_000
+    """2-d toys: number of training points."""
 
     def __post_init__(self) -> None:
         path = Path(self.source).expanduser()
-        if self.source != "digits" and path.exists():  # the run's file then names it wherever it is read from
+        if self.source not in NAMED and path.exists():  # the run's file then names it wherever it is read from
             object.__setattr__(self, "source", str(path.resolve()))
 
 
@@ -41,10 +49,12 @@ def load(config: DataConfig) -> Dataset:
     """The dataset that ``config`` describes. Raises ValueError or FileNotFoundError that says what is allowed."""
     if config.source == "digits":
         return load_digits()
+    if config.source in TOYS:
+        return load_toy(config.source, config.examples)
     path = Path(config.source).expanduser()
     if not path.exists():
         raise FileNotFoundError(
-            f'data source {config.source!r} is neither "digits" nor an existing folder or .npz archive'
+            f"data source {config.source!r} is neither {', '.join(NAMED)} nor an existing folder, .npz or .csv file"
         )
     if path.is_dir():
         suffixes = {p.suffix.lower() for p in path.rglob("*") if p.is_file()}
@@ -60,4 +70,8 @@ def load(config: DataConfig) -> Dataset:
         return load_npz(
             path, config.size, config.colour, config.levels, config.window, config.sample_rate, config.label
         )
-    raise ValueError(f"data source {path} is a {path.suffix or 'plain'} file; a folder or an .npz archive is allowed")
+    if path.suffix.lower() == ".csv":
+        return load_csv(path, config.label)
+    raise ValueError(
+        f"data source {path} is a {path.suffix or 'plain'} file; a folder, an .npz or a .csv file is allowed"
+    )

@@ -1,26 +1,44 @@
-"""Log-likelihoods as bits per dimension, with the error of the mean."""
+"""Log-likelihoods as bits per dimension or nats, with the error of the mean."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from math import log, sqrt
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fastgen.metrics.divergence import Divergence, kl_divergence
+
+Unit = Literal["bits/dim", "nats"]
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean over ``count`` examples: ``bits_per_dim = nats / (D log 2)`` with the standard error of that mean."""
+    """Mean negative log-likelihood of ``count`` examples, in nats and as ``bits_per_dim = nats / (D log 2)``.
+
+    ``standard_error`` is that of the mean in ``unit``, in which the likelihood is told. ``divergence`` is that from the
+    true distribution of the examples, where it is known.
+    """
 
     bits_per_dim: float
     standard_error: float
     nats: float
     count: int
+    unit: Unit = "bits/dim"
+    divergence: Divergence | None = None
+
+    @property
+    def value(self) -> float:
+        """The mean in ``unit``."""
+        return self.bits_per_dim if self.unit == "bits/dim" else self.nats
 
     def __str__(self) -> str:
-        mean = f"{self.bits_per_dim:.4f} +- {self.standard_error:.4f} bits/dim"
-        return f"{mean} ({self.nats:.2f} nats, {self.count} examples)"
+        mean = f"{self.value:.4f} +- {self.standard_error:.4f} {self.unit}"
+        nats = f"{self.nats:.2f} nats, " if self.unit == "bits/dim" else ""
+        divergence = "" if self.divergence is None else f", {self.divergence}"
+        return f"{mean} ({nats}{self.count} examples){divergence}"
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -31,8 +49,16 @@ def bits_per_dim(nats: float, dimensions: int) -> float:
     return nats / (dimensions * log(2))
 
 
-def summarise(log_prob: Tensor, dimensions: int) -> Evaluation:
-    """Log-probabilities ``[N]`` in nats of N held-out examples. Raises ValueError for N = 0 or a NaN."""
+def in_unit(nats: float, dimensions: int, unit: Unit) -> float:
+    """``nats`` of one example in a unit."""
+    return bits_per_dim(nats, dimensions) if unit == "bits/dim" else nats
+
+
+def summarise(log_prob: Tensor, dimensions: int, unit: Unit = "bits/dim", log_true: Tensor | None = None) -> Evaluation:
+    """Log-probabilities ``[N]`` in nats of N held-out examples; ``log_true``: the true ones, where they are known.
+
+    Raises ValueError for N = 0 or a NaN.
+    """
     if not log_prob.numel():
         raise ValueError("log_prob is empty; at least one example is needed")
     nats = -log_prob.double()
@@ -40,17 +66,22 @@ def summarise(log_prob: Tensor, dimensions: int) -> Evaluation:
         raise ValueError(f"log_prob has {int(nats.isnan().sum())} NaN of {nats.numel()} values")
     deviation = nats.std(correction=1).item() if len(nats) > 1 else 0.0
     mean = nats.mean().item()
-    error = bits_per_dim(deviation / sqrt(len(nats)), dimensions)
-    return Evaluation(bits_per_dim(mean, dimensions), error, mean, len(nats))
+    error = in_unit(deviation / sqrt(len(nats)), dimensions, unit)
+    divergence = None if log_true is None else kl_divergence(log_true, log_prob)
+    return Evaluation(bits_per_dim(mean, dimensions), error, mean, len(nats), unit, divergence)
 
 
 def evaluate(model: torch.nn.Module, batches, dimensions: int) -> Evaluation:
     """Bits/dim of ``model.score(x, context)`` over ``batches`` of ``(x, context)``, in eval mode."""
+    return summarise(score(model, batches), dimensions)
+
+
+def score(model: torch.nn.Module, batches) -> Tensor:
+    """``model.score(x, context)`` over ``batches`` of ``(x, context)``, in eval mode: float64 ``[N]`` on the CPU."""
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            values = [model.score(x, context).double().cpu() for x, context in batches]
+            return torch.cat([model.score(x, context).double().cpu() for x, context in batches])
     finally:
         model.train(training)
-    return summarise(torch.cat(values), dimensions)

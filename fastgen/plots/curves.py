@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 
-def save_curves(path: Path, rows: list[dict[str, Any]], baseline: float, baseline_name: str) -> None:
-    """Bits/dim on train and validation, with the trivial baseline, and the learning rate, as a PNG.
+def save_curves(
+    path: Path, rows: list[dict[str, Any]], baseline: float, baseline_name: str, unit: str = "bits/dim"
+) -> None:
+    """The loss in ``unit`` on train and validation, with the trivial baseline, and the learning rate, as a PNG.
 
     ``rows`` are those of ``metrics.jsonl``: ``step`` with ``train`` and ``rate``, or with ``validation``.
     """
@@ -28,7 +30,7 @@ def save_curves(path: Path, rows: list[dict[str, Any]], baseline: float, baselin
         label="validation, averaged weights",
     )
     axes.axhline(baseline, color="#777777", ls="--", lw=1, label=baseline_name)
-    axes.set(xlabel="step", ylabel="bits/dim")
+    axes.set(xlabel="step", ylabel=unit)
     shown = [r["validation"] for r in validation] + [r["train"] for r in train[len(train) // 20 :]] + [baseline]
     margin = 0.05 * (max(shown) - min(shown)) or 0.1
     axes.set_ylim(min(shown) - margin, max(shown) + margin)

@@ -53,7 +53,7 @@ class TrainConfig:
     batch_size: int = 32
     """Examples a step, over all devices."""
     seed: int = 0
-    """Decides initial weights, data order and dropout."""
+    """Decides initial weights, data order, dropout and dequantization."""
     log_interval: int = 20
     evaluate_interval: int = 250
     """Steps between evaluations on the validation split."""
@@ -61,8 +61,8 @@ class TrainConfig:
     """At most this many validation examples; the final test takes the whole test split."""
     checkpoint_interval: int = 250
     """Steps between checkpoints: the most that is lost if the process is killed."""
-    samples: int = 64
-    """Samples drawn at the end (audio: at most 8); 0 for none."""
+    samples: int | None = None
+    """Samples drawn at the end, 0 for none; without it 64 images, 8 recordings or 4096 vectors."""
     devices: int = 1
     """Processes on this machine, one a device; under torchrun its own number is taken."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -88,7 +88,7 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; 1 or more is allowed")
-        if self.samples < 0 or self.devices < 1 or (self.threads is not None and self.threads < 1):
+        if (self.samples or 0) < 0 or self.devices < 1 or (self.threads is not None and self.threads < 1):
             raise ValueError(
                 f"samples {self.samples}, devices {self.devices}, threads {self.threads}: "
                 "0 or more, 1 or more and 1 or more are allowed"

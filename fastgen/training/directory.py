@@ -70,8 +70,7 @@ class RunDirectory:
             self.data,
             self.metrics,
             self.curves,
-            *self.path.glob("samples*.png"),
-            *self.path.glob("samples*.wav"),
+            *(file for suffix in ("png", "wav", "csv") for file in self.path.glob(f"samples*.{suffix}")),
         ):
             file.unlink(missing_ok=True)
         for name in ("config.json", "model.safetensors"):

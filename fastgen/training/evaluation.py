@@ -1,4 +1,4 @@
-"""Bits/dim of a finished run on one of its splits."""
+"""The likelihood under a finished run of one of its splits."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from fastgen.data import load
-from fastgen.metrics import Evaluation, evaluate
-from fastgen.training.sampling import load_run
+from fastgen.metrics import Evaluation, score
+from fastgen.training.order import seed_evaluation
+from fastgen.training.run import load_run
+from fastgen.training.scores import summarise_examples
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,19 @@ class EvaluateConfig:
 
 
 def evaluate_run(config: EvaluateConfig) -> Evaluation:
-    """Bits/dim with its standard error. Raises FileNotFoundError or ValueError for what cannot be read."""
+    """Bits/dim of levels, nats of vectors in their own units, with the standard error, and what the truth allows.
+
+    For a flow of levels it is a bound, by one draw of noise an example. Raises FileNotFoundError or ValueError for
+    what cannot be read.
+    """
     run = load_run(config.run)
     dataset = load(run.config.data)
     split = dataset.splits[config.split]
-    chosen = torch.arange(min(config.examples or len(split), len(split))).split(config.batch_size)
-    batches = (split.batch(indices) for indices in tqdm(chosen, desc=config.split, disable=not config.progress))
-    scored = ((levels, labels if run.config.conditional else None) for levels, labels in batches)
-    return evaluate(run.model, scored, dataset.dimensions)
+    chosen = torch.arange(min(config.examples or len(split), len(split)))
+    parts = tqdm(chosen.split(config.batch_size), desc=config.split, disable=not config.progress)
+    batches = (split.batch(indices) for indices in parts)
+    scored = ((values, labels if run.config.conditional else None) for values, labels in batches)
+    with torch.random.fork_rng(devices=[]):
+        seed_evaluation(run.config.seed, rank=0)
+        log_prob = score(run.model, scored)
+    return summarise_examples(dataset, split, chosen, log_prob)

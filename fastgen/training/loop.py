@@ -13,16 +13,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastgen.data import Dataset, Split, load
-from fastgen.metrics import Evaluation, bits_per_dim, histogram_baseline, summarise
-from fastgen.models import Model, create_model
+from fastgen.metrics import Evaluation, in_unit
+from fastgen.models import Model, create_model, list_models, model_class
 from fastgen.plots.curves import save_curves
 from fastgen.training.config import TrainConfig
 from fastgen.training.directory import RunDirectory
 from fastgen.training.ema import MovingAverage
 from fastgen.training.interrupt import Interrupt
-from fastgen.training.order import DataOrder, seed_step
+from fastgen.training.order import DataOrder, seed_evaluation, seed_step
 from fastgen.training.sampling import SampleConfig, sample
 from fastgen.training.schedule import learning_rate
+from fastgen.training.scores import baseline, summarise_examples, unit
 
 
 class TrainingDiverged(RuntimeError):
@@ -35,7 +36,7 @@ class TrainingInterrupted(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Test bits/dim of the averaged weights, and of the trivial baseline, on the whole test split."""
+    """The likelihood under the averaged weights, and under the trivial baseline, of the whole test split."""
 
     test: Evaluation
     baseline: Evaluation
@@ -66,21 +67,17 @@ def train(config: TrainConfig) -> Outcome:
 
 def build(config: TrainConfig, dataset: Dataset) -> Model:
     """The model of ``config`` for the events of ``dataset``. Raises ValueError for what does not fit together."""
+    if not dataset.levels and (family := model_class(config.model).family) != "flow":
+        raise ValueError(
+            f"model {config.model!r} is {family} and needs levels, but the data {dataset.name!r} are real vectors; "
+            f"{', '.join(list_models('flow'))} are allowed"
+        )
     given = {"event_shape": dataset.event_shape, "levels": dataset.levels}
     if config.conditional:
         if not dataset.classes:
             raise ValueError(f"conditional is set, but the data {dataset.name!r} has no labels")
         given["classes"] = len(dataset.classes)
     return create_model(config.model, config.preset, **given | config.model_overrides)
-
-
-def baseline(dataset: Dataset) -> tuple[Evaluation, str]:
-    """Test bits/dim of the trivial model and its name: for images one histogram a dimension, for audio one for all."""
-    per_position = dataset.kind == "image"
-    scored = histogram_baseline(
-        dataset.splits["train"].levels, dataset.splits["test"].levels, dataset.levels, per_position
-    )
-    return scored, "independent histogram of each pixel" if per_position else "histogram of all samples"
 
 
 def _launch(config: TrainConfig) -> Fabric:
@@ -112,11 +109,9 @@ class _Training:
         interrupt: Interrupt,
     ) -> None:
         self.config, self.directory, self.dataset, self.fabric = config, directory, dataset, fabric
-        self.interrupt, self.network = interrupt, network
+        self.interrupt, self.network, self.unit = interrupt, network, unit(dataset)
         self.order = DataOrder(len(dataset.splits["train"]), config.batch_size, config.seed)
-        if getattr(network.config, "weight_norm", False):
-            levels, labels = dataset.splits["train"].batch(self.order.batch(0))
-            network.initialize(levels, labels if config.conditional else None)
+        self._initialize()
         optimizer = torch.optim.AdamW(
             network.parameters(),
             lr=config.optimizer.rate,
@@ -126,8 +121,18 @@ class _Training:
         self.module, self.optimizer = fabric.setup(network, optimizer)
         self.module.mark_forward_method("loss")
         self.average = MovingAverage(network, config.optimizer.ema)
-        self.baseline, self.baseline_name = baseline(dataset)
+        self.baseline, self.baseline_name = baseline(dataset, network.family)
         self.step = 0
+
+    def _initialize(self) -> None:
+        """Sets what the first batch decides: weight-normalised layers, and the layers of a flow that look at data."""
+        values, labels = self.dataset.splits["train"].batch(self.order.batch(0))
+        context = labels if self.config.conditional else None
+        if self.network.family == "flow":
+            with torch.no_grad():
+                self.network.train().loss((values, context))
+        elif getattr(self.network.config, "weight_norm", False):
+            self.network.initialize(values, context)
 
     def run(self) -> Outcome:
         self._open()
@@ -169,7 +174,8 @@ class _Training:
         size = sum(p.numel() for p in self.network.parameters())
         sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
         shape = " x ".join(map(str, data.event_shape))
-        self.fabric.print(f"data: {data.name}, {shape}, {data.levels} levels; {sizes}")
+        grid = f"{data.levels} levels" if data.levels else "real numbers"
+        self.fabric.print(f"data: {data.name}, {shape}, {grid}; {sizes}")
         self.fabric.print(f"model: {self.config.model} ({self.config.preset}), {size:,} weights")
         self.fabric.print(f"trivial baseline, {self.baseline_name}: {self.baseline}")
         if self.step:
@@ -190,11 +196,11 @@ class _Training:
                 train = sum(losses) / len(losses)
                 speed = len(losses) / (time.perf_counter() - started)
                 self._log({"train": train, "rate": rate, "steps_per_second": round(speed, 3)})
-                bar.set_postfix_str(f"{train:.3f} bits/dim", refresh=False)
+                bar.set_postfix_str(f"{train:.3f} {self.unit}", refresh=False)
                 losses, started = [], time.perf_counter()
             if self.step % config.evaluate_interval == 0 or last:
                 scored = self._evaluate(self.dataset.splits["validation"], config.evaluate_examples)
-                self._log({"validation": scored.bits_per_dim, "standard_error": scored.standard_error})
+                self._log({"validation": scored.value} | _errors(scored))
                 if self.fabric.is_global_zero:
                     bar.write(f"step {self.step}: validation {scored}")
                     self._draw_curves()
@@ -204,7 +210,7 @@ class _Training:
                 raise TrainingInterrupted(f"stopped at step {self.step} of {config.steps}; a checkpoint was written")
 
     def _update(self, rate: float) -> tuple[float, bool]:
-        """One step; the loss in bits/dim, and whether to stop: both the same on all processes."""
+        """One step; the loss in the unit of the data, and whether to stop: both the same on all processes."""
         config, fabric = self.config, self.fabric
         seed_step(config.seed, self.step, fabric.global_rank)
         for group in self.optimizer.param_groups:
@@ -225,20 +231,22 @@ class _Training:
             )
         self.optimizer.step()
         self.average.update(self.network, self.step)
-        return bits_per_dim(mean, self.dataset.dimensions), stop > 0
+        return in_unit(-self.dataset.in_own_units(-mean), self.dataset.dimensions, self.unit), stop > 0
 
     def _batch(self, split: Split, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        levels, labels = self.fabric.to_device(split.batch(indices))
-        return levels, labels if self.config.conditional else None
+        values, labels = self.fabric.to_device(split.batch(indices))
+        return values, labels if self.config.conditional else None
 
     def _evaluate(self, split: Split, limit: int | None = None) -> Evaluation:
         count = len(split) if limit is None else min(limit, len(split))
         mine = torch.arange(self.fabric.global_rank, count, self.fabric.world_size)
         scores = torch.zeros(count, dtype=torch.float64, device=self.fabric.device)
+        seed_evaluation(self.config.seed, self.fabric.global_rank)
         with torch.no_grad():
             for part in mine.split(self.config.batch_size):
                 scores[part] = self.average.model.score(*self._batch(split, part)).double()
-        return summarise(self.fabric.all_reduce(scores, reduce_op="sum").cpu(), self.dataset.dimensions)
+        whole = self.fabric.all_reduce(scores, reduce_op="sum").cpu()
+        return summarise_examples(self.dataset, split, torch.arange(count), whole)
 
     def _log(self, values: dict[str, float]) -> None:
         if self.fabric.is_global_zero:
@@ -246,7 +254,7 @@ class _Training:
 
     def _draw_curves(self) -> None:
         rows = self.directory.read_metrics()
-        save_curves(self.directory.curves, rows, self.baseline.bits_per_dim, f"baseline: {self.baseline_name}")
+        save_curves(self.directory.curves, rows, self.baseline.value, f"baseline: {self.baseline_name}", self.unit)
 
     def _checkpoint(self) -> None:
         if self.fabric.is_global_zero:
@@ -263,13 +271,18 @@ class _Training:
 
     def _finish(self) -> Outcome:
         test = self._evaluate(self.dataset.splits["test"])
-        self._log(
-            {"test": test.bits_per_dim, "standard_error": test.standard_error, "baseline": self.baseline.bits_per_dim}
-        )
+        self._log({"test": test.value, "baseline": self.baseline.value} | _errors(test))
         self.fabric.print(f"test {test}\nbaseline {self.baseline}, {self.baseline_name}")
-        if self.config.samples and self.fabric.is_global_zero:
-            count = self.config.samples if self.dataset.kind == "image" else min(self.config.samples, 8)
-            drawn = sample(SampleConfig(self.config.output, count, progress=self.config.progress))
+        if self.config.samples != 0 and self.fabric.is_global_zero:
+            drawn = sample(SampleConfig(self.config.output, self.config.samples, progress=self.config.progress))
             self.fabric.print(f"samples: {', '.join(map(str, drawn.files))}")
         self.fabric.barrier()
         return Outcome(test, self.baseline)
+
+
+def _errors(scored: Evaluation) -> dict[str, float]:
+    """What is logged beside the mean."""
+    errors = {"standard_error": scored.standard_error}
+    if scored.divergence is not None:
+        errors |= {"kl": scored.divergence.nats, "kl_standard_error": scored.divergence.standard_error}
+    return errors

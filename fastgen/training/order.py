@@ -32,5 +32,10 @@ class DataOrder:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seeds torch's generators (dropout) for one step of one process, whatever happened before."""
+    """Seeds torch's generators (dropout, dequantization) for one step of one process, whatever happened before."""
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def seed_evaluation(seed: int, rank: int) -> None:
+    """Seeds torch's generators for an evaluation, so that every one of a run dequantizes by the same noise."""
+    seed_step(seed, 0, rank)

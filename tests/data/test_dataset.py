@@ -43,8 +43,8 @@ def test_digits_are_whole_and_split_without_overlap():
     data = load(DataConfig())
     assert (data.kind, data.event_shape, data.levels, len(data.classes)) == ("image", (1, 8, 8), 17, 10)
     assert sum(len(split) for split in data.splits.values()) == 1797
-    assert data.splits["train"].levels.min() == 0
-    assert data.splits["train"].levels.max() == 16
+    assert data.splits["train"].values.min() == 0
+    assert data.splits["train"].values.max() == 16
     for name in SPLITS:
         assert set(data.splits[name].labels.tolist()) == set(range(10))
 
@@ -54,7 +54,7 @@ def test_batch_returns_int64_examples_in_the_order_asked():
     indices = torch.tensor([5, 2, 5])
     levels, labels = split.batch(indices)
     assert levels.dtype == labels.dtype == torch.int64
-    assert torch.equal(levels, split.levels[indices].long())
+    assert torch.equal(levels, split.values[indices].long())
     assert torch.equal(labels, split.labels[indices])
 
 

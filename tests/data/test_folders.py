@@ -31,7 +31,7 @@ def _tone(path: Path, rate: int = 8000, seconds: float = 0.1, channels: int = 1)
 
 
 def _every(data) -> torch.Tensor:
-    return torch.cat([data.splits[name].levels for name in SPLITS])
+    return torch.cat([data.splits[name].values for name in SPLITS])
 
 
 def test_images_come_back_pixel_for_pixel(tmp_path):
@@ -69,11 +69,11 @@ def test_split_folders_are_kept_and_absent_ones_cut_from_train(tmp_path):
     data = load(DataConfig(str(tmp_path)))
     assert [len(data.splits[name]) for name in SPLITS] == [18, 2, 3]
     held_out = {written[f"test/{i}.png"].tobytes() for i in range(3)}
-    assert {image.numpy().tobytes() for image in data.splits["test"].levels} == held_out
+    assert {image.numpy().tobytes() for image in data.splits["test"].values} == held_out
 
 
 def test_folders_refuse(tmp_path):
-    with pytest.raises(FileNotFoundError, match='neither "digits" nor an existing'):
+    with pytest.raises(FileNotFoundError, match=r"neither digits, two_moons, .* nor an existing"):
         load(DataConfig(str(tmp_path / "none")))
     with pytest.raises(ValueError, match=r"no .png or .* file in"):
         load(DataConfig(str(tmp_path)))
@@ -129,7 +129,7 @@ def test_windows_are_whole_padded_with_silence_and_never_shared_between_splits()
     parts = {name: np.array([i]) for i, name in enumerate(SPLITS)}
     data = windowed("x", recordings, np.array([2, 1, 0]), ("a", "b", "c"), parts, 8000, 10, 256)
     one, two, three = (int(mulaw.encode(np.array([v]))[0]) for v in (0.1, 0.3, 0.5))
-    assert data.splits["train"].levels.tolist() == [[one] * 10] * 2
+    assert data.splits["train"].values.tolist() == [[one] * 10] * 2
     assert data.splits["train"].labels.tolist() == [2, 2]
-    assert data.splits["validation"].levels.tolist() == [[two] * 9 + [mulaw.silence()]]
-    assert data.splits["test"].levels.tolist() == [[three] * 4 + [mulaw.silence()] * 6]
+    assert data.splits["validation"].values.tolist() == [[two] * 9 + [mulaw.silence()]]
+    assert data.splits["test"].values.tolist() == [[three] * 4 + [mulaw.silence()] * 6]

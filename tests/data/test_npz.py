@@ -28,7 +28,7 @@ def test_images_layouts(tmp_path, shape):
     assert data.event_shape == (channels, 5, 4)
     assert data.classes == ("0", "1", "2")
     for name in SPLITS:
-        for levels, label in zip(data.splits[name].levels, data.splits[name].labels, strict=True):
+        for levels, label in zip(data.splits[name].values, data.splits[name].labels, strict=True):
             origin = [
                 i for i in range(12) if np.array_equal(levels.permute(1, 2, 0).numpy(), images[i].reshape(5, 4, -1))
             ]
@@ -42,7 +42,7 @@ def test_declared_splits_are_kept(tmp_path):
     )
     data = load(DataConfig(path))
     assert [len(data.splits[name]) for name in SPLITS] == [18, 2, 5]
-    assert torch.equal(data.splits["test"].levels[:, 0], torch.from_numpy(test))
+    assert torch.equal(data.splits["test"].values[:, 0], torch.from_numpy(test))
     assert data.splits["test"].labels.tolist() == [1] * 5
 
 
@@ -51,7 +51,7 @@ def test_size_and_colour(tmp_path):
         DataConfig(_save(tmp_path, images=np.full((6, 8, 8, 3), 200, np.uint8)), size=4, colour="grey", levels=2)
     )
     assert data.event_shape == (1, 4, 4)
-    assert all((split.levels == 1).all() for split in data.splits.values())
+    assert all((split.values == 1).all() for split in data.splits.values())
 
 
 def test_speech(tmp_path):
@@ -67,7 +67,7 @@ def test_speech(tmp_path):
         load(DataConfig(path, window=10))
     data = load(DataConfig(path, window=10, sample_rate=8000, label="speakers"))
     assert data.classes == ("ann", "bob")
-    whole = torch.cat([data.splits[name].levels for name in SPLITS])
+    whole = torch.cat([data.splits[name].values for name in SPLITS])
     wanted = mulaw.encode(waveform / 32768).reshape(9, 10)
     assert {w.numpy().tobytes() for w in whole} == {w.tobytes() for w in wanted}
 
@@ -75,7 +75,7 @@ def test_speech(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"pictures": _pixels(4, 2, 2)}, "has the arrays pictures; images, train_images or waveform is needed"),
+        ({"pictures": _pixels(4, 2, 2)}, "has the arrays pictures; one of images, train_images, waveform"),
         ({"images": _pixels(4, 2, 2).astype(np.float32)}, r"images are float32 \(4, 2, 2\); uint8"),
         ({"images": _pixels(4, 2, 2, 2)}, r"images are uint8 \(4, 2, 2, 2\); uint8"),
         ({"images": _pixels(4, 2, 2), "labels": np.zeros(3, int)}, r"labels are int64 \(3,\); 4 integers"),
@@ -111,6 +111,6 @@ def test_the_windows_of_spoken_digits_keep_their_speaker():
     found = [
         int(split.labels[i])
         for split in data.splits.values()
-        for i in torch.nonzero((split.levels == torch.from_numpy(padded)).all(1)).flatten()
+        for i in torch.nonzero((split.values == torch.from_numpy(padded)).all(1)).flatten()
     ]
     assert found == [speaker]

@@ -46,11 +46,11 @@ def test_samples_are_those_of_the_textbook_loop(images, tmp_path):
 def test_log_prob_is_the_models(images, tmp_path):
     drawn = sample(SampleConfig(images, count=6, output=tmp_path, temperature=0.7, progress=False))
     model = load_run(images).model
-    inputs, context = model.head.to_input(drawn.levels), torch.arange(6) % 4
+    inputs, context = model.head.to_input(drawn.values), torch.arange(6) % 4
     with torch.no_grad():
-        single = model.head.log_prob(model(inputs, context).double(), drawn.levels)
-        exact = model.head.log_prob(model.double()(inputs.double(), context), drawn.levels)
-    elements = drawn.levels[0].numel()
+        single = model.head.log_prob(model(inputs, context).double(), drawn.values)
+        exact = model.head.log_prob(model.double()(inputs.double(), context), drawn.values)
+    elements = drawn.values[0].numel()
     # float32 rounds each of the summed terms, of which none is larger than the sum
     assert (drawn.log_prob - exact).abs().max() <= 2 * (
         single - exact
@@ -58,16 +58,16 @@ def test_log_prob_is_the_models(images, tmp_path):
 
 
 def test_a_label_is_the_context_of_every_sample(images, tmp_path):
-    by_name = sample(SampleConfig(images, count=3, label="2", output=tmp_path, progress=False)).levels
+    by_name = sample(SampleConfig(images, count=3, label="2", output=tmp_path, progress=False)).values
     model = load_run(images).model
     assert torch.equal(by_name, model.sample(3, seed=0, context=torch.full((3,), 2)))
 
 
 def test_known_rows_are_kept(images, tmp_path):
     drawn = sample(SampleConfig(images, count=5, known_rows=3, output=tmp_path, progress=False))
-    test = load(load_run(images).config.data).splits["test"].levels[torch.arange(5) % 4].long()
-    assert torch.equal(drawn.levels[:, :, :3], test[:, :, :3])
-    assert not torch.equal(drawn.levels[:, :, 3:], test[:, :, 3:])
+    test = load(load_run(images).config.data).splits["test"].values[torch.arange(5) % 4].long()
+    assert torch.equal(drawn.values[:, :, :3], test[:, :, :3])
+    assert not torch.equal(drawn.values[:, :, 3:], test[:, :, 3:])
 
 
 def test_audio_is_written_and_a_prompt_is_continued(speech, tmp_path):
@@ -76,17 +76,17 @@ def test_audio_is_written_and_a_prompt_is_continued(speech, tmp_path):
     out = tmp_path / "out"
     drawn = sample(SampleConfig(speech, count=2, prompt=tmp_path / "prompt.wav", output=out, progress=False))
     wanted = torch.from_numpy(mulaw.encode(wave.astype(np.float32))).long()
-    assert torch.equal(drawn.levels[:, :20], wanted.expand(2, 20))
+    assert torch.equal(drawn.values[:, :20], wanted.expand(2, 20))
     assert [path.name for path in drawn.files] == ["samples.png", "samples.wav"]
     samples, rate = soundfile.read(out / "samples.wav")
     assert rate == 8000
-    assert np.abs(samples[:60] - mulaw.decode(drawn.levels[0].numpy())).max() <= 2**-15
+    assert np.abs(samples[:60] - mulaw.decode(drawn.values[0].numpy())).max() <= 2**-15
 
 
 def test_test_recordings_are_continued(speech, tmp_path):
     drawn = sample(SampleConfig(speech, count=2, prompt_seconds=0.005, output=tmp_path, progress=False))
-    test = load(load_run(speech).config.data).splits["test"].levels
-    assert torch.equal(drawn.levels[:, :40], test[torch.arange(2) % len(test), :40].long())
+    test = load(load_run(speech).config.data).splits["test"].values
+    assert torch.equal(drawn.values[:, :40], test[torch.arange(2) % len(test), :40].long())
 
 
 @pytest.mark.parametrize(

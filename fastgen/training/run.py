@@ -1,0 +1,30 @@
+"""What a run directory holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastgen.data import Description
+from fastgen.models import Model, from_pretrained
+from fastgen.training.config import TrainConfig
+from fastgen.training.directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Run:
+    """What ``fastgen train`` left: the model with averaged weights, what it was asked, and what its data look like."""
+
+    model: Model
+    config: TrainConfig
+    data: Description
+
+
+def load_run(path: Path) -> Run:
+    """Raises FileNotFoundError where ``path`` is no run directory or holds no model yet."""
+    directory = RunDirectory(path)
+    for file in (directory.training, directory.data, path / "config.json", path / "model.safetensors"):
+        if not file.is_file():
+            raise FileNotFoundError(f"{path} is no run directory with a model: {file.name} is missing")
+    config = TrainConfig.from_json(directory.training.read_text(), path)
+    return Run(from_pretrained(path), config, Description.from_json(directory.data.read_text()))
