@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastgen.models.autoregressive import GatedPixelCNN, PixelCNN, PixelCNNpp, WaveNet
 from fastgen.models.base import Model, ModelConfig
-from fastgen.models.flows import IAF, MAF, NICE
+from fastgen.models.flows import IAF, MAF, NICE, Glow
 from fastgen.models.registry import create_model, from_pretrained, list_models, model_class
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "MAF",
     "NICE",
     "GatedPixelCNN",
+    "Glow",
     "Model",
     "ModelConfig",
     "PixelCNN",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastgen.nn.act_norm import ActNorm
 from fastgen.nn.affine_coupling import AdditiveCoupling, AffineCoupling
 from fastgen.nn.causal_conv import CausalConv1d, GatedResidualBlock1d
+from fastgen.nn.conv_conditioner import ConvConditioner, EdgeConv2d, ZeroConv2d
 from fastgen.nn.cubic_spline import CubicSpline
 from fastgen.nn.fields import MLPField
 from fastgen.nn.flow_sequential import FlowSequential, Inverse
@@ -47,12 +48,14 @@ __all__ = [
     "AdditiveCoupling",
     "AffineCoupling",
     "CausalConv1d",
+    "ConvConditioner",
     "CubicSpline",
     "DiagonalLSTM",
     "DownRightShiftedConv2d",
     "DownRightShiftedConvTranspose2d",
     "DownShiftedConv2d",
     "DownShiftedConvTranspose2d",
+    "EdgeConv2d",
     "Flatten",
     "FlowSequential",
     "GatedResidualBlock1d",
@@ -80,6 +83,7 @@ __all__ = [
     "SplineTransform",
     "Squeeze2d",
     "VectorQuantizer",
+    "ZeroConv2d",
     "apply_weight_norm",
     "checkerboard_mask",
     "concat_elu",

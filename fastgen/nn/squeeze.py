@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgen.nn.flow_sequential import no_log_det
@@ -41,7 +40,7 @@ class Squeeze2d(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if x.dim() != 4 or x.shape[2] % 2 or x.shape[3] % 2:
             raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, C, H, W] with H and W even")
-        y = F.pixel_unshuffle(x, 2)
+        y = _unshuffle(x)
         if self.order == "realnvp":
             corners = y.unflatten(1, (x.shape[1], 4)).unbind(2)
             y = torch.cat([corners[i] for i in _CORNERS], 1)
@@ -54,10 +53,21 @@ class Squeeze2d(nn.Module):
         if self.order == "realnvp":
             corners = y.chunk(4, 1)
             x = torch.stack([corners[_CORNERS.index(i)] for i in range(4)], 2).flatten(1, 2)
-        return F.pixel_shuffle(x, 2), no_log_det(y)
+        return _shuffle(x), no_log_det(y)
 
     def extra_repr(self) -> str:
         return f"{self.order!r}"
+
+
+def _unshuffle(x: Tensor) -> Tensor:
+    """``F.pixel_unshuffle`` of factor 2, also of a batch of none, which that leaves as it is."""
+    squares = x.unflatten(3, (x.shape[3] // 2, 2)).unflatten(2, (x.shape[2] // 2, 2))
+    return squares.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+
+
+def _shuffle(y: Tensor) -> Tensor:
+    squares = y.unflatten(1, (y.shape[1] // 4, 2, 2)).permute(0, 1, 4, 2, 5, 3)
+    return squares.flatten(4, 5).flatten(2, 3)
 
 
 def checkerboard_mask(height: int, width: int, *, flip: bool = False) -> Tensor:

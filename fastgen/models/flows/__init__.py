@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastgen.models.flows.base import FlowConfig, FlowModel
+from fastgen.models.flows.glow import Glow, GlowConfig
 from fastgen.models.flows.iaf import IAF, IAFConfig
 from fastgen.models.flows.maf import MAF, MAFConfig
 from fastgen.models.flows.nice import NICE, NICEConfig
@@ -13,6 +14,8 @@ __all__ = [
     "NICE",
     "FlowConfig",
     "FlowModel",
+    "Glow",
+    "GlowConfig",
     "IAFConfig",
     "MAFConfig",
     "NICEConfig",
