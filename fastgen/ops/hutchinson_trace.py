@@ -14,8 +14,9 @@ from fastgen.ops.precision import in_float32
 
 KINDS = ("rademacher", "gaussian", "hutch++", "exact", "closed-form")
 _MOST_PROBES = 1 << 16
-_BATCHED = 1 << 24
-"""Numbers at most in a batch of cotangents that one backward takes."""
+_BATCHED, _BATCHED_RECORDED = 1 << 20, 1 << 24
+"""Numbers at most in a batch of cotangents that one backward takes: more leave the cache, which costs more than calls
+do, unless the calls are recorded to be differentiated again."""
 
 
 def hutchinson_trace(
@@ -212,7 +213,7 @@ class _Products:
 
     def _batched(self, x: Tensor, cotangents: Tensor) -> Tensor | None:
         """The products, if it is worth while and possible to find many in one backward."""
-        together = _BATCHED // max(1, x.numel())
+        together = (_BATCHED_RECORDED if torch.is_grad_enabled() else _BATCHED) // max(1, x.numel())
         if min(together, len(cotangents)) < 2:
             return None
         try:
