@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies
+
+from fastgen.nn.monotone_inverse import monotone_inverse
+
+
+def cubic(x):
+    return x + x**3, (1 + 3 * x.square()).log()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(x=strategies.lists(strategies.floats(-1e5, 1e5, width=32), min_size=1, max_size=5))
+def test_the_inverse_is_within_the_rounding_of_the_function(dtype, x):
+    x = torch.tensor(x, dtype=dtype)
+    y = cubic(x)[0]
+    found, log_derivative = monotone_inverse(cubic, y)
+    eps = torch.finfo(dtype).eps
+    assert ((found - x).abs() <= 4 * eps * x.abs().clamp(min=eps)).all()
+    assert torch.equal(log_derivative, -cubic(found)[1])
+
+
+def test_where_the_function_is_flat_the_bisection_holds():
+    def step(x):
+        rise = torch.sigmoid(200 * (x - 3))
+        return 1e-6 * x + rise, (1e-6 + 200 * rise * (1 - rise)).log()
+
+    x = torch.tensor([-50.0, 0.0, 2.9, 3.0, 3.1, 800.0], dtype=torch.float64)
+    torch.testing.assert_close(monotone_inverse(step, step(x)[0])[0], x)
+
+
+def test_the_derivatives_are_those_of_the_implicit_function():
+    def scaled(x, scale):
+        value, log_slope = cubic(x * scale)
+        return value, log_slope + scale.log()
+
+    y = torch.tensor([-30.0, 0.5, 2.0], dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor([0.5, 1.5, 2.0], dtype=torch.float64, requires_grad=True)
+
+    def inverse(y, scale):
+        return monotone_inverse(lambda x: scaled(x, scale), y)
+
+    assert torch.autograd.gradcheck(inverse, (y, scale))
+    assert torch.autograd.gradgradcheck(inverse, (y, scale))
+    found, pushed = torch.func.jvp(inverse, (y, scale), (torch.ones_like(y), torch.zeros_like(scale)))
+    torch.testing.assert_close(pushed[0], found[1].exp())
+
+
+def test_a_value_out_of_range_is_named():
+    with pytest.raises(ValueError, match=r"2 values have no inverse, the first of them 1\.5"):
+        monotone_inverse(lambda x: (x.tanh(), -2 * x.cosh().log()), torch.tensor([0.5, 1.5, -2.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    y = torch.tensor([2.0, -10.0], dtype=dtype)
+    x, log_derivative = monotone_inverse(cubic, y)
+    assert torch.equal(x, torch.tensor([1.0, -2.0], dtype=dtype))
+    assert log_derivative.dtype == torch.float32
