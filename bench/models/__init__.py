@@ -1,0 +1,1 @@
+"""Whole flows against those of other libraries, and those with fastgen's kernels in them."""

@@ -1,0 +1,109 @@
+"""One flow of several libraries: density, training step, sampling; the libraries as they are, and accelerated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import fastgen
+
+from ..interleave import Provider, interleave
+from ..machine import keep_freed_memory, thread_counts
+from ..quick import QUICK, size
+from ..report import Bar, Part, publish
+
+WAYS = ("log_prob", "training step", "sampling")
+ROUNDS = size(7, 1)
+_ROUNDING = 2e-3  # of a log-density of 64 numbers through the layers, in single precision
+
+
+@dataclass
+class Contender:
+    """A flow.
+
+    Attributes:
+        log_prob: x [N, ...] to [N].
+        sample: from a number of samples.
+        peer: the library, which ``fastgen.accelerate`` knows; None for fastgen's own model.
+    """
+
+    name: str
+    module: nn.Module
+    log_prob: Callable[[Tensor], Tensor]
+    sample: Callable[[int], Tensor]
+    peer: str | None = None
+
+
+def accelerated(peer: str, call: Callable[[], object]) -> Callable[[], object]:
+    """``call`` with the library accelerated for as long as it takes."""
+
+    def run() -> object:
+        fastgen.accelerate(peer)
+        try:
+            return call()
+        finally:
+            fastgen.restore(peer)
+
+    return run
+
+
+def job(contender: Contender, what: str, x: Tensor) -> Callable[[], object]:
+    """What is timed: a call of no arguments."""
+    if what == "training step":
+        optimizer = torch.optim.Adam(contender.module.parameters(), 1e-5)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            (-contender.log_prob(x).mean()).backward()
+            optimizer.step()
+
+        return step
+
+    @torch.no_grad()
+    def call() -> Tensor:
+        return contender.log_prob(x) if what == "log_prob" else contender.sample(len(x))
+
+    return call
+
+
+def run(
+    benchmark, key: str, title: str, contenders: list[Contender], what: str, x: Tensor, bars: dict[str, float]
+) -> None:
+    """Times one way of all contenders, the first of which is fastgen's, and publishes it.
+
+    An accelerated library must have the log-densities that it has without. ``bars`` are of ours over the fastest
+    library ("fastest"), and of each accelerated one over itself ("accelerated").
+    """
+    threads = thread_counts()[-1]
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    ours, *peers = contenders
+    for peer in peers:
+        with torch.no_grad():
+            plain, fast = peer.log_prob(x), accelerated(peer.peer, lambda peer=peer: peer.log_prob(x))()
+        assert (plain - fast).abs().max() <= _ROUNDING * (1 + plain.abs().max()), peer.name
+    providers = {c.name: Provider(c.name, job(c, what, x), 1, threads) for c in contenders}
+    for peer in peers:
+        name = f"{peer.name}, accelerated"
+        providers[name] = Provider(name, accelerated(peer.peer, job(peer, what, x)), 1, threads)
+    order = [*(providers[c.name] for c in peers), *(p for n, p in providers.items() if n.endswith("accelerated"))]
+    order.append(providers[ours.name])
+    interleave(benchmark, order, ROUNDS)
+    part = Part(f"{key}-{what.replace(' ', '-')}", f"{title}, {what}", "call")
+    part.add(order, compared_with=order[0])
+    if not QUICK:
+        fastest = min((providers[peer.name] for peer in peers), key=lambda p: p.seconds)
+        part.bars = [
+            Bar(
+                f"over the fastest library ({fastest.name})",
+                bars["fastest"],
+                providers[ours.name].speedup_over(fastest),
+            )
+        ]
+        for peer in peers:
+            gained = providers[f"{peer.name}, accelerated"].speedup_over(providers[peer.name])
+            part.bars.append(Bar(f"{peer.name}, accelerated over itself", bars["accelerated"], gained))
+    publish(part, benchmark)
