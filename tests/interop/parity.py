@@ -80,8 +80,8 @@ def check_parity(peer: str, cases: list[tuple[nn.Module, Tensor]], call: Call) -
     errors = []
     for layer, x in cases:
         wide = copy.deepcopy(layer).double()
-        exact = results(wide, x.double(), call)
-        rounded = results(_rounded(wide), _moved(x.double()), call)
+        moved = _rounded(wide)
+        exact, rounded = results(wide, x.double(), call), results(moved, _moved(x.double()), call)
         theirs = results(layer, x, call)
         with accelerated(peer):
             ours = results(layer, x, call)

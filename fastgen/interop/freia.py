@@ -1,0 +1,224 @@
+"""FrEIA on fastgen's kernels: AllInOneBlock, and the affine couplings of the RealNVP, Glow and conditional blocks.
+
+Two different sources call themselves FrEIA 0.2: the package index's and the repository's. Both are known.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgen.interop.eligible import eligible, is_transformed
+from fastgen.interop.evaluated import Evaluated
+from fastgen.interop.known_source import check_known, digest
+from fastgen.interop.patching import Patches
+from fastgen.ops import affine_coupling
+
+PATCHES = Patches()
+
+_CLAMP_OUTSIDE, _CLAMP_THROUGHOUT = "55ef9dcf665dc7f9", "bc45cafc5eb7bcaf"
+"""Digests of ``AllInOneBlock._affine`` with log-scale clamp tanh(h / 10), and with clamp tanh(h / 10 / clamp)."""
+
+KNOWN = {
+    "AllInOneBlock._affine": (_CLAMP_OUTSIDE, _CLAMP_THROUGHOUT),
+    "AllInOneBlock._permute": ("949059a576262263",),
+    "AllInOneBlock._pre_permute": ("ab0a8f8a1d4dfdce",),
+    "RNVPCouplingBlock._coupling1": ("c22039073317e810",),
+    "RNVPCouplingBlock._coupling2": ("c90ae3c97db1c7eb",),
+    "GLOWCouplingBlock._coupling1": ("88903ad19042ddd5",),
+    "GLOWCouplingBlock._coupling2": ("74634563a7621fe4",),
+    "AffineCouplingOneSided.forward": ("2cb26065062a76fb",),
+    "ConditionalAffineTransform.forward": ("58ad727d4ae7165e",),
+}
+"""Digests of what is replaced."""
+
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+
+
+def patch() -> None:
+    """Replaces what a kernel computes, and the products with permutation matrices.
+
+    Raises:
+        ValueError: another source of a function than those of the two 0.2.
+    """
+    from FrEIA.modules import all_in_one_block, coupling_layers
+
+    block = all_in_one_block.AllInOneBlock
+    replacements: dict[tuple[type, str], Callable[[Callable], Callable]] = {
+        (block, "_affine"): _all_in_one_affine,
+        (block, "_permute"): _permute,
+        (block, "_pre_permute"): _pre_permute,
+        (coupling_layers.RNVPCouplingBlock, "_coupling1"): _two_networks("2"),
+        (coupling_layers.RNVPCouplingBlock, "_coupling2"): _two_networks("1"),
+        (coupling_layers.GLOWCouplingBlock, "_coupling1"): _one_network("subnet2"),
+        (coupling_layers.GLOWCouplingBlock, "_coupling2"): _one_network("subnet1"),
+        (coupling_layers.AffineCouplingOneSided, "forward"): _one_sided,
+        (coupling_layers.ConditionalAffineTransform, "forward"): _conditional,
+    }
+    functions = {f"{owner.__name__}.{name}": getattr(owner, name) for owner, name in replacements}
+    check_known("FrEIA 0.2, of the package index and of the repository", functions, KNOWN)
+    for (owner, name), replacement in replacements.items():
+        PATCHES.replace(owner, name, replacement(getattr(owner, name)))
+
+
+def _all_in_one_affine(original: Callable) -> Callable:
+    throughout = digest(original) == _CLAMP_THROUGHOUT
+
+    @functools.wraps(original)
+    def affine(self, x, a, rev=False):
+        if self.GIN or not _fit(x, a) or not isinstance(self.clamp, (int, float)) or (throughout and not self.clamp):
+            return original(self, x, a, rev)
+        if throughout:
+            a = a * 0.1
+        else:
+            a *= 0.1  # theirs too changes what the network returned
+        raw, shift = a.split(x.shape[1], 1)
+        parameters = torch.cat([shift, raw / self.clamp if throughout else raw], 1)
+        return affine_coupling(x, parameters, parameterisation="tanh", scale=self.clamp, inverse=bool(rev))
+
+    return affine
+
+
+def _permute(original: Callable) -> Callable:
+    """A product with a permutation matrix is a selection; one with another matrix takes scale and offset into it."""
+
+    @functools.wraps(original)
+    def permute(self, x, rev=False):
+        weight = self.w_perm_inv if rev else self.w_perm
+        if not _is_product(weight, x):
+            return original(self, x, rev)
+        selected = _selection(weight)
+        if selected is None and self.permute_function not in _CONVOLUTIONS:
+            return original(self, x, rev)
+        scale = torch.ones_like(self.global_offset) if self.GIN else self.global_scale_activation(self.global_scale)
+        log_det = 0.0 if self.GIN else scale.log().sum()
+        if selected is not None and rev:
+            x = (x.index_select(1, selected) - self.global_offset) / scale
+        elif selected is not None:
+            x, scale, offset = (t.index_select(1, selected) for t in (x, scale, self.global_offset))
+            x = torch.addcmul(offset, x, scale)
+        elif rev:
+            x = self.permute_function(x, weight / scale.transpose(0, 1), (-self.global_offset / scale).flatten())
+        else:
+            x = self.permute_function(x, weight * scale, weight.flatten(1) @ self.global_offset.flatten())
+        return x, log_det
+
+    return permute
+
+
+def _pre_permute(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def pre_permute(self, x, rev=False):
+        weight = self.w_perm if rev else self.w_perm_inv
+        if not _is_product(weight, x):
+            return original(self, x, rev)
+        selected = _selection(weight)
+        return original(self, x, rev) if selected is None else x.index_select(1, selected)
+
+    return pre_permute
+
+
+def _is_product(weight: Tensor, x: Tensor) -> bool:
+    """Whether ``weight`` is a matrix, to be multiplied with every position of x, in a plain eager call."""
+    if is_transformed() or torch.is_autocast_enabled(x.device.type):
+        return False
+    if x.dim() != max(2, weight.dim()) or weight.shape[:2] != (x.shape[1], x.shape[1]):
+        return False
+    return weight.dtype == x.dtype and weight.device == x.device
+
+
+def _selection(weight: Tensor) -> Tensor | None:
+    """Where the 1 of each row is, of a fixed matrix with one 1 in a row; on the CPU, where looking for it is cheap."""
+    if weight.requires_grad or weight.device.type != "cpu":
+        return None
+    matrix = weight.flatten(1)
+    if int(matrix.count_nonzero()) != len(matrix):
+        return None
+    rows, columns = matrix.nonzero(as_tuple=True)
+    is_selection = torch.equal(rows, torch.arange(len(matrix))) and bool((matrix[rows, columns] == 1).all())
+    return columns if is_selection else None
+
+
+def _two_networks(side: str) -> Callable[[Callable], Callable]:
+    def replacement(original: Callable) -> Callable:
+        @functools.wraps(original)
+        def coupling(self, x, u, rev=False):
+            if not eligible("affine_coupling", x):
+                return original(self, x, u, rev)
+            raw, shift = getattr(self, f"subnet_s{side}")(u), getattr(self, f"subnet_t{side}")(u)
+            if _are_like(x, raw, shift):
+                return _affine(self, x, raw, shift, rev)
+            return original(Evaluated(self, **{f"subnet_s{side}": raw, f"subnet_t{side}": shift}), x, u, rev)
+
+        return coupling
+
+    return replacement
+
+
+def _one_network(subnet: str) -> Callable[[Callable], Callable]:
+    def replacement(original: Callable) -> Callable:
+        @functools.wraps(original)
+        def coupling(self, x, u, rev=False):
+            if not eligible("affine_coupling", x):
+                return original(self, x, u, rev)
+            a = getattr(self, subnet)(u)
+            if _fit(x, a):
+                return _affine(self, x, *a.split(x.shape[1], 1), rev)
+            return original(Evaluated(self, **{subnet: a}), x, u, rev)
+
+        return coupling
+
+    return replacement
+
+
+def _one_sided(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def forward(self, x, c=(), rev=False, jac=True):
+        if not eligible("affine_coupling", x[0]):
+            return original(self, x, c, rev, jac)
+        kept, changed = torch.split(x[0], [self.split_len1, self.split_len2], dim=1)
+        a = self.subnet(torch.cat([kept, *c], 1) if self.conditional else kept)
+        if not _fit(changed, a):
+            return original(Evaluated(self, subnet=a), x, c, rev, jac)
+        changed, log_det = _affine(self, changed, *a.split(self.split_len2, 1), rev)
+        return (torch.cat((kept, changed), 1),), log_det
+
+    return forward
+
+
+def _conditional(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def forward(self, x, c=(), rev=False, jac=True):
+        if not c or not eligible("affine_coupling", x[0]):
+            return original(self, x, c, rev, jac)
+        a = self.subnet(torch.cat([*c], 1))
+        if not _fit(x[0], a):
+            return original(Evaluated(self, subnet=a), x, c, rev, jac)
+        y, log_det = _affine(self, x[0], *a.split(self.channels, 1), rev)
+        return (y,), log_det
+
+    return forward
+
+
+def _fit(x: Tensor, a: Tensor) -> bool:
+    """Whether ``a`` has two numbers for each of x."""
+    if not (isinstance(a, Tensor) and x.dim() > 1 and x.shape[1]):
+        return False
+    return a.shape == (x.shape[0], 2 * x.shape[1], *x.shape[2:]) and eligible("affine_coupling", x, a)
+
+
+def _are_like(x: Tensor, raw: Tensor, shift: Tensor) -> bool:
+    return x.dim() > 1 and raw.shape == shift.shape == x.shape and eligible("affine_coupling", x, raw, shift)
+
+
+def _affine(block: nn.Module, x: Tensor, raw: Tensor, shift: Tensor, rev: bool) -> tuple[Tensor, Tensor]:
+    """``x exp(clamp f(raw)) + shift``, with the block's clamp and f."""
+    if block.f_clamp is torch.tanh and isinstance(block.clamp, (int, float)):
+        parameters, kind, scale = torch.cat([shift, raw], 1), "tanh", block.clamp
+    else:
+        parameters, kind, scale = torch.cat([shift, block.clamp * block.f_clamp(raw)], 1), "exp", 1.0
+    return affine_coupling(x, parameters, parameterisation=kind, scale=scale, inverse=bool(rev))
