@@ -52,7 +52,7 @@ def save_plane(
     extent = (plane.low[0], plane.high[0], plane.low[1], plane.high[1])
     highest = float(next(iter(log_densities.values())).exp().max())
     for axis, (caption, values) in zip(axes, log_densities.items(), strict=False):
-        grid = values.exp().reshape(RESOLUTION, RESOLUTION).T
+        grid = values.exp().reshape(RESOLUTION, RESOLUTION).T.numpy()
         shown = axis.imshow(
             grid,
             origin="lower",
@@ -67,7 +67,7 @@ def save_plane(
     figure.colorbar(shown, ax=list(axes[: len(log_densities)]), shrink=0.9, label="density")
     for axis, (caption, values) in zip(axes[len(log_densities) :], points.items(), strict=True):
         drawn = values[:SHOWN]
-        axis.scatter(*drawn.T, s=1.5, color="#3b528b", alpha=0.5, linewidths=0)
+        axis.scatter(*drawn.T.numpy(), s=1.5, color="#3b528b", alpha=0.5, linewidths=0)
         axis.set_title(f"{caption}, {len(drawn)} points", fontsize=10)
     for axis in axes:
         axis.set(xlim=extent[:2], ylim=extent[2:])

@@ -1,0 +1,163 @@
+"""Flows in training, evaluation and sampling: real vectors, images, 2-d toys."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from math import log
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastgen.data import DataConfig, load
+from fastgen.models import from_pretrained
+from fastgen.training import loop
+from fastgen.training.config import TrainConfig
+from fastgen.training.directory import RunDirectory
+from fastgen.training.evaluation import EvaluateConfig, evaluate_run
+from fastgen.training.run import load_run
+from fastgen.training.sampling import SampleConfig, sample
+
+NICE = {"model": "nice", "set": ("hidden=8", "couplings=2")}
+SCALES = np.array([1.0, 100.0, 0.01])
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> Callable[[bool], DataConfig]:
+    """60 labelled vectors, as they are or with their columns in other units."""
+    folder = tmp_path_factory.mktemp("tables")
+    values = np.random.default_rng(0).normal((1, 2, 3), (3, 2, 1), (60, 3))
+    for name, data in (("plain", values), ("scaled", values * SCALES)):
+        np.savez(folder / f"{name}.npz", data=data, labels=np.arange(60) % 2, columns=np.array(["a", "b", "c"]))
+    return lambda scaled=False: DataConfig(str(folder / f"{'scaled' if scaled else 'plain'}.npz"))
+
+
+@pytest.fixture(scope="module")
+def vectors(configure, table, tmp_path_factory) -> Path:
+    config = configure(tmp_path_factory.mktemp("runs") / "vectors", data=table(), conditional=True, **NICE)
+    loop.train(config)
+    return config.output
+
+
+@pytest.fixture(scope="module")
+def toy(configure, tmp_path_factory) -> tuple[TrainConfig, loop.Outcome]:
+    data = DataConfig("eight_gaussians", examples=50)
+    output = tmp_path_factory.mktemp("runs") / "toy"
+    config = configure(output, data=data, steps=2, samples=70, evaluate_examples=20, **NICE)
+    return config, loop.train(config)
+
+
+def test_the_likelihood_is_in_the_units_of_the_data(tiny, table):
+    plain = loop.train(tiny("plain", data=table(), **NICE))
+    scaled = loop.train(tiny("scaled", data=table(scaled=True), **NICE))
+    assert plain.test.unit == "nats"
+    for one, other in ((plain.test, scaled.test), (plain.baseline, scaled.baseline)):
+        assert other.value - one.value == pytest.approx(sum(map(log, SCALES)), abs=1e-5)
+    drawn = [sample(SampleConfig(tiny(name).output, 20, progress=False)) for name in ("plain", "scaled")]
+    torch.testing.assert_close(drawn[1].values, drawn[0].values * torch.from_numpy(SCALES), rtol=1e-5, atol=1e-5)
+    assert drawn[1].log_prob.mean() - drawn[0].log_prob.mean() == pytest.approx(-sum(map(log, SCALES)), abs=1e-4)
+
+
+def test_samples_of_vectors_are_a_table(vectors, tmp_path):
+    drawn = sample(SampleConfig(vectors, 300, output=tmp_path, progress=False))
+    assert [path.name for path in drawn.files] == ["samples.csv"]
+    with drawn.files[0].open() as file:
+        header, *rows = csv.reader(file)
+    assert header == ["a", "b", "c"]
+    assert torch.equal(torch.tensor([[float(v) for v in row] for row in rows], dtype=torch.float64), drawn.values)
+    run = load_run(vectors)
+    whole = run.model.sample(300, seed=0, context=torch.arange(300) % 2)
+    torch.testing.assert_close(run.data.standardization.apply(drawn.values), whole)
+
+
+def test_a_run_on_a_toy_tells_its_divergence_and_draws_the_plane(toy):
+    config, outcome = toy
+    data = load(config.data)
+    model = from_pretrained(config.output)
+    test = data.splits["test"].values
+    with torch.no_grad():
+        log_prob = data.in_own_units(model.log_prob(test).double())
+    ratios = data.log_density(data.standardization.undo(test)) - log_prob
+    assert outcome.test.divergence.nats == pytest.approx(ratios.mean().item(), abs=1e-5)
+    assert outcome.baseline.divergence.nats > 0
+    last = RunDirectory(config.output).read_metrics()[-1]
+    assert last["kl"] == outcome.test.divergence.nats
+    assert (config.output / "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert len((config.output / "samples.csv").read_text().splitlines()) == 71
+
+
+def test_the_plane_is_drawn_without_the_data(configure, tmp_path):
+    points = np.random.default_rng(0).normal(size=(30, 2))
+    np.savez(tmp_path / "x.npz", data=points, labels=np.arange(30) % 2)
+    loop.train(configure(tmp_path / "run", data=DataConfig(str(tmp_path / "x.npz")), steps=2, conditional=True, **NICE))
+    (tmp_path / "x.npz").unlink()
+    drawn = sample(SampleConfig(tmp_path / "run", 40, progress=False))
+    assert [path.name for path in drawn.files] == ["samples.csv", "samples.png"]
+
+
+@pytest.mark.parametrize("data", ["vectors", "images"])
+def test_a_run_resumes_bitwise_and_is_evaluated_as_reported(tiny, table, pictures, same_run, monkeypatch, data):
+    given = NICE | {"data": table() if data == "vectors" else pictures}
+    outcome = loop.train(tiny("whole", **given))
+    update = loop._Training._update
+
+    def interrupted(training, rate):
+        training.interrupt.requested = training.step == 4
+        return update(training, rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Training, "_update", interrupted)
+        with pytest.raises(loop.TrainingInterrupted, match="stopped at step 5 of 8"):
+            loop.train(tiny("stopped", **given))
+    loop.train(tiny("stopped", resume=True, **given))
+    same_run(tiny("whole").output, tiny("stopped").output)
+    again = evaluate_run(EvaluateConfig(tiny("whole").output, batch_size=8, progress=False))
+    assert again == outcome.test
+
+
+def test_images_of_a_flow_are_levels_with_a_bound(tiny, pictures):
+    loop.train(tiny(data=pictures, steps=2, **NICE))
+    drawn = sample(SampleConfig(tiny().output, 5, progress=False))
+    assert drawn.bound
+    assert drawn.values.dtype == torch.int64
+    assert [path.name for path in drawn.files] == ["samples.png"]
+    assert drawn.log_prob.isfinite().all()
+
+
+def test_the_first_batch_sets_layers_before_the_average_is_begun(tiny, pictures, monkeypatch):
+    config = tiny(data=pictures, model="glow", set=("steps=1", "scales=1", "hidden=4"), steps=1)
+    began = []
+    monkeypatch.setattr(loop._Training, "run", lambda training: began.append(training))
+    loop.train(config)
+    network, average = began[0].network.state_dict(), began[0].average.model.state_dict()
+    initialized = [name for name in average if name.endswith("initialized")]
+    assert initialized
+    assert all(average[name] for name in initialized)
+    assert all(torch.equal(average[name], value) for name, value in network.items())
+
+
+def test_autoregressive_models_refuse_real_numbers(tiny, table):
+    with pytest.raises(ValueError, match=r"'pixelcnn_pp' is autoregressive and needs levels, .* are real vectors"):
+        loop.train(tiny(data=table(), model="pixelcnn_pp", set=()))
+    assert not tiny().output.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"top_k": 5}, "top_k is 5; it is of autoregressive models, and nice is a flow"),
+        ({"top_p": 0.5}, "top_p is 0.5"),
+        ({"known_rows": 2}, "known_rows is 2"),
+        ({"prompt_seconds": 1.0}, "prompt_seconds is 1.0"),
+        ({"weights": "int8"}, "weights is 'int8'"),
+        ({"naive": True}, "naive is True"),
+        ({"temperature": 0.0}, "temperature is 0.0; it must be greater than 0"),
+        ({"label": "7"}, "label is '7'; 0, 1 are allowed"),
+    ],
+)
+def test_requests_that_do_not_fit_a_flow_are_refused_before_any_work(vectors, tmp_path, changed, message):
+    with pytest.raises(ValueError, match=message):
+        sample(SampleConfig(vectors, 2, output=tmp_path / "out", progress=False, **changed))
+    assert not (tmp_path / "out").exists()
