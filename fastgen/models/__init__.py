@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastgen.models.autoregressive import GatedPixelCNN, PixelCNN, PixelCNNpp, WaveNet
 from fastgen.models.base import Model, ModelConfig
-from fastgen.models.flows import IAF, MAF, NICE, Glow
+from fastgen.models.flows import IAF, MAF, NICE, Glow, RealNVP
 from fastgen.models.registry import create_model, from_pretrained, list_models, model_class
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "ModelConfig",
     "PixelCNN",
     "PixelCNNpp",
+    "RealNVP",
     "WaveNet",
     "create_model",
     "from_pretrained",

@@ -8,6 +8,7 @@ from fastgen.nn.causal_conv import CausalConv1d, GatedResidualBlock1d
 from fastgen.nn.conv_conditioner import ConvConditioner, EdgeConv2d, ZeroConv2d
 from fastgen.nn.cubic_spline import CubicSpline
 from fastgen.nn.fields import MLPField
+from fastgen.nn.flow_batch_norm import FlowBatchNorm
 from fastgen.nn.flow_sequential import FlowSequential, Inverse
 from fastgen.nn.hutchinson_trace import HutchinsonTrace
 from fastgen.nn.invertible_checkpoint import invertible_checkpoint
@@ -57,6 +58,7 @@ __all__ = [
     "DownShiftedConvTranspose2d",
     "EdgeConv2d",
     "Flatten",
+    "FlowBatchNorm",
     "FlowSequential",
     "GatedResidualBlock1d",
     "GatedResnet",

@@ -7,6 +7,7 @@ from fastgen.models.flows.glow import Glow, GlowConfig
 from fastgen.models.flows.iaf import IAF, IAFConfig
 from fastgen.models.flows.maf import MAF, MAFConfig
 from fastgen.models.flows.nice import NICE, NICEConfig
+from fastgen.models.flows.realnvp import RealNVP, RealNVPConfig
 
 __all__ = [
     "IAF",
@@ -19,4 +20,6 @@ __all__ = [
     "IAFConfig",
     "MAFConfig",
     "NICEConfig",
+    "RealNVP",
+    "RealNVPConfig",
 ]
