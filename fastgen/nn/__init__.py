@@ -6,6 +6,7 @@ from fastgen.nn.act_norm import ActNorm
 from fastgen.nn.affine_coupling import AdditiveCoupling, AffineCoupling
 from fastgen.nn.causal_conv import CausalConv1d, GatedResidualBlock1d
 from fastgen.nn.conv_conditioner import ConvConditioner, EdgeConv2d, ZeroConv2d
+from fastgen.nn.conv_resnet import ConvResNet
 from fastgen.nn.cubic_spline import CubicSpline
 from fastgen.nn.fields import MLPField
 from fastgen.nn.flow_batch_norm import FlowBatchNorm
@@ -50,6 +51,7 @@ __all__ = [
     "AffineCoupling",
     "CausalConv1d",
     "ConvConditioner",
+    "ConvResNet",
     "CubicSpline",
     "DiagonalLSTM",
     "DownRightShiftedConv2d",
