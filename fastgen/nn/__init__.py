@@ -5,12 +5,16 @@ from __future__ import annotations
 from fastgen.nn.act_norm import ActNorm
 from fastgen.nn.affine_coupling import AdditiveCoupling, AffineCoupling
 from fastgen.nn.causal_conv import CausalConv1d, GatedResidualBlock1d
+from fastgen.nn.checkerboard_split import CheckerboardSplit
 from fastgen.nn.conv_conditioner import ConvConditioner, EdgeConv2d, ZeroConv2d
 from fastgen.nn.conv_resnet import ConvResNet
 from fastgen.nn.cubic_spline import CubicSpline
+from fastgen.nn.dequantization import VariationalDequantization
 from fastgen.nn.fields import MLPField
 from fastgen.nn.flow_batch_norm import FlowBatchNorm
+from fastgen.nn.flow_plus_plus_step import FlowPlusPlusStep
 from fastgen.nn.flow_sequential import FlowSequential, Inverse
+from fastgen.nn.gated_attention import GatedAttention, GatedAttentionNet
 from fastgen.nn.hutchinson_trace import HutchinsonTrace
 from fastgen.nn.invertible_checkpoint import invertible_checkpoint
 from fastgen.nn.invertible_conv1x1 import InvertibleConv1x1
@@ -50,6 +54,7 @@ __all__ = [
     "AdditiveCoupling",
     "AffineCoupling",
     "CausalConv1d",
+    "CheckerboardSplit",
     "ConvConditioner",
     "ConvResNet",
     "CubicSpline",
@@ -61,7 +66,10 @@ __all__ = [
     "EdgeConv2d",
     "Flatten",
     "FlowBatchNorm",
+    "FlowPlusPlusStep",
     "FlowSequential",
+    "GatedAttention",
+    "GatedAttentionNet",
     "GatedResidualBlock1d",
     "GatedResnet",
     "HutchinsonTrace",
@@ -86,6 +94,7 @@ __all__ = [
     "SplineCoupling",
     "SplineTransform",
     "Squeeze2d",
+    "VariationalDequantization",
     "VectorQuantizer",
     "ZeroConv2d",
     "apply_weight_norm",

@@ -61,7 +61,11 @@ class FlowModel(Model):
 
     config: FlowConfig
     flow: nn.Module
-    dequantization: nn.Module | None = None
+    dequantization: nn.Module | None
+
+    def __init__(self, config: FlowConfig | None = None) -> None:
+        super().__init__(config)
+        self.register_module("dequantization", None)
 
     @property
     def conditions(self) -> dict[str, Condition]:
