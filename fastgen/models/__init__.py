@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from fastgen.models.autoregressive import GatedPixelCNN, PixelCNN, PixelCNNpp, WaveNet
 from fastgen.models.base import Model, ModelConfig
-from fastgen.models.flows import IAF, MAF, NICE, Glow, RealNVP
+from fastgen.models.flows import (
+    IAF,
+    MAF,
+    NAF,
+    NICE,
+    SOS,
+    UMNN,
+    Glow,
+    RealNVP,
+)
 from fastgen.models.registry import create_model, from_pretrained, list_models, model_class
 
 __all__ = [
     "IAF",
     "MAF",
+    "NAF",
     "NICE",
+    "SOS",
+    "UMNN",
     "GatedPixelCNN",
     "Glow",
     "Model",

@@ -9,6 +9,7 @@ from fastgen.nn.checkerboard_split import CheckerboardSplit
 from fastgen.nn.conv_conditioner import ConvConditioner, EdgeConv2d, ZeroConv2d
 from fastgen.nn.conv_resnet import ConvResNet
 from fastgen.nn.cubic_spline import CubicSpline
+from fastgen.nn.deep_sigmoidal import DeepDenseSigmoidal, DeepSigmoidal
 from fastgen.nn.dequantization import VariationalDequantization
 from fastgen.nn.fields import MLPField
 from fastgen.nn.flow_batch_norm import FlowBatchNorm
@@ -27,6 +28,7 @@ from fastgen.nn.masked_conv import MaskedConv2d
 from fastgen.nn.masked_linear import MaskedLinear
 from fastgen.nn.masked_spline_autoregressive import MaskedSplineAutoregressive
 from fastgen.nn.mlp import MLP, ResidualMLP
+from fastgen.nn.monotone_integral import MonotoneIntegral
 from fastgen.nn.multi_scale import MultiScale
 from fastgen.nn.permutation import Flatten, Permutation
 from fastgen.nn.rq_spline import RationalQuadraticSpline
@@ -41,6 +43,7 @@ from fastgen.nn.shifted_conv import (
     right_shift,
 )
 from fastgen.nn.skew_lstm import DiagonalLSTM, RowLSTM
+from fastgen.nn.sos_polynomial import SOSPolynomial
 from fastgen.nn.spline_coupling import SplineCoupling
 from fastgen.nn.spline_transform import SplineTransform
 from fastgen.nn.squeeze import Squeeze2d, checkerboard_mask
@@ -58,6 +61,8 @@ __all__ = [
     "ConvConditioner",
     "ConvResNet",
     "CubicSpline",
+    "DeepDenseSigmoidal",
+    "DeepSigmoidal",
     "DiagonalLSTM",
     "DownRightShiftedConv2d",
     "DownRightShiftedConvTranspose2d",
@@ -85,12 +90,14 @@ __all__ = [
     "MaskedLinear",
     "MaskedMLP",
     "MaskedSplineAutoregressive",
+    "MonotoneIntegral",
     "MultiScale",
     "Permutation",
     "RationalQuadraticSpline",
     "ResMADE",
     "ResidualMLP",
     "RowLSTM",
+    "SOSPolynomial",
     "SplineCoupling",
     "SplineTransform",
     "Squeeze2d",

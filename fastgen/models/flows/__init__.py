@@ -6,20 +6,29 @@ from fastgen.models.flows.base import FlowConfig, FlowModel
 from fastgen.models.flows.glow import Glow, GlowConfig
 from fastgen.models.flows.iaf import IAF, IAFConfig
 from fastgen.models.flows.maf import MAF, MAFConfig
+from fastgen.models.flows.naf import NAF, NAFConfig
 from fastgen.models.flows.nice import NICE, NICEConfig
 from fastgen.models.flows.realnvp import RealNVP, RealNVPConfig
+from fastgen.models.flows.sos import SOS, SOSConfig
+from fastgen.models.flows.umnn import UMNN, UMNNConfig
 
 __all__ = [
     "IAF",
     "MAF",
+    "NAF",
     "NICE",
+    "SOS",
+    "UMNN",
     "FlowConfig",
     "FlowModel",
     "Glow",
     "GlowConfig",
     "IAFConfig",
     "MAFConfig",
+    "NAFConfig",
     "NICEConfig",
     "RealNVP",
     "RealNVPConfig",
+    "SOSConfig",
+    "UMNNConfig",
 ]

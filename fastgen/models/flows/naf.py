@@ -1,0 +1,52 @@
+"""NAF (Huang, Krueger, Lacoste & Courville 2018, "Neural autoregressive flows")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastgen.models.flows.autoregressive import AutoregressiveConfig, AutoregressiveFlow
+from fastgen.models.registry import register
+from fastgen.nn import DeepDenseSigmoidal, DeepSigmoidal
+
+TRANSFORMERS = {"dsf": DeepSigmoidal, "ddsf": DeepDenseSigmoidal}
+
+
+@dataclass(frozen=True)
+class NAFConfig(AutoregressiveConfig):
+    """The defaults are those of the authors' code for MINIBOONE, with the dense transformer; where that has one affine
+    layer at the end, act norm follows every layer."""
+
+    hidden: tuple[int, ...] = (100,)
+    activation: str = "elu"
+    norm: str = "act_norm"
+    transformer: str = "ddsf"
+    """Which monotone network: "dsf", deep sigmoidal, or "ddsf", deep dense sigmoidal."""
+    sigmoids: int = 16
+    """Units of every layer of the transformer."""
+    depth: int = 1
+    """Layers of the transformer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(1, "sigmoids", "depth")
+        if self.transformer not in TRANSFORMERS:
+            allowed = ", ".join(map(repr, TRANSFORMERS))
+            raise ValueError(f"transformer is {self.transformer!r}; it must be one of {allowed}")
+
+
+@register(
+    "naf",
+    family="flow",
+    presets={"tiny": {"event_shape": (2,), "layers": 2, "hidden": (64, 64), "sigmoids": 8}},
+)
+class NAF(AutoregressiveFlow):
+    """NAF: autoregressive layers of monotone networks of sigmoids, ``DeepSigmoidal`` or ``DeepDenseSigmoidal``.
+
+    ``forward`` and ``inverse`` are those of ``AutoregressiveFlow``.
+    """
+
+    Config = NAFConfig
+    config: NAFConfig
+
+    def transform(self) -> DeepSigmoidal | DeepDenseSigmoidal:
+        return TRANSFORMERS[self.config.transformer](self.config.sigmoids, self.config.depth)
