@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from fastgen.models.flows.base import FlowConfig, FlowModel
+from fastgen.models.flows.cubic_spline import CubicSplineFlow, CubicSplineFlowConfig
 from fastgen.models.flows.glow import Glow, GlowConfig
 from fastgen.models.flows.iaf import IAF, IAFConfig
 from fastgen.models.flows.maf import MAF, MAFConfig
 from fastgen.models.flows.naf import NAF, NAFConfig
+from fastgen.models.flows.neural_spline import (
+    NeuralSplineAutoregressive,
+    NeuralSplineConfig,
+    NeuralSplineCoupling,
+    NeuralSplineCouplingConfig,
+)
 from fastgen.models.flows.nice import NICE, NICEConfig
 from fastgen.models.flows.realnvp import RealNVP, RealNVPConfig
 from fastgen.models.flows.sos import SOS, SOSConfig
@@ -19,6 +26,8 @@ __all__ = [
     "NICE",
     "SOS",
     "UMNN",
+    "CubicSplineFlow",
+    "CubicSplineFlowConfig",
     "FlowConfig",
     "FlowModel",
     "Glow",
@@ -27,6 +36,10 @@ __all__ = [
     "MAFConfig",
     "NAFConfig",
     "NICEConfig",
+    "NeuralSplineAutoregressive",
+    "NeuralSplineConfig",
+    "NeuralSplineCoupling",
+    "NeuralSplineCouplingConfig",
     "RealNVP",
     "RealNVPConfig",
     "SOSConfig",

@@ -1,0 +1,197 @@
+"""Neural spline flows (Durkan, Bekasov, Murray & Papamakarios 2019) of coupling and of autoregressive layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from torch import nn
+
+from fastgen.models.flows.base import FlowConfig, FlowModel
+from fastgen.models.registry import register
+from fastgen.nn import (
+    ConvConditioner,
+    CubicSpline,
+    Flatten,
+    FlowSequential,
+    InvertibleConv1x1,
+    MaskedSplineAutoregressive,
+    MultiScale,
+    RationalQuadraticSpline,
+    ResidualMLP,
+    SplineCoupling,
+    SplineTransform,
+    Squeeze2d,
+)
+
+UNCONDITIONAL = {"rational-quadratic": RationalQuadraticSpline, "cubic": CubicSpline}
+
+
+@dataclass(frozen=True)
+class NeuralSplineConfig(FlowConfig):
+    """The defaults are the paper's for POWER; those of couplings and of autoregressive layers are the same."""
+
+    event_shape: tuple[int, ...] = (6,)
+    transform: str = "rational-quadratic"
+    """"rational-quadratic" or "cubic" (Durkan et al., "Cubic-spline flows", 2019)."""
+    steps: int = 10
+    """Each is a linear map and a layer of splines; of images for each scale."""
+    bins: int = 8
+    bound: float = 3.0
+    """The splines are the identity outside [-bound, bound]."""
+    width: int = 256
+    """Hidden units of a conditioner's layer, or its channels."""
+    blocks: int = 2
+    """Residual blocks of a conditioner on vectors."""
+    dropout: float = 0.0
+    """Within the residual blocks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.transform not in UNCONDITIONAL:
+            allowed = ", ".join(map(repr, UNCONDITIONAL))
+            raise ValueError(f"transform is {self.transform!r}; it must be one of {allowed}")
+        self.at_least(1, "steps", "bins", "width")
+        self.at_least(0, "blocks")
+        self.check_dropout()
+        if not self.bound > 0:
+            raise ValueError(f"bound={self.bound} must be greater than 0")
+
+
+@dataclass(frozen=True)
+class NeuralSplineCouplingConfig(NeuralSplineConfig):
+    """Events of three dimensions are images, (channels, height, width); others are flattened."""
+
+    unconditional: bool = True
+    """Splines on what a coupling keeps, too, with parameters of their own; of vectors."""
+    scales: int = 3
+    """Of images: their height and width are halved so often."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(1, "scales")
+        if len(self.event_shape) == 3:
+            if any(size % 2**self.scales for size in self.event_shape[1:]):
+                raise ValueError(
+                    f"event_shape={self.event_shape} must have a height and a width that {2**self.scales} divides, "
+                    f"with scales={self.scales}"
+                )
+        elif prod(self.event_shape) < 2:
+            raise ValueError(f"event_shape={self.event_shape} must have 2 numbers at least, to be split")
+
+
+@register(
+    "nsf_coupling",
+    family="flow",
+    presets={
+        "tiny": {"event_shape": (2,), "steps": 4, "width": 64},
+        "tiny_image": {"event_shape": (1, 8, 8), "levels": 17, "steps": 4, "bins": 4, "width": 64, "scales": 2},
+    },
+)
+class NeuralSplineCoupling(FlowModel):
+    """RQ-NSF (C): linear maps by LU factors and spline couplings in turn.
+
+    ``forward(x, context=None)`` maps x [N, *event_shape] to (z [N, D], log_det [N]); ``inverse`` maps back, at the same
+    cost. Vectors have residual conditioners. Images (channels, height, width) go through ``scales`` scales, as in Glow:
+    each squeezes, takes its steps with act norm before the linear maps and convolutional conditioners, and is done with
+    half of the channels. For levels x is (v + u) / levels.
+    """
+
+    Config = NeuralSplineCouplingConfig
+    config: NeuralSplineCouplingConfig
+
+    def __init__(self, config: NeuralSplineCouplingConfig | None = None) -> None:
+        super().__init__(config)
+        self.flow = self._of_images() if len(self.config.event_shape) == 3 else self._of_vectors()
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return (prod(self.config.event_shape),)
+
+    def _spline(self) -> SplineTransform:
+        return SplineTransform(self.config.bins, bound=self.config.bound, kind=self.config.transform)
+
+    def _of_vectors(self) -> nn.Module:
+        config, features = self.config, prod(self.config.event_shape)
+        layers: list[nn.Module] = [Flatten(config.event_shape)]
+        for i in range(config.steps):
+            swap, spline = i % 2 == 1, self._spline()
+            kept = features // 2 if swap else features - features // 2
+            net = ResidualMLP(
+                kept,
+                (features - kept) * spline.parameters_per_element,
+                config.width,
+                config.blocks,
+                context_features=config.context_features,
+                dropout=config.dropout,
+            )
+            unconditional = None
+            if config.unconditional:
+                unconditional = UNCONDITIONAL[config.transform]((kept,), config.bins, bound=config.bound)
+            layers.append(InvertibleConv1x1(features))
+            layers.append(SplineCoupling(net, spline, unconditional=unconditional, swap=swap))
+        return FlowSequential(*layers, InvertibleConv1x1(features))
+
+    def _of_images(self) -> nn.Module:
+        config = self.config
+        channels, height, width = config.event_shape
+        scales, shapes = [], []
+        for _ in range(config.scales):
+            channels, height, width = 4 * channels, height // 2, width // 2
+            kept = channels - channels // 2
+            layers: list[nn.Module] = [Squeeze2d()]
+            for _ in range(config.steps):
+                spline = self._spline()
+                net = ConvConditioner(
+                    kept,
+                    (channels - kept) * spline.parameters_per_element,
+                    config.width,
+                    context_features=config.context_features,
+                )
+                layers.append(InvertibleConv1x1(channels, act_norm=True))
+                layers.append(SplineCoupling(net, spline))
+            scales.append(FlowSequential(*layers, InvertibleConv1x1(channels)))
+            shapes.append((channels, height, width))
+            channels = kept
+        return MultiScale(scales, shapes)
+
+
+@register(
+    "nsf_autoregressive",
+    family="flow",
+    presets={"tiny": {"event_shape": (2,), "steps": 4, "width": 64}},
+)
+class NeuralSplineAutoregressive(FlowModel):
+    """RQ-NSF (AR): linear maps by LU factors and masked autoregressive splines in turn.
+
+    ``forward(x, context=None)`` maps x [N, *event_shape], flattened, to (z [N, D], log_det [N]) in one parallel pass a
+    layer, so that the density is cheap. ``inverse`` goes number by number and computes every hidden unit once, in D
+    small steps a layer. For levels x is (v + u) / levels.
+    """
+
+    Config = NeuralSplineConfig
+    config: NeuralSplineConfig
+
+    def __init__(self, config: NeuralSplineConfig | None = None) -> None:
+        super().__init__(config)
+        config, features = self.config, prod(self.config.event_shape)
+        layers: list[nn.Module] = [Flatten(config.event_shape)]
+        for _ in range(config.steps):
+            layers.append(InvertibleConv1x1(features))
+            layers.append(
+                MaskedSplineAutoregressive(
+                    features,
+                    bins=config.bins,
+                    bound=config.bound,
+                    kind=config.transform,
+                    width=config.width,
+                    blocks=config.blocks,
+                    context_features=config.context_features,
+                    dropout=config.dropout,
+                )
+            )
+        self.flow = FlowSequential(*layers, InvertibleConv1x1(features))
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return (prod(self.config.event_shape),)
