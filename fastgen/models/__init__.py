@@ -15,7 +15,10 @@ from fastgen.models.flows import (
     Glow,
     NeuralSplineAutoregressive,
     NeuralSplineCoupling,
+    PlanarFlow,
+    RadialFlow,
     RealNVP,
+    SylvesterFlow,
 )
 from fastgen.models.registry import create_model, from_pretrained, list_models, model_class
 
@@ -35,7 +38,10 @@ __all__ = [
     "NeuralSplineCoupling",
     "PixelCNN",
     "PixelCNNpp",
+    "PlanarFlow",
+    "RadialFlow",
     "RealNVP",
+    "SylvesterFlow",
     "WaveNet",
     "create_model",
     "from_pretrained",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastgen.nn.act_norm import ActNorm
 from fastgen.nn.affine_coupling import AdditiveCoupling, AffineCoupling
+from fastgen.nn.amortized_flow import AmortizedFlow, DiagonalAffine, LinearAmortization
 from fastgen.nn.causal_conv import CausalConv1d, GatedResidualBlock1d
 from fastgen.nn.checkerboard_split import CheckerboardSplit
 from fastgen.nn.conv_conditioner import ConvConditioner, EdgeConv2d, ZeroConv2d
@@ -31,6 +32,8 @@ from fastgen.nn.mlp import MLP, ResidualMLP
 from fastgen.nn.monotone_integral import MonotoneIntegral
 from fastgen.nn.multi_scale import MultiScale
 from fastgen.nn.permutation import Flatten, Permutation
+from fastgen.nn.planar import Planar
+from fastgen.nn.radial import Radial
 from fastgen.nn.rq_spline import RationalQuadraticSpline
 from fastgen.nn.shifted_conv import (
     DownRightShiftedConv2d,
@@ -47,6 +50,7 @@ from fastgen.nn.sos_polynomial import SOSPolynomial
 from fastgen.nn.spline_coupling import SplineCoupling
 from fastgen.nn.spline_transform import SplineTransform
 from fastgen.nn.squeeze import Squeeze2d, checkerboard_mask
+from fastgen.nn.sylvester import Sylvester
 from fastgen.nn.vector_quantizer import VectorQuantizer
 from fastgen.nn.weight_norm import apply_weight_norm, initialize_weight_norm
 
@@ -56,6 +60,7 @@ __all__ = [
     "ActNorm",
     "AdditiveCoupling",
     "AffineCoupling",
+    "AmortizedFlow",
     "CausalConv1d",
     "CheckerboardSplit",
     "ConvConditioner",
@@ -63,6 +68,7 @@ __all__ = [
     "CubicSpline",
     "DeepDenseSigmoidal",
     "DeepSigmoidal",
+    "DiagonalAffine",
     "DiagonalLSTM",
     "DownRightShiftedConv2d",
     "DownRightShiftedConvTranspose2d",
@@ -81,6 +87,7 @@ __all__ = [
     "Inverse",
     "InverseAutoregressive",
     "InvertibleConv1x1",
+    "LinearAmortization",
     "LogisticMixtureCoupling",
     "Logit",
     "MLPField",
@@ -93,6 +100,8 @@ __all__ = [
     "MonotoneIntegral",
     "MultiScale",
     "Permutation",
+    "Planar",
+    "Radial",
     "RationalQuadraticSpline",
     "ResMADE",
     "ResidualMLP",
@@ -101,6 +110,7 @@ __all__ = [
     "SplineCoupling",
     "SplineTransform",
     "Squeeze2d",
+    "Sylvester",
     "VariationalDequantization",
     "VectorQuantizer",
     "ZeroConv2d",

@@ -15,8 +15,11 @@ from fastgen.models.flows.neural_spline import (
     NeuralSplineCouplingConfig,
 )
 from fastgen.models.flows.nice import NICE, NICEConfig
+from fastgen.models.flows.planar import PlanarFlow, PlanarFlowConfig
+from fastgen.models.flows.radial import RadialFlow, RadialFlowConfig
 from fastgen.models.flows.realnvp import RealNVP, RealNVPConfig
 from fastgen.models.flows.sos import SOS, SOSConfig
+from fastgen.models.flows.sylvester import SylvesterFlow, SylvesterFlowConfig
 from fastgen.models.flows.umnn import UMNN, UMNNConfig
 
 __all__ = [
@@ -40,8 +43,14 @@ __all__ = [
     "NeuralSplineConfig",
     "NeuralSplineCoupling",
     "NeuralSplineCouplingConfig",
+    "PlanarFlow",
+    "PlanarFlowConfig",
+    "RadialFlow",
+    "RadialFlowConfig",
     "RealNVP",
     "RealNVPConfig",
     "SOSConfig",
+    "SylvesterFlow",
+    "SylvesterFlowConfig",
     "UMNNConfig",
 ]
