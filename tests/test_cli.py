@@ -84,6 +84,26 @@ def test_train_reports_test_and_baseline(pictures, tmp_path, capsys):
     assert "\ntest " in shown
 
 
+def test_a_flow_of_a_table_is_trained_evaluated_and_sampled(tmp_path, capsys):
+    rows = np.random.default_rng(0).normal((170, 60), (10, 8), (40, 2)).tolist()
+    table, run = tmp_path / "people.csv", tmp_path / "run"
+    table.write_text("\n".join(["height,weight", *(f"{a},{b}" for a, b in rows)]))
+    data = ["--data.source", str(table), "--model", "nice", "--set", "hidden=8"]
+    few = ["--steps", "2", "--batch-size", "8", "--samples", "0", "--accelerator", "cpu", "--no-progress"]
+    assert cli.main(["train", "--output", str(run), *data, *few]) == 0
+    shown = capsys.readouterr().out
+    assert "data: people, 2, real numbers; 32 train, 4 validation, 4 test" in shown
+    assert "trivial baseline, Gaussian of full covariance: " in shown
+    assert cli.main(["evaluate", str(run), "--batch-size", "8", "--no-progress"]) == 0
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"test: {last['test']:.4f} +- {last['standard_error']:.4f} nats" in capsys.readouterr().out
+    assert cli.main(["sample", str(run), "--count", "3", "--no-progress"]) == 0
+    assert "3 samples in" in capsys.readouterr().out
+    assert (run / "samples.csv").read_text().startswith("height,weight\n")
+    assert cli.main(["sample", str(run), "--naive"]) == 1
+    assert "naive is True; it is of autoregressive models, and nice is a flow" in capsys.readouterr().err
+
+
 def test_evaluate_gives_what_training_reported(run, capsys):
     assert cli.main(["evaluate", str(run), "--batch-size", "8", "--no-progress"]) == 0
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
