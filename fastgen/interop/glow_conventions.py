@@ -1,0 +1,159 @@
+"""How a public implementation of Glow writes down its parameters: names, orders, signs and factors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HALVES = ("interleaved", "shift_first", "scale_first")
+ALLOWED = {
+    "squeeze": ("channel_major", "corner_major"),
+    "kept": ("first", "second"),
+    "coupling": HALVES,
+    "split_prior": HALVES,
+    "top_prior": HALVES,
+    "norm_scale": ("log", "linear"),
+    "norm_bias": ("added", "subtracted", "after_scale"),
+    "padding": ("zeros", "ones"),
+}
+
+
+@dataclass(frozen=True)
+class GlowNames:
+    """Names in the state dict; {scale} and {step} count from 0.
+
+    {layer} counts squeezes, steps and splits in one list, each scale having one squeeze, its steps and one split.
+    """
+
+    step: str
+    """What the names of a step begin with; the others, down to ``last_log_scale``, follow it."""
+    norm_bias: str
+    norm_scale: str
+    weight: str
+    """Of the 1x1 convolution, where it is not factored."""
+    permutation: str
+    """The matrix P of P L U; then L, U, and the logarithm and sign of U's diagonal."""
+    lower: str
+    upper: str
+    log_s: str
+    sign: str
+    first: str
+    """The convolutions of the conditioner network."""
+    second: str
+    last: str
+    last_log_scale: str
+    split: str
+    """The convolution of the prior at the end of a scale."""
+    split_log_scale: str
+    top: str
+    """The convolution of the prior of the last latents."""
+    top_log_scale: str
+    hidden_norm_bias: str | None = None
+    """After the name of a hidden convolution; None if it has a bias instead of an actnorm."""
+    hidden_norm_scale: str | None = None
+    ignored: tuple[str, ...] = ()
+    """Ends of names that are of no account."""
+
+
+@dataclass(frozen=True)
+class GlowConventions:
+    """What the parameters of a checkpoint mean.
+
+    Raises:
+        ValueError: a value that is not among those named here.
+    """
+
+    names: GlowNames
+    squeeze: str = "channel_major"
+    """Channels after a squeeze: "channel_major", the four corners of channel 0, then of channel 1, row by row; or
+    "corner_major", all channels of the upper left corner, of the upper right, of the lower left, of the lower right."""
+    kept: str = "first"
+    """The half that a coupling keeps and that goes on to the next scale: "first" or "second"."""
+    coupling: str = "interleaved"
+    """Outputs of the network: "interleaved" shift, scale, shift, ...; "shift_first", all shifts and then all scales;
+    or "scale_first"."""
+    split_prior: str = "interleaved"
+    """Likewise, of mean and scale of what leaves at the end of a scale."""
+    top_prior: str = "shift_first"
+    """Likewise, of the last latents."""
+    shift_before_scale: bool = True
+    """The coupling is (x + shift) scale; the other way has no counterpart in ``fastgen.models.Glow``."""
+    sigmoid_offset: float = 2.0
+    """The coupling's scale is sigmoid(h + sigmoid_offset)."""
+    norm_scale: str = "log"
+    """ActNorm has the logarithm of its scale, "log", or the scale, of any sign, "linear"."""
+    norm_bias: str = "added"
+    """ActNorm is s (x + b), "added"; s (x - b), "subtracted"; or s x + b, "after_scale"."""
+    norm_log_factor: float = 1.0
+    """ActNorm's scale is exp(norm_log_factor logs), if it has the logarithm."""
+    log_scale_factor: float = 3.0
+    """Convolutions that begin at zero are multiplied with exp(log_scale_factor logs)."""
+    padding: str = "zeros"
+    """Of the convolutions that begin at zero: "zeros" or "ones"."""
+    data_offset: float = 0.0
+    """The flow takes data of [0, 1) less this."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in ALLOWED.items():
+            if getattr(self, name) not in allowed:
+                given = getattr(self, name)
+                raise ValueError(f"{name} is {given!r}; it must be one of {', '.join(map(repr, allowed))}")
+        if not self.shift_before_scale:
+            raise ValueError(
+                "shift_before_scale is False; fastgen's Glow adds the shift before it scales, as Glow does"
+            )
+
+
+ROSINALITY = GlowConventions(
+    GlowNames(
+        step="blocks.{scale}.flows.{step}.",
+        norm_bias="actnorm.loc",
+        norm_scale="actnorm.scale",
+        weight="invconv.weight",
+        permutation="invconv.w_p",
+        lower="invconv.w_l",
+        upper="invconv.w_u",
+        log_s="invconv.w_s",
+        sign="invconv.s_sign",
+        first="coupling.net.0",
+        second="coupling.net.2",
+        last="coupling.net.4.conv",
+        last_log_scale="coupling.net.4.scale",
+        split="blocks.{scale}.prior.conv",
+        split_log_scale="blocks.{scale}.prior.scale",
+        top="blocks.{scale}.prior.conv",
+        top_log_scale="blocks.{scale}.prior.scale",
+        ignored=("actnorm.initialized", "invconv.u_mask", "invconv.l_mask", "invconv.l_eye"),
+    ),
+    coupling="scale_first",
+    split_prior="shift_first",
+    norm_scale="linear",
+    padding="ones",
+    data_offset=0.5,
+)
+"""github.com/rosinality/glow-pytorch."""
+
+CHAIYUJIN = GlowConventions(
+    GlowNames(
+        step="flow.layers.{layer}.",
+        norm_bias="actnorm.bias",
+        norm_scale="actnorm.logs",
+        weight="invconv.weight",
+        permutation="invconv.p",
+        lower="invconv.l",
+        upper="invconv.u",
+        log_s="invconv.log_s",
+        sign="invconv.sign_s",
+        first="f.0",
+        second="f.2",
+        last="f.4",
+        last_log_scale="f.4.logs",
+        split="flow.layers.{layer}.conv",
+        split_log_scale="flow.layers.{layer}.conv.logs",
+        top="learn_top",
+        top_log_scale="learn_top.logs",
+        hidden_norm_bias=".actnorm.bias",
+        hidden_norm_scale=".actnorm.logs",
+        ignored=("prior_h",),
+    ),
+)
+"""github.com/chaiyujin/glow-pytorch, without classes. Its LU factors are saved without P and the signs: give those."""

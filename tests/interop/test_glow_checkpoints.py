@@ -1,0 +1,135 @@
+"""State dicts of public Glows, read into fastgen's: the same densities, the same samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastgen.interop.glow_checkpoints import glow_from_checkpoint
+from fastgen.interop.glow_conventions import ALLOWED, CHAIYUJIN, ROSINALITY, GlowConventions
+from tests.interop.public_glow import ChaiyujinGlow, PublicGlow, RosinalityGlow
+
+SHAPE = (3, 8, 8)
+PUBLIC = {"rosinality": (RosinalityGlow, ROSINALITY), "chaiyujin": (ChaiyujinGlow, CHAIYUJIN)}
+FLAGS = [
+    {"squeeze": "corner_major"},
+    {"kept": "second"},
+    {"squeeze": "corner_major", "kept": "second"},
+    {"coupling": "interleaved"},
+    {"coupling": "shift_first"},
+    {"coupling": "scale_first"},
+    {"split_prior": "interleaved"},
+    {"split_prior": "shift_first"},
+    {"split_prior": "scale_first"},
+    {"top_prior": "interleaved"},
+    {"top_prior": "scale_first", "kept": "second"},
+    {"norm_bias": "subtracted"},
+    {"norm_bias": "after_scale"},
+    {"sigmoid_offset": 0.5},
+    {"data_offset": 0.25},
+]
+BUILDS = {
+    "rosinality": [{"lu": True}, {"lu": False}, {"affine": False}],
+    "chaiyujin": [{"lu": True}, {"lu": False}, {"affine": False}, {"learn_top": False}],
+}
+CASES = [
+    *[(name, build, {}) for name, builds in BUILDS.items() for build in builds],
+    *[(name, {"lu": lu}, flags) for name in PUBLIC for lu in (True, False) for flags in FLAGS],
+    ("chaiyujin", {}, {"norm_log_factor": 3.0}),
+]
+
+
+def public(name: str, build: dict, flags: dict) -> tuple[PublicGlow, GlowConventions]:
+    torch.manual_seed(0)
+    kind, conventions = PUBLIC[name]
+    return kind(3, scales=2, steps=2, hidden=5, **build, **flags), dataclasses.replace(conventions, **flags)
+
+
+def latents(z: Tensor, kept: str) -> list[Tensor]:
+    """fastgen's, in the checkpoint's order: the top has what a coupling kept in the other half."""
+    split, top = z.split([6 * 16, 24 * 4], 1)
+    top = top.view(-1, 24, 2, 2)
+    return [split.view(-1, 6, 4, 4), top if kept == "first" else top.roll(12, 1)]
+
+
+@pytest.mark.parametrize(("name", "build", "flags"), CASES, ids=str)
+@torch.no_grad()
+def test_densities_and_samples_are_those_of_the_checkpoint(name, build, flags):
+    theirs, conventions = public(name, build, flags)
+    ours = glow_from_checkpoint(theirs.double().state_dict(), SHAPE, conventions)
+    x = torch.rand(4, *SHAPE, dtype=torch.float64)
+    torch.testing.assert_close(ours.log_prob(x), theirs.log_prob(x))
+    z = torch.randn(4, math.prod(SHAPE), dtype=torch.float64)
+    expected = theirs.decode(latents(z, conventions.kept))
+    torch.testing.assert_close(ours.inverse(z)[0], expected)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_factors_are_kept_as_they_are(name):
+    theirs, conventions = public(name, {"lu": True}, {})
+    layer = glow_from_checkpoint(theirs.state_dict(), SHAPE, conventions).flow.scales[0].layers[1]
+    state, begin, names = (
+        theirs.state_dict(),
+        conventions.names.step.format(scale=0, step=0, layer=1),
+        conventions.names,
+    )
+    assert layer.lu
+    assert torch.equal(layer.lower, state[begin + names.lower])
+    assert torch.equal(layer.log_s, state[begin + names.log_s])
+
+
+def test_a_model_that_was_read_is_not_initialised_by_its_first_batch():
+    theirs, conventions = public("rosinality", {}, {})
+    model = glow_from_checkpoint(theirs.state_dict(), SHAPE, conventions).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.log_prob(torch.rand(2, *SHAPE))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_names_of_a_model_that_ran_on_several_devices_are_read():
+    theirs, conventions = public("rosinality", {}, {})
+    state = {f"module.{name}": value for name, value in theirs.state_dict().items()}
+    found = glow_from_checkpoint(state, SHAPE, conventions).state_dict()
+    expected = glow_from_checkpoint(theirs.state_dict(), SHAPE, conventions).state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("flag", ALLOWED)
+def test_an_unknown_convention_is_refused(flag):
+    with pytest.raises(ValueError, match=f"{flag} is 'upside down'; it must be one of"):
+        dataclasses.replace(ROSINALITY, **{flag: "upside down"})
+
+
+def test_scaling_before_the_shift_is_refused():
+    with pytest.raises(ValueError, match="shift_before_scale is False"):
+        dataclasses.replace(CHAIYUJIN, shift_before_scale=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("blocks.0.flows.1.invconv.w_l"), r"state has no .*invconv.weight"),
+        (
+            lambda state: state.pop("blocks.1.flows.0.coupling.net.2.bias"),
+            "state has no blocks.1.flows.0.coupling.net.2",
+        ),
+        (lambda state: state.update(project_ycond=torch.ones(1)), "do not know: project_ycond"),
+        (lambda state: state.clear(), "state has no blocks.0.flows.0.actnorm.loc: it has another layout"),
+    ],
+)
+def test_a_state_dict_that_does_not_fit_is_refused(change, message):
+    theirs, conventions = public("rosinality", {}, {})
+    state = theirs.state_dict()
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        glow_from_checkpoint(state, SHAPE, conventions)
+
+
+def test_images_of_another_number_of_channels_are_refused():
+    theirs, conventions = public("rosinality", {}, {})
+    with pytest.raises(ValueError, match=r"has 12 channels; event_shape makes them 4"):
+        glow_from_checkpoint(theirs.state_dict(), (1, 8, 8), conventions)
