@@ -1,0 +1,106 @@
+"""zuko's rational-quadratic spline on fastgen's kernel."""
+
+from __future__ import annotations
+
+import functools
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+from torch.distributions import Transform
+from zuko.transforms import MonotonicRQSTransform
+
+from fastgen.interop.eligible import eligible
+from fastgen.interop.packing import packed
+from fastgen.ops import rq_spline
+
+_init = MonotonicRQSTransform.__init__
+_TABLES = "horizontal", "vertical", "derivatives"
+
+
+@functools.wraps(_init)
+def init(self, widths, heights, derivatives, bound=5.0, slope=1e-3, **kwargs):
+    if type(self) is not MonotonicRQSTransform or not _fit([widths, heights, derivatives], bound, slope):
+        _init(self, widths, heights, derivatives, bound, slope, **kwargs)
+        return
+    Transform.__init__(self, **kwargs)
+    self.__class__ = KernelSpline
+    self._arguments = widths, heights, derivatives, bound, slope
+
+
+class KernelSpline(MonotonicRQSTransform):
+    """A ``MonotonicRQSTransform`` that keeps its raw parameters: the kernel makes its bins, and only those it needs.
+
+    zuko's tables of knots and slopes are made when somebody asks for them.
+    """
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name not in _TABLES:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        tables = MonotonicRQSTransform.__new__(MonotonicRQSTransform)
+        _init(tables, *self._arguments)
+        self.__dict__ |= {table: getattr(tables, table) for table in _TABLES}
+        return self.__dict__[name]
+
+    @property
+    def bins(self) -> int:
+        return self._arguments[0].shape[-1]
+
+    def _call(self, x: Tensor) -> Tensor:
+        found = self._transform(x, inverse=False)
+        return super()._call(x) if found is None else found[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        found = self._transform(y, inverse=True)
+        return super()._inverse(y) if found is None else found[0]
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = self._transform(x, inverse=False)
+        return super().call_and_ladj(x) if found is None else found
+
+    def _transform(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
+        """Values and log-derivatives by the kernel; None where it does not take x."""
+        *parts, bound, slope = self._arguments
+        if not eligible("rq_spline", x, *parts):
+            return None
+        parameters = self._parameters
+        shape = torch.broadcast_shapes(x.shape, parameters.shape[:-1])
+        return rq_spline(
+            x.expand(shape),
+            parameters.expand(*shape, -1),
+            inverse=inverse,
+            bound=bound,
+            min_width=0.0,
+            min_height=0.0,
+            min_derivative=_least(slope),
+        )
+
+    @functools.cached_property
+    def _parameters(self) -> Tensor:
+        """What the kernel's softmax and softplus make zuko's bins and slopes of."""
+        widths, heights, derivatives, _, slope = self._arguments
+        raw, sizes = packed([widths, heights, derivatives]), 2 * widths.shape[-1]
+        softness = raw.new_full((raw.shape[-1],), -1 / math.log(slope))
+        softness[:sizes] *= 2
+        raw = raw / (1 + raw.abs() * softness)
+        slopes = raw[..., sizes:].exp() - _least(slope)
+        return torch.cat([raw[..., :sizes], slopes + (-(-slopes).expm1()).log()], -1)
+
+
+KernelSpline.__name__ = KernelSpline.__qualname__ = MonotonicRQSTransform.__name__
+
+
+def _least(slope: float) -> float:
+    """What the kernel adds to the softplus of a slope, less than rounding makes of zuko's least slope."""
+    return slope * 1e-9
+
+
+def _fit(parts: list[Tensor], bound: float, slope: float) -> bool:
+    """Whether the kernel takes these parameters of a spline."""
+    if not eligible("rq_spline", *parts) or not all(part.dim() for part in parts):
+        return False
+    if not (isinstance(bound, Real) and bound > 0 and isinstance(slope, Real) and 0 < slope < 1):
+        return False
+    shape, bins = parts[0].shape[:-1], parts[0].shape[-1]
+    return bins > 0 and [part.shape for part in parts] == [(*shape, bins), (*shape, bins), (*shape, bins - 1)]
