@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastgen.models.flows.base import FlowConfig, FlowModel
 from fastgen.models.flows.cubic_spline import CubicSplineFlow, CubicSplineFlowConfig
+from fastgen.models.flows.flow_plus_plus import FlowPlusPlus, FlowPlusPlusConfig
 from fastgen.models.flows.glow import Glow, GlowConfig
 from fastgen.models.flows.iaf import IAF, IAFConfig
 from fastgen.models.flows.maf import MAF, MAFConfig
@@ -33,6 +34,8 @@ __all__ = [
     "CubicSplineFlowConfig",
     "FlowConfig",
     "FlowModel",
+    "FlowPlusPlus",
+    "FlowPlusPlusConfig",
     "Glow",
     "GlowConfig",
     "IAFConfig",
