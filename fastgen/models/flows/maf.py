@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 from torch import nn
 
 from fastgen.models.flows.base import FlowConfig, FlowModel
 from fastgen.models.registry import register
-from fastgen.nn import ActNorm, Flatten, FlowSequential, MaskedAffineAutoregressive
+from fastgen.nn import ActNorm, Flatten, FlowBatchNorm, FlowSequential, MaskedAffineAutoregressive
 
-NORMS = {"act_norm": ActNorm, "none": None}
+NORMS = {"batch_norm": partial(FlowBatchNorm, affine=True), "act_norm": ActNorm, "none": None}
+"""What makes the layer of each name, from the number of features."""
 
 
 @dataclass(frozen=True)
 class MAFConfig(FlowConfig):
-    """The defaults are those of MAF (5) for HEPMASS, with act norm for its batch norm."""
+    """The defaults are those of MAF (5) for HEPMASS."""
 
     event_shape: tuple[int, ...] = (21,)
     layers: int = 5
@@ -25,8 +27,8 @@ class MAFConfig(FlowConfig):
     """Of the hidden layers: "relu", "tanh", "sigmoid" or "elu"."""
     hidden_degrees: str = "sequential"
     """Of each ``MADE``: "sequential" or "random"."""
-    norm: str = "act_norm"
-    """After every layer: "act_norm" or "none"."""
+    norm: str = "batch_norm"
+    """After every layer: "batch_norm", "act_norm" or "none"."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,8 @@ class TestMAF(FlowLaws):
     small = {"layers": 2, "hidden": (13, 11)}
     cases = {
         "vector": small | {"event_shape": (5,)},
-        "image": small | {"event_shape": (1, 2, 3), "levels": 4, "hidden_degrees": "random", "activation": "elu"},
+        "image": small
+        | {"event_shape": (1, 2, 3), "levels": 4, "hidden_degrees": "random", "activation": "elu", "norm": "act_norm"},
         "context": small | CONTEXT | {"event_shape": (4,), "norm": "none"},
     }
     plane = small
