@@ -114,6 +114,19 @@ def test_vmap_goes_over_rows(transform):
         torch.testing.assert_close(row_log_dets[:, 0], log_det)
 
 
+def test_gradients_of_every_row_come_from_vmap(transform):
+    x, parameters = arguments(transform, 4, 2)
+    wanted = torch.autograd.grad(sum(part.sum() for part in transform(x, parameters)), (x, parameters))
+
+    def loss(x, p):
+        y, log_det = transform(x[None], p[None])
+        return y.sum() + log_det.sum()
+
+    found = torch.func.vmap(torch.func.grad(loss, (0, 1)))(x.detach(), parameters.detach())
+    for part, whole in zip(found, wanted, strict=True):
+        torch.testing.assert_close(part, whole)
+
+
 def test_an_empty_batch_has_an_empty_result(transform):
     x, parameters = arguments(transform, 0, 3)
     for direction in (transform, transform.inverse):
