@@ -11,9 +11,10 @@ from fastgen.nn import SOSPolynomial
 
 @dataclass(frozen=True)
 class SOSConfig(AutoregressiveConfig):
-    """The defaults are those of a MAF (5) with polynomials of degree 9 in place of its affine maps."""
+    """The defaults are those of the authors' code for MINIBOONE."""
 
-    norm: str = "act_norm"
+    layers: int = 8
+    norm: str = "batch_norm"
     polynomials: int = 5
     """How many squares are summed."""
     degree: int = 4
