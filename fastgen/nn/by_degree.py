@@ -55,15 +55,24 @@ class _LinearByDegree:
 
     def __init__(self, layer: MaskedLinear, inputs: Tensor, outputs: Tensor, offset: Tensor | None, count: int) -> None:
         columns, rows = inputs.argsort(stable=True), outputs.argsort(stable=True)
-        self.weight, self.bias = layer.weight[rows][:, columns], layer.bias[rows]
-        self.offset = None if offset is None else offset[:, rows]
+        self.weight = layer.weight.index_select(0, rows).index_select(1, columns)
+        self.bias, self.offset = layer.bias[rows], None if offset is None else offset[:, rows]
         self.sizes = iter(torch.bincount(outputs, minlength=count).tolist())
-        self.start, self.seen = 0, []
+        self.inputs, self.seen, self.start = None, 0, 0
 
     def __call__(self, value: Tensor) -> Tensor:
-        self.seen.append(value)
-        new = slice(self.start, self.start + next(self.sizes))
+        seen, new = self._append(value), slice(self.start, self.start + next(self.sizes))
         self.start = new.stop
-        seen = torch.cat(self.seen, 1)
-        found = F.linear(seen, self.weight[new, : seen.shape[1]], self.bias[new])
+        found = F.linear(seen, self.weight[new, : self.seen], self.bias[new])
         return found if self.offset is None else found + self.offset[:, new]
+
+    def _append(self, value: Tensor) -> Tensor:
+        """All inputs so far; without gradients in one buffer, else in a new tensor, as those before must not change."""
+        before, self.seen = self.seen, self.seen + value.shape[1]
+        if torch.is_grad_enabled():
+            self.inputs = value if self.inputs is None else torch.cat((self.inputs, value), 1)
+            return self.inputs
+        if self.inputs is None:
+            self.inputs = value.new_empty(len(value), self.weight.shape[1])
+        self.inputs[:, before : self.seen] = value
+        return self.inputs[:, : self.seen]
