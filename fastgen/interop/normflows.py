@@ -10,15 +10,14 @@ import sys
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastgen.interop.eligible import eligible
 from fastgen.interop.evaluated import Evaluated
 from fastgen.interop.known_source import check_known
 from fastgen.interop.packing import packed
 from fastgen.interop.patching import Patches
-from fastgen.ops import affine_coupling, lu_conv1x1, rq_spline, sequential_affine
+from fastgen.ops import affine_coupling, lu_conv1x1, rq_spline
 
 PATCHES = Patches()
 
@@ -30,8 +29,11 @@ KNOWN = {
     "Autoregressive.inverse": ("07f516e72a4b7ea0",),
     "MaskedAffineAutoregressive._elementwise_inverse": ("64b465101b8b8767",),
     "MaskedAffineAutoregressive._unconstrained_scale_and_shift": ("e57d071749362acc",),
+    "MaskedPiecewiseRationalQuadraticAutoregressive._elementwise_inverse": ("33fc958109c84796",),
+    "MaskedPiecewiseRationalQuadraticAutoregressive._elementwise": ("3a5e9945e5f492cf",),
     "MADE.forward": ("713e23edadbe920b",),
     "MaskedFeedforwardBlock.forward": ("888291efcb7e80e9",),
+    "MaskedResidualBlock.forward": ("3714a300d4ac7e57",),
     "MaskedLinear.forward": ("31e1a4991c4382b0",),
     "MaskedLinear._get_mask_and_degrees": ("2770aa04ea18446f",),
     "Invertible1x1Conv.forward": ("2ada79d8dbf045cd",),
@@ -43,16 +45,6 @@ KNOWN = {
 }
 """Digests of what is replaced, and of what the replacements rely on."""
 
-_ACTIVATIONS = {
-    F.relu: "relu",
-    torch.relu: "relu",
-    torch.tanh: "tanh",
-    F.tanh: "tanh",
-    torch.sigmoid: "sigmoid",
-    F.sigmoid: "sigmoid",
-    F.elu: "elu",
-}
-
 
 def patch() -> None:
     """Replaces what a kernel computes.
@@ -63,16 +55,21 @@ def patch() -> None:
     from normflows.flows.affine.autoregressive import Autoregressive, MaskedAffineAutoregressive
     from normflows.flows.affine.coupling import AffineCoupling, MaskedAffineFlow
     from normflows.flows.mixing import Invertible1x1Conv
+    from normflows.flows.neural_spline.autoregressive import MaskedPiecewiseRationalQuadraticAutoregressive
     from normflows.nets import made
     from normflows.utils import splines
+
+    from fastgen.interop.normflows_autoregressive import autoregressive_inverse
 
     methods = {
         AffineCoupling: ("forward", "inverse"),
         MaskedAffineFlow: ("forward", "inverse"),
         Autoregressive: ("inverse",),
         MaskedAffineAutoregressive: ("_elementwise_inverse", "_unconstrained_scale_and_shift"),
+        MaskedPiecewiseRationalQuadraticAutoregressive: ("_elementwise_inverse", "_elementwise"),
         made.MADE: ("forward",),
         made.MaskedFeedforwardBlock: ("forward",),
+        made.MaskedResidualBlock: ("forward",),
         made.MaskedLinear: ("forward", "_get_mask_and_degrees"),
         Invertible1x1Conv: ("forward", "inverse", "_assemble_W"),
     }
@@ -91,9 +88,7 @@ def patch() -> None:
             (Invertible1x1Conv, _lu_convolution),
         ):
             PATCHES.replace(owner, name, replacement(getattr(owner, name), bool(inverse)))
-    PATCHES.replace(
-        MaskedAffineAutoregressive, "inverse", _sequential(Autoregressive.inverse, MaskedAffineAutoregressive, made)
-    )
+    PATCHES.replace(Autoregressive, "inverse", autoregressive_inverse(Autoregressive.inverse))
 
 
 def _replace_function(original: Callable, replacement: Callable[[Callable], Callable]) -> None:
@@ -259,59 +254,3 @@ def _lu_convolution(original: Callable, inverse: bool) -> Callable:
         return z, log_det if inverse else -log_det
 
     return lu_convolution
-
-
-def _sequential(original: Callable, flow: type[nn.Module], made) -> Callable:
-    @functools.wraps(original)
-    def inverse(self, inputs, context=None):
-        net = self.autoregressive_net
-        if type(self) is flow and context is None and type(net) is made.MADE and inputs.dim() == 2:
-            plain = _plain_stack(net, made)
-            if plain is not None and eligible("sequential_affine", inputs, *plain[0]):
-                parameters, degrees, activation = plain
-                if inputs.shape[1] == len(degrees[0]):
-                    return sequential_affine(
-                        inputs, parameters, degrees, activation=activation, parameterisation="sigmoid", min_scale=1e-3
-                    )
-        return original(self, inputs, context)
-
-    return inverse
-
-
-def _plain_stack(net: nn.Module, made) -> tuple[list[Tensor], list[Tensor], str] | None:
-    """Parameters, degrees and activation of a MADE as ``sequential_affine`` takes them; None for what it has not.
-
-    normflows has no activation after the first linear map, so that the first two are one, of the second's degrees.
-    """
-    blocks = list(net.blocks)
-    if not blocks or type(net.preprocessing) is not nn.Identity:
-        return None
-    if any(type(block) is not made.MaskedFeedforwardBlock or block.batch_norm for block in blocks):
-        return None
-    if any(block.dropout.training and block.dropout.p for block in blocks):
-        return None
-    first, *inner, last = net.initial_layer, *(block.linear for block in blocks), net.final_layer
-    layers = (first, *inner, last)
-    if any(type(layer) is not made.MaskedLinear or layer.bias is None for layer in layers):
-        return None
-    if any(m._forward_hooks or m._forward_pre_hooks for m in net.modules()):
-        return None
-    activations = {_activation(block.activation) for block in blocks}
-    if len(activations) != 1 or None in activations:
-        return None
-    second = inner[0].weight * inner[0].mask
-    parameters = [second @ (first.weight * first.mask), second @ first.bias + inner[0].bias]
-    for layer in inner[1:]:
-        parameters += [layer.weight, layer.bias]
-    shifts_first = [torch.cat([p[1::2], p[0::2]]) for p in (last.weight, last.bias)]
-    degrees = [last.degrees[::2], *(layer.degrees for layer in inner)]
-    return [*parameters, *shifts_first], degrees, activations.pop()
-
-
-def _activation(function: Callable) -> str | None:
-    if isinstance(function, nn.ELU):
-        return "elu" if function.alpha == 1 else None
-    for kind, name in ((nn.ReLU, "relu"), (nn.Tanh, "tanh"), (nn.Sigmoid, "sigmoid")):
-        if type(function) is kind:
-            return name
-    return _ACTIVATIONS.get(function)

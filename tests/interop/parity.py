@@ -45,9 +45,11 @@ def differing(before: dict, after: dict) -> list:
     return [key for key in before.keys() | after.keys() if before.get(key) is not after.get(key)]
 
 
-def count_calls(monkeypatch: pytest.MonkeyPatch, module: str, ops: Sequence[str]) -> list[str]:
-    """A list that the name of an op is added to whenever the module calls it."""
-    interop, found = importlib.import_module(module), []
+def count_calls(
+    monkeypatch: pytest.MonkeyPatch, module: str, ops: Sequence[str], found: list[str] | None = None
+) -> list[str]:
+    """A list, ``found`` or a new one, that the name of an op is added to whenever the module calls it."""
+    interop, found = importlib.import_module(module), [] if found is None else found
 
     def counted(name: str, op: Callable) -> Callable:
         def call(*arguments, **options):
@@ -70,7 +72,7 @@ def shaken(layer: nn.Module, by: float = 0.3) -> nn.Module:
     return layer
 
 
-def check_parity(peer: str, cases: list[tuple[nn.Module, Tensor]], call: Call) -> None:
+def check_parity(peer: str, cases: list[tuple[nn.Module, Tensor]], call: Call, *, recorded: bool = True) -> None:
     """Accelerated layers are as exact as float32 allows: values, log-determinants and gradients of several cases.
 
     At most twice the error of the library itself, plus what rounding the input and the parameters once more makes; each
@@ -81,10 +83,11 @@ def check_parity(peer: str, cases: list[tuple[nn.Module, Tensor]], call: Call) -
     for layer, x in cases:
         wide = copy.deepcopy(layer).double()
         moved = _rounded(wide)
-        exact, rounded = results(wide, x.double(), call), results(moved, _moved(x.double()), call)
-        theirs = results(layer, x, call)
+        exact = results(wide, x.double(), call, recorded)
+        rounded = results(moved, _moved(x.double()), call, recorded)
+        theirs = results(layer, x, call, recorded)
         with accelerated(peer):
-            ours = results(layer, x, call)
+            ours = results(layer, x, call, recorded)
         for mine, single, near, true in zip(ours, theirs, rounded, exact, strict=True):
             assert mine.shape == single.shape
             assert mine.dtype == single.dtype
@@ -95,8 +98,11 @@ def check_parity(peer: str, cases: list[tuple[nn.Module, Tensor]], call: Call) -
     assert mine.max() <= 2 * single.max() + 2 * near.max() + 4 * EPSILON
 
 
-def results(layer: nn.Module, x: Tensor, call: Call) -> list[Tensor]:
-    """Values, log-determinants, and the gradients of the input and of the parameters of one function of them."""
+def results(layer: nn.Module, x: Tensor, call: Call, recorded: bool = True) -> list[Tensor]:
+    """Values, log-determinants, and, recorded, the gradients of a function of them: of the input and the parameters."""
+    if not recorded:
+        with torch.no_grad():
+            return list(call(layer, x))
     x = x.detach().clone().requires_grad_()
     y, log_det = call(layer, x)
     weights = torch.linspace(-1, 1, max(1, y.numel()), dtype=y.dtype)[: y.numel()].view_as(y)

@@ -18,9 +18,8 @@ DIRECTIONS = {"forward": lambda layer, x: layer(x), "inverse": lambda layer, x: 
 @pytest.fixture
 def calls(monkeypatch):
     """Names of the ops that the acceleration has called."""
-    return count_calls(
-        monkeypatch, "fastgen.interop.normflows", ("affine_coupling", "lu_conv1x1", "rq_spline", "sequential_affine")
-    )
+    found = count_calls(monkeypatch, "fastgen.interop.normflows", ["affine_coupling", "lu_conv1x1", "rq_spline"])
+    return count_calls(monkeypatch, "fastgen.interop.normflows_autoregressive", ["sequential_affine"], found)
 
 
 class Hooked(nf.flows.MaskedAffineAutoregressive):
@@ -62,6 +61,27 @@ def test_another_autoregressive_flow_is_left_to_normflows(other, calls):
     with accelerated("normflows"):
         found = layer.inverse(x)
     assert not calls
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("other", ["batch norm", "subclass", "hook"])
+@torch.no_grad()
+def test_a_network_that_is_more_than_its_masks_is_left_to_normflows(other):
+    layer, x = OTHERS[other](), torch.randn(3, 4)
+    expected = layer.inverse(x)
+    with accelerated("normflows"):
+        found = layer.inverse(x)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_context_reaches_the_network(recorded):
+    layer = nf.flows.MaskedAffineAutoregressive(4, 8, context_features=2)
+    x, context = torch.randn(3, 4), torch.randn(3, 2)
+    with torch.set_grad_enabled(recorded):
+        expected = layer.inverse(x, context)
+        with accelerated("normflows"):
+            found = layer.inverse(x, context)
     assert all(map(torch.equal, found, expected))
 
 

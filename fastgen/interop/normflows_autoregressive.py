@@ -1,0 +1,153 @@
+"""The inverse of normflows' masked autoregressive flows, without its D passes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from normflows.flows.affine.autoregressive import MaskedAffineAutoregressive
+from normflows.flows.neural_spline.autoregressive import MaskedPiecewiseRationalQuadraticAutoregressive
+from normflows.nets import made
+from torch import Tensor, nn
+
+from fastgen.interop.by_degree import (
+    Activation,
+    Features,
+    Linear,
+    Sum,
+    Units,
+    activation_name,
+    is_elementwise,
+    is_mask_of,
+    is_plain,
+    is_recorded,
+    solve,
+)
+from fastgen.interop.eligible import eligible
+from fastgen.ops import sequential_affine
+
+_MIN_SCALE = 1e-3
+"""Of an affine flow, whose scale is sigmoid(raw + 2) + 1e-3."""
+
+
+def autoregressive_inverse(original: Callable) -> Callable:
+    """``Autoregressive.inverse`` that computes every hidden unit once, where it knows the flow and its network."""
+
+    @functools.wraps(original)
+    def inverse(self, inputs, context=None):
+        found = None if context is not None else _solution(self, inputs)
+        return original(self, inputs, context) if found is None else found
+
+    return inverse
+
+
+def _solution(flow: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Outputs and log-determinant, or None where only normflows' own code finds them."""
+    is_affine = type(flow) is MaskedAffineAutoregressive
+    if not is_affine and type(flow) is not MaskedPiecewiseRationalQuadraticAutoregressive:
+        return None
+    net = flow.autoregressive_net
+    if not _is_known(net) or inputs.shape[1:] != (net.initial_layer.in_features,) or not len(inputs):
+        return None
+    if is_affine and _is_stack(net):
+        parameters = _stack_parameters(net)
+        if eligible("sequential_affine", inputs, *parameters):
+            return sequential_affine(
+                inputs,
+                parameters,
+                [_feature_degrees(net), *(block.linear.degrees for block in net.blocks)],
+                activation=activation_name(net.blocks[0].activation),
+                parameterisation="sigmoid",
+                min_scale=_MIN_SCALE,
+            )
+    if is_recorded(net, inputs) or len({t.dtype for t in (inputs, *net.parameters())}) != 1:
+        return None
+    if not is_affine and (isinstance(flow.tails, (list, tuple)) or torch.is_tensor(flow.tail_bound)):
+        return None  # the features are not alike
+    features, layers = _layers(net, inputs)
+    last = net.final_layer
+    return solve(inputs, features, layers, last.weight, last.bias, _affine if is_affine else flow._elementwise_inverse)
+
+
+def _affine(u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+    raw, shift = parameters.unflatten(-1, (-1, 2)).unbind(-1)
+    scale = (raw + 2).sigmoid() + _MIN_SCALE
+    return (u - shift) / scale, -scale.log().sum(-1)
+
+
+def _feature_degrees(net: nn.Module) -> Tensor:
+    return net.final_layer.degrees[:: net.final_layer.out_features // net.initial_layer.in_features]
+
+
+def _is_known(net: nn.Module) -> bool:
+    """Whether a network is normflows' MADE with the masks of its degrees, and without batch norm and dropout."""
+    if type(net) is not made.MADE or type(net.preprocessing) is not nn.Identity or not is_plain(net):
+        return False
+    inputs, layers = _feature_degrees(net), [net.initial_layer]
+    for block in net.blocks:
+        if (block.dropout.p and block.training) or not is_elementwise(block.activation):
+            return False
+        if block.activation is not net.blocks[0].activation:
+            return False
+        if type(block) is made.MaskedResidualBlock:
+            if block.use_batch_norm or not torch.equal(block.degrees, layers[-1].degrees):
+                return False
+            layers += block.linear_layers
+        elif type(block) is made.MaskedFeedforwardBlock and not block.batch_norm:
+            layers.append(block.linear)
+        else:
+            return False
+    for layer in layers:
+        if type(layer) is not made.MaskedLinear or not is_mask_of(layer.mask, layer.degrees, inputs):
+            return False
+        inputs = layer.degrees
+    last = net.final_layer
+    return type(last) is made.MaskedLinear and is_mask_of(last.mask, last.degrees, inputs, strict=True)
+
+
+def _is_stack(net: nn.Module) -> bool:
+    """Whether it is, but for the first map, linear maps and activations of ``sequential_affine`` by turns."""
+    blocks = list(net.blocks)
+    if not blocks or any(type(block) is not made.MaskedFeedforwardBlock for block in blocks):
+        return False
+    return activation_name(blocks[0].activation) is not None
+
+
+def _stack_parameters(net: nn.Module) -> list[Tensor]:
+    """Weights and biases by turns.
+
+    normflows has no activation after the first map, so that the first two are one, of the second's degrees; and it has
+    a feature's raw scale and shift side by side in the last.
+    """
+    first, (second, *others), last = net.initial_layer, [block.linear for block in net.blocks], net.final_layer
+    weight = second.weight * second.mask
+    found = [weight @ (first.weight * first.mask), weight @ first.bias + second.bias]
+    for layer in others:
+        found += [layer.weight, layer.bias]
+    return [*found, *(torch.cat([t[1::2], t[0::2]]) for t in (last.weight, last.bias))]
+
+
+def _layers(net: nn.Module, inputs: Tensor) -> tuple[Features, list[Units]]:
+    features = Features(inputs, _feature_degrees(net))
+    layers: list[Units] = []
+
+    def linear(source: Units, of: nn.Linear) -> Units:
+        layers.append(Linear(source, of.weight, of.bias, of.degrees))
+        return layers[-1]
+
+    def activation(source: Units, function: Callable) -> Units:
+        layers.append(Activation(source, function))
+        return layers[-1]
+
+    hidden = linear(features, net.initial_layer)
+    for block in net.blocks:
+        if type(block) is made.MaskedResidualBlock:
+            inner = hidden
+            for of in block.linear_layers:
+                inner = linear(activation(inner, block.activation), of)
+            hidden = Sum(hidden, inner)
+            layers.append(hidden)
+        else:
+            hidden = activation(linear(hidden, block.linear), block.activation)
+    return features, layers
