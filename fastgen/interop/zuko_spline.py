@@ -78,17 +78,44 @@ class KernelSpline(MonotonicRQSTransform):
 
     @functools.cached_property
     def _parameters(self) -> Tensor:
-        """What the kernel's softmax and softplus make zuko's bins and slopes of."""
         widths, heights, derivatives, _, slope = self._arguments
-        raw, sizes = packed([widths, heights, derivatives]), 2 * widths.shape[-1]
-        softness = raw.new_full((raw.shape[-1],), -1 / math.log(slope))
-        softness[:sizes] *= 2
-        raw = raw / (1 + raw.abs() * softness)
-        slopes = raw[..., sizes:].exp() - _least(slope)
-        return torch.cat([raw[..., :sizes], slopes + (-(-slopes).expm1()).log()], -1)
+        return KernelParameters.apply(packed([widths, heights, derivatives]), 2 * widths.shape[-1], slope)
 
 
 KernelSpline.__name__ = KernelSpline.__qualname__ = MonotonicRQSTransform.__name__
+
+
+class KernelParameters(torch.autograd.Function):
+    """What the kernel's softmax and softplus make zuko's bins and slopes of, from zuko's raw parameters a [..., P].
+
+    With c = -log(slope), the first ``sizes`` numbers, of widths and heights, become a / (1 + 2 |a| / c); the others
+    log(exp(s) - 1), s = exp(a / (1 + |a| / c)) less what the kernel adds.
+    """
+
+    @staticmethod
+    def forward(ctx, raw: Tensor, sizes: int, slope: float) -> Tensor:
+        ctx.save_for_backward(raw)
+        ctx.sizes, ctx.slope = sizes, slope
+        found = raw / _stretch(raw, sizes, slope)
+        slopes = found[..., sizes:].exp() - _least(slope)
+        found[..., sizes:] = slopes + (-(-slopes).expm1()).log()
+        return found
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (raw,) = ctx.saved_tensors
+        stretch = _stretch(raw, ctx.sizes, ctx.slope)
+        gradient = gradient / stretch.square()
+        slopes = (raw[..., ctx.sizes :] / stretch[..., ctx.sizes :]).exp()
+        grown = slopes / -(_least(ctx.slope) - slopes).expm1()
+        gradient = torch.cat([gradient[..., : ctx.sizes], gradient[..., ctx.sizes :] * grown], -1)
+        return gradient, None, None
+
+
+def _stretch(raw: Tensor, sizes: int, slope: float) -> Tensor:
+    softness = raw.new_full((raw.shape[-1],), -1 / math.log(slope))
+    softness[:sizes] *= 2
+    return 1 + raw.abs() * softness
 
 
 def _least(slope: float) -> float:
