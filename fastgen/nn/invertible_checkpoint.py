@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.nn.act_norm import ActNorm
+from fastgen.nn.flow_batch_norm import FlowBatchNorm
 from fastgen.nn.flow_sequential import FlowSequential, Inverse, no_log_det, takes_context
 from fastgen.nn.multi_scale import MultiScale
 from fastgen.ops.precision import in_float32
@@ -22,19 +23,20 @@ def invertible_checkpoint(
 
     What comes back has the same layers, parameters and state dict, and the same ``forward`` and ``inverse``; values and
     gradients (of x, context and parameters, through z and the log-determinant) are those of the plain flow up to
-    rounding; no other tensor that a layer may hold gets a gradient. Of every stack of layers only the output is kept,
-    with one number a layer and sample. The backward pass goes from the last layer to the first: a layer's input is made
-    from its output by the layer's inverse, the layer is computed again with gradients, and its activations are freed.
-    That costs one inverse and one more forward pass; a layer whose inverse is sequential is a bad candidate.
+    rounding; no other tensor that a layer may hold gets a gradient. Of every stack of layers only input and output are
+    kept, with one number a layer and sample. The backward pass goes from the last layer to the first: a layer's input
+    is made from its output by the layer's inverse, the layer is computed again with gradients, and its activations are
+    freed. That costs one inverse and one more forward pass; a layer whose inverse is sequential is a bad candidate.
 
     A weighted sum of every sample of a layer's input is compared with that of the rebuilt input. Their difference
     estimates the relative error that the inverse has brought in; beyond ``tolerance`` the backward pass raises. Random
     numbers that a layer draws (dropout) are drawn again as they were; buffers that it changes (batch norm statistics,
-    the flag of ``ActNorm``) are changed once. A layer that its inverse in training mode does not undo is refused by the
-    comparison.
+    the flag of ``ActNorm``) are changed once; ``FlowBatchNorm`` is undone with the moments of the batch. Any other
+    layer that its inverse in training mode does not undo is refused by the comparison.
 
-    Nested ``FlowSequential`` and ``Inverse`` are taken apart; the scales of a ``MultiScale`` are stacks of their own.
-    Under ``torch.no_grad``, ``torch.compile`` and ``torch.func`` the layers run plainly. A second derivative raises.
+    Nested ``FlowSequential`` and ``Inverse`` are taken apart; the scales of a ``MultiScale`` are stacks of their own,
+    and its input is kept. Under ``torch.no_grad``, ``torch.compile`` and ``torch.func`` the layers run plainly. A
+    second derivative raises.
 
     Args:
         flow: its layers; of a model, ``model.flow = invertible_checkpoint(model.flow)``.
@@ -103,6 +105,7 @@ class InvertibleCheckpoint(FlowSequential):
 
     def _rebuildable(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> tuple[Tensor, Tensor]:
         run = _Run(list(_steps(self, inverse)), self.tolerance)
+        run.steps[0].keeps_input = True
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return _Rebuilt.apply(run, x, context, *parameters)
 
@@ -114,8 +117,10 @@ class _Step:
     name: str
     layer: nn.Module
     inverse: bool
+    keeps_input: bool
     random: list[Tensor] | None = None
     changes_buffers: bool = False
+    moments: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.conditional = takes_context(self.layer)
@@ -127,11 +132,32 @@ class _Step:
     def first_call(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Runs the layer, and keeps the state of the generators if it draws from them."""
         random, versions = _random_state(x.device), [buffer._version for buffer in self.layer.buffers()]
+        if isinstance(self.layer, FlowBatchNorm) and self.layer.training and not self.inverse:
+            self.moments = torch.var_mean(*in_float32(x), [0, *range(2, x.dim())], correction=0)
         y, log_det = self(x, context)
         if any(not torch.equal(old, new) for old, new in zip(random, _random_state(x.device), strict=True)):
             self.random = random
         self.changes_buffers = versions != [buffer._version for buffer in self.layer.buffers()]
         return y, log_det
+
+    def undone(self, y: Tensor, context: Tensor | None) -> Tensor:
+        """The input, rebuilt of the output."""
+        self.replay_random(y.device)
+        if self.moments is not None:  # in place of the running averages, which the inverse takes
+            self.layer.variance.copy_(self.moments[0])
+            self.layer.mean.copy_(self.moments[1])
+        return self(y, context, undo=True)[0]
+
+    @contextmanager
+    def same_buffers(self) -> Iterator[None]:
+        """They are what they were, afterwards, if running the layer changes them."""
+        before = [(buffer, buffer.clone()) for buffer in self.layer.buffers()] if self.changes_buffers else []
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in before:
+                    buffer.copy_(value)
 
     def replay_random(self, device: torch.device) -> None:
         if self.random is not None:
@@ -160,22 +186,22 @@ class _Run:
 class _Rebuilt(torch.autograd.Function):
     @staticmethod
     def forward(ctx, run: _Run, x: Tensor, context: Tensor | None, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        fingerprints, total = [], no_log_det(x)
+        saved, total = [], no_log_det(x)
         with run.precision(x.device):
             for step in run.steps:
-                fingerprints.append(_fingerprint(x))
+                saved.append(x if step.keeps_input else _fingerprint(x))
                 x, log_det = step.first_call(x, context)
                 total = total + log_det
         run.versions = [parameter._version for parameter in parameters]
         ctx.run, ctx.parameters = run, parameters
-        ctx.save_for_backward(x, context, *fingerprints)
+        ctx.save_for_backward(x, context, *saved)
         return x, total
 
     @staticmethod
     def backward(ctx, grad_y: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError("a flow of invertible_checkpoint has no second derivative; the plain flow has")
-        y, context, *fingerprints = ctx.saved_tensors
+        y, context, *saved = ctx.saved_tensors
         run, parameters = ctx.run, ctx.parameters
         if run.versions != [parameter._version for parameter in parameters]:
             raise RuntimeError("a parameter was changed in place between the forward and the backward pass")
@@ -183,34 +209,34 @@ class _Rebuilt(torch.autograd.Function):
         if len(wanted) > len(parameters):
             context = wanted[-1].requires_grad_()
         sums: list[Tensor | None] = [None] * len(wanted)
-        drifts = []
-        with _kept_random_state(y.device), _set_act_norms(run.steps), run.precision(y.device):
-            for i, (step, fingerprint) in reversed(list(enumerate(zip(run.steps, fingerprints, strict=True)))):
-                needs_x = i > 0 or ctx.needs_input_grad[1]
-                x, grads = _through(step, y, context, grad_y, grad_log_det, wanted, needs_x)
-                drifts.append(_drift(x, y, fingerprint))
-                y, grad_y = x, grads[0]
+        drifts = {}
+        with _kept_random_state(y.device), _undone_as_run(run.steps), run.precision(y.device):
+            for i, (step, kept) in reversed(list(enumerate(zip(run.steps, saved, strict=True)))):
+                with step.same_buffers():
+                    with torch.no_grad():
+                        x = (kept if step.keeps_input else step.undone(y, context)).detach()
+                        if not step.keeps_input:
+                            drifts[step.name] = _drift(x, y, kept)
+                    needs_x = i > 0 or ctx.needs_input_grad[1]
+                    grads = _gradients(step, x, context, grad_y, grad_log_det, wanted, needs_x)
+                y, grad_y = x.detach(), grads[0]
                 sums = [_sum(old, new) for old, new in zip(sums, grads[1:], strict=True)]
-        _check(drifts, run.steps[::-1], run.tolerance, y.dtype)
+        _check(drifts, run.tolerance, y.dtype)
         grad_context = sums.pop() if len(wanted) > len(parameters) else None
         return None, grad_y, grad_context, *sums
 
 
-def _through(
+def _gradients(
     step: _Step,
-    y: Tensor,
+    x: Tensor,
     context: Tensor | None,
     grad_y: Tensor,
     grad_log_det: Tensor,
     wanted: list[Tensor],
     needs_x: bool,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """A layer's input, rebuilt of its output, and the gradients of it and of all that is wanted."""
-    buffers = [(buffer, buffer.clone()) for buffer in step.layer.buffers()] if step.changes_buffers else []
-    step.replay_random(y.device)
-    with torch.no_grad():
-        x = step(y, context, undo=True)[0].detach()
-    step.replay_random(y.device)
+) -> list[Tensor | None]:
+    """Of x, which nobody else holds, and of all that is wanted, by running the layer again."""
+    step.replay_random(x.device)
     inputs = [x.requires_grad_(), *wanted] if needs_x else wanted
     with torch.enable_grad():
         outputs = zip(step(x, context), (grad_y, grad_log_det), strict=True)
@@ -219,10 +245,7 @@ def _through(
     if pairs and inputs:
         attached, grad_outputs = zip(*pairs, strict=True)
         grads = torch.autograd.grad(attached, inputs, grad_outputs, allow_unused=True)
-    with torch.no_grad():
-        for buffer, value in buffers:
-            buffer.copy_(value)
-    return x.detach(), [*grads] if needs_x else [None, *grads]
+    return [*grads] if needs_x else [None, *grads]
 
 
 def _steps(layer: nn.Module, inverse: bool, name: str = "") -> Iterator[_Step]:
@@ -232,7 +255,7 @@ def _steps(layer: nn.Module, inverse: bool, name: str = "") -> Iterator[_Step]:
         for i, child in sorted(enumerate(layer.layers), reverse=inverse, key=lambda pair: pair[0]):
             yield from _steps(child, inverse, f"{name}layers.{i}.")
     else:
-        yield _Step(f"{name.rstrip('.')} ({type(layer).__name__})", layer, inverse)
+        yield _Step(f"{name.rstrip('.')} ({type(layer).__name__})", layer, inverse, isinstance(layer, MultiScale))
 
 
 def _weights(x: Tensor) -> Tensor:
@@ -256,28 +279,32 @@ def _drift(x: Tensor, y: Tensor, fingerprint: Tensor) -> Tensor:
     return relative.max() if len(relative) else relative.new_zeros(())
 
 
-def _check(drifts: list[Tensor], steps: list[_Step], tolerance: float | None, dtype: torch.dtype) -> None:
+def _check(drifts: dict[str, Tensor], tolerance: float | None, dtype: torch.dtype) -> None:
     allowed = torch.finfo(dtype).eps ** 0.5 if tolerance is None else tolerance
-    for drift, step in zip(torch.stack(drifts).tolist(), steps, strict=True):
+    found = torch.stack([*drifts.values()]).tolist() if drifts else []  # one wait for the device
+    for name, drift in zip(drifts, found, strict=True):
         if not drift <= allowed:
             raise RuntimeError(
-                f"{step.name}: its input, rebuilt of its output by its inverse, is off by {drift:.2g} of its scale; "
+                f"{name}: its input, rebuilt of its output by its inverse, is off by {drift:.2g} of its scale; "
                 f"tolerance is {allowed:.2g} (a layer that its inverse does not undo, ill-conditioned weights, or a "
                 "change of mode between the forward and the backward pass)"
             )
 
 
 @contextmanager
-def _set_act_norms(steps: list[_Step]) -> Iterator[None]:
-    """No batch sets an ``ActNorm`` that the pass in question did not: one whose ``inverse`` ran before any forward."""
-    norms = [part for step in steps for part in step.layer.modules() if isinstance(part, ActNorm) and part.training]
-    for norm in norms:
-        norm.training = False
+def _undone_as_run(steps: list[_Step]) -> Iterator[None]:
+    """What only ``forward`` does in training mode is not done to undo an ``inverse``: setting an ``ActNorm``, taking a
+    batch's own moments."""
+    kinds = {False: ActNorm, True: ActNorm | FlowBatchNorm}
+    parts = [part for step in steps for part in step.layer.modules() if isinstance(part, kinds[step.inverse])]
+    training = [part for part in parts if part.training]
+    for part in training:
+        part.training = False
     try:
         yield
     finally:
-        for norm in norms:
-            norm.training = True
+        for part in training:
+            part.training = True
 
 
 def _sum(old: Tensor | None, new: Tensor | None) -> Tensor | None:
