@@ -30,6 +30,8 @@ from fastgen.nn.masked_linear import MaskedLinear
 from fastgen.nn.masked_spline_autoregressive import MaskedSplineAutoregressive
 from fastgen.nn.mlp import MLP, ResidualMLP
 from fastgen.nn.monotone_integral import MonotoneIntegral
+from fastgen.nn.monotone_inverse import monotone_inverse
+from fastgen.nn.monotone_transform import MonotoneTransform
 from fastgen.nn.multi_scale import MultiScale
 from fastgen.nn.permutation import Flatten, Permutation
 from fastgen.nn.planar import Planar
@@ -98,6 +100,7 @@ __all__ = [
     "MaskedMLP",
     "MaskedSplineAutoregressive",
     "MonotoneIntegral",
+    "MonotoneTransform",
     "MultiScale",
     "Permutation",
     "Planar",
@@ -120,5 +123,6 @@ __all__ = [
     "down_shift",
     "initialize_weight_norm",
     "invertible_checkpoint",
+    "monotone_inverse",
     "right_shift",
 ]

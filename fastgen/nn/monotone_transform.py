@@ -16,8 +16,23 @@ class MonotoneTransform(nn.Module):
     makes them. Half precision is computed in float32, log_det is float32 or float64. The inverse is numeric, by
     ``monotone_inverse``; both directions have gradients. A subclass has ``transform``.
 
+    Args:
+        parameters_per_element: how many numbers a function is given by.
+
     Raises:
         ValueError: parameters of another shape; a y that the function does not reach (where ``monotone_inverse`` sees).
+
+    Example:
+        >>> import torch
+        >>> class Cubic(MonotoneTransform):
+        ...     def transform(self, x, parameters):
+        ...         scale = parameters.squeeze(-1).exp()
+        ...         return x + scale * x**3, torch.log1p(3 * scale * x.square())
+        >>> cubic, parameters = Cubic(1), torch.zeros(1, 2, 1)
+        >>> cubic(torch.tensor([[1.0, -2.0]]), parameters)[0]
+        tensor([[  2., -10.]])
+        >>> cubic.inverse(torch.tensor([[2.0, -10.0]]), parameters)[0]
+        tensor([[ 1., -2.]])
     """
 
     def __init__(self, parameters_per_element: int) -> None:

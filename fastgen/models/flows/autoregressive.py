@@ -9,8 +9,7 @@ from torch import nn
 
 from fastgen.models.flows.base import FlowConfig, FlowModel
 from fastgen.models.flows.maf import NORMS
-from fastgen.nn import Flatten, FlowSequential, MaskedAutoregressive, MaskedMLP, Permutation
-from fastgen.nn.monotone_transform import MonotoneTransform
+from fastgen.nn import Flatten, FlowSequential, MaskedAutoregressive, MaskedMLP, MonotoneTransform, Permutation
 
 
 @dataclass(frozen=True)
