@@ -13,8 +13,12 @@ TRANSFORMERS = {"dsf": DeepSigmoidal, "ddsf": DeepDenseSigmoidal}
 
 @dataclass(frozen=True)
 class NAFConfig(AutoregressiveConfig):
-    """The defaults are those of the authors' code for MINIBOONE, with the dense transformer; where that has one affine
-    layer at the end, act norm follows every layer."""
+    """The defaults are the sizes of the authors' code for MINIBOONE, with the dense transformer.
+
+    Two things differ: act norm follows every layer, where the authors have one affine layer at the end; and the
+    conditioner's last layer makes the transformer's parameters, where the authors have a few numbers a feature and one
+    more linear map, the same for all features.
+    """
 
     hidden: tuple[int, ...] = (100,)
     activation: str = "elu"
