@@ -103,9 +103,18 @@ class VariationalDequantization(nn.Module):
         """Levels and uniform noise of their shape to (u of that shape and the noise's dtype, log q(u | v) [N]).
 
         log q is float32 for noise of 32 bits or fewer, else of its dtype.
+
+        Raises:
+            ValueError: noise of another shape than levels, or not floating point.
         """
+        if noise.shape != levels.shape or not noise.is_floating_point():
+            raise ValueError(
+                f"noise is {noise.dtype} {tuple(noise.shape)}; it must be floating point and {tuple(levels.shape)}, "
+                "the shape of levels"
+            )
         least = torch.finfo(noise.dtype).eps / 4  # half of the step of torch.rand, which draws 0 too
-        normal = torch.special.ndtri(noise.clamp(least, 1 - 2 * least))
+        wide = noise.to(torch.promote_types(noise.dtype, torch.float32))
+        normal = torch.special.ndtri(wide.clamp(least, 1 - 2 * least)).to(noise.dtype)
         y, log_det = self.flow(normal, self._features_of(levels, noise.dtype, context))
         u = torch.sigmoid(y).clamp(max=1 - 2 * least)
         return u.to(noise.dtype), _normal_log_prob(normal) - log_det - _sigmoid_log_det(y)

@@ -74,6 +74,7 @@ class FlowPlusPlusConfig(FlowConfig):
         "tiny": {
             "event_shape": (1, 8, 8),
             "levels": 17,
+            "couplings": (2, 2, 2),
             "filters": 32,
             "blocks": 1,
             "components": 4,

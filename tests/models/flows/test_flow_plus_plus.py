@@ -56,7 +56,7 @@ def test_the_networks_for_cifar10_have_as_many_parameters_as_the_authors():
 
 
 def test_the_layers_are_those_of_the_paper():
-    model = create_model("flow_plus_plus", preset="tiny")
+    model = create_model("flow_plus_plus", preset="tiny", couplings=(4, 2, 3))
     names = [type(layer).__name__ for layer in model.flow.layers]
     step, split, back = "FlowPlusPlusStep", "CheckerboardSplit", "Inverse"
     wanted = ["Logit", split, *[step] * 4, back, "Squeeze2d", *[step] * 2, split, *[step] * 3, back]
@@ -67,7 +67,7 @@ def test_the_layers_are_those_of_the_paper():
 
 def test_couplings_take_turns():
     """What one coupling of a stage keeps, the next transforms."""
-    model = create_model("flow_plus_plus", preset="tiny")
+    model = create_model("flow_plus_plus", preset="tiny", couplings=(4, 2, 3))
     for layers, counts in ((model.flow.layers, (4, 2, 3)), (model.dequantization.flow.layers, (2,))):
         swaps = [layer.layers[1].swap for layer in layers if isinstance(layer, FlowPlusPlusStep)]
         assert swaps == [i % 2 == 1 for count in counts for i in range(count)]
