@@ -62,7 +62,7 @@ class RealNVPConfig(FlowConfig):
 @register(
     "realnvp",
     family="flow",
-    presets={"tiny": {"event_shape": (1, 8, 8), "levels": 17, "hidden": 32, "blocks": 1}},
+    presets={"tiny": {"event_shape": (1, 8, 8), "levels": 17, "hidden": 16, "blocks": 1}},
 )
 class RealNVP(FlowModel):
     """RealNVP: affine couplings ``x exp(scale tanh(h)) + t``, each followed by batch normalisation.

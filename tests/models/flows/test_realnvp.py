@@ -38,7 +38,7 @@ class TestRealNVP(FlowLaws):
             assert [layer.swap for layer in layers[4:]] == [False, True, False]
         assert [layer.mask[0, 0, 0].item() for layer in last] == [True, False, True, False]
         widths = [layers[0].net.last.in_channels for layers in (*earlier, last)]
-        assert widths == [32, 64, 128]
+        assert widths == [16, 32, 64]
         assert all(layers[4].net.last.in_channels == 2 * width for layers, width in zip(earlier, widths, strict=False))
 
     @torch.no_grad()
