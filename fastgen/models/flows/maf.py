@@ -10,7 +10,7 @@ from torch import nn
 
 from fastgen.models.flows.base import FlowConfig, FlowModel
 from fastgen.models.registry import register
-from fastgen.nn import ActNorm, Flatten, FlowBatchNorm, FlowSequential, MaskedAffineAutoregressive
+from fastgen.nn import ActNorm, Flatten, FlowBatchNorm, FlowSequential, Logit, MaskedAffineAutoregressive
 
 NORMS = {"batch_norm": partial(FlowBatchNorm, affine=True), "act_norm": ActNorm, "none": None}
 """What makes the layer of each name, from the number of features."""
@@ -29,6 +29,8 @@ class MAFConfig(FlowConfig):
     """Of each ``MADE``: "sequential" or "random"."""
     norm: str = "batch_norm"
     """After every layer: "batch_norm", "act_norm" or "none"."""
+    alpha: float = 0.05
+    """Of the logit that discrete data go through first; the paper's for CIFAR-10, with 1e-6 for MNIST."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,7 +49,8 @@ class MAF(FlowModel):
 
     ``forward(x, context=None)`` maps x [N, *event_shape] to (z [N, D], log_det [N]) in one parallel pass a layer, so
     that the density is cheap. ``inverse`` goes number by number, with ``fastgen.ops.sequential_affine``, which computes
-    every hidden unit once: sampling costs about as much as the density. For levels x is (v + u) / levels.
+    every hidden unit once: sampling costs about as much as the density. For levels x is (v + u) / levels,
+    and goes through a logit first.
     """
 
     Config = MAFConfig
@@ -56,7 +59,8 @@ class MAF(FlowModel):
     def __init__(self, config: MAFConfig | None = None) -> None:
         super().__init__(config)
         config, features = self.config, prod(self.config.event_shape)
-        layers: list[nn.Module] = [Flatten(config.event_shape)]
+        layers: list[nn.Module] = [Logit(config.alpha)] if config.levels else []
+        layers.append(Flatten(config.event_shape))
         norm = NORMS[config.norm]
         for i in range(config.layers):
             layers.append(

@@ -32,6 +32,7 @@ class TestMAF(FlowLaws):
     ("config", "words"),
     [
         ({"layers": 0}, "layers=0"),
+        ({"levels": 4, "alpha": 0.5}, "alpha=0.5"),
         ({"norm": "layer_norm"}, "norm is 'layer_norm'"),
         ({"hidden": ()}, r"hidden is \(\)"),
         ({"activation": "gelu"}, "activation is 'gelu'"),
