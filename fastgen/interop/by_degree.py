@@ -38,14 +38,16 @@ def activation_name(activation: Callable) -> str | None:
     """What ``fastgen.ops.sequential_affine`` calls the activation; None if it has not got it."""
     if isinstance(activation, nn.ELU) and activation.alpha != 1:
         return None
-    return _MODULES.get(type(activation)) if isinstance(activation, nn.Module) else _NAMES.get(activation)
+    if isinstance(activation, nn.Module):
+        return _MODULES.get(type(activation))
+    return next((name for function, name in _NAMES.items() if function is activation), None)
 
 
 def is_elementwise(activation: Callable) -> bool:
     """Whether it is known to treat every unit alone, the same way each time, and not in place."""
     if isinstance(activation, nn.Module):
         return type(activation) in (*_MODULES, *_OTHER_MODULES) and not getattr(activation, "inplace", False)
-    return activation in _NAMES or activation in _OTHERS
+    return any(function is activation for function in (*_NAMES, *_OTHERS))
 
 
 def is_plain(network: nn.Module) -> bool:

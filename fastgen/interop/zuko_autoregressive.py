@@ -58,14 +58,16 @@ def inverse(self, y):
 
 def _solution(owner: MaskedAutoregressiveTransform, passes: int, y: Tensor, context: Tensor | None) -> Tensor | None:
     """x, or None where only zuko's own code finds it."""
-    if _function(owner) not in _UNIVARIATE or owner.order is None or type(owner.hyper) is not MaskedMLP:
+    if type(owner.hyper) is not MaskedMLP or not is_plain(owner.hyper):
+        return None
+    if _function(owner) not in _UNIVARIATE or owner.order is None:
         return None
     degrees = owner.order + 1
     if y.dim() < 1 or y.shape[-1] != len(degrees) or not y.numel():
         return None
     if passes < int(degrees.max()) or passes <= _FEW:
         return None
-    if not is_plain(owner.hyper) or len({t.dtype for t in (y, *owner.hyper.parameters())}) != 1:
+    if len({t.dtype for t in (y, *owner.hyper.parameters())}) != 1:
         return None
     of_layers = _degrees(owner.hyper, degrees, owner.total)
     width = owner.hyper[0].in_features - len(degrees)

@@ -43,6 +43,9 @@ class KernelSpline(MonotonicRQSTransform):
         self.__dict__ |= {table: getattr(tables, table) for table in _TABLES}
         return self.__dict__[name]
 
+    def __reduce__(self) -> tuple:
+        return functools.partial(MonotonicRQSTransform, cache_size=self._cache_size), self._arguments
+
     @property
     def bins(self) -> int:
         return self._arguments[0].shape[-1]

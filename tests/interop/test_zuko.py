@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import pickle
 import random
 from collections.abc import Callable
 
@@ -156,6 +157,9 @@ def test_tables_of_a_spline_are_made_when_they_are_asked_for():
     assert found.bins == expected.bins
     for name in ("horizontal", "vertical", "derivatives"):
         assert torch.equal(getattr(found, name), getattr(expected, name))
+    copied = pickle.loads(pickle.dumps(found))
+    assert type(copied) is zuko.transforms.MonotonicRQSTransform
+    assert torch.equal(copied.horizontal, expected.horizontal)
     with pytest.raises(AttributeError, match="no attribute 'diagonal'"):
         found.diagonal  # noqa: B018
 
