@@ -1,6 +1,8 @@
 """FrEIA on fastgen's kernels: AllInOneBlock, and the affine couplings of the RealNVP, Glow and conditional blocks.
 
-Two different sources call themselves FrEIA 0.2: the package index's and the repository's. Both are known.
+Two different sources call themselves FrEIA 0.2: the package index's and the repository's. Both are known. On the CPU
+only the permutations and global scales of large blocks gain, and only those are replaced there in effect: for the
+coupling kernel scales and shifts would have to be copied first, which costs what it saves.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from fastgen.interop.eligible import eligible, is_transformed
 from fastgen.interop.evaluated import Evaluated
 from fastgen.interop.known_source import check_known, digest
 from fastgen.interop.patching import Patches
+from fastgen.interop.worthwhile import LARGE, NEVER_ON_CPU, is_worthwhile
 from fastgen.ops import affine_coupling
 
 PATCHES = Patches()
@@ -70,7 +73,8 @@ def _all_in_one_affine(original: Callable) -> Callable:
 
     @functools.wraps(original)
     def affine(self, x, a, rev=False):
-        if self.GIN or not _fit(x, a) or not isinstance(self.clamp, (int, float)) or (throughout and not self.clamp):
+        is_number = isinstance(self.clamp, (int, float)) and (self.clamp or not throughout)
+        if self.GIN or not (is_number and _is_taken(x) and _fit(x, a)):
             return original(self, x, a, rev)
         if throughout:
             a = a * 0.1
@@ -123,8 +127,8 @@ def _pre_permute(original: Callable) -> Callable:
 
 
 def _is_product(weight: Tensor, x: Tensor) -> bool:
-    """Whether ``weight`` is a matrix, to be multiplied with every position of x, in a plain eager call."""
-    if is_transformed() or torch.is_autocast_enabled(x.device.type):
+    """Whether ``weight`` is a matrix, to be multiplied with every position of a large x, in a plain eager call."""
+    if not is_worthwhile(x, LARGE // 2) or is_transformed() or torch.is_autocast_enabled(x.device.type):
         return False
     if x.dim() != max(2, weight.dim()) or weight.shape[:2] != (x.shape[1], x.shape[1]):
         return False
@@ -147,7 +151,7 @@ def _two_networks(side: str) -> Callable[[Callable], Callable]:
     def replacement(original: Callable) -> Callable:
         @functools.wraps(original)
         def coupling(self, x, u, rev=False):
-            if not eligible("affine_coupling", x):
+            if not _is_taken(x):
                 return original(self, x, u, rev)
             raw, shift = getattr(self, f"subnet_s{side}")(u), getattr(self, f"subnet_t{side}")(u)
             if _are_like(x, raw, shift):
@@ -163,7 +167,7 @@ def _one_network(subnet: str) -> Callable[[Callable], Callable]:
     def replacement(original: Callable) -> Callable:
         @functools.wraps(original)
         def coupling(self, x, u, rev=False):
-            if not eligible("affine_coupling", x):
+            if not _is_taken(x):
                 return original(self, x, u, rev)
             a = getattr(self, subnet)(u)
             if _fit(x, a):
@@ -178,7 +182,7 @@ def _one_network(subnet: str) -> Callable[[Callable], Callable]:
 def _one_sided(original: Callable) -> Callable:
     @functools.wraps(original)
     def forward(self, x, c=(), rev=False, jac=True):
-        if not eligible("affine_coupling", x[0]):
+        if not _is_taken(x[0]):
             return original(self, x, c, rev, jac)
         kept, changed = torch.split(x[0], [self.split_len1, self.split_len2], dim=1)
         a = self.subnet(torch.cat([kept, *c], 1) if self.conditional else kept)
@@ -193,7 +197,7 @@ def _one_sided(original: Callable) -> Callable:
 def _conditional(original: Callable) -> Callable:
     @functools.wraps(original)
     def forward(self, x, c=(), rev=False, jac=True):
-        if not c or not eligible("affine_coupling", x[0]):
+        if not c or not _is_taken(x[0]):
             return original(self, x, c, rev, jac)
         a = self.subnet(torch.cat([*c], 1))
         if not _fit(x[0], a):
@@ -202,6 +206,11 @@ def _conditional(original: Callable) -> Callable:
         return (y,), log_det
 
     return forward
+
+
+def _is_taken(x: Tensor) -> bool:
+    """Whether the kernel transforms x: FrEIA's order of scale and shift makes it copy both first."""
+    return is_worthwhile(x, NEVER_ON_CPU) and eligible("affine_coupling", x)
 
 
 def _fit(x: Tensor, a: Tensor) -> bool:

@@ -1,6 +1,7 @@
 """normflows on fastgen's kernels: rational-quadratic splines, affine couplings, masked autoregressive flows, 1x1 LU.
 
-normflows' ``forward`` goes from latent to data, its ``inverse`` back.
+normflows' ``forward`` goes from latent to data, its ``inverse`` back. What would not gain on the CPU, such as couplings
+of small tensors, is left to normflows there.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastgen.interop.by_degree import is_recorded
 from fastgen.interop.eligible import eligible
 from fastgen.interop.evaluated import Evaluated
 from fastgen.interop.known_source import check_known
 from fastgen.interop.packing import packed
 from fastgen.interop.patching import Patches
+from fastgen.interop.worthwhile import LARGE, NEVER_ON_CPU, is_worthwhile
 from fastgen.ops import affine_coupling, lu_conv1x1, rq_spline
 
 PATCHES = Patches()
@@ -188,11 +191,15 @@ def _spline(
         return None
 
 
+_LEAST = {"exp": LARGE, "sigmoid": LARGE, "sigmoid_inv": NEVER_ON_CPU}
+"""Scale maps of a coupling, and the size from which the kernel is faster."""
+
+
 def _coupling(original: Callable, inverse: bool) -> Callable:
     @functools.wraps(original)
     def coupling(self, z):
         z1, z2 = z
-        if not (self.scale and self.scale_map in ("exp", "sigmoid", "sigmoid_inv")):
+        if not (self.scale and self.scale_map in _LEAST and is_worthwhile(z2, _LEAST[self.scale_map])):
             return original(self, z)
         if not eligible("affine_coupling", z2) or z2.dim() < 2:
             return original(self, z)
@@ -225,6 +232,8 @@ def _masked_coupling(original: Callable, inverse: bool) -> Callable:
             return original(self, z)
         if z.dim() < 2 or z.shape[1:] != self.b.shape[1:] or not torch.equal(self.b * self.b, self.b):
             return original(self, z)
+        if not is_worthwhile(z, NEVER_ON_CPU if is_recorded(self, z) else LARGE // 4):
+            return original(self, z)
         kept = self.b * z
         shift, log_scale = self.t(kept), self.s(kept)
         if not (shift.shape == log_scale.shape == z.shape and eligible("affine_coupling", z, shift, log_scale)):
@@ -238,7 +247,7 @@ def _masked_coupling(original: Callable, inverse: bool) -> Callable:
 
 
 def _lu_convolution(original: Callable, inverse: bool) -> Callable:
-    """From latent to data the kernel's solves are faster than an inverse matrix, but their backward is not."""
+    """From latent to data the kernel's solves are faster than inverse matrices, but their backward is not."""
 
     @functools.wraps(original)
     def lu_convolution(self, z):
@@ -247,7 +256,8 @@ def _lu_convolution(original: Callable, inverse: bool) -> Callable:
         factors = (self.L, self.U, self.log_S, self.sign_S)
         if not eligible("lu_conv1x1", z, *factors):
             return original(self, z)
-        if not inverse and torch.is_grad_enabled() and any(t.requires_grad for t in (z, *factors)):
+        faster = is_worthwhile(z, LARGE // 2) if inverse else not is_recorded(self, z)
+        if not faster:
             return original(self, z)
         z, _ = lu_conv1x1(z, self.P.argmax(1), *factors, inverse=not inverse)
         log_det = self.log_S.sum() * (z.shape[2] * z.shape[3])

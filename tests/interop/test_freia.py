@@ -98,6 +98,11 @@ def cases(kind: str, count: int = 5) -> list[tuple[nn.Module, Tensor]]:
     return [(shaken(layer), x) for layer, x in (KINDS[kind](rng) for _ in range(count))]
 
 
+@pytest.fixture(autouse=True)
+def small_tensors_too(monkeypatch):
+    monkeypatch.setattr("fastgen.interop.worthwhile.ALWAYS", True)
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """Names of the ops that the acceleration has called."""
@@ -261,3 +266,14 @@ def test_a_whole_network_trains_to_the_same_gradients():
     x = torch.randn(20, 6)
     check_parity("FrEIA", [(shaken(net, 0.1), x)], lambda net, x: net(x))
     check_parity("FrEIA", [(net, x)], lambda net, x: net(x, rev=True))
+
+
+@each_direction
+def test_a_small_block_on_the_cpu_is_left_to_freia(rev, calls, monkeypatch):
+    monkeypatch.setattr("fastgen.interop.worthwhile.ALWAYS", False)
+    block, x = made(Fm.AllInOneBlock, random.Random(0), rank=1)
+    expected = block(x, rev)
+    with accelerated("FrEIA"):
+        found = block(x, rev)
+    assert not calls
+    assert all(map(torch.equal, found, expected))

@@ -187,6 +187,11 @@ USED = {
 }
 
 
+@pytest.fixture(autouse=True)
+def small_tensors_too(monkeypatch):
+    monkeypatch.setattr("fastgen.interop.worthwhile.ALWAYS", True)
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """Names of the ops that the acceleration has called."""
@@ -281,3 +286,13 @@ def test_a_whole_flow_has_the_same_log_prob_and_samples():
     with accelerated("normflows"):
         for mine, theirs in zip(found(), expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize(("count", "expected"), [(2**15, 1), (4, 0)])
+def test_only_what_is_large_enough_to_gain_runs_on_the_coupling_kernel(count, expected, calls, monkeypatch):
+    monkeypatch.setattr("fastgen.interop.worthwhile.ALWAYS", False)
+    layer, x = nf.flows.AffineCoupling(nn.Linear(1, 16)), torch.randn(count, 8)
+    with accelerated("normflows"):
+        layer([x[:, :1], x])
+    assert len(calls) == expected

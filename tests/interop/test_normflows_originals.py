@@ -15,6 +15,11 @@ nf = pytest.importorskip("normflows", reason="normflows is not installed")
 DIRECTIONS = {"forward": lambda layer, x: layer(x), "inverse": lambda layer, x: layer.inverse(x)}
 
 
+@pytest.fixture(autouse=True)
+def small_tensors_too(monkeypatch):
+    monkeypatch.setattr("fastgen.interop.worthwhile.ALWAYS", True)
+
+
 @pytest.fixture
 def calls(monkeypatch):
     """Names of the ops that the acceleration has called."""
