@@ -16,7 +16,7 @@ from fastgen.data import load
 from fastgen.models.flows import FlowModel
 from fastgen.plots.plane import Plane, save_plane
 from fastgen.training.run import Run
-from fastgen.training.sample_config import SampleConfig, Samples, labels
+from fastgen.training.sample_config import SampleConfig, Samples, SamplesNotFinite, labels
 from fastgen.training.sample_files import save
 
 ONLY_AUTOREGRESSIVE = ("top_k", "top_p", "known_rows", "prompt_seconds", "prompt", "weights", "naive")
@@ -26,7 +26,8 @@ BATCH = 256
 def sample_flow(config: SampleConfig, run: Run, output: Path) -> Samples:
     """Draws from a flow and writes the samples, for vectors of two numbers a picture of the density too.
 
-    Raises ValueError for a request that does not fit the model, before any work.
+    Raises ValueError for a request that does not fit the model, before any work; ``SamplesNotFinite`` where the inverse
+    overflows, with nothing written.
     """
     for field in fields(config):
         if field.name in ONLY_AUTOREGRESSIVE and (given := getattr(config, field.name)) != field.default:
@@ -36,15 +37,16 @@ def sample_flow(config: SampleConfig, run: Run, output: Path) -> Samples:
     if not config.temperature > 0:
         raise ValueError(f"temperature is {config.temperature}; it must be greater than 0")
     context = labels(config, run)
-    output.mkdir(parents=True, exist_ok=True)
     with _threads(config.threads):
         started = time.perf_counter()
         values = _draw(config, run.model, config.number(run.data.kind), context)
         seconds = time.perf_counter() - started
+        _check_finite(values, run)
         log_prob = _score(config, run.model, values, context)
         if run.data.standardization is not None:
             values = run.data.standardization.undo(values)
             log_prob = log_prob + run.data.standardization.log_det
+        output.mkdir(parents=True, exist_ok=True)
         files = save(values, run.data, output / "samples")
         if run.data.kind == "vector" and run.data.event_shape == (2,):
             files += (_save_plane(output / "samples.png", run, values, context),)
@@ -65,6 +67,16 @@ def _draw(config: SampleConfig, model: FlowModel, count: int, context: Tensor | 
             for start in starts
         ]
     )
+
+
+def _check_finite(values: Tensor, run: Run) -> None:
+    levels = run.data.levels  # a NaN has no level: it is then out of range
+    finite = (values >= 0) & (values < levels) if levels else values.isfinite()
+    if wrong := int((~finite).flatten(1).any(1).sum()):
+        raise SamplesNotFinite(
+            f"{wrong} of {len(values)} samples are not finite: the inverse of {run.model.name} overflows; "
+            "train it for more steps, or draw at a lower temperature"
+        )
 
 
 @torch.no_grad()

@@ -21,7 +21,8 @@ from fastgen.training.directory import RunDirectory
 from fastgen.training.ema import MovingAverage
 from fastgen.training.interrupt import Interrupt
 from fastgen.training.order import DataOrder, seed_evaluation, seed_step
-from fastgen.training.sampling import SampleConfig, sample
+from fastgen.training.sample_config import SampleConfig, SamplesNotFinite
+from fastgen.training.sampling import sample
 from fastgen.training.schedule import learning_rate
 from fastgen.training.scores import baseline, summarise_examples, unit
 
@@ -274,8 +275,11 @@ class _Training:
         self._log({"test": test.value, "baseline": self.baseline.value} | _errors(test))
         self.fabric.print(f"test {test}\nbaseline {self.baseline}, {self.baseline_name}")
         if self.config.samples != 0 and self.fabric.is_global_zero:
-            drawn = sample(SampleConfig(self.config.output, self.config.samples, progress=self.config.progress))
-            self.fabric.print(f"samples: {', '.join(map(str, drawn.files))}")
+            try:
+                drawn = sample(SampleConfig(self.config.output, self.config.samples, progress=self.config.progress))
+                self.fabric.print(f"samples: {', '.join(map(str, drawn.files))}")
+            except SamplesNotFinite as error:
+                self.fabric.print(f"no samples: {error}")
         self.fabric.barrier()
         return Outcome(test, self.baseline)
 

@@ -65,7 +65,3 @@ class AutoregressiveFlow(FlowModel):
     def transform(self) -> MonotoneTransform:
         """A new elementwise map for one layer."""
         raise NotImplementedError
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return (prod(self.config.event_shape),)

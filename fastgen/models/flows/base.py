@@ -53,10 +53,9 @@ class FlowConfig(ModelConfig):
 class FlowModel(Model):
     """A flow between data x [N, *event_shape] and latents z [N, D] of a simple density, D numbers in an event.
 
-    A subclass makes ``flow``, a flow layer that takes x and a context [N, context_features] or None; what it returns is
-    flattened. For discrete data x lies in [0, 1): level v with its noise u in [0, 1) is (v + u) / levels. Noise is
-    uniform unless the subclass sets ``dequantization``, a module that maps levels and the encoded context to (u, log q
-    of u [N]).
+    A subclass makes ``flow``, a flow layer from x to z that takes a context [N, context_features] or None. For discrete
+    data x lies in [0, 1): level v with its noise u in [0, 1) is (v + u) / levels. Noise is uniform unless the subclass
+    sets ``dequantization``, a module that maps levels, noise and the encoded context to (u, log q of u [N]).
     """
 
     config: FlowConfig
@@ -76,11 +75,6 @@ class FlowModel(Model):
             found["vector"] = Condition((self.config.vector,))
         return found
 
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Of one sample's latents, as ``flow`` has them."""
-        return self.config.event_shape
-
     def encode(self, context: Context) -> Tensor | None:
         """The context as one tensor [N, context_features]: the label as one-hot, then the vector.
 
@@ -97,13 +91,12 @@ class FlowModel(Model):
     def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """x [N, *event_shape] to (z [N, D], log_det [N])."""
         self._check(x, "x", self.config.event_shape)
-        z, log_det = self.flow(x, self.encode(context))
-        return z.flatten(1), log_det
+        return self.flow(x, self.encode(context))
 
     def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
         """z [N, D] to (x [N, *event_shape], log_det [N] of that)."""
         self._check(z, "z", (prod(self.config.event_shape),))
-        return self.flow.inverse(z.unflatten(1, self.latent_shape), self.encode(context))
+        return self.flow.inverse(z, self.encode(context))
 
     def log_prob(self, x: Tensor, context: Context = None) -> Tensor:
         """Log-density [N] in nats of real x [N, *event_shape]; for discrete data, that of dequantized x in [0, 1).

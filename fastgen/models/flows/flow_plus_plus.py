@@ -12,6 +12,7 @@ from fastgen.models.flows.base import FlowConfig, FlowModel
 from fastgen.models.registry import register
 from fastgen.nn import (
     CheckerboardSplit,
+    Flatten,
     FlowPlusPlusStep,
     FlowSequential,
     Inverse,
@@ -109,6 +110,7 @@ class FlowPlusPlus(FlowModel):
             Squeeze2d(),
             *self._steps(squeezed, halves),
             *self._on_checkerboard(squeezed, squeezed_checkerboard),
+            Flatten(squeezed),
         )
         if config.levels and config.dequantization == "variational":
             self.dequantization = VariationalDequantization.of_images(
@@ -123,11 +125,6 @@ class FlowPlusPlus(FlowModel):
                 context_features=config.context_features,
                 dropout=config.dropout,
             )
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        channels, height, width = self.config.event_shape
-        return (4 * channels, height // 2, width // 2)
 
     def _on_checkerboard(self, shape: Sequence[int], count: int) -> list[nn.Module]:
         channels, height, width = shape

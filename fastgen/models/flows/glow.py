@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import nn
@@ -99,10 +98,6 @@ class Glow(FlowModel):
             shapes.append((channels, height, width))
             channels //= 2
         self.flow = MultiScale(scales, shapes)
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return (prod(self.config.event_shape),)
 
     def _coupling(self, channels: int) -> nn.Module:
         affine, half = self.config.coupling == "affine", channels // 2

@@ -62,7 +62,3 @@ class IAF(FlowModel):
             for i in range(config.layers)
         ]
         self.flow = FlowSequential(Flatten(config.event_shape), *layers)
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return (prod(self.config.event_shape),)

@@ -76,7 +76,3 @@ class MAF(FlowModel):
             if norm is not None:
                 layers.append(norm(features))
         self.flow = FlowSequential(*layers)
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return (prod(self.config.event_shape),)

@@ -104,10 +104,6 @@ class NeuralSplineCoupling(FlowModel):
         super().__init__(config)
         self.flow = self._of_images() if len(self.config.event_shape) == 3 else self._of_vectors()
 
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return (prod(self.config.event_shape),)
-
     def _spline(self) -> SplineTransform:
         return SplineTransform(self.config.bins, bound=self.config.bound, kind=self.config.transform)
 
@@ -191,7 +187,3 @@ class NeuralSplineAutoregressive(FlowModel):
                 )
             )
         self.flow = FlowSequential(*layers, InvertibleConv1x1(features))
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return (prod(self.config.event_shape),)

@@ -74,7 +74,3 @@ class NICE(FlowModel):
                 AdditiveCoupling(MLP(kept, changed, hidden, context_features=config.context_features), swap=swap)
             )
         self.flow = FlowSequential(*layers, DiagonalScaling(features))
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return (prod(self.config.event_shape),)

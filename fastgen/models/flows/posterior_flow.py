@@ -53,7 +53,3 @@ class PosteriorFlow(FlowModel):
 
     def layer(self, i: int, features: int, amortized: bool) -> AmortizedFlow:
         raise NotImplementedError
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return (prod(self.config.event_shape),)

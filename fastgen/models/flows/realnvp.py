@@ -89,10 +89,6 @@ class RealNVP(FlowModel):
         layers += [self._image_flow()] if len(self.config.event_shape) == 3 else self._vector_layers()
         self.flow = FlowSequential(*layers)
 
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return (prod(self.config.event_shape),)
-
     def _vector_layers(self) -> list[nn.Module]:
         config, (features,) = self.config, self.config.event_shape
         layers: list[nn.Module] = []

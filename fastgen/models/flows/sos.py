@@ -11,7 +11,7 @@ from fastgen.nn import SOSPolynomial
 
 @dataclass(frozen=True)
 class SOSConfig(AutoregressiveConfig):
-    """The defaults are those of the authors' code for MINIBOONE."""
+    """The defaults are those of public code for MINIBOONE."""
 
     layers: int = 8
     norm: str = "batch_norm"
