@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from fastgen.data import DataConfig, load
+from fastgen.models import NICE as NICE_MODEL
 from fastgen.models import from_pretrained
 from fastgen.training import loop
 from fastgen.training.config import TrainConfig
 from fastgen.training.directory import RunDirectory
 from fastgen.training.evaluation import EvaluateConfig, evaluate_run
 from fastgen.training.run import load_run
+from fastgen.training.sample_config import SamplesNotFinite
 from fastgen.training.sampling import SampleConfig, sample
 
 NICE = {"model": "nice", "set": ("hidden=8", "couplings=2")}
@@ -136,6 +138,23 @@ def test_the_first_batch_sets_layers_before_the_average_is_begun(tiny, pictures,
     assert initialized
     assert all(average[name] for name in initialized)
     assert all(torch.equal(average[name], value) for name, value in network.items())
+
+
+@pytest.mark.parametrize("data", ["vectors", "images"])
+def test_an_inverse_that_overflows_is_said_and_does_not_fail_the_training(
+    tiny, table, pictures, monkeypatch, capsys, data
+):
+    monkeypatch.setattr(NICE_MODEL, "inverse", lambda model, z, context=None: (_broken(model, z), z.new_zeros(len(z))))
+    config = tiny(data=table() if data == "vectors" else pictures, steps=1, samples=3, **NICE)
+    loop.train(config)
+    assert "no samples: 3 of 3 samples are not finite: the inverse of nice overflows" in capsys.readouterr().out
+    with pytest.raises(SamplesNotFinite):
+        sample(SampleConfig(config.output, 3, output=config.output / "out", progress=False))
+    assert not (config.output / "out").exists()
+
+
+def _broken(model: NICE_MODEL, z: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(z), *model.config.event_shape), torch.nan)
 
 
 def test_autoregressive_models_refuse_real_numbers(tiny, table):
