@@ -91,7 +91,7 @@ def test_folders_refuse(tmp_path):
     with pytest.raises(ValueError, match="name a folder with one kind"):
         load(DataConfig(str(tmp_path)))
     (tmp_path / "x.txt").write_text("")
-    with pytest.raises(ValueError, match=r"is a \.txt file; a folder or an \.npz"):
+    with pytest.raises(ValueError, match=r"is a \.txt file; a folder, an \.npz or a \.csv"):
         load(DataConfig(str(tmp_path / "x.txt")))
 
 
