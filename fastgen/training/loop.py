@@ -15,13 +15,14 @@ from tqdm import tqdm
 from fastgen.data import Dataset, Split, load
 from fastgen.metrics import Evaluation, in_unit
 from fastgen.models import Model, create_model, list_models, model_class
+from fastgen.models.flows import SamplesNotFinite
 from fastgen.plots.curves import save_curves
 from fastgen.training.config import TrainConfig
 from fastgen.training.directory import RunDirectory
 from fastgen.training.ema import MovingAverage
 from fastgen.training.interrupt import Interrupt
 from fastgen.training.order import DataOrder, seed_evaluation, seed_step
-from fastgen.training.sample_config import SampleConfig, SamplesNotFinite
+from fastgen.training.sample_config import SampleConfig
 from fastgen.training.sampling import sample
 from fastgen.training.schedule import learning_rate
 from fastgen.training.scores import baseline, summarise_examples, unit

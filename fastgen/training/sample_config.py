@@ -71,10 +71,6 @@ class SampleConfig:
         return DEFAULT_COUNTS[kind] if self.count is None else self.count
 
 
-class SamplesNotFinite(ValueError):
-    """The inverse of a flow has overflowed."""
-
-
 @dataclass(frozen=True)
 class Samples:
     """Levels or real vectors in the data's own units, their ``log_prob`` ``[N]``, the files, and the seconds it took.

@@ -14,12 +14,12 @@ import torch
 from fastgen.data import DataConfig, load
 from fastgen.models import NICE as NICE_MODEL
 from fastgen.models import from_pretrained
+from fastgen.models.flows import SamplesNotFinite
 from fastgen.training import loop
 from fastgen.training.config import TrainConfig
 from fastgen.training.directory import RunDirectory
 from fastgen.training.evaluation import EvaluateConfig, evaluate_run
 from fastgen.training.run import load_run
-from fastgen.training.sample_config import SamplesNotFinite
 from fastgen.training.sampling import SampleConfig, sample
 
 NICE = {"model": "nice", "set": ("hidden=8", "couplings=2")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastgen.models.flows.base import FlowConfig, FlowModel
+from fastgen.models.flows.base import FlowConfig, FlowModel, SamplesNotFinite
 from fastgen.models.flows.cubic_spline import CubicSplineFlow, CubicSplineFlowConfig
 from fastgen.models.flows.flow_plus_plus import FlowPlusPlus, FlowPlusPlusConfig
 from fastgen.models.flows.glow import Glow, GlowConfig
@@ -53,6 +53,7 @@ __all__ = [
     "RealNVP",
     "RealNVPConfig",
     "SOSConfig",
+    "SamplesNotFinite",
     "SylvesterFlow",
     "SylvesterFlowConfig",
     "UMNNConfig",

@@ -50,6 +50,10 @@ class FlowConfig(ModelConfig):
         return self.classes + self.vector or None
 
 
+class SamplesNotFinite(ValueError):
+    """The inverse of a flow overflows."""
+
+
 class FlowModel(Model):
     """A flow between data x [N, *event_shape] and latents z [N, D] of a simple density, D numbers in an event.
 
@@ -165,6 +169,7 @@ class FlowModel(Model):
 
         Raises:
             ValueError: a number out of range; a context of another shape or number of rows.
+            SamplesNotFinite: a ValueError, where the inverse overflows.
         """
         if n < 0:
             raise ValueError(f"n is {n}; it must be 0 or more")
@@ -176,6 +181,11 @@ class FlowModel(Model):
         example = next(self.parameters())
         z = temperature * self._noise(n, seed, offset, example.device).to(example.dtype)
         x, log_det = self.inverse(z, context)
+        if wrong := int((~x.isfinite()).flatten(1).any(1).sum()):
+            raise SamplesNotFinite(
+                f"{wrong} of {n} samples are not finite: the inverse of {self.name} overflows; train it for more "
+                "steps, or draw at a lower temperature"
+            )
         if self.config.levels:
             return (x * self.config.levels).floor().clamp(0, self.config.levels - 1).long()
         return (x, self.base_log_prob(z) - log_det) if return_log_prob else x
