@@ -59,7 +59,7 @@ def test_the_layers_are_those_of_the_paper():
     model = create_model("flow_plus_plus", preset="tiny", couplings=(4, 2, 3))
     names = [type(layer).__name__ for layer in model.flow.layers]
     step, split, back = "FlowPlusPlusStep", "CheckerboardSplit", "Inverse"
-    wanted = ["Logit", split, *[step] * 4, back, "Squeeze2d", *[step] * 2, split, *[step] * 3, back]
+    wanted = ["Logit", split, *[step] * 4, back, "Squeeze2d", *[step] * 2, split, *[step] * 3, back, "Flatten"]
     assert names == wanted
     assert isinstance(model.dequantization, VariationalDequantization)
     assert create_model("flow_plus_plus", preset="tiny", dequantization="uniform").dequantization is None
