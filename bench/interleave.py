@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +27,8 @@ class Provider:
     """Of a provider that has threads of its own."""
     floor: Callable[[], float] | None = None
     """Seconds that a unit takes at least, from rates measured now; called once a round, right after ``run``."""
+    within: Callable[[], AbstractContextManager] = nullcontext
+    """Entered before ``run`` and left after it, outside of what is timed."""
     times: list[float] = field(default_factory=list)
     floors: list[float] = field(default_factory=list)
 
@@ -34,10 +37,11 @@ class Provider:
         before = torch.get_num_threads()
         if before != self.threads:
             torch.set_num_threads(self.threads)
-        time.sleep(_SETTLE)
-        begin = time.perf_counter()
-        self.run()
-        self.times.append((time.perf_counter() - begin) / self.units)
+        with self.within():
+            time.sleep(_SETTLE)
+            begin = time.perf_counter()
+            self.run()
+            self.times.append((time.perf_counter() - begin) / self.units)
         if before != self.threads:
             torch.set_num_threads(before)
         if self.floor is not None:

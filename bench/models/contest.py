@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -37,17 +39,14 @@ class Contender:
     peer: str | None = None
 
 
-def accelerated(peer: str, call: Callable[[], object]) -> Callable[[], object]:
-    """``call`` with the library accelerated for as long as it takes."""
-
-    def run() -> object:
-        fastgen.accelerate(peer)
-        try:
-            return call()
-        finally:
-            fastgen.restore(peer)
-
-    return run
+@contextmanager
+def accelerated(peer: str) -> Iterator[None]:
+    """The library on fastgen's kernels."""
+    fastgen.accelerate(peer)
+    try:
+        yield
+    finally:
+        fastgen.restore(peer)
 
 
 def job(contender: Contender, what: str, x: Tensor) -> Callable[[], object]:
@@ -83,12 +82,15 @@ def run(
     ours, *peers = contenders
     for peer in peers:
         with torch.no_grad():
-            plain, fast = peer.log_prob(x), accelerated(peer.peer, lambda peer=peer: peer.log_prob(x))()
+            plain = peer.log_prob(x)
+            with accelerated(peer.peer):
+                fast = peer.log_prob(x)
         assert (plain - fast).abs().max() <= _ROUNDING * (1 + plain.abs().max()), peer.name
     providers = {c.name: Provider(c.name, job(c, what, x), 1, threads) for c in contenders}
     for peer in peers:
         name = f"{peer.name}, accelerated"
-        providers[name] = Provider(name, accelerated(peer.peer, job(peer, what, x)), 1, threads)
+        within = partial(accelerated, peer.peer)
+        providers[name] = Provider(name, job(peer, what, x), 1, threads, within=within)
     order = [*(providers[c.name] for c in peers), *(p for n, p in providers.items() if n.endswith("accelerated"))]
     order.append(providers[ours.name])
     interleave(benchmark, order, ROUNDS)
