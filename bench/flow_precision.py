@@ -54,6 +54,7 @@ def errors(model: FlowModel, x: Tensor) -> tuple[float, ...]:
 
 
 def main() -> None:
+    torch.set_num_threads(1)  # the networks are small
     lines = ["| flow | data | float32: mean; largest | bfloat16 autocast: mean; largest |", "|---|---|---|---|"]
     for name in fastgen.list_models("flow"):
         image = "levels" in model_class(name).presets["tiny"]
