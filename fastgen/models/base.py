@@ -41,6 +41,11 @@ class ModelConfig:
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {lowest}")
 
+    def one_of(self, name: str, allowed: Iterable[str]) -> None:
+        """Raises ValueError naming what is allowed where the field is something else."""
+        if getattr(self, name) not in allowed:
+            raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(repr, allowed))}")
+
     def check_dropout(self, name: str = "dropout") -> None:
         if not 0 <= getattr(self, name) < 1:
             raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and less than 1")

@@ -130,15 +130,6 @@ def test_objects_that_exist_run_on_the_kernel_until_restored(kind, rev, calls):
     assert not calls
 
 
-def test_restore_puts_every_attribute_back():
-    before = attributes("FrEIA")
-    fastgen.accelerate("FrEIA")
-    fastgen.accelerate("FrEIA")
-    assert differing(before, attributes("FrEIA"))
-    fastgen.restore("FrEIA")
-    assert differing(before, attributes("FrEIA")) == []
-
-
 @each_direction
 @pytest.mark.parametrize("kind", AFFINE)
 def test_float64_does_not_run_on_the_kernel(kind, rev, calls):

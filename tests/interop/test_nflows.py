@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import fastgen
-from tests.interop.parity import EPSILON, accelerated, attributes, check_parity, count_calls, differing, shaken
+from tests.interop.parity import EPSILON, accelerated, check_parity, count_calls, shaken
 
 transforms = pytest.importorskip("nflows.transforms", reason="nflows is not installed")
 nets = pytest.importorskip("nflows.nn.nets", reason="nflows is not installed")
@@ -243,11 +242,3 @@ def test_without_gradients_a_residual_network_is_computed_degree_by_degree(calls
     with accelerated("nflows"), torch.no_grad():
         layer.inverse(x)
     assert calls() == ["solve"]
-
-
-def test_restore_puts_every_attribute_back():
-    before = attributes("nflows")
-    with accelerated("nflows"):
-        assert differing(before, attributes("nflows"))
-        fastgen.accelerate("nflows")
-    assert differing(before, attributes("nflows")) == []

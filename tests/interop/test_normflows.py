@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import fastgen
-from tests.interop.parity import accelerated, attributes, check_parity, count_calls, differing, results, shaken
+from tests.interop.parity import accelerated, check_parity, count_calls, results, shaken
 
 nf = pytest.importorskip("normflows", reason="normflows is not installed")
 
@@ -248,15 +247,6 @@ def test_an_lu_convolution_runs_on_the_kernel_where_it_is_faster(direction, reco
     with accelerated("normflows"), torch.set_grad_enabled(recorded):
         DIRECTIONS[direction](layer, x)
     assert len(calls) == expected
-
-
-def test_restore_puts_every_attribute_back():
-    before = attributes("normflows")
-    fastgen.accelerate("normflows")
-    fastgen.accelerate("normflows")
-    assert differing(before, attributes("normflows"))
-    fastgen.restore("normflows")
-    assert differing(before, attributes("normflows")) == []
 
 
 @each_direction

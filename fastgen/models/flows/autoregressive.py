@@ -28,8 +28,7 @@ class AutoregressiveConfig(FlowConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "layers")
-        if self.norm not in NORMS:
-            raise ValueError(f"norm is {self.norm!r}; it must be one of {', '.join(map(repr, NORMS))}")
+        self.one_of("norm", NORMS)
 
 
 class AutoregressiveFlow(FlowModel):

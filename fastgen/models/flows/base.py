@@ -37,8 +37,7 @@ class FlowConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(0, "classes", "vector")
-        if self.base not in BASES:
-            raise ValueError(f"base is {self.base!r}; it must be one of {', '.join(map(repr, BASES))}")
+        self.one_of("base", BASES)
 
     def check_vector(self) -> None:
         if len(self.event_shape) != 1:

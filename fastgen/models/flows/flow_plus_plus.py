@@ -56,9 +56,7 @@ class FlowPlusPlusConfig(FlowConfig):
             raise ValueError(f"couplings={self.couplings} must be three numbers of 0 or more, not all 0")
         if not 0 < self.alpha < 0.5:
             raise ValueError(f"alpha={self.alpha} must be greater than 0 and less than 0.5")
-        if self.dequantization not in DEQUANTIZATIONS:
-            allowed = ", ".join(map(repr, DEQUANTIZATIONS))
-            raise ValueError(f"dequantization is {self.dequantization!r}; it must be one of {allowed}")
+        self.one_of("dequantization", DEQUANTIZATIONS)
         self.at_least(1, "filters", "blocks", "components", "heads")
         self.at_least(1, "dequantization_couplings", "dequantization_filters", "dequantization_blocks")
         self.at_least(1, "dequantization_features")

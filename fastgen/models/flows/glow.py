@@ -47,8 +47,7 @@ class GlowConfig(FlowConfig):
         super().__post_init__()
         self.check_image()
         self.at_least(1, "scales", "steps", "hidden")
-        if self.coupling not in COUPLINGS:
-            raise ValueError(f"coupling is {self.coupling!r}; it must be one of {', '.join(map(repr, COUPLINGS))}")
+        self.one_of("coupling", COUPLINGS)
         factor = 2**self.scales
         if any(size % factor for size in self.event_shape[1:]):
             raise ValueError(

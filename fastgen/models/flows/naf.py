@@ -33,9 +33,7 @@ class NAFConfig(AutoregressiveConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "sigmoids", "depth")
-        if self.transformer not in TRANSFORMERS:
-            allowed = ", ".join(map(repr, TRANSFORMERS))
-            raise ValueError(f"transformer is {self.transformer!r}; it must be one of {allowed}")
+        self.one_of("transformer", TRANSFORMERS)
 
 
 @register(

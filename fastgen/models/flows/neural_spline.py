@@ -48,9 +48,7 @@ class NeuralSplineConfig(FlowConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.transform not in UNCONDITIONAL:
-            allowed = ", ".join(map(repr, UNCONDITIONAL))
-            raise ValueError(f"transform is {self.transform!r}; it must be one of {allowed}")
+        self.one_of("transform", UNCONDITIONAL)
         self.at_least(1, "steps", "bins", "width")
         self.at_least(0, "blocks")
         self.check_dropout()

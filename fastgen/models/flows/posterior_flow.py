@@ -27,9 +27,7 @@ class PosteriorFlowConfig(FlowConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "length")
-        if self.closed_form not in DIRECTIONS:
-            allowed = ", ".join(map(repr, DIRECTIONS))
-            raise ValueError(f"closed_form is {self.closed_form!r}; it must be one of {allowed}")
+        self.one_of("closed_form", DIRECTIONS)
 
 
 class PosteriorFlow(FlowModel):

@@ -26,8 +26,7 @@ class SylvesterFlowConfig(PosteriorFlowConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind not in KINDS:
-            raise ValueError(f"kind is {self.kind!r}; it must be one of {', '.join(map(repr, KINDS))}")
+        self.one_of("kind", KINDS)
         self.at_least(1, "reflections")
         features = prod(self.event_shape)
         if self.rank is not None and (self.kind != "orthogonal" or not 1 <= self.rank <= features):

@@ -1,0 +1,30 @@
+"""Every library gets its own code back, whole."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+import fastgen
+from fastgen.interop import PEERS
+from tests.interop.parity import accelerated, attributes, differing
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_restore_puts_every_attribute_back(peer):
+    pytest.importorskip(peer, reason=f"{peer} is not installed")
+    importlib.import_module(f"fastgen.interop.{PEERS[peer]}")
+    before = attributes(peer)
+    with accelerated(peer):
+        assert differing(before, attributes(peer))
+        fastgen.accelerate(peer)
+    assert differing(before, attributes(peer)) == []
+    fastgen.restore(peer)
+    assert differing(before, attributes(peer)) == []
+
+
+def test_a_library_that_is_not_known_is_named():
+    for function in (fastgen.accelerate, fastgen.restore):
+        with pytest.raises(ValueError, match="peer is 'flows'; it must be one of 'nflows', 'zuko'"):
+            function("flows")
