@@ -8,6 +8,7 @@ from fastgen.distributions.discretized_logistic import (
     shifted_mean,
 )
 from fastgen.distributions.flow import FlowDistribution, FlowTransform
+from fastgen.distributions.standard import standard_logistic_log_prob, standard_normal_log_prob
 
 __all__ = [
     "FlowDistribution",
@@ -15,4 +16,6 @@ __all__ = [
     "discretized_logistic_log_prob",
     "discretized_logistic_mixture_log_prob",
     "shifted_mean",
+    "standard_logistic_log_prob",
+    "standard_normal_log_prob",
 ]

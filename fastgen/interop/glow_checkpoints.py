@@ -37,8 +37,8 @@ def glow_from_checkpoint(
         ValueError: a name is missing or left over; shapes that do not go with ``event_shape`` or with one another.
 
     Example:
-        >>> state = torch.load("model.pt", weights_only=True)
-        >>> model = glow_from_checkpoint(state, (3, 64, 64), ROSINALITY, levels=32)
+        >>> state = torch.load("model.pt", weights_only=True)  # doctest: +SKIP
+        >>> model = glow_from_checkpoint(state, (3, 64, 64), ROSINALITY, levels=32)  # doctest: +SKIP
     """
     checkpoint = _Checkpoint(state, conventions)
     steps = checkpoint.count(lambda i: checkpoint.step(0, i, 0))

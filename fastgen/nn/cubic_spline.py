@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 from fastgen.nn.spline import Spline
-from fastgen.ops.cubic_spline import cubic_spline
-from fastgen.reference.cubic_spline import LEAST, parameters_of
+from fastgen.reference.cubic_spline import LEAST
 
 
 class CubicSpline(Spline):
@@ -29,9 +28,6 @@ class CubicSpline(Spline):
         torch.Size([5])
     """
 
-    op = staticmethod(cubic_spline)
-    parameters_of = staticmethod(parameters_of)
-
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -44,5 +40,12 @@ class CubicSpline(Spline):
     ) -> None:
         part = (1 / 3 - LEAST) / (1 - 2 * LEAST)  # of 3 times the slope
         super().__init__(
-            shape, bins, tails, bound, math.log(part / (1 - part)), min_width=min_width, min_height=min_height
+            shape,
+            bins,
+            tails,
+            bound,
+            math.log(part / (1 - part)),
+            kind="cubic",
+            min_width=min_width,
+            min_height=min_height,
         )

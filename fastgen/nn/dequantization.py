@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgen.distributions.standard import standard_logistic_log_prob, standard_normal_log_prob
 from fastgen.nn.checkerboard_split import CheckerboardSplit
 from fastgen.nn.flow_plus_plus_step import FlowPlusPlusStep
 from fastgen.nn.flow_sequential import FlowSequential, Inverse
@@ -117,13 +116,13 @@ class VariationalDequantization(nn.Module):
         normal = torch.special.ndtri(wide.clamp(least, 1 - 2 * least)).to(noise.dtype)
         y, log_det = self.flow(normal, self._features_of(levels, noise.dtype, context))
         u = torch.sigmoid(y).clamp(max=1 - 2 * least)
-        return u.to(noise.dtype), _normal_log_prob(normal) - log_det - _sigmoid_log_det(y)
+        return u.to(noise.dtype), standard_normal_log_prob(normal) - log_det - standard_logistic_log_prob(y)
 
     def log_prob(self, u: Tensor, levels: Tensor, context: Tensor | None = None) -> Tensor:
         """log q(u | v) [N] of a given u in (0, 1), by the inverse of the flow."""
         y = torch.logit(u)
         normal, log_det = self.flow.inverse(y, self._features_of(levels, u.dtype, context))
-        return _normal_log_prob(normal) + log_det - _sigmoid_log_det(y)
+        return standard_normal_log_prob(normal) + log_det - standard_logistic_log_prob(y)
 
     def _features_of(self, levels: Tensor, dtype: torch.dtype, context: Tensor | None) -> Tensor:
         x = levels.to(dtype) / self.levels - 0.5
@@ -156,13 +155,3 @@ class CheckerboardFeatures(nn.Module):
         for block in self.blocks:
             x = block(x, context)
         return x
-
-
-def _normal_log_prob(x: Tensor) -> Tensor:
-    x = x.flatten(1).to(torch.promote_types(x.dtype, torch.float32))
-    return -0.5 * (x.square().sum(1) + x.shape[1] * math.log(2 * math.pi))
-
-
-def _sigmoid_log_det(y: Tensor) -> Tensor:
-    y = y.flatten(1).to(torch.promote_types(y.dtype, torch.float32))
-    return (F.logsigmoid(y) + F.logsigmoid(-y)).sum(1)

@@ -25,6 +25,7 @@ class HutchinsonTrace(nn.Module):
         ValueError: an unknown kind, fewer than one probe.
 
     Example:
+        >>> from fastgen.nn import MLPField
         >>> layer = HutchinsonTrace(MLPField((2, 64, 2), time="concat"), kind="exact")
         >>> y, trace = layer(torch.randn(5, 2), 0.5)
         >>> trace.shape

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgen.distributions.standard import standard_logistic_log_prob
 from fastgen.nn.act_norm import readable
+from fastgen.ops.precision import in_float32
 
 
 class Logit(nn.Module):
@@ -43,12 +44,12 @@ class Logit(nn.Module):
             least, most = (float(v) for v in x.detach().aminmax())
             if not 0 <= least <= most <= 1:
                 raise ValueError(f"x reaches from {least:g} to {most:g}; it must lie in [0, 1]")
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        (wide,) = in_float32(x)
         y = self._log_of_squeezed(wide) - self._log_of_squeezed(1 - wide)
         return y.to(x.dtype), -self._inverse_log_det(y)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        wide = y.to(torch.promote_types(y.dtype, torch.float32))
+        (wide,) = in_float32(y)
         x = (torch.sigmoid(wide) - self.alpha) / (1 - 2 * self.alpha)
         return x.to(y.dtype), self._inverse_log_det(wide)
 
@@ -56,7 +57,7 @@ class Logit(nn.Module):
         return torch.log(self.alpha + (1 - 2 * self.alpha) * x)
 
     def _inverse_log_det(self, y: Tensor) -> Tensor:
-        return (F.logsigmoid(y) + F.logsigmoid(-y) - math.log(1 - 2 * self.alpha)).flatten(1).sum(1)
+        return standard_logistic_log_prob(y) - y.shape[1:].numel() * math.log(1 - 2 * self.alpha)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"

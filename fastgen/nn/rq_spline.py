@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 
 from fastgen.nn.spline import Spline
-from fastgen.ops.rq_spline import rq_spline
-from fastgen.reference.rq_spline import parameters_of
 
 
 class RationalQuadraticSpline(Spline):
@@ -30,9 +28,6 @@ class RationalQuadraticSpline(Spline):
         torch.Size([5])
     """
 
-    op = staticmethod(rq_spline)
-    parameters_of = staticmethod(parameters_of)
-
     def __init__(
         self,
         shape: tuple[int, ...],
@@ -47,4 +42,6 @@ class RationalQuadraticSpline(Spline):
         if not 0 < min_derivative < 1:
             raise ValueError(f"min_derivative is {min_derivative}; it must be greater than 0 and less than 1")
         least = {"min_width": min_width, "min_height": min_height, "min_derivative": min_derivative}
-        super().__init__(shape, bins, tails, bound, math.log(math.expm1(1 - min_derivative)), **least)
+        super().__init__(
+            shape, bins, tails, bound, math.log(math.expm1(1 - min_derivative)), kind="rational-quadratic", **least
+        )

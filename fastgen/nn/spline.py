@@ -1,61 +1,53 @@
-"""What the layers of elementwise splines have in common."""
+"""What the layers of elementwise splines with parameters of their own have in common."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fastgen.reference.rq_spline import TAILS
+from fastgen.nn.spline_transform import SplineTransform
 
 
-class Spline(nn.Module):
-    """A monotone spline on every element; a subclass says which, by its op and the number of its parameters.
-
-    Attributes:
-        op: the public function of the spline.
-        parameters_of: how many parameters an element has, from the number of bins and that of the tails.
+class Spline(SplineTransform):
+    """A ``SplineTransform`` of elements [N, *shape] with parameters of its own, which begin as the identity.
 
     Args:
         raw_derivative: the parameter that makes a derivative 1.
-        least: the least sizes, by their names in ``op``.
+        bins, tails, bound, kind, least: of the ``SplineTransform``.
     """
 
-    op: ClassVar[Callable[..., tuple[Tensor, Tensor]]]
-    parameters_of: ClassVar[Callable[[int, int], int]]
-
     def __init__(
-        self, shape: tuple[int, ...], bins: int, tails: str, bound: float, raw_derivative: float, **least: float
+        self,
+        shape: tuple[int, ...],
+        bins: int,
+        tails: str,
+        bound: float,
+        raw_derivative: float,
+        *,
+        kind: str,
+        **least: float,
     ) -> None:
-        if bins < 1:
-            raise ValueError(f"bins={bins} must be at least 1")
-        if tails not in TAILS:
-            raise ValueError(f"tails is {tails!r}; it must be one of {', '.join(map(repr, TAILS))}")
-        super().__init__()
-        self.shape, self.bins, self.tails, self.bound, self.least = tuple(shape), bins, tails, bound, least
-        self.parameters_per_element = self.parameters_of(bins, TAILS.index(tails))
+        super().__init__(bins, tails, bound, kind=kind, **least)
+        self.shape = tuple(shape)
         identity = torch.zeros(*self.shape, self.parameters_per_element)
         identity[..., 2 * bins :] = raw_derivative
         self.raw = nn.Parameter(identity)
 
     def forward(self, x: Tensor, parameters: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._transform(x, parameters, inverse=False)
+        return super().forward(x, self._parameters_of(x, parameters))
 
     def inverse(self, y: Tensor, parameters: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._transform(y, parameters, inverse=True)
+        return super().inverse(y, self._parameters_of(y, parameters))
 
-    def _transform(self, x: Tensor, parameters: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _parameters_of(self, x: Tensor, parameters: Tensor | None) -> Tensor:
         if x.shape[1:] != self.shape:
             raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, {', '.join(map(str, self.shape))}]")
+        wanted = (len(x), *self.raw.shape)
         if parameters is None:
-            parameters = self.raw.expand(len(x), *self.raw.shape)
-        elif parameters.shape != (len(x), *self.raw.shape):
-            wanted = (len(x), *self.raw.shape)
+            return self.raw.expand(wanted)
+        if parameters.shape != wanted:
             raise ValueError(f"parameters has shape {tuple(parameters.shape)}; it must be {wanted}")
-        y, log_det = self.op(x, parameters, inverse=inverse, tails=self.tails, bound=self.bound, **self.least)
-        return y, log_det.flatten(1).sum(1)
+        return parameters
 
     def extra_repr(self) -> str:
-        return f"{self.shape}, bins={self.bins}, tails={self.tails}, bound={self.bound}"
+        return f"{self.shape}, {super().extra_repr()}"

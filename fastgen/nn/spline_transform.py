@@ -56,7 +56,7 @@ class SplineTransform(nn.Module):
     ) -> None:
         super().__init__()
         if bins < 1:
-            raise ValueError(f"bins is {bins}; it must be at least 1")
+            raise ValueError(f"bins={bins} must be at least 1")
         for name, value, allowed in (("tails", tails, rational_quadratic.TAILS), ("kind", kind, KINDS)):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")

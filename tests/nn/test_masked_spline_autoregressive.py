@@ -147,7 +147,7 @@ def test_a_compiled_layer_has_no_break():
     [
         ({"width": 0}, "width is 0"),
         ({"blocks": -1}, "blocks is -1"),
-        ({"bins": 0}, "bins is 0"),
+        ({"bins": 0}, "bins=0"),
         ({"tails": "none"}, "tails is 'none'"),
         ({"kind": "linear"}, "kind is 'linear'"),
         ({"order": "random"}, "order is 'random'"),

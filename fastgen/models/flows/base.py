@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgen.distributions import standard_logistic_log_prob, standard_normal_log_prob
 from fastgen.models.base import Model, ModelConfig
 from fastgen.models.context import Condition, Context, check_context, split_context
 from fastgen.ops.philox_uniform import philox_uniform
 
-BASES = ("normal", "logistic")
+BASES = {"normal": standard_normal_log_prob, "logistic": standard_logistic_log_prob}
 
 
 @dataclass(frozen=True)
@@ -191,10 +192,7 @@ class FlowModel(Model):
 
     def base_log_prob(self, z: Tensor) -> Tensor:
         """Log-density [N] of latents z [N, D], in float32 at least."""
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
-        if self.config.base == "normal":
-            return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
-        return (F.logsigmoid(z) + F.logsigmoid(-z)).sum(1)
+        return BASES[self.config.base](z)
 
     def _noise(self, n: int, seed: int, offset: int, device: torch.device) -> Tensor:
         samples = torch.arange(offset, offset + n, device=device)
