@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from fastgen.ops.seeds import fold_in
 
 
 class FlowSequential(nn.Module):
@@ -13,6 +16,8 @@ class FlowSequential(nn.Module):
 
     A layer is any module with ``forward(x)`` or ``forward(x, context)`` and an ``inverse`` of the same arguments, both
     of which return a tensor and the log-determinant [N]. A layer whose ``forward`` names no ``context`` gets none.
+    One that estimates its log-determinant names a ``seed`` too, an int or None to draw one from PyTorch's generator:
+    each gets a seed of its own, made of the ``seed`` of the row.
 
     Args:
         layers: from data to noise; without any it is the identity.
@@ -34,21 +39,21 @@ class FlowSequential(nn.Module):
             if not callable(getattr(layer, "inverse", None)):
                 raise TypeError(f"layers has a {type(layer).__name__}; a flow layer must have a method inverse")
         self.layers = nn.ModuleList(layers)
-        self._conditional = [takes_context(layer) for layer in layers]
+        self._optional = [optional_arguments(layer) for layer in layers]
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """x to (z, log_det [N])."""
         total = no_log_det(x)
-        for layer, conditional in zip(self.layers, self._conditional, strict=True):
-            x, log_det = layer(x, context) if conditional else layer(x)
+        for i, (layer, names) in enumerate(zip(self.layers, self._optional, strict=True)):
+            x, log_det = layer(x, **chosen(names, context, fold_in(seed, i)))
             total = total + log_det
         return x, total
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """z to (x, log_det [N] of that)."""
         total = no_log_det(z)
-        for layer, conditional in zip(reversed(self.layers), reversed(self._conditional), strict=True):
-            z, log_det = layer.inverse(z, context) if conditional else layer.inverse(z)
+        for i in reversed(range(len(self.layers))):
+            z, log_det = self.layers[i].inverse(z, **chosen(self._optional[i], context, fold_in(seed, i)))
             total = total + log_det
         return z, total
 
@@ -66,17 +71,25 @@ class Inverse(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer, self._conditional = layer, takes_context(layer)
+        self.layer, self._optional = layer, optional_arguments(layer)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.layer.inverse(x, context) if self._conditional else self.layer.inverse(x)
+    def forward(self, x: Tensor, context: Tensor | None = None, seed: int | None = None) -> tuple[Tensor, Tensor]:
+        return self.layer.inverse(x, **chosen(self._optional, context, seed))
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.layer(z, context) if self._conditional else self.layer(z)
+    def inverse(self, z: Tensor, context: Tensor | None = None, seed: int | None = None) -> tuple[Tensor, Tensor]:
+        return self.layer(z, **chosen(self._optional, context, seed))
 
 
-def takes_context(layer: nn.Module) -> bool:
-    return "context" in inspect.signature(layer.forward).parameters
+def optional_arguments(layer: nn.Module) -> tuple[str, ...]:
+    """Which of ``context`` and ``seed`` a flow layer's methods take."""
+    names = inspect.signature(layer.forward).parameters
+    return tuple(name for name in ("context", "seed") if name in names)
+
+
+def chosen(names: tuple[str, ...], context: Tensor | None, seed: int | None) -> dict[str, Any]:
+    """Those arguments, by name."""
+    given = {"context": context, "seed": seed}
+    return {name: given[name] for name in names}
 
 
 def no_log_det(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastgen.nn.act_norm import ActNorm
 from fastgen.nn.flow_batch_norm import FlowBatchNorm
-from fastgen.nn.flow_sequential import FlowSequential, Inverse, no_log_det, takes_context
+from fastgen.nn.flow_sequential import FlowSequential, Inverse, chosen, no_log_det, optional_arguments
 from fastgen.nn.multi_scale import MultiScale
 from fastgen.ops.precision import in_float32
 
@@ -123,11 +123,11 @@ class _Step:
     moments: tuple[Tensor, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        self.conditional = takes_context(self.layer)
+        self.optional = optional_arguments(self.layer)
 
     def __call__(self, x: Tensor, context: Tensor | None, *, undo: bool = False) -> tuple[Tensor, Tensor]:
         function = self.layer.inverse if self.inverse != undo else self.layer
-        return function(x, context) if self.conditional else function(x)
+        return function(x, **chosen(self.optional, context, None))
 
     def first_call(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Runs the layer, and keeps the state of the generators if it draws from them."""

@@ -8,7 +8,8 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from fastgen.nn.flow_sequential import no_log_det, takes_context
+from fastgen.nn.flow_sequential import chosen, no_log_det, optional_arguments
+from fastgen.ops.seeds import fold_in
 
 
 class MultiScale(nn.Module):
@@ -45,15 +46,13 @@ class MultiScale(nn.Module):
                 raise ValueError(f"shapes has {tuple(shape)}; 2 channels at least can be halved")
         self.scales, self.shapes = nn.ModuleList(scales), [tuple(shape) for shape in shapes]
         self._final = [(shape[0] // 2, *shape[1:]) for shape in self.shapes[:-1]] + [self.shapes[-1]]
-        self._conditional = [takes_context(scale) for scale in scales]
+        self._optional = [optional_arguments(scale) for scale in scales]
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """x to (z, log_det [N])."""
         total, done = no_log_det(x), []
-        for scale, conditional, shape, final in zip(
-            self.scales, self._conditional, self.shapes, self._final, strict=True
-        ):
-            x, log_det = scale(x, context) if conditional else scale(x)
+        for i, (scale, shape, final) in enumerate(zip(self.scales, self.shapes, self._final, strict=True)):
+            x, log_det = scale(x, **chosen(self._optional[i], context, fold_in(seed, i)))
             if x.shape[1:] != shape:
                 raise ValueError(f"a scale returns {tuple(x.shape)}; shapes says [N, {', '.join(map(str, shape))}]")
             total = total + log_det
@@ -61,17 +60,15 @@ class MultiScale(nn.Module):
             done.append(part.flatten(1))
         return torch.cat(done, 1), total
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """z to (x, log_det [N] of that)."""
         sizes = [prod(shape) for shape in self._final]
         if z.dim() != 2 or z.shape[1] != sum(sizes):
             raise ValueError(f"z has shape {tuple(z.shape)}; it must be [N, {sum(sizes)}]")
         parts = [part.unflatten(1, shape) for part, shape in zip(z.split(sizes, 1), self._final, strict=True)]
         total, x = no_log_det(z), None
-        for scale, conditional, part in zip(
-            reversed(self.scales), reversed(self._conditional), reversed(parts), strict=True
-        ):
-            x = part if x is None else torch.cat((x, part), 1)
-            x, log_det = scale.inverse(x, context) if conditional else scale.inverse(x)
+        for i in reversed(range(len(self.scales))):
+            x = parts[i] if x is None else torch.cat((x, parts[i]), 1)
+            x, log_det = self.scales[i].inverse(x, **chosen(self._optional[i], context, fold_in(seed, i)))
             total = total + log_det
         return x, total

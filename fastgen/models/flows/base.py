@@ -14,6 +14,7 @@ from fastgen.distributions import standard_logistic_log_prob, standard_normal_lo
 from fastgen.models.base import Model, ModelConfig
 from fastgen.models.context import Condition, Context, check_context, split_context
 from fastgen.ops.philox_uniform import philox_uniform
+from fastgen.ops.seeds import fold_in
 
 BASES = {"normal": standard_normal_log_prob, "logistic": standard_logistic_log_prob}
 
@@ -57,7 +58,8 @@ class SamplesNotFinite(ValueError):
 class FlowModel(Model):
     """A flow between data x [N, *event_shape] and latents z [N, D] of a simple density, D numbers in an event.
 
-    A subclass makes ``flow``, a flow layer from x to z that takes a context [N, context_features] or None. For discrete
+    A subclass makes ``flow``, a ``FlowSequential`` or ``MultiScale`` from x to z, or another flow layer whose methods
+    take (x, context, seed), with a context [N, context_features] or None. For discrete
     data x lies in [0, 1): level v with its noise u in [0, 1) is (v + u) / levels. Noise is uniform unless the subclass
     sets ``dequantization``, a module that maps levels, noise and the encoded context to (u, log q of u [N]).
     """
@@ -92,18 +94,24 @@ class FlowModel(Model):
         parts = [F.one_hot(given["class"], self.config.classes).to(dtype)] if "class" in given else []
         return torch.cat([*parts, given["vector"].to(dtype)] if "vector" in given else parts, 1)
 
-    def forward(self, x: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
-        """x [N, *event_shape] to (z [N, D], log_det [N])."""
-        self._check(x, "x", self.config.event_shape)
-        return self.flow(x, self.encode(context))
+    def forward(self, x: Tensor, context: Context = None, *, seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """x [N, *event_shape] to (z [N, D], log_det [N]).
 
-    def inverse(self, z: Tensor, context: Context = None) -> tuple[Tensor, Tensor]:
+        ``seed`` is of the noise of a model that estimates its log-determinant; None draws it from PyTorch's generator.
+        """
+        self._check(x, "x", self.config.event_shape)
+        return self.flow(x, self.encode(context), seed)
+
+    def inverse(self, z: Tensor, context: Context = None, *, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """z [N, D] to (x [N, *event_shape], log_det [N] of that)."""
         self._check(z, "z", (prod(self.config.event_shape),))
-        return self.flow.inverse(z, self.encode(context))
+        return self.flow.inverse(z, self.encode(context), seed)
 
-    def log_prob(self, x: Tensor, context: Context = None) -> Tensor:
+    def log_prob(self, x: Tensor, context: Context = None, *, seed: int | None = None) -> Tensor:
         """Log-density [N] in nats of real x [N, *event_shape]; for discrete data, that of dequantized x in [0, 1).
+
+        Args:
+            seed: as of ``forward``.
 
         Raises:
             ValueError: x or the context has another shape or dtype, x is integer, or (seen on the CPU) not finite.
@@ -111,16 +119,19 @@ class FlowModel(Model):
         if not x.is_floating_point():
             raise ValueError(f"x has dtype {x.dtype}; it must be floating point (for levels there is elbo)")
         _check_finite(x)
-        z, log_det = self(x, context)
+        z, log_det = self(x, context, seed=seed)
         return self.base_log_prob(z) + log_det
 
-    def elbo(self, levels: Tensor, context: Context = None, *, noise: Tensor | None = None) -> Tensor:
+    def elbo(
+        self, levels: Tensor, context: Context = None, *, noise: Tensor | None = None, seed: int | None = None
+    ) -> Tensor:
         """A lower bound [N] in nats of the log-probability of integer levels [N, *event_shape], by one draw of noise::
 
             log p((v + u) / L) - D log L - log q(u | v)
 
         Args:
             noise: uniform on (0, 1), like levels, from which u is made; None draws it from PyTorch's generator.
+            seed: as of ``forward``.
 
         Raises:
             ValueError: the model is of real numbers; levels, context or noise has another shape, dtype or value.
@@ -141,7 +152,7 @@ class FlowModel(Model):
         if self.dequantization is not None:
             noise, log_q = self.dequantization(levels, noise, self.encode(context))
         x = (levels + noise) / count
-        return self.log_prob(x, context) - log_q - prod(levels.shape[1:]) * math.log(count)
+        return self.log_prob(x, context, seed=seed) - log_q - prod(levels.shape[1:]) * math.log(count)
 
     def score(self, x: Tensor, context: Context = None) -> Tensor:
         """``elbo`` of levels, ``log_prob`` of real numbers."""
@@ -180,7 +191,7 @@ class FlowModel(Model):
         check_context(context, self.conditions, n)
         example = next(self.parameters())
         z = temperature * self._noise(n, seed, offset, example.device).to(example.dtype)
-        x, log_det = self.inverse(z, context)
+        x, log_det = self.inverse(z, context, seed=fold_in(seed, 0))
         if wrong := int((~x.isfinite()).flatten(1).any(1).sum()):
             raise SamplesNotFinite(
                 f"{wrong} of {n} samples are not finite: the inverse of {self.name} overflows; train it for more "
