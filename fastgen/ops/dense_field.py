@@ -188,6 +188,27 @@ class DenseField:
                 carried = (carried * slope) @ weight
             return carried
 
+    @torch.no_grad()
+    def power_products(self, x: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """f(x) and the power series' terms ``v^T J, v^T J^2, ..., v^T J^count`` with J = df/dx, without a gradient.
+
+        The activations' derivatives are computed once for all of them. ``vectors`` is [N, D], or [P, N, D] for several
+        v of a sample; the terms are stacked, [count, N, D] or [count, P, N, D].
+
+        Raises:
+            ValueError: vectors of another shape, or a negative count.
+        """
+        if vectors.shape[-2:] != x.shape or vectors.dim() > 3:
+            shape = tuple(x.shape)
+            raise ValueError(
+                f"vectors has shape {tuple(vectors.shape)}; for x of {shape} it must be {shape} or [P, N, D]"
+            )
+        if count < 0:
+            raise ValueError(f"count is {count}; it must be at least 0")
+        x, vectors, *parameters = in_float32(x, vectors, *self._parameters())
+        with torch.autocast(x.device.type, enabled=False):
+            return reference.dense_powers(self.activation, count, x, vectors, *parameters)
+
     def _fits_kernel(self, x: Tensor) -> bool:
         small = max(max(weight.shape) for weight in self.weights) <= _WIDEST
         return small and VALUE.refusal("cpu", x.device.type) is None

@@ -81,3 +81,27 @@ def dense_trace(activation: str, x: Tensor, left: Tensor, right: Tensor, *parame
         tangent = slope * (tangent @ weight.t())
     weight, bias = parameters[-2:]
     return F.linear(x, weight, bias), (left * (tangent @ weight.t())).sum((0, 2))
+
+
+def dense_powers(activation: str, count: int, x: Tensor, vectors: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """The dense field, and ``v^T J, v^T J^2, ..., v^T J^count`` of every v, for J its Jacobian.
+
+    Args:
+        count: how many powers, 0 or more.
+        x: [N, D].
+        vectors: [N, D] or [P, N, D].
+
+    Returns:
+        f(x), and the products stacked, [count, N, D] or [count, P, N, D].
+    """
+    slopes = []
+    for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
+        x, slope = activate(activation, F.linear(x, weight, bias))
+        slopes.append(slope)
+    powers, carried = vectors.new_empty(count, *vectors.shape), vectors
+    for power in powers:
+        carried = carried @ parameters[-2]
+        for slope, weight in zip(reversed(slopes), reversed(parameters[:-2:2]), strict=True):
+            carried = (carried * slope) @ weight
+        power.copy_(carried)
+    return F.linear(x, *parameters[-2:]), powers

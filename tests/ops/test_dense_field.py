@@ -59,6 +59,31 @@ def test_gradcheck_and_gradgradcheck(sizes, kind):
     assert torch.autograd.gradgradcheck(function, tensors)
 
 
+@pytest.mark.parametrize("probes", [(), (3,)], ids=["one vector", "several"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_power_products_are_those_of_the_jacobian(sizes, activation, probes):
+    field = dense(sizes, activation)
+    x, vectors = torch.randn(5, sizes[0]).double(), torch.randn(*probes, 5, sizes[0]).double()
+    y, terms = field.power_products(x, vectors, 4)
+    torch.testing.assert_close(y, field(x))
+    assert not y.requires_grad
+    wanted, matrices = vectors, jacobian(field, x)
+    for term in terms:
+        wanted = torch.einsum("...ni,nij->...nj", wanted, matrices)
+        torch.testing.assert_close(term, wanted)
+    assert field.power_products(x, vectors, 0)[1].shape == (0, *vectors.shape)
+    assert field.power_products(x[:0], vectors[..., :0, :], 2)[1].shape == (2, *probes, 0, sizes[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "words"), [((3, 2), 1, r"vectors has shape \(3, 2\)"), ((5, 3), -1, "count is -1")]
+)
+def test_wrong_power_products_are_named(shape, count, words):
+    with pytest.raises(ValueError, match=words):
+        dense((3, 4, 3)).power_products(torch.zeros(5, 3).double(), torch.zeros(shape).double(), count)
+
+
 @pytest.mark.parametrize("trained", ["x", "parameters"])
 def test_what_needs_no_gradient_gets_none_and_changes_nothing(trained):
     field = dense((3, 4, 5, 3))
