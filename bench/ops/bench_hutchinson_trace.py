@@ -100,7 +100,7 @@ def bench_hutchinson_trace(benchmark, name, time, training):
         return call
 
     def at_time():
-        return field.dense_field(TIME)
+        return field.at(TIME)
 
     calls = {
         "loop of autograd.grad": given(textbook, loop),

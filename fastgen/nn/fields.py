@@ -22,7 +22,7 @@ class MLPField(nn.Module):
         "concat":         W [t, h] + b                              t is one more input of every layer
         "concat-squash":  (W h + b) sigma(g t + c) + u t            FFJORD: a gate and a bias that depend on t
 
-    and the activation follows every layer but the last. ``forward(x, t)`` is f; ``dense_field(t)`` is the same field at
+    and the activation follows every layer but the last. ``forward(x, t)`` is f; ``at(t)`` is the same field at
     one time as a ``DenseField``, whose trace ``fastgen.ops.hutchinson_trace`` finds fast.
 
     Args:
@@ -59,9 +59,9 @@ class MLPField(nn.Module):
             self.shifts = nn.ModuleList(nn.Linear(1, out, bias=False) for _, out in pairs)
 
     def forward(self, x: Tensor, t: float | Tensor | None = None) -> Tensor:
-        return self.dense_field(t)(x)
+        return self.at(t)(x)
 
-    def dense_field(self, t: float | Tensor | None = None) -> DenseField:
+    def at(self, t: float | Tensor | None = None) -> DenseField:
         """f(., t), t folded into the weights and biases."""
         weights = [layer.weight for layer in self.layers]
         biases = [layer.bias for layer in self.layers]

@@ -51,8 +51,8 @@ class HutchinsonTrace(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         field = self.field
         if t is not None:
-            dense = getattr(field, "dense_field", None)
-            field = dense(t) if callable(dense) else lambda x: self.field(x, t)
+            at = getattr(field, "at", None)
+            field = at(t) if callable(at) else lambda x: self.field(x, t)
         return hutchinson_trace(field, x, probes=self.probes, kind=self.kind, seed=seed, offset=offset, noise=noise)
 
     def extra_repr(self) -> str:

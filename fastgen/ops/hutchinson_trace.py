@@ -45,7 +45,7 @@ def hutchinson_trace(
     it. No more than D of them are made: from D probes on, an estimate is put together of J's rows, and Hutch++ is
     exact.
 
-    A ``DenseField``, or a module with a method ``dense_field()`` that gives one (``fastgen.nn.MLPField``), takes all
+    A ``DenseField``, or a module with a method ``at()`` that gives one (``fastgen.nn.MLPField``), takes all
     probes through each layer at once and has its gradient written by hand; where none is recorded and the layers are
     at most 256 wide, one compiled kernel does it all.
 
@@ -105,8 +105,8 @@ def hutchinson_trace(
 
 
 def _field(f: Callable) -> Callable:
-    dense = getattr(f, "dense_field", None)
-    return dense() if callable(dense) else f
+    at = getattr(f, "at", None)
+    return at() if callable(at) else f
 
 
 def _check(f: Callable, x: Tensor, probes: int, kind: str, noise: Tensor | None) -> None:

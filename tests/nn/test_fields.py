@@ -43,7 +43,7 @@ def test_the_gradient_of_the_time():
 
 def test_it_gives_a_dense_field_at_a_time():
     field = MLPField((3, 5, 3), time="concat")
-    dense, x = field.dense_field(0.3), torch.randn(4, 3)
+    dense, x = field.at(0.3), torch.randn(4, 3)
     assert isinstance(dense, DenseField)
     assert torch.equal(dense(x), field(x, 0.3))
 
