@@ -100,8 +100,8 @@ class KernelParameters(torch.autograd.Function):
         ctx.save_for_backward(raw)
         ctx.sizes, ctx.slope = sizes, slope
         found = raw / _stretch(raw, sizes, slope)
-        slopes = found[..., sizes:].exp() - _least(slope)
-        found[..., sizes:] = slopes + (-(-slopes).expm1()).log()
+        slopes = found[..., sizes:].contiguous().exp_().sub_(_least(slope))  # PyTorch is slow at exp of a slice
+        found[..., sizes:] = slopes.neg().expm1_().neg_().log_().add_(slopes)
         return found
 
     @staticmethod
@@ -110,15 +110,14 @@ class KernelParameters(torch.autograd.Function):
         stretch = _stretch(raw, ctx.sizes, ctx.slope)
         gradient = gradient / stretch.square()
         slopes = (raw[..., ctx.sizes :] / stretch[..., ctx.sizes :]).exp()
-        grown = slopes / -(_least(ctx.slope) - slopes).expm1()
-        gradient = torch.cat([gradient[..., : ctx.sizes], gradient[..., ctx.sizes :] * grown], -1)
+        gradient[..., ctx.sizes :] *= slopes / (_least(ctx.slope) - slopes).expm1().neg()
         return gradient, None, None
 
 
 def _stretch(raw: Tensor, sizes: int, slope: float) -> Tensor:
     softness = raw.new_full((raw.shape[-1],), -1 / math.log(slope))
     softness[:sizes] *= 2
-    return 1 + raw.abs() * softness
+    return raw.abs().mul_(softness).add_(1)
 
 
 def _least(slope: float) -> float:

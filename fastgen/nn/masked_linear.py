@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class MaskedLinear(nn.Linear):
-    """``nn.Linear`` that uses only the weights where ``mask`` is not 0; the others change nothing and get no gradient.
+    """``nn.Linear`` that uses only the weights where ``mask`` is not 0; the others, finite, change nothing and get no gradient.
 
     Args:
         mask: [out_features, in_features], 0 and 1 or bool. It is a buffer, and part of the state.
@@ -31,4 +31,4 @@ class MaskedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
-        return F.linear(x, self.weight.masked_fill(~self.mask, 0), self.bias)
+        return F.linear(x, self.weight * self.mask.to(self.weight.dtype), self.bias)
