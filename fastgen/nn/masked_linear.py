@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 
 class MaskedLinear(nn.Linear):
-    """``nn.Linear`` that uses only the weights where ``mask`` is not 0; the others, finite, change nothing and get no gradient.
+    """``nn.Linear`` that uses only the weights where ``mask`` is not 0.
+
+    The others, which must be finite, change nothing and get no gradient.
 
     Args:
         mask: [out_features, in_features], 0 and 1 or bool. It is a buffer, and part of the state.
