@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fastgen.models.flows.base import FlowConfig, FlowModel
+from fastgen.models.flows.base import FlowModel
+from fastgen.models.flows.dequantized import TINY, DequantizedFlowConfig
 from fastgen.models.registry import register
 from fastgen.nn import (
     CheckerboardSplit,
@@ -18,14 +19,11 @@ from fastgen.nn import (
     Inverse,
     Logit,
     Squeeze2d,
-    VariationalDequantization,
 )
-
-DEQUANTIZATIONS = ("variational", "uniform")
 
 
 @dataclass(frozen=True)
-class FlowPlusPlusConfig(FlowConfig):
+class FlowPlusPlusConfig(DequantizedFlowConfig):
     """The defaults are the paper's for CIFAR-10."""
 
     event_shape: tuple[int, ...] = (3, 32, 32)
@@ -41,11 +39,7 @@ class FlowPlusPlusConfig(FlowConfig):
     heads: int = 4
     dropout: float = 0.2
     dequantization: str = "variational"
-    """Of levels: "variational" or "uniform"."""
-    dequantization_couplings: int = 4
-    dequantization_filters: int = 96
-    dequantization_blocks: int = 2
-    dequantization_features: int = 32
+    dequantization_dropout: float = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,13 +50,9 @@ class FlowPlusPlusConfig(FlowConfig):
             raise ValueError(f"couplings={self.couplings} must be three numbers of 0 or more, not all 0")
         if not 0 < self.alpha < 0.5:
             raise ValueError(f"alpha={self.alpha} must be greater than 0 and less than 0.5")
-        self.one_of("dequantization", DEQUANTIZATIONS)
         self.at_least(1, "filters", "blocks", "components", "heads")
-        self.at_least(1, "dequantization_couplings", "dequantization_filters", "dequantization_blocks")
-        self.at_least(1, "dequantization_features")
-        for name in ("filters", "dequantization_filters"):
-            if getattr(self, name) % self.heads:
-                raise ValueError(f"{name}={getattr(self, name)} must be a multiple of heads={self.heads}")
+        if self.filters % self.heads:
+            raise ValueError(f"filters={self.filters} must be a multiple of heads={self.heads}")
         self.check_dropout()
 
 
@@ -78,10 +68,8 @@ class FlowPlusPlusConfig(FlowConfig):
             "blocks": 1,
             "components": 4,
             "dropout": 0.0,
-            "dequantization_couplings": 2,
-            "dequantization_filters": 16,
-            "dequantization_blocks": 1,
-            "dequantization_features": 16,
+            "dequantization_dropout": 0.0,
+            **TINY,
         }
     },
 )
@@ -110,19 +98,7 @@ class FlowPlusPlus(FlowModel):
             *self._on_checkerboard(squeezed, squeezed_checkerboard),
             Flatten(squeezed),
         )
-        if config.levels and config.dequantization == "variational":
-            self.dequantization = VariationalDequantization.of_images(
-                config.event_shape,
-                config.levels,
-                couplings=config.dequantization_couplings,
-                filters=config.dequantization_filters,
-                blocks=config.dequantization_blocks,
-                components=config.components,
-                heads=config.heads,
-                features=config.dequantization_features,
-                context_features=config.context_features,
-                dropout=config.dropout,
-            )
+        self.dequantization = config.make_dequantization()
 
     def _on_checkerboard(self, shape: Sequence[int], count: int) -> list[nn.Module]:
         channels, height, width = shape

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fastgen.models.flows.base import FlowConfig, FlowModel
+from fastgen.models.flows.base import FlowModel
+from fastgen.models.flows.dequantized import TINY, DequantizedFlowConfig
 from fastgen.models.registry import register
 from fastgen.nn import (
     AdditiveCoupling,
@@ -25,7 +26,7 @@ COUPLINGS = ("affine", "additive")
 
 
 @dataclass(frozen=True)
-class GlowConfig(FlowConfig):
+class GlowConfig(DequantizedFlowConfig):
     """The defaults are those of the authors' CIFAR-10 model of 3.35 bits a dimension."""
 
     event_shape: tuple[int, ...] = (3, 32, 32)
@@ -59,7 +60,7 @@ class GlowConfig(FlowConfig):
 @register(
     "glow",
     family="flow",
-    presets={"tiny": {"event_shape": (1, 8, 8), "levels": 17, "scales": 2, "steps": 4, "hidden": 64}},
+    presets={"tiny": {"event_shape": (1, 8, 8), "levels": 17, "scales": 2, "steps": 4, "hidden": 64, **TINY}},
 )
 class Glow(FlowModel):
     """Glow: at each scale a squeeze and steps of ActNorm, invertible 1x1 convolution and coupling.
@@ -97,6 +98,7 @@ class Glow(FlowModel):
             shapes.append((channels, height, width))
             channels //= 2
         self.flow = MultiScale(scales, shapes)
+        self.dequantization = config.make_dequantization()
 
     def _coupling(self, channels: int) -> nn.Module:
         affine, half = self.config.coupling == "affine", channels // 2

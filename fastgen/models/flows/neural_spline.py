@@ -8,6 +8,7 @@ from math import prod
 from torch import nn
 
 from fastgen.models.flows.base import FlowConfig, FlowModel
+from fastgen.models.flows.dequantized import TINY, DequantizedFlowConfig
 from fastgen.models.registry import register
 from fastgen.nn import (
     ConvConditioner,
@@ -57,7 +58,7 @@ class NeuralSplineConfig(FlowConfig):
 
 
 @dataclass(frozen=True)
-class NeuralSplineCouplingConfig(NeuralSplineConfig):
+class NeuralSplineCouplingConfig(NeuralSplineConfig, DequantizedFlowConfig):
     """Events of three dimensions are images, (channels, height, width); others are flattened."""
 
     unconditional: bool = True
@@ -83,7 +84,7 @@ class NeuralSplineCouplingConfig(NeuralSplineConfig):
     family="flow",
     presets={
         "tiny": {"event_shape": (2,), "steps": 4, "width": 64},
-        "tiny_image": {"event_shape": (1, 8, 8), "levels": 17, "steps": 4, "bins": 4, "width": 64, "scales": 2},
+        "tiny_image": {"event_shape": (1, 8, 8), "levels": 17, "steps": 4, "bins": 4, "width": 64, "scales": 2, **TINY},
     },
 )
 class NeuralSplineCoupling(FlowModel):
@@ -101,6 +102,7 @@ class NeuralSplineCoupling(FlowModel):
     def __init__(self, config: NeuralSplineCouplingConfig | None = None) -> None:
         super().__init__(config)
         self.flow = self._of_images() if len(self.config.event_shape) == 3 else self._of_vectors()
+        self.dequantization = self.config.make_dequantization()
 
     def _spline(self) -> SplineTransform:
         return SplineTransform(self.config.bins, bound=self.config.bound, kind=self.config.transform)

@@ -8,7 +8,8 @@ from math import prod
 import torch
 from torch import nn
 
-from fastgen.models.flows.base import FlowConfig, FlowModel
+from fastgen.models.flows.base import FlowModel
+from fastgen.models.flows.dequantized import TINY, DequantizedFlowConfig
 from fastgen.models.registry import register
 from fastgen.nn import (
     MLP,
@@ -24,7 +25,7 @@ from fastgen.nn import (
 
 
 @dataclass(frozen=True)
-class RealNVPConfig(FlowConfig):
+class RealNVPConfig(DequantizedFlowConfig):
     """The defaults are the paper's for CIFAR-10; what is of vectors is not in the paper."""
 
     event_shape: tuple[int, ...] = (3, 32, 32)
@@ -62,7 +63,7 @@ class RealNVPConfig(FlowConfig):
 @register(
     "realnvp",
     family="flow",
-    presets={"tiny": {"event_shape": (1, 8, 8), "levels": 17, "hidden": 16, "blocks": 1}},
+    presets={"tiny": {"event_shape": (1, 8, 8), "levels": 17, "hidden": 16, "blocks": 1, **TINY}},
 )
 class RealNVP(FlowModel):
     """RealNVP: affine couplings ``x exp(scale tanh(h)) + t``, each followed by batch normalisation.
@@ -88,6 +89,7 @@ class RealNVP(FlowModel):
         layers: list[nn.Module] = [Logit(self.config.alpha)] if self.config.levels else []
         layers += [self._image_flow()] if len(self.config.event_shape) == 3 else self._vector_layers()
         self.flow = FlowSequential(*layers)
+        self.dequantization = self.config.make_dequantization()
 
     def _vector_layers(self) -> list[nn.Module]:
         config, (features,) = self.config, self.config.event_shape

@@ -85,7 +85,7 @@ def test_couplings_take_turns():
         ({"dequantization": "none"}, "dequantization is 'none'; it must be one of 'variational', 'uniform'"),
         ({"components": 0}, "components=0"),
         ({"filters": 30}, "filters=30 must be a multiple of heads=4"),
-        ({"dequantization_filters": 6}, "dequantization_filters=6 must be a multiple of heads=4"),
+        ({"dequantization_filters": 6}, "dequantization_filters=6 must be a multiple of dequantization_heads=4"),
         ({"dropout": 1.0}, r"dropout=1\.0"),
     ],
 )
