@@ -20,6 +20,8 @@ from fastgen.nn.gated_attention import GatedAttention, GatedAttentionNet
 from fastgen.nn.hutchinson_trace import HutchinsonTrace
 from fastgen.nn.invertible_checkpoint import invertible_checkpoint
 from fastgen.nn.invertible_conv1x1 import InvertibleConv1x1
+from fastgen.nn.lip_swish import LipSwish
+from fastgen.nn.lipschitz import LipschitzConv2d, LipschitzLinear
 from fastgen.nn.logistic_mixture_coupling import LogisticMixtureCoupling
 from fastgen.nn.logit import Logit
 from fastgen.nn.made import MADE, MaskedMLP, ResMADE
@@ -90,6 +92,9 @@ __all__ = [
     "InverseAutoregressive",
     "InvertibleConv1x1",
     "LinearAmortization",
+    "LipSwish",
+    "LipschitzConv2d",
+    "LipschitzLinear",
     "LogisticMixtureCoupling",
     "Logit",
     "MLPField",

@@ -1,0 +1,37 @@
+"""LipSwish, the activation of residual flows."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SHRINK = 1.1
+"""The slope of x sigmoid(x) reaches 1.0998."""
+
+
+class LipSwish(nn.Module):
+    """``y = x sigmoid(b x) / 1.1`` with a learned b = softplus(beta) > 0: its slope is nowhere more than 1 in size.
+
+    x is float of any shape.
+
+    Reference: Chen, Behrmann, Duvenaud, Jacobsen, "Residual flows for invertible generative modeling", NeurIPS 2019.
+
+    Example:
+        >>> x = torch.linspace(-8, 8, 1001, requires_grad=True)
+        >>> (slope,) = torch.autograd.grad(LipSwish()(x).sum(), x)
+        >>> bool(slope.abs().max() <= 1)
+        True
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.tensor(0.5))
+
+    @property
+    def sharpness(self) -> Tensor:
+        """b."""
+        return F.softplus(self.beta)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.sharpness * x) / SHRINK
