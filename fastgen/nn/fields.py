@@ -2,80 +2,52 @@
 
 from __future__ import annotations
 
-import itertools
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
 
 from fastgen.ops.dense_field import DenseField
+from fastgen.ops.field import Field
 from fastgen.reference.hutchinson_trace import ACTIVATIONS
 
 TIMES = ("none", "concat", "concat-squash")
 
 
-class MLPField(nn.Module):
-    """A multilayer perceptron f(x, t) from [N, D] to [N, D], the field of a continuous normalizing flow.
+class FieldNet(nn.Module):
+    """What the networks of a field share: ``at(t, context)`` is the field at one time, ``forward`` its value at x."""
 
-    With W and b the layer's weight and bias, t a number and sigma the logistic function, a layer is::
-
-        "none":           W h + b                                   t is not used
-        "concat":         W [t, h] + b                              t is one more input of every layer
-        "concat-squash":  (W h + b) sigma(g t + c) + u t            FFJORD: a gate and a bias that depend on t
-
-    and the activation follows every layer but the last. ``forward(x, t)`` is f; ``at(t)`` is the same field at
-    one time as a ``DenseField``, whose trace ``fastgen.ops.hutchinson_trace`` finds fast.
-
-    Args:
-        sizes: the widths D, hidden ..., D, of at least one hidden layer.
-        activation: "tanh", "softplus" or "swish".
-        time: as above.
-
-    Raises:
-        ValueError: fewer than three sizes, first and last unlike, an unknown activation or time; t missing where it is
-            used, or not one number.
-
-    Reference: Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud, "FFJORD", ICLR 2019.
-
-    Example:
-        >>> field = MLPField((2, 64, 64, 2), time="concat-squash")
-        >>> field(torch.randn(5, 2), 0.3).shape
-        torch.Size([5, 2])
-    """
-
-    def __init__(self, sizes: tuple[int, ...], activation: str = "tanh", time: str = "none") -> None:
+    def __init__(self, sizes: tuple[int, ...], activation: str, time: str, context_features: int | None) -> None:
         sizes = tuple(sizes)
         if len(sizes) < 3 or min(sizes) < 1 or sizes[0] != sizes[-1]:
-            raise ValueError(f"sizes is {sizes}; it must be D, hidden widths and D again, each at least 1")
+            raise ValueError(f"sizes is {sizes}; it must be those of x, hidden layers and x again, each at least 1")
         for name, value, allowed in (("activation", activation, ACTIVATIONS), ("time", time, TIMES)):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+        if context_features is not None and context_features < 1:
+            raise ValueError(f"context_features is {context_features}; it must be at least 1, or None")
         super().__init__()
-        self.sizes, self.activation, self.time = sizes, activation, time
-        extra = int(time == "concat")
-        pairs = list(itertools.pairwise(sizes))
-        self.layers = nn.ModuleList(nn.Linear(width + extra, out) for width, out in pairs)
+        self.sizes, self.activation, self.time, self.context_features = sizes, activation, time, context_features
         if time == "concat-squash":
-            self.gates = nn.ModuleList(nn.Linear(1, out) for _, out in pairs)
-            self.shifts = nn.ModuleList(nn.Linear(1, out, bias=False) for _, out in pairs)
+            self.gates = nn.ModuleList(nn.Linear(1, out) for out in sizes[1:])
+            self.shifts = nn.ModuleList(nn.Linear(1, out, bias=False) for out in sizes[1:])
 
-    def forward(self, x: Tensor, t: float | Tensor | None = None) -> Tensor:
-        return self.at(t)(x)
+    @abstractmethod
+    def at(self, t: float | Tensor | None = None, context: Tensor | None = None) -> Field:
+        """f(., t, context)."""
 
-    def at(self, t: float | Tensor | None = None) -> DenseField:
-        """f(., t), t folded into the weights and biases."""
-        weights = [layer.weight for layer in self.layers]
-        biases = [layer.bias for layer in self.layers]
-        if self.time != "none":
-            t = self._number(t, biases[0])
-        if self.time == "concat":
-            biases = [bias + weight[:, 0] * t for weight, bias in zip(weights, biases, strict=True)]
-            weights = [weight[:, 1:] for weight in weights]
-        elif self.time == "concat-squash":
-            gates = [torch.sigmoid(gate.weight[:, 0] * t + gate.bias) for gate in self.gates]
-            shifts = [shift.weight[:, 0] * t for shift in self.shifts]
-            weights = [gate[:, None] * weight for gate, weight in zip(gates, weights, strict=True)]
-            biases = [gate * bias + shift for gate, bias, shift in zip(gates, biases, shifts, strict=True)]
-        return DenseField(weights, biases, self.activation)
+    def forward(self, x: Tensor, t: float | Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        if context is not None and len(context) != len(x):
+            raise ValueError(f"context has shape {tuple(context.shape)}; x has {len(x)} samples")
+        return self.at(t, context)(x)
+
+    def _squash(self, t: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The gates and shifts of all layers."""
+        scale, offset = (
+            torch.cat(list(of)) for of in zip(*((g.weight[:, 0], g.bias) for g in self.gates), strict=True)
+        )
+        gates = torch.addcmul(offset, scale, t).sigmoid().split(self.sizes[1:])
+        return gates, (torch.cat([shift.weight[:, 0] for shift in self.shifts]) * t).split(self.sizes[1:])
 
     def _number(self, t: float | Tensor | None, like: Tensor) -> Tensor:
         if t is None:
@@ -85,5 +57,81 @@ class MLPField(nn.Module):
             raise ValueError(f"t has shape {tuple(t.shape)}; it must be one number, the same for the batch")
         return t.reshape(())
 
+    def _check_context(self, context: Tensor | None) -> None:
+        features = self.context_features
+        if context is None and features is not None:
+            raise ValueError(f"context is missing; a field with context_features={features} needs it")
+        if context is not None and (features is None or context.dim() != 2 or context.shape[1] != features):
+            allowed = "the field has context_features=None" if features is None else f"it must be [N, {features}]"
+            raise ValueError(f"context has shape {tuple(context.shape)}; {allowed}")
+
     def extra_repr(self) -> str:
-        return f"{self.sizes}, activation={self.activation!r}, time={self.time!r}"
+        context = f", context_features={self.context_features}" if self.context_features else ""
+        return f"{self.sizes}, activation={self.activation!r}, time={self.time!r}{context}"
+
+
+class MLPField(FieldNet):
+    """A multilayer perceptron f(x, t, context) from [N, D] to [N, D], the field of a continuous normalizing flow.
+
+    With W and b the layer's weight and bias, t a number and sigma the logistic function, a layer is::
+
+        "none":           W h + b                                   t is not used
+        "concat":         W [t, h] + b                              t is one more input of every layer
+        "concat-squash":  (W h + b) sigma(g t + c) + u t            FFJORD: a gate and a bias that depend on t
+
+    and the activation follows every layer but the last. The first layer's h is [x, context].
+
+    ``forward(x, t, context)`` is f; ``at(t, context)`` is the same field at one time as a ``DenseField``, whose trace
+    ``fastgen.ops.hutchinson_trace`` finds fast.
+
+    Args:
+        sizes: the widths D, hidden ..., D, of at least one hidden layer.
+        activation: "tanh", "softplus" or "swish".
+        time: as above.
+        context_features: F of a context [N, F] that f depends on; None for none.
+
+    Raises:
+        ValueError: fewer than three sizes, first and last unlike, an unknown activation or time; t missing where it is
+            used, or not one number; a context missing, of another shape, or where there is none.
+
+    Reference: Grathwohl, Chen, Bettencourt, Sutskever, Duvenaud, "FFJORD", ICLR 2019.
+
+    Example:
+        >>> field = MLPField((2, 64, 64, 2), time="concat-squash")
+        >>> field(torch.randn(5, 2), 0.3).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        sizes: tuple[int, ...],
+        activation: str = "tanh",
+        time: str = "none",
+        context_features: int | None = None,
+    ) -> None:
+        super().__init__(sizes, activation, time, context_features)
+        extra = int(time == "concat")
+        widths = [self.sizes[0] + (context_features or 0), *self.sizes[1:-1]]
+        self.layers = nn.ModuleList(
+            nn.Linear(width + extra, out) for width, out in zip(widths, self.sizes[1:], strict=True)
+        )
+
+    def at(self, t: float | Tensor | None = None, context: Tensor | None = None) -> DenseField:
+        """f(., t, context), both folded into the weights and biases."""
+        self._check_context(context)
+        weights = [layer.weight for layer in self.layers]
+        biases = [layer.bias for layer in self.layers]
+        if self.time != "none":
+            t = self._number(t, biases[0])
+        with torch.autocast(weights[0].device.type, enabled=False):
+            if context is not None:
+                weights[0], across = weights[0].tensor_split([-self.context_features], 1)
+                biases[0] = torch.addmm(biases[0], context.to(across.dtype), across.t())
+            if self.time == "concat":
+                biases = [bias + weight[:, 0] * t for weight, bias in zip(weights, biases, strict=True)]
+                weights = [weight[:, 1:] for weight in weights]
+            elif self.time == "concat-squash":
+                gates, shifts = self._squash(t)
+                weights = [gate[:, None] * weight for gate, weight in zip(gates, weights, strict=True)]
+                biases = [torch.addcmul(s, gate, bias) for s, gate, bias in zip(shifts, gates, biases, strict=True)]
+            return DenseField(weights, biases, self.activation)

@@ -12,12 +12,13 @@ from fastgen.ops.hutchinson_trace import KINDS, hutchinson_trace
 class HutchinsonTrace(nn.Module):
     """What an ODE solver integrates for a continuous normalizing flow: f(x, t) and tr(df/dx), estimated or exact.
 
-    ``forward(x, t, seed=..., offset=..., noise=...)`` gives f [N, D...] and the trace [N];
+    ``forward(x, t, context, seed=..., offset=..., noise=...)`` gives f [N, D...] and the trace [N];
     ``fastgen.ops.hutchinson_trace`` has the kinds and the errors raised. The same seed gives the same noise: keep it
     for a whole solve, as the adjoint needs, and take another for the next batch.
 
     Args:
-        field: called as ``field(x)``, or ``field(x, t)`` where a time is given; an ``MLPField`` is the fast case.
+        field: called as ``field(x)``, or ``field(x, t)`` where a time is given and ``field(x, t, context)`` where a
+            context is; an ``MLPField`` or a ``ConvNetField`` is the fast case.
         probes: how many products estimate the trace.
         kind: "rademacher", "gaussian", "hutch++", "exact" or "closed-form".
 
@@ -44,15 +45,16 @@ class HutchinsonTrace(nn.Module):
         self,
         x: Tensor,
         t: float | Tensor | None = None,
+        context: Tensor | None = None,
         *,
         seed: int = 0,
         offset: int = 0,
         noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        field = self.field
-        if t is not None:
+        field, given = self.field, (t,) if context is None else (t, context)
+        if given != (None,):
             at = getattr(field, "at", None)
-            field = at(t) if callable(at) else lambda x: self.field(x, t)
+            field = at(*given) if callable(at) else lambda x: self.field(x, *given)
         return hutchinson_trace(field, x, probes=self.probes, kind=self.kind, seed=seed, offset=offset, noise=noise)
 
     def extra_repr(self) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastgen.ops.dense_field import DenseField
+from fastgen.ops.field import Field
 from fastgen.ops.philox_uniform import philox_uniform
 from fastgen.ops.precision import in_float32
 
@@ -80,8 +80,8 @@ def hutchinson_trace(
     """
     field = _field(f)
     _check(field, x, probes, kind, noise)
-    field = field if isinstance(field, DenseField) else _Products(field, x)
-    if kind == "closed-form" or (kind == "exact" and isinstance(field, DenseField) and field.has_closed_form):
+    field = field if isinstance(field, Field) else _Products(field, x)
+    if kind == "closed-form" or (kind == "exact" and isinstance(field, Field) and field.has_closed_form):
         y, trace = field.trace(x)
         return y.to(x.dtype), trace
     numbers = math.prod(x.shape[1:])
@@ -101,7 +101,7 @@ def hutchinson_trace(
         else:
             pairs, scale = (noise, noise), 1 / probes
     y, trace = field.contract(x, *pairs)
-    return (y.to(x.dtype) if isinstance(field, DenseField) else y), trace * scale
+    return (y.to(x.dtype) if isinstance(field, Field) else y), trace * scale
 
 
 def _field(f: Callable) -> Callable:
@@ -116,9 +116,9 @@ def _check(f: Callable, x: Tensor, probes: int, kind: str, noise: Tensor | None)
         raise TypeError(f"x has dtype {x.dtype}; it must be floating point")
     if x.dim() < 2:
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, D...]")
-    if isinstance(f, DenseField) and x.shape[1:] != (f.features,):
-        raise ValueError(f"x has shape {tuple(x.shape)}; for the field f it must be [N, {f.features}]")
-    if kind == "closed-form" and not (isinstance(f, DenseField) and f.has_closed_form):
+    if isinstance(f, Field):
+        f.check(x)
+    if kind == "closed-form" and not (isinstance(f, Field) and f.has_closed_form):
         raise ValueError("kind is 'closed-form', but f is not a dense field of one or two hidden layers; use 'exact'")
     exact = kind in ("exact", "closed-form")
     least = 3 if kind == "hutch++" else 1
@@ -157,7 +157,7 @@ def _of_rows(noise: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _hutch_pp(field: DenseField | _Products, x: Tensor, noise: Tensor, sketched: int) -> tuple[Tensor, Tensor]:
+def _hutch_pp(field: Field | _Products, x: Tensor, noise: Tensor, sketched: int) -> tuple[Tensor, Tensor]:
     """An orthonormal basis of J^T's range, sketched, and the rest of the noise with that subspace taken out."""
     ranges = field.products(x, noise[:sketched]).flatten(2).permute(1, 2, 0)
     basis = torch.linalg.qr(ranges)[0]

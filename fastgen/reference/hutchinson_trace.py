@@ -6,6 +6,7 @@ Hutchinson, "A stochastic estimator of the trace of the influence matrix for Lap
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -56,52 +57,106 @@ def curvature(name: str, a: Tensor) -> Tensor:
     return of_gate if name == "softplus" else of_gate * (2 + a * (1 - 2 * gate))
 
 
-def dense_field(activation: str, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """Affine maps, x W^T + b with W [out, in], with the activation between them.
+class LinearMap(NamedTuple):
+    """What stands between the activations of a field."""
+
+    push: Callable[..., Tensor]
+    """W x, plus a bias where one is given; x may have more dimensions in front."""
+    pull: Callable[[Tensor, Tensor], Tensor]
+    """W^T v."""
+    outer: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """The gradient of W, sum v x^T, of v [N, out...] and x [N, in...]."""
+    arrange: Callable[[Tensor], Tensor]
+    """W as it is multiplied fastest: the same numbers, otherwise in memory."""
+
+
+def _dense_push(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+
+
+DENSE = LinearMap(
+    _dense_push,
+    lambda v, weight: v @ weight,
+    lambda v, x, weight: v.t() @ x,
+    lambda weight: weight.t().contiguous().t(),
+)
+"""W [out, in]; a bias [out], or [N, out]."""
+
+
+def _padding(weight: Tensor) -> tuple[int, int]:
+    return weight.shape[2] // 2, weight.shape[3] // 2
+
+
+def _conv_push(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    y = F.conv2d(x.flatten(0, -4), weight, padding=_padding(weight)).unflatten(0, x.shape[:-3])
+    return y if bias is None else y + bias
+
+
+def _conv_pull(v: Tensor, weight: Tensor) -> Tensor:
+    return F.conv_transpose2d(v.flatten(0, -4), weight, padding=_padding(weight)).unflatten(0, v.shape[:-3])
+
+
+def _conv_outer(v: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    return torch.nn.grad.conv2d_weight(x, weight.shape, v, padding=_padding(weight))
+
+
+CONV = LinearMap(
+    _conv_push, _conv_pull, _conv_outer, lambda weight: weight.contiguous(memory_format=torch.channels_last)
+)
+"""Convolutions, W [out, in, kh, kw] with odd kh and kw, zeros around the image; a bias broadcasts to [N, out, H, W]."""
+
+
+def field(linear: LinearMap, activation: str, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Linear maps with a bias, and the activation between them.
 
     Args:
-        x: [N, D].
+        linear: ``DENSE`` or ``CONV``.
+        activation: a key of ``ACTIVATIONS``.
+        x: [N, D] of dense maps, [N, C, H, W] of convolutions.
         parameters: weight, bias, weight, bias, ...
     """
     for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
-        x = ACTIVATIONS[activation](F.linear(x, weight, bias))
-    return F.linear(x, *parameters[-2:])
+        x = ACTIVATIONS[activation](linear.push(x, weight, bias))
+    return linear.push(x, *parameters[-2:])
 
 
-def dense_trace(activation: str, x: Tensor, left: Tensor, right: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-    """``hutchinson_trace`` of the dense field, the right vectors carried through it beside x.
+def field_trace(
+    linear: LinearMap, activation: str, x: Tensor, left: Tensor, right: Tensor, *parameters: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``hutchinson_trace`` of the field, the right vectors carried through it beside x.
 
     Args:
-        left: [P, N or 1, D].
-        right: [P, N or 1, D].
+        left: [P, N or 1, D...].
+        right: [P, N or 1, D...].
     """
     tangent = right
     for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
-        x, slope = activate(activation, F.linear(x, weight, bias))
-        tangent = slope * (tangent @ weight.t())
+        x, slope = activate(activation, linear.push(x, weight, bias))
+        tangent = slope * linear.push(tangent, weight)
     weight, bias = parameters[-2:]
-    return F.linear(x, weight, bias), (left * (tangent @ weight.t())).sum((0, 2))
+    return linear.push(x, weight, bias), (left * linear.push(tangent, weight)).flatten(2).sum((0, 2))
 
 
-def dense_powers(activation: str, count: int, x: Tensor, vectors: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-    """The dense field, and ``v^T J, v^T J^2, ..., v^T J^count`` of every v, for J its Jacobian.
+def field_powers(
+    linear: LinearMap, activation: str, count: int, x: Tensor, vectors: Tensor, *parameters: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The field, and ``v^T J, v^T J^2, ..., v^T J^count`` of every v, for J its Jacobian.
 
     Args:
         count: how many powers, 0 or more.
-        x: [N, D].
-        vectors: [N, D] or [P, N, D].
+        vectors: [N, D...] or [P, N or 1, D...].
 
     Returns:
-        f(x), and the products stacked, [count, N, D] or [count, P, N, D].
+        f(x), and the products stacked, [count, N, D...] or [count, P, N, D...].
     """
-    slopes = []
+    powers = vectors.new_empty(count, *vectors.shape[: -x.dim()], *x.shape)
+    slopes, carried = [], vectors
     for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
-        x, slope = activate(activation, F.linear(x, weight, bias))
+        x, slope = activate(activation, linear.push(x, weight, bias))
         slopes.append(slope)
-    powers, carried = vectors.new_empty(count, *vectors.shape), vectors
     for power in powers:
-        carried = carried @ parameters[-2]
+        carried = linear.pull(carried, parameters[-2])
         for slope, weight in zip(reversed(slopes), reversed(parameters[:-2:2]), strict=True):
-            carried = (carried * slope) @ weight
+            carried = linear.pull(carried * slope, weight)
         power.copy_(carried)
-    return F.linear(x, *parameters[-2:]), powers
+    return linear.push(x, *parameters[-2:]), powers

@@ -7,10 +7,11 @@ from fastgen.nn import MLPField
 from fastgen.ops import DenseField
 
 
-def by_hand(field: MLPField, x: torch.Tensor, t: float) -> torch.Tensor:
+def by_hand(field: MLPField, x: torch.Tensor, t: float, context: torch.Tensor | None) -> torch.Tensor:
     """As FFJORD's code has it, layer by layer."""
     activation = {"tanh": torch.tanh, "softplus": torch.nn.Softplus(), "swish": lambda a: a * torch.sigmoid(a)}
     now = torch.full((1, 1), t, dtype=x.dtype)
+    x = x if context is None else torch.cat([x, context], 1)
     for i, layer in enumerate(field.layers):
         if field.time == "concat":
             x = layer(torch.cat([now.expand(len(x), 1), x], 1))
@@ -23,22 +24,25 @@ def by_hand(field: MLPField, x: torch.Tensor, t: float) -> torch.Tensor:
     return x
 
 
+@pytest.mark.parametrize("context_features", [None, 2])
 @pytest.mark.parametrize("activation", ["tanh", "softplus", "swish"])
 @pytest.mark.parametrize("time", ["none", "concat", "concat-squash"])
-def test_values_and_gradients_are_those_of_the_layers(time, activation):
-    field = MLPField((3, 5, 4, 3), activation, time).double()
-    x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
-    found, wanted = field(x, 0.3), by_hand(field, x, 0.3)
+def test_values_and_gradients_are_those_of_the_layers(time, activation, context_features):
+    field = MLPField((3, 5, 4, 3), activation, time, context_features).double()
+    inputs = [torch.randn(6, 3, dtype=torch.float64, requires_grad=True), *field.parameters()]
+    context = torch.randn(6, 2, dtype=torch.float64, requires_grad=True) if context_features else None
+    inputs += [context] if context_features else []
+    found, wanted = field(inputs[0], 0.3, context), by_hand(field, inputs[0], 0.3, context)
     torch.testing.assert_close(found, wanted)
-    inputs = [x, *field.parameters()]
     for mine, theirs in zip(*(torch.autograd.grad(y.square().sum(), inputs) for y in (found, wanted)), strict=True):
         torch.testing.assert_close(mine, theirs)
 
 
-def test_the_gradient_of_the_time():
-    field = MLPField((3, 5, 3), time="concat-squash").double()
+def test_the_gradients_of_the_time_and_the_context():
+    field = MLPField((3, 5, 3), time="concat-squash", context_features=2).double()
     x, t = torch.randn(2, 3, dtype=torch.float64), torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda t: field(x, t), [t])
+    context = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t, context: field(x, t, context), [t, context])
 
 
 def test_it_gives_a_dense_field_at_a_time():
@@ -56,7 +60,18 @@ def test_it_gives_a_dense_field_at_a_time():
         (lambda: MLPField((3, 5, 2)), "sizes is"),
         (lambda: MLPField((3, 5, 3), "relu"), "activation is 'relu'"),
         (lambda: MLPField((3, 5, 3), time="fourier"), "time is 'fourier'"),
+        (lambda: MLPField((3, 5, 3), context_features=0), "context_features is 0"),
         (lambda: MLPField((3, 5, 3), time="concat")(torch.zeros(2, 3)), "t is missing"),
+        (lambda: MLPField((3, 5, 3), context_features=2)(torch.zeros(2, 3)), "context is missing"),
+        (lambda: MLPField((3, 5, 3))(torch.zeros(2, 3), None, torch.zeros(2, 2)), "context_features=None"),
+        (
+            lambda: MLPField((3, 5, 3), context_features=2)(torch.zeros(2, 3), None, torch.zeros(2, 3)),
+            r"it must be \[N, 2\]",
+        ),
+        (
+            lambda: MLPField((3, 5, 3), context_features=2)(torch.zeros(2, 3), None, torch.zeros(4, 2)),
+            "x has 2 samples",
+        ),
         (lambda: MLPField((3, 5, 3), time="concat")(torch.zeros(2, 3), torch.zeros(2)), "t has shape"),
     ],
 )

@@ -14,19 +14,22 @@ class Plain(nn.Module):
         super().__init__()
         self.inner = field
 
-    def forward(self, x, t=None):
-        return self.inner(x, t)
+    def forward(self, x, t=None, context=None):
+        return self.inner(x, t, context)
 
 
+@pytest.mark.parametrize("context_features", [None, 2])
 @pytest.mark.parametrize("time", ["none", "concat", "concat-squash"])
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian", "hutch++", "exact"])
-def test_an_mlp_field_and_the_same_as_a_callable_agree(kind, time):
-    field = MLPField((4, 6, 5, 6, 4), "softplus", time).double()
-    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+def test_an_mlp_field_and_the_same_as_a_callable_agree(kind, time, context_features):
+    field = MLPField((4, 6, 5, 6, 4), "softplus", time, context_features).double()
+    inputs = [torch.randn(5, 4, dtype=torch.float64, requires_grad=True), *field.parameters()]
+    context = torch.randn(5, 2, dtype=torch.float64, requires_grad=True) if context_features else None
+    inputs += [context] if context_features else []
     t = None if time == "none" else 0.7
-    found = [HutchinsonTrace(f, probes=3, kind=kind)(x, t, seed=2, offset=9) for f in (field, Plain(field))]
+    layers = [HutchinsonTrace(f, probes=3, kind=kind) for f in (field, Plain(field))]
+    found = [layer(inputs[0], t, context, seed=2, offset=9) for layer in layers]
     torch.testing.assert_close(*found)
-    inputs = [x, *field.parameters()]
     sums = [y.square().sum() + trace.square().sum() for y, trace in found]
     torch.testing.assert_close(*(torch.autograd.grad(s, inputs) for s in sums))
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastgen.ops import DenseField
+from fastgen.ops.field import Field
 
 SIZES = [(3, 5, 3), (4, 6, 5, 4), (4, 6, 5, 7, 4), (1, 4, 1)]
 
@@ -38,5 +39,10 @@ def gradients(outputs: tuple[Tensor, Tensor], inputs: list[Tensor], **keep) -> t
     return torch.autograd.grad(outputs, inputs, weights, materialize_grads=True, **keep)
 
 
-def leaves(field: DenseField, x: Tensor) -> list[Tensor]:
+def leaves(field: Field, x: Tensor) -> list[Tensor]:
     return [x, *field.weights, *field.biases]
+
+
+def parameters(field: Field) -> list[Tensor]:
+    """Weight, bias, weight, bias, ..."""
+    return [tensor for layer in zip(field.weights, field.biases, strict=True) for tensor in layer]

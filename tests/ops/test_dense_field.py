@@ -7,8 +7,8 @@ from torch import Tensor, nn
 import fastgen
 from fastgen.ops import DenseField, hutchinson_trace
 from fastgen.reference import hutchinson_trace as reference
-from fastgen.reference.hutchinson_trace import ACTIVATIONS
-from tests.ops.fields import SIZES, dense, field_and_callable, gradients, jacobian, leaves
+from fastgen.reference.hutchinson_trace import ACTIVATIONS, DENSE
+from tests.ops.fields import SIZES, dense, field_and_callable, gradients, jacobian, leaves, parameters
 
 EPSILON = torch.finfo(torch.float32).eps
 
@@ -50,8 +50,8 @@ def test_gradcheck_and_gradgradcheck(sizes, kind):
     x = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
     layers = len(field.weights)
 
-    def function(x, *parameters):
-        rebuilt = DenseField(parameters[:layers], parameters[layers:], "tanh")
+    def function(x, *tensors):
+        rebuilt = DenseField(tensors[:layers], tensors[layers:], "tanh")
         return hutchinson_trace(rebuilt, x, kind=kind)
 
     tensors = leaves(field, x)
@@ -82,6 +82,29 @@ def test_power_products_are_those_of_the_jacobian(sizes, activation, probes):
 def test_wrong_power_products_are_named(shape, count, words):
     with pytest.raises(ValueError, match=words):
         dense((3, 4, 3)).power_products(torch.zeros(5, 3).double(), torch.zeros(shape).double(), count)
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "hutch++", "exact"])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_biases_of_each_sample(sizes, kind):
+    """The same as of each sample's own field, with the gradients."""
+    field, x = dense(sizes), torch.randn(5, sizes[0], dtype=torch.float64, requires_grad=True)
+    biases = [torch.randn(5, len(bias), dtype=torch.float64, requires_grad=True) for bias in field.biases]
+    both = DenseField(field.weights, biases, "tanh")
+    each = [DenseField(field.weights, [bias[n] for bias in biases], "tanh") for n in range(5)]
+    noise = None if kind == "exact" else torch.randn(2 if kind == "hutch++" else 3, 5, sizes[0], dtype=torch.float64)
+    found = hutchinson_trace(both, x, probes=3, kind=kind, noise=noise)
+    parts = []
+    for n, one in enumerate(each):
+        own = noise if noise is None else noise[:, n : n + 1]
+        parts.append(hutchinson_trace(one, x[n : n + 1], probes=3, kind=kind, noise=own))
+    wanted = tuple(torch.cat(part) for part in zip(*parts, strict=True))
+    torch.testing.assert_close(found, wanted)
+    inputs = leaves(both, x)
+    torch.testing.assert_close(gradients(found, inputs), gradients(wanted, inputs))
+    with torch.no_grad():
+        torch.testing.assert_close(hutchinson_trace(both, x, probes=3, kind=kind, noise=noise), wanted)
+        torch.testing.assert_close(both.power_products(x, x, 1)[1][0], both.products(x, x[None])[0])
 
 
 @pytest.mark.parametrize("trained", ["x", "parameters"])
@@ -140,11 +163,14 @@ def test_the_kernel_is_the_plain_formula(sizes, activation):
     for samples, probes, shared in ((1, 1, False), (6, 16, True), (7, 17, False), (61, 3, True), (3, 0, False)):
         given = random_pairs(samples, sizes[0], probes, shared)
         with torch.no_grad():
-            exact = reference.dense_trace(activation, *given, *field._parameters())
+            exact = reference.field_trace(DENSE, activation, *given, *parameters(field))
             torch.testing.assert_close(field.contract(*given), exact, rtol=1e-9, atol=1e-9)
         given[0].requires_grad_()
         inputs, along = leaves(field, given[0]), [torch.randn_like(o) for o in exact]
-        kernel, formula = field.contract(*given), reference.dense_trace(activation, *given, *field._parameters())
+        kernel, formula = (
+            field.contract(*given),
+            reference.field_trace(DENSE, activation, *given, *parameters(field)),
+        )
         found, wanted = (torch.autograd.grad(o, inputs, along, materialize_grads=True) for o in (kernel, formula))
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
 
@@ -156,14 +182,14 @@ def test_the_kernel_is_the_plain_formula(sizes, activation):
 def test_the_kernel_is_as_exact_as_float32_allows(sizes, activation):
     """At most twice the error of the plain formula, plus what rounding the arguments once more makes."""
     field = dense(sizes, activation, torch.float32)
-    parameters = field._parameters()
+    layers = parameters(field)
     given = [t.float() for t in random_pairs(400, sizes[0], 3, False)]
 
     def formula(tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
-        return reference.dense_trace(activation, *tensors)
+        return reference.field_trace(DENSE, activation, *tensors)
 
-    wide = [t.double() for t in (*given, *parameters)]
-    exact, plain = formula(wide), formula([*given, *parameters])
+    wide = [t.double() for t in (*given, *layers)]
+    exact, plain = formula(wide), formula([*given, *layers])
     moved = formula([t * (1 + EPSILON * torch.randn_like(t).sign()) for t in wide])
     for ours, theirs, near, true in zip(field.contract(*given), plain, moved, exact, strict=True):
         assert ours.dtype == torch.float32
@@ -190,9 +216,9 @@ def test_the_kernel_on_one_and_two_threads_is_bitwise_the_same():
 @pytest.mark.needs_extension
 def test_opcheck_of_the_kernel():
     x, left, right = (t.float() for t in random_pairs(7, 4, 3, True))
-    parameters = [t.detach() for t in dense((4, 6, 5, 4), dtype=torch.float32)._parameters()]
-    torch.library.opcheck(torch.ops.fastgen.dense_trace.default, (0, x, left, right, parameters))
-    backward = (0, torch.randn(7, 4), torch.randn(7), x, left, right, parameters)
+    layers = [t.detach() for t in parameters(dense((4, 6, 5, 4), dtype=torch.float32))]
+    torch.library.opcheck(torch.ops.fastgen.dense_trace.default, (0, x, left, right, layers))
+    backward = (0, torch.randn(7, 4), torch.randn(7), x, left, right, layers)
     torch.library.opcheck(torch.ops.fastgen.dense_trace_backward.default, backward)
 
 
@@ -212,7 +238,7 @@ def test_extreme_activations_are_as_the_formula_has_them(activation, size):
     x, ones = torch.ones(4, 2), torch.ones(1, 4, 2)
     with torch.no_grad():
         found = field.contract(x, ones, ones)
-    wanted = reference.dense_trace(activation, x, ones, ones, *field._parameters())
+    wanted = reference.field_trace(DENSE, activation, x, ones, ones, *parameters(field))
     torch.testing.assert_close(found, wanted)
 
 
@@ -267,9 +293,16 @@ def test_strided_arguments():
         ([(3, 2), (2, 3)], [3], "tanh", "biases 1"),
         ([(3, 2), (2, 4)], [3, 2], "tanh", r"weights\[1\] has shape \(2, 4\)"),
         ([(3, 2), (2, 3)], [3, 3], "tanh", r"biases\[1\] \(3,\)"),
+        ([(3, 2), (2, 3)], [(5, 2), 2], "tanh", r"biases\[0\] \(5, 2\); they must be .* or \[N, out\]"),
         ([(3, 2), (3, 3)], [3, 3], "tanh", "it must give 2"),
     ],
 )
 def test_wrong_layers_are_named(weights, biases, activation, words):
     with pytest.raises(ValueError, match=words):
         DenseField([torch.zeros(s) for s in weights], [torch.zeros(s) for s in biases], activation)
+
+
+def test_biases_of_other_samples_are_named():
+    field = DenseField([torch.zeros(3, 2), torch.zeros(2, 3)], [torch.zeros(4, 3), torch.zeros(2)], "tanh")
+    with pytest.raises(ValueError, match=r"x has 5 samples, but biases\[0\] is of 4"):
+        hutchinson_trace(field, torch.zeros(5, 2))

@@ -250,7 +250,7 @@ def use(**changed):
     [
         ({"f": lambda x: x[:, :2]}, ValueError, r"f maps x of shape \(5, 4\) to \(5, 2\)"),
         ({"f": lambda x: (x, x)}, TypeError, "f returned a tuple"),
-        ({"f": dense((3, 4, 3))}, ValueError, r"for the field f it must be \[N, 3\]"),
+        ({"f": dense((3, 4, 3))}, ValueError, r"x has shape \(5, 4\); the field takes \[N, 3\]"),
         ({"x": torch.zeros(4)}, ValueError, "x has shape"),
         ({"x": torch.zeros(5, 4, dtype=torch.int64)}, TypeError, "x has dtype"),
         ({"probes": 0}, ValueError, "probes is 0.*from 1 to"),
