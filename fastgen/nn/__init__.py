@@ -7,6 +7,7 @@ from fastgen.nn.affine_coupling import AdditiveCoupling, AffineCoupling
 from fastgen.nn.amortized_flow import AmortizedFlow, DiagonalAffine, LinearAmortization
 from fastgen.nn.causal_conv import CausalConv1d, GatedResidualBlock1d
 from fastgen.nn.checkerboard_split import CheckerboardSplit
+from fastgen.nn.continuous_flow import ContinuousFlow
 from fastgen.nn.conv_conditioner import ConvConditioner, EdgeConv2d, ZeroConv2d
 from fastgen.nn.conv_resnet import ConvResNet
 from fastgen.nn.cubic_spline import CubicSpline
@@ -35,6 +36,7 @@ from fastgen.nn.monotone_integral import MonotoneIntegral
 from fastgen.nn.monotone_inverse import monotone_inverse
 from fastgen.nn.monotone_transform import MonotoneTransform
 from fastgen.nn.multi_scale import MultiScale
+from fastgen.nn.ode_solver import OdeSolver, SolverLimitExceeded
 from fastgen.nn.permutation import Flatten, Permutation
 from fastgen.nn.planar import Planar
 from fastgen.nn.radial import Radial
@@ -67,6 +69,7 @@ __all__ = [
     "AmortizedFlow",
     "CausalConv1d",
     "CheckerboardSplit",
+    "ContinuousFlow",
     "ConvConditioner",
     "ConvResNet",
     "CubicSpline",
@@ -107,6 +110,7 @@ __all__ = [
     "MonotoneIntegral",
     "MonotoneTransform",
     "MultiScale",
+    "OdeSolver",
     "Permutation",
     "Planar",
     "Radial",
@@ -115,6 +119,7 @@ __all__ = [
     "ResidualMLP",
     "RowLSTM",
     "SOSPolynomial",
+    "SolverLimitExceeded",
     "SplineCoupling",
     "SplineTransform",
     "Squeeze2d",

@@ -1,0 +1,209 @@
+"""A flow along the solution of an ordinary differential equation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastgen.nn.flow_sequential import no_log_det
+from fastgen.nn.ode_solver import Evaluations, OdeSolver, Path
+from fastgen.ops.dense_field import DenseField
+from fastgen.ops.hutchinson_trace import KINDS, _noise, hutchinson_trace
+from fastgen.ops.precision import in_float32
+from fastgen.ops.seeds import draw_seed
+
+REGULARIZERS = ("kinetic", "jacobian")
+
+
+class ContinuousFlow(nn.Module):
+    """x along the field f from time 0, the data, to T, the noise: ``forward(x)`` and ``inverse(z)``::
+
+        dx/dt = f(x, t)        log_det = integral of tr(df/dx) dt        over [0, T], or back
+
+    Both return (z or x, log_det [N]), take ``context`` [N, ...], which the field is then called with, and ``seed``. Of
+    an estimated trace one draw of noise serves a whole solve and its gradient; the seed decides it, None draws the seed
+    from PyTorch's generator, and with the same seed ``inverse`` undoes ``forward``, log_det too.
+
+    x is float [N, D...]; it is solved in float32 or float64, under autocast too, and log_det is that. With an adaptive
+    solver the steps depend on the whole batch: a row of another batch agrees within the tolerance.
+
+    ``evaluations`` counts those of the field in the latest call (``forward``) and its gradient (``backward``).
+    ``penalties`` has the regularizers of the latest ``forward`` in training mode, by name, [N]: the integrals of::
+
+        "kinetic":   |f|^2 / D                       "jacobian":  the mean over the probes of |v^T df/dx|^2 / D
+
+    whose mean is that of the Jacobian's squared Frobenius norm over D. They keep paths straight and fields smooth.
+
+    Args:
+        field: a module or function from (x, t), or (x, t, context), to dx/dt, like x; t is a number. ``MLPField`` is
+            the fast case.
+        end_time: T.
+        trace: "rademacher", "gaussian", "hutch++", "exact" or "closed-form", as of ``fastgen.ops.hutchinson_trace``.
+        evaluation_trace: the same in eval mode; None for ``trace``.
+        probes: how many products estimate the trace.
+        solver: as of ``fastgen.nn.OdeSolver``, with ``rtol``, ``atol``, ``step_size`` and ``max_evaluations``.
+        adjoint: find gradients by a solve backward, which needs memory for the end alone and the field's parameters as
+            those of a module; False differentiates through the solver's steps, which keeps all of them.
+        regularizers: of "kinetic" and "jacobian".
+
+    Raises:
+        ValueError: an unknown name, a number out of range, a field that returns another shape, a function (which has no
+            parameters to be known) with adjoint.
+        SolverLimitExceeded: a RuntimeError, of a solve or its gradient.
+
+    References: Chen, Rubanova, Bettencourt, Duvenaud, "Neural ordinary differential equations", NeurIPS 2018; Grathwohl
+    et al., "FFJORD", ICLR 2019; Finlay, Jacobsen, Nurbekyan, Oberman, "How to train your neural ODE", ICML 2020.
+
+    Example:
+        >>> from fastgen.nn import MLPField
+        >>> layer = ContinuousFlow(MLPField((2, 16, 2), time="concat"), solver="rk4", step_size=0.1)
+        >>> x = torch.randn(5, 2)
+        >>> z, log_det = layer(x, seed=0)
+        >>> torch.allclose(layer.inverse(z, seed=0)[0], x, atol=1e-4), layer.evaluations.forward
+        (True, 40)
+    """
+
+    def __init__(
+        self,
+        field: Callable[..., Tensor],
+        *,
+        end_time: float = 1.0,
+        trace: str = "rademacher",
+        evaluation_trace: str | None = None,
+        probes: int = 1,
+        solver: str = "dopri5",
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+        step_size: float | None = None,
+        max_evaluations: int = 10_000,
+        adjoint: bool = True,
+        regularizers: Sequence[str] = (),
+    ) -> None:
+        if not 0 < end_time < float("inf"):
+            raise ValueError(f"end_time is {end_time}; it must be greater than 0, and finite")
+        for name, kind in (("trace", trace), ("evaluation_trace", evaluation_trace or trace)):
+            if kind not in KINDS:
+                raise ValueError(f"{name} is {kind!r}; it must be one of {', '.join(map(repr, KINDS))}")
+        least = 3 if "hutch++" in (trace, evaluation_trace) else 1
+        if probes < least:
+            raise ValueError(f"probes is {probes}; it must be at least {least}")
+        for name in regularizers:
+            if name not in REGULARIZERS:
+                allowed = ", ".join(map(repr, REGULARIZERS))
+                raise ValueError(f"regularizers has {name!r}; it may have {allowed}")
+        if adjoint and not isinstance(field, nn.Module):
+            raise ValueError(f"field is a {type(field).__name__}; with adjoint=True it must be an nn.Module")
+        super().__init__()
+        self.field, self.end_time, self.probes, self.adjoint = field, float(end_time), probes, adjoint
+        self.trace, self.evaluation_trace = trace, evaluation_trace or trace
+        self.solver = OdeSolver(solver, rtol, atol, step_size, max_evaluations)
+        self.regularizers = tuple(regularizers)
+        self.evaluations = Evaluations()
+        self.penalties: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor, context: Tensor | None = None, seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """x to (z, log_det [N])."""
+        regularizers = self.regularizers if self.training else ()
+        z, log_det, *penalties = self._solve(x, context, seed, 0.0, self.end_time, regularizers)
+        self.penalties = dict(zip(regularizers, penalties, strict=True))
+        return z, log_det
+
+    def inverse(self, z: Tensor, context: Tensor | None = None, seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """z to (x, log_det [N] of that)."""
+        x, log_det = self._solve(z, context, seed, self.end_time, 0.0, ())
+        return x, log_det
+
+    def _solve(self, *arguments) -> tuple[Tensor, ...]:
+        if torch.compiler.is_compiling() and not self.solver.is_fixed:  # its steps depend on the numbers
+            return torch.compiler.disable(self._integrate)(*arguments)
+        return self._integrate(*arguments)
+
+    def _integrate(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        seed: int | None,
+        begin: float,
+        end: float,
+        regularizers: tuple[str, ...],
+    ) -> tuple[Tensor, ...]:
+        if not x.is_floating_point() or x.dim() < 2:
+            raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; it must be floating point, [N, D...]")
+        self.evaluations = Evaluations()
+        if not len(x):
+            return x, *(no_log_det(x) for _ in range(1 + len(regularizers)))
+        (start,) = in_float32(x)
+        dynamics = _Dynamics(self, start, context, seed, regularizers)
+        path = Path(self.solver, dynamics, begin, end, 1 + len(regularizers), self.evaluations)
+        parameters = self._differentiated(context)
+        adjoint = self.adjoint and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if adjoint and (x.requires_grad or parameters):
+            z, *integrals = path.forward_by_adjoint(start, parameters)
+        else:
+            z, *integrals = path.forward(start)
+        return z.to(x.dtype), *integrals
+
+    def _differentiated(self, context: Tensor | None) -> list[Tensor]:
+        """What the field depends on, beside x, and the gradient is wanted of."""
+        given = [*self.field.parameters()] if isinstance(self.field, nn.Module) else []
+        return [tensor for tensor in (*given, context) if tensor is not None and tensor.requires_grad]
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"penalties": {}}  # a part of a graph can be neither copied nor pickled
+
+    def extra_repr(self) -> str:
+        solver = self.solver
+        steps = f"rtol={solver.rtol}, atol={solver.atol}" if solver.step_size is None else f"step={solver.step_size}"
+        return f"end_time={self.end_time}, trace={self.trace!r}, probes={self.probes}, {solver.name}, {steps}"
+
+
+class _Dynamics:
+    """The field of one solve with its noise: f, its trace and the regularizers' integrands at (t, x)."""
+
+    def __init__(
+        self, flow: ContinuousFlow, x: Tensor, context: Tensor | None, seed: int | None, regularizers: tuple[str, ...]
+    ) -> None:
+        self.field, self.probes, self.regularizers = flow.field, flow.probes, regularizers
+        self.context = () if context is None else (context,)
+        self.kind = flow.trace if flow.training else flow.evaluation_trace
+        self.exact = self.kind in ("exact", "closed-form")
+        self.noise = None
+        if not self.exact or "jacobian" in regularizers:
+            count = flow.probes - flow.probes // 3 if self.kind == "hutch++" else flow.probes
+            kind = "gaussian" if self.kind == "gaussian" else "rademacher"
+            self.noise = _noise(x, count, kind, draw_seed() if seed is None else seed, 0, x.dtype)
+
+    def __call__(self, t: float | Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        with torch.autocast(x.device.type, enabled=False):
+            field = self._at(t)
+            noise = None if self.exact else self.noise
+            y, trace = hutchinson_trace(field, x, probes=self.probes, kind=self.kind, noise=noise)
+            integrands = [trace]
+            for name in self.regularizers:
+                squares = y.square() if name == "kinetic" else self._squared_products(field, x)
+                integrands.append(squares.flatten(1).mean(1))
+            return y, tuple(integrands)
+
+    def _at(self, t: float | Tensor) -> Callable[[Tensor], Tensor]:
+        at = getattr(self.field, "at", None)
+        return at(t, *self.context) if callable(at) else lambda x: self.field(x, t, *self.context)
+
+    def _squared_products(self, field: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The mean over the noise of (v^T J)^2, like x; or [N, 1] of its mean."""
+        if isinstance(field, DenseField):
+            products = field.products(x, self.noise)
+            product = field.contract(x, self.noise, products)[1]  # half of the square's gradient
+            return (2 * product - product.detach())[:, None] / (len(self.noise) * x[0].numel())
+        with torch.enable_grad():
+            at = x if x.requires_grad else x.detach().requires_grad_()
+            y = field(at)
+        if not y.requires_grad:  # the field is constant
+            return torch.zeros_like(x)
+        recorded = torch.is_grad_enabled()
+        products = [
+            torch.autograd.grad(y, at, v, retain_graph=True, create_graph=recorded, materialize_grads=True)[0]
+            for v in self.noise.to(y.dtype)
+        ]
+        return torch.stack(products).square().mean(0)

@@ -1,0 +1,350 @@
+from __future__ import annotations
+
+import copy
+import io
+import itertools
+import math
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchdiffeq import odeint_adjoint
+
+from fastgen.nn import ContinuousFlow, MLPField, SolverLimitExceeded
+from fastgen.nn.ode_solver import ADAPTIVE, FIXED
+
+TIGHT = {"solver": "dopri8", "rtol": 1e-10, "atol": 1e-10}
+SOLVED = {"rtol": 1e-7, "atol": 1e-7}
+"""Of what TIGHT solves, gradients included."""
+
+
+class Linear(nn.Module):
+    """dx/dt = x A^T."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(matrix)
+
+    def forward(self, x, t):
+        return x @ self.matrix.T
+
+
+class Plain(nn.Module):
+    """A field that fastgen knows nothing about."""
+
+    def __init__(self, field: nn.Module) -> None:
+        super().__init__()
+        self.inner = field
+
+    def forward(self, x, t, *context):
+        return self.inner(x, t, *context)
+
+
+class Conditional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3, dtype=torch.float64))
+
+    def forward(self, x, t, context):
+        return torch.tanh(x @ self.weight + context * t)
+
+
+@pytest.fixture
+def field() -> MLPField:
+    torch.manual_seed(0)
+    return MLPField((3, 6, 5, 3), time="concat-squash").double()
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def gradients(layer: ContinuousFlow, x: Tensor, context: Tensor | None = None, seed: int = 3) -> list[Tensor]:
+    """z, log_det, penalties, and the gradients of a number made of all."""
+    inputs = [x.requires_grad_(), *layer.parameters()]
+    if context is not None:
+        inputs.append(context.requires_grad_())
+    z, log_det = layer(x, context, seed)
+    found = [z, log_det, *layer.penalties.values()]
+    loss = sum((value.flatten(1).sum(1) if value.dim() > 1 else value).sin().sum() for value in found)
+    return [*(value.detach() for value in found), *torch.autograd.grad(loss, inputs)]
+
+
+@pytest.mark.parametrize("given", [{"solver": "rk4", "step_size": 0.3}, {"solver": "dopri5"}])
+def test_a_linear_field_is_the_matrix_exponential(given, x):
+    layer = ContinuousFlow(Linear(0.5 * torch.randn(3, 3, dtype=torch.float64)), trace="exact", end_time=0.9, **given)
+    z, log_det = layer(x)
+    matrix = layer.field.matrix.detach()
+    tolerance = {"rtol": 0, "atol": 1e-3 if "step_size" in given else 1e-4}
+    torch.testing.assert_close(z, x @ torch.linalg.matrix_exp(0.9 * matrix).T, **tolerance)
+    torch.testing.assert_close(log_det, (0.9 * matrix.trace()).expand(4))  # a constant, which is summed exactly
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_fixed_solver_is_of_its_order(name, field, x):
+    exact = ContinuousFlow(field, trace="exact", **TIGHT)(x)
+
+    def error(steps: int) -> float:
+        found = ContinuousFlow(field, trace="exact", solver=name, step_size=1 / steps)(x)
+        return max((a - b).abs().max().item() for a, b in zip(found, exact, strict=True))
+
+    order = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}[name]
+    assert math.log2(error(8) / error(16)) == pytest.approx(order, abs=0.35)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_an_adaptive_solver_keeps_its_tolerance(name, field, x):
+    exact = ContinuousFlow(field, trace="exact", **TIGHT)(x)
+    found = ContinuousFlow(field, trace="exact", solver=name, rtol=1e-6, atol=1e-6)(x)
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_log_det_is_that_of_the_solved_maps_jacobian_and_the_inverse_undoes_it(known, field, x):
+    layer, x = ContinuousFlow(field if known else Plain(field), trace="exact", end_time=1.3, **TIGHT), x[:2]
+    z, log_det = layer(x)
+    jacobian = torch.autograd.functional.jacobian(lambda x: layer(x)[0], x)
+    own = torch.stack([jacobian[i, :, i] for i in range(len(x))])
+    torch.testing.assert_close(log_det, own.slogdet()[1], **SOLVED)
+    back, inverse_log_det = layer.inverse(z)
+    torch.testing.assert_close(back, x, **SOLVED)
+    torch.testing.assert_close(inverse_log_det, -log_det, **SOLVED)
+
+
+@pytest.mark.parametrize(
+    ("kind", "known"),
+    [("closed-form", True), *itertools.product(["rademacher", "gaussian", "hutch++", "exact"], [True, False])],
+)
+def test_the_adjoint_equals_backpropagation_through_the_solver(kind, known, field, x):
+    field = field if known else Plain(field)
+    given = {"trace": kind, "probes": 3, "regularizers": ("kinetic", "jacobian")} | TIGHT
+    adjoint, through = (gradients(ContinuousFlow(field, adjoint=flag, **given), x) for flag in (True, False))
+    assert len(adjoint) == 4 + 1 + sum(1 for _ in field.parameters())
+    for one, other in zip(adjoint, through, strict=True):
+        torch.testing.assert_close(one, other, **SOLVED)
+
+
+def test_the_adjoint_is_that_of_torchdiffeq(field, x):
+    """With the same fixed steps: all gradients to rounding."""
+
+    def dynamics(t, state):
+        y, trace = field.at(t).trace(state[0])
+        return y, trace
+
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.field = field
+
+        def forward(self, t, state):
+            return dynamics(t, state)
+
+    times, zeros = torch.tensor([0.0, 1.0], dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    z, log_det = odeint_adjoint(Module(), (x.requires_grad_(), zeros), times, method="rk4", options={"step_size": 0.3})
+    loss = z[1].sum(1).sin().sum() + log_det[1].sin().sum()
+    wanted = [z[1], log_det[1], *torch.autograd.grad(loss, [x, *field.parameters()])]
+    layer = ContinuousFlow(field, trace="closed-form", solver="rk4", step_size=0.3)
+    for one, other in zip(gradients(layer, x), wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_gradient_of_the_context(x):
+    field, context = Conditional(), torch.randn(4, 3, dtype=torch.float64)
+    adjoint, through = (
+        gradients(ContinuousFlow(field, trace="exact", adjoint=flag, **TIGHT), x, context) for flag in (True, False)
+    )
+    for one, other in zip(adjoint, through, strict=True):
+        torch.testing.assert_close(one, other, **SOLVED)
+    assert (adjoint[-1] != 0).all()
+
+
+@pytest.mark.parametrize("kind", ["rademacher", "gaussian", "hutch++"])
+def test_an_estimate_is_unbiased_with_its_gradient(kind, field):
+    """Every seed has its own noise: the mean over many is the exact value within 5 standard errors."""
+    seeds, x = 3000, torch.randn(1, 3, dtype=torch.float64)
+    batch = x.expand(seeds, 3).clone()
+    given = {"solver": "rk4", "step_size": 0.25, "adjoint": False}
+    fields = [copy.deepcopy(field) for _ in range(2)]
+
+    def run(field: MLPField, x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+        x = x.clone().requires_grad_()
+        _, log_det = ContinuousFlow(field, trace=kind, probes=3 if kind == "hutch++" else 1, **given)(x, seed=7)
+        return log_det.detach(), torch.autograd.grad(log_det.sum(), x)[0]
+
+    for found, wanted in zip(run(fields[0], batch, kind), run(fields[1], x, "exact"), strict=True):
+        error = found.std(0) / seeds**0.5
+        assert ((found.mean(0) - wanted[0]).abs() <= 5 * error + 1e-12).all()
+        assert kind == "hutch++" or (error > 0).all()
+
+
+def test_the_regularizers_are_what_they_say(x):
+    """Of dx/dt = x A^T the product of a probe is v^T A at every time."""
+    matrix = 0.3 * torch.randn(3, 3, dtype=torch.float64)
+    layer = ContinuousFlow(Linear(matrix), regularizers=("jacobian", "kinetic"), end_time=0.7, **TIGHT)
+    layer(x.repeat(500, 1), seed=1)
+    jacobian, kinetic = layer.penalties["jacobian"], layer.penalties["kinetic"]
+    wanted = 0.7 * matrix.square().sum() / 3
+    assert (jacobian.mean() - wanted).abs() <= 5 * jacobian.std() / len(jacobian) ** 0.5
+    nodes = torch.linspace(0, 0.7, 141, dtype=torch.float64)
+    speeds = torch.stack([(x @ torch.linalg.matrix_exp(t * matrix).T @ matrix.T).square().mean(1) for t in nodes])
+    torch.testing.assert_close(kinetic[:4], torch.trapezoid(speeds, nodes, dim=0), rtol=1e-4, atol=0)
+    layer.eval()(x)
+    assert layer.penalties == {}
+
+
+def test_the_same_seed_gives_the_same_and_none_draws_one(field, x):
+    layer = ContinuousFlow(field)
+    first, again, other = (layer(x, seed=seed)[1] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert (first != other).any()
+    torch.manual_seed(5)
+    drawn = [layer(x)[1] for _ in range(2)]
+    torch.manual_seed(5)
+    assert torch.equal(layer(x)[1], drawn[0])
+    assert (drawn[0] != drawn[1]).any()
+
+
+def test_the_evaluation_has_a_trace_of_its_own(field, x):
+    layer = ContinuousFlow(field, evaluation_trace="exact").eval()
+    assert torch.equal(layer(x, seed=1)[1], layer(x, seed=2)[1])
+    assert (layer.train()(x, seed=1)[1] != layer(x, seed=2)[1]).any()
+
+
+@torch.no_grad()
+def test_batches_of_none_and_one(field, x):
+    layer = ContinuousFlow(field, trace="exact", regularizers=("kinetic",), **TIGHT)
+    z, log_det = layer(x[:0])
+    assert z.shape == (0, 3)
+    assert log_det.shape == layer.penalties["kinetic"].shape == (0,)
+    whole = layer(x)
+    for one, other in zip(layer(x[1:2]), whole, strict=True):
+        torch.testing.assert_close(one, other[1:2], **SOLVED)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_half_precision_is_solved_in_single(dtype, field, x):
+    layer, x = ContinuousFlow(field.float(), trace="exact"), x.to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        z, log_det = layer(x)
+        sum(value.float().sum() for value in (z, log_det)).backward()
+    assert z.dtype == dtype
+    assert log_det.dtype == torch.float32
+    wanted = layer(x.float())
+    torch.testing.assert_close(log_det, wanted[1])
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+
+
+def test_a_layer_with_penalties_can_be_copied_and_pickled(field, x):
+    layer = ContinuousFlow(field, regularizers=("kinetic",), solver="euler", step_size=0.5)
+    layer(x, seed=0)
+    file = io.BytesIO()
+    torch.save(layer, file)
+    for copied in (copy.deepcopy(layer), torch.load(io.BytesIO(file.getvalue()), weights_only=False)):
+        assert torch.equal(copied(x, seed=0)[0], layer(x, seed=0)[0])
+
+
+def test_the_evaluations_are_counted(field, x):
+    layer = ContinuousFlow(field, solver="rk4", step_size=0.3)  # 4 steps of 4
+    for _ in range(2):
+        _, log_det = layer(x)
+        assert (layer.evaluations.forward, layer.evaluations.backward) == (16, 0)
+        log_det.sum().backward()
+        assert (layer.evaluations.forward, layer.evaluations.backward) == (16, 16)
+
+
+def test_a_fixed_solver_compiles_without_a_break(x):
+    layer = ContinuousFlow(MLPField((3, 4, 3), time="concat").double(), trace="exact", solver="midpoint", step_size=1)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: layer(x), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler, where it breaks the graph
+@torch.no_grad()
+def test_an_adaptive_solver_runs_beside_what_is_compiled(field, x):
+    layer = ContinuousFlow(field, trace="exact")
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: layer(2 * x), backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(2 * x))
+
+
+class Exponential(nn.Module):
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(rate, dtype=torch.float64))
+
+    def forward(self, x, t):
+        return x * self.rate
+
+
+class Blowing(nn.Module):
+    """x = 1 / (1 / x_0 - t) is infinite at t = 1 / x_0."""
+
+    def forward(self, x, t):
+        return x * x
+
+
+def test_a_limit_of_evaluations_is_named():
+    x = torch.ones(2, 3, dtype=torch.float64)
+    layer = ContinuousFlow(Exponential(-1e5), max_evaluations=50)
+    words = r"solver 'dopri5' has made 50 evaluations, which max_evaluations allows, at t = .* rtol=1e-05"
+    with pytest.raises(SolverLimitExceeded, match=words):
+        layer(x)
+    assert layer.evaluations.forward == 50
+    with pytest.raises(SolverLimitExceeded, match=r"needs 400 evaluations for steps of 0.01 .* max_evaluations is 399"):
+        ContinuousFlow(Exponential(1.0), solver="rk4", step_size=0.01, max_evaluations=399)(x)
+
+
+def test_a_limit_of_evaluations_holds_in_the_gradient():
+    layer = ContinuousFlow(Exponential(-20.0), trace="exact", rtol=1e-3, atol=1e-3)
+    z, _ = layer(torch.ones(2, 3, dtype=torch.float64))
+    object.__setattr__(layer.solver, "max_evaluations", 5)  # the solve back needs more than that
+    with pytest.raises(SolverLimitExceeded, match="has made 5 evaluations"):
+        z.sum().backward()
+
+
+def test_a_state_that_explodes_is_named():
+    x = torch.full((2, 3), 2.0, dtype=torch.float64)
+    with pytest.raises(SolverLimitExceeded, match=r"solver 'dopri5' stopped .* at t = 0\.(5|4999)"), torch.no_grad():
+        ContinuousFlow(Blowing(), trace="exact", rtol=1e-4, atol=1e-4)(x)
+
+
+def test_what_torchdiffeq_is_needed_for_is_said(field, x, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install torchdiffeq, or take one of 'euler'"):
+        ContinuousFlow(field)(x)
+    ContinuousFlow(field, solver="rk4", step_size=0.5)(x)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"solver": "rk45"}, "solver is 'rk45'; it must be one of 'euler'"),
+        ({"rtol": 0}, "rtol is 0; it must be greater than 0"),
+        ({"atol": math.nan}, "atol is nan; it must be greater than 0"),
+        ({"solver": "rk4"}, "step_size is None; for 'rk4' it must be greater than 0"),
+        ({"solver": "rk4", "step_size": -0.1}, "step_size is -0.1; for 'rk4' it must be"),
+        ({"step_size": 0.1}, "step_size is 0.1, but 'dopri5' chooses its steps"),
+        ({"max_evaluations": 0}, "max_evaluations is 0"),
+        ({"end_time": 0.0}, "end_time is 0.0"),
+        ({"trace": "trace"}, "trace is 'trace'; it must be one of"),
+        ({"evaluation_trace": "all"}, "evaluation_trace is 'all'"),
+        ({"probes": 0}, "probes is 0; it must be at least 1"),
+        ({"trace": "hutch++", "probes": 2}, "probes is 2; it must be at least 3"),
+        ({"regularizers": ("l2",)}, "regularizers has 'l2'; it may have 'kinetic', 'jacobian'"),
+    ],
+)
+def test_wrong_arguments_are_named(given, words, field):
+    with pytest.raises(ValueError, match=words):
+        ContinuousFlow(field, **given)
+
+
+def test_wrong_fields_and_inputs_are_named(field, x):
+    with pytest.raises(ValueError, match=r"field is a function; with adjoint=True it must be an nn.Module"):
+        ContinuousFlow(lambda x, t: x)
+    with pytest.raises(ValueError, match=r"f maps x of shape \(4, 3\) to \(4, 2\); it must keep the shape"):
+        ContinuousFlow(lambda x, t: x[:, :2], adjoint=False)(x)
+    with pytest.raises(ValueError, match=r"x is torch.int64 of shape \(4, 3\)"):
+        ContinuousFlow(field)(x.long())
