@@ -9,6 +9,7 @@ from fastgen.nn.causal_conv import CausalConv1d, GatedResidualBlock1d
 from fastgen.nn.checkerboard_split import CheckerboardSplit
 from fastgen.nn.continuous_flow import ContinuousFlow
 from fastgen.nn.conv_conditioner import ConvConditioner, EdgeConv2d, ZeroConv2d
+from fastgen.nn.conv_field import ConvNetField
 from fastgen.nn.conv_resnet import ConvResNet
 from fastgen.nn.cubic_spline import CubicSpline
 from fastgen.nn.deep_sigmoidal import DeepDenseSigmoidal, DeepSigmoidal
@@ -71,6 +72,7 @@ __all__ = [
     "CheckerboardSplit",
     "ContinuousFlow",
     "ConvConditioner",
+    "ConvNetField",
     "ConvResNet",
     "CubicSpline",
     "DeepDenseSigmoidal",

@@ -2,6 +2,7 @@
 
 from fastgen.ops.affine_coupling import affine_coupling, affine_coupling_
 from fastgen.ops.causal_conv1d import causal_conv1d
+from fastgen.ops.conv_field import ConvField
 from fastgen.ops.cubic_spline import cubic_spline
 from fastgen.ops.dense_field import DenseField
 from fastgen.ops.hutchinson_trace import hutchinson_trace
@@ -18,6 +19,7 @@ from fastgen.ops.vector_quantize import vector_quantize
 
 __all__ = [
     "Backend",
+    "ConvField",
     "DenseField",
     "affine_coupling",
     "affine_coupling_",

@@ -168,7 +168,7 @@ class _Forward:
             if keep:
                 self.moved.append(moved)
                 self.met.append(met)
-        self.result = y, (total * slopes[-1]).flatten(1).sum(1)
+        self.result = y, (total * slopes[-1]).sum(tuple(range(1, x.dim())))
 
 
 class _Trace(torch.autograd.Function):
@@ -220,6 +220,7 @@ class _Trace(torch.autograd.Function):
             found = _gradients(
                 ctx.linear,
                 ctx.activation,
+                ctx.needs_input_grad[3],
                 any(ctx.needs_input_grad[6:]),
                 (left, right),
                 parameters,
@@ -237,6 +238,7 @@ class _Trace(torch.autograd.Function):
 def _gradients(
     linear: LinearMap,
     activation: str,
+    followed: bool,
     trained: bool,
     pairs: tuple[Tensor, Tensor],
     parameters: list[Tensor],
@@ -248,7 +250,10 @@ def _gradients(
     grad_y: Tensor,
     grad_trace: Tensor,
 ) -> list[Tensor | None]:
-    """Of x and the parameters: first back through the tangents, then through f with what their slopes add."""
+    """Of x (if followed) and the parameters (if trained).
+
+    First back through the tangents, then through f with what their slopes add.
+    """
     (left, right), x = pairs, hidden[0]
     weights, biases = [linear.arrange(weight) for weight in parameters[::2]], parameters[1::2]
     grad_weights: list[Tensor | None] = [None] * len(weights)
@@ -276,7 +281,7 @@ def _gradients(
     for k in reversed(range(len(weights))):
         add_outer(k, gradient[None], hidden[k][None])
         grad_biases.append(gradient.sum_to_size(biases[k].shape))
-        gradient = linear.pull(gradient, weights[k])
+        gradient = linear.pull(gradient, weights[k]) if k or followed else None
         if k:
             bend = curvature(activation, before[k - 1])
             gradient = (gradient * slopes[k - 1]).addcmul_(grad_slopes[k - 1], bend)

@@ -45,9 +45,9 @@ def hutchinson_trace(
     it. No more than D of them are made: from D probes on, an estimate is put together of J's rows, and Hutch++ is
     exact.
 
-    A ``DenseField``, or a module with a method ``at()`` that gives one (``fastgen.nn.MLPField``), takes all
-    probes through each layer at once and has its gradient written by hand; where none is recorded and the layers are
-    at most 256 wide, one compiled kernel does it all.
+    A ``DenseField`` or a ``ConvField``, or a module with a method ``at()`` that gives one (``fastgen.nn.MLPField`` and
+    ``ConvNetField``), takes all probes through each layer at once and has its gradient written by hand; for dense
+    layers at most 256 wide one compiled kernel does it all, and another its gradient.
 
     Args:
         f: [N, D...] to [N, D...], each sample by itself.
@@ -58,7 +58,7 @@ def hutchinson_trace(
         offset: number of the first sample. The noise of a sample depends on the seed, its number and the probe alone:
             a batch in two halves has the noise of the whole.
         noise: the vectors themselves, [m, N, D...], or [m, 1, D...] to share them in the batch: a sample's estimate is
-            distributed as before, and a wide dense field is spared the products of its first and last layer. For
+            distributed as before, and a wide field is spared the products of its first and last layer. For
             "hutch++" there are m - m // 3, the first m // 3 for the sketch.
 
     Returns:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from fastgen.ops import DenseField
+from fastgen.ops import ConvField, DenseField
 from fastgen.ops.field import Field
 
 SIZES = [(3, 5, 3), (4, 6, 5, 4), (4, 6, 5, 7, 4), (1, 4, 1)]
@@ -19,6 +21,23 @@ def dense(sizes: tuple[int, ...], activation: str = "tanh", dtype: torch.dtype =
 
     outs = zip(sizes[1:], sizes[:-1], strict=True)
     return DenseField([make(out, width) for out, width in outs], [make(out) for out in sizes[1:]], activation)
+
+
+def convolutional(
+    channels: tuple[int, ...] = (2, 3, 4, 2),
+    kernels: tuple[tuple[int, int], ...] = ((3, 3), (1, 1), (5, 3)),
+    activation: str = "tanh",
+    dtype: torch.dtype = torch.float64,
+) -> ConvField:
+    """With weights about as large as an initialisation makes them, biases of both kinds, and borders."""
+    generator = torch.Generator().manual_seed(0)
+
+    def make(*shape: int, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
+
+    shapes = [(out, width, *kernel) for out, width, kernel in zip(channels[1:], channels[:-1], kernels, strict=True)]
+    weights = [make(*shape, scale=2 / math.sqrt(math.prod(shape[1:]))) for shape in shapes]
+    return ConvField(weights, [make(out) for out in channels[1:]], activation, [make(s[0], 1, *s[2:]) for s in shapes])
 
 
 def jacobian(f, x: Tensor) -> Tensor:
@@ -40,7 +59,7 @@ def gradients(outputs: tuple[Tensor, Tensor], inputs: list[Tensor], **keep) -> t
 
 
 def leaves(field: Field, x: Tensor) -> list[Tensor]:
-    return [x, *field.weights, *field.biases]
+    return [x, *field.weights, *field.biases, *(getattr(field, "borders", None) or [])]
 
 
 def parameters(field: Field) -> list[Tensor]:
