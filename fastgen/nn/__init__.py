@@ -15,6 +15,7 @@ from fastgen.nn.cubic_spline import CubicSpline
 from fastgen.nn.deep_sigmoidal import DeepDenseSigmoidal, DeepSigmoidal
 from fastgen.nn.dequantization import VariationalDequantization
 from fastgen.nn.fields import MLPField
+from fastgen.nn.fixed_point import FixedPointNotConverged
 from fastgen.nn.flow_batch_norm import FlowBatchNorm
 from fastgen.nn.flow_plus_plus_step import FlowPlusPlusStep
 from fastgen.nn.flow_sequential import FlowSequential, Inverse
@@ -22,8 +23,10 @@ from fastgen.nn.gated_attention import GatedAttention, GatedAttentionNet
 from fastgen.nn.hutchinson_trace import HutchinsonTrace
 from fastgen.nn.invertible_checkpoint import invertible_checkpoint
 from fastgen.nn.invertible_conv1x1 import InvertibleConv1x1
+from fastgen.nn.invertible_residual import InvertibleResidual
 from fastgen.nn.lip_swish import LipSwish
 from fastgen.nn.lipschitz import LipschitzConv2d, LipschitzLinear
+from fastgen.nn.lipschitz_net import LipschitzConvNet, LipschitzMLP
 from fastgen.nn.logistic_mixture_coupling import LogisticMixtureCoupling
 from fastgen.nn.logit import Logit
 from fastgen.nn.made import MADE, MaskedMLP, ResMADE
@@ -84,6 +87,7 @@ __all__ = [
     "DownShiftedConv2d",
     "DownShiftedConvTranspose2d",
     "EdgeConv2d",
+    "FixedPointNotConverged",
     "Flatten",
     "FlowBatchNorm",
     "FlowPlusPlusStep",
@@ -96,10 +100,13 @@ __all__ = [
     "Inverse",
     "InverseAutoregressive",
     "InvertibleConv1x1",
+    "InvertibleResidual",
     "LinearAmortization",
     "LipSwish",
     "LipschitzConv2d",
+    "LipschitzConvNet",
     "LipschitzLinear",
+    "LipschitzMLP",
     "LogisticMixtureCoupling",
     "Logit",
     "MLPField",

@@ -1,0 +1,211 @@
+"""Networks with a Lipschitz constant below 1, for the blocks of residual flows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgen.nn.lip_swish import SHRINK, LipSwish
+from fastgen.nn.lipschitz import LipschitzConv2d, LipschitzLayer, LipschitzLinear
+from fastgen.nn.mlp import zero_
+from fastgen.ops.dense_field import DenseField
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "lip_swish": LipSwish,
+    "elu": nn.ELU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
+"""Their slopes are at most 1 in size."""
+
+
+class LipschitzNet(nn.Module):
+    """What ``LipschitzMLP`` and ``LipschitzConvNet`` share: layers with a bound, activations between (and before) them.
+
+    ``forward(x, context=None)`` is the network g; ``at(context)`` is the same g of x alone, its bounded weights found
+    once: what solves for x, or asks for derivatives, calls that.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[LipschitzLayer],
+        activation: str,
+        pre_activation: bool,
+        context_features: int | None,
+        zero: bool,
+    ) -> None:
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(map(repr, ACTIVATIONS))}")
+        super().__init__()
+        self.layers, self.activation, self.pre_activation = nn.ModuleList(layers), activation, pre_activation
+        count = len(layers) - 1 + pre_activation
+        self.activations = nn.ModuleList(ACTIVATIONS[activation]() for _ in range(count))
+        shifted = layers[0].weight.shape[1 if pre_activation else 0]
+        self.shift = None if context_features is None else nn.Linear(context_features, shifted, bias=False)
+        if zero:
+            zero_(layers[-1])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.at(context)(x)
+
+    def at(self, context: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """g(., context)."""
+        raise NotImplementedError
+
+    def _folded(self, identity: Tensor, shift: Tensor | None) -> tuple[list[Tensor], list[Tensor], str]:
+        """Weights and biases with one plain activation between each two, as a field of ``fastgen.ops`` has them."""
+        weights = [layer.bounded_weight() for layer in self.layers]
+        biases = [layer.bias for layer in self.layers]
+        if self.pre_activation:
+            weights.insert(0, identity)
+            biases.insert(0, torch.zeros_like(biases[-1]))
+        if shift is not None:
+            biases[0] = biases[0] + shift
+        if self.activation != "lip_swish":
+            return weights, biases, self.activation
+        for i, activation in enumerate(self.activations):
+            sharpness = activation.sharpness
+            weights[i], biases[i] = weights[i] * sharpness, biases[i] * sharpness
+            weights[i + 1] = weights[i + 1] / (SHRINK * sharpness)
+        return weights, biases, "swish"
+
+    def _plain(
+        self, linear: Callable[[Tensor, Tensor, Tensor], Tensor], shift: Tensor | None
+    ) -> Callable[[Tensor], Tensor]:
+        weights = [layer.bounded_weight() for layer in self.layers]
+
+        def g(x: Tensor) -> Tensor:
+            activations = iter(self.activations)
+            if self.pre_activation:
+                x = next(activations)(x if shift is None else x + shift)
+            for i, (weight, layer) in enumerate(zip(weights, self.layers, strict=True)):
+                if i:
+                    x = next(activations)(x)
+                x = linear(x, weight, layer.bias)
+                if shift is not None and i == 0 and not self.pre_activation:
+                    x = x + shift
+            return x
+
+        return g
+
+
+class LipschitzMLP(LipschitzNet):
+    """A multilayer perceptron g with ``|g(x) - g(y)| <= coefficient^layers |x - y|``, from [N, D] to [N, D].
+
+    The layers are ``LipschitzLinear``. A context moves the input of the first activation, by a linear map of it, and
+    leaves the constant, which is of x, as it is. ``at(context)`` is a ``DenseField`` where the activation allows
+    it, LipSwish by way of ``lip_swish(x) = swish(b x) / (1.1 b)``: then the derivatives are fast.
+
+    Args:
+        features: D.
+        hidden: widths of the hidden layers.
+        activation: "lip_swish", "elu", "softplus" or "tanh".
+        pre_activation: begin with an activation.
+        context_features: width of a context [N, context_features]; None has none.
+        zero: begin with g = 0.
+        norm: exponent of the norm of x and of g: 1, 2 or ``math.inf``.
+        coefficient, iterations, tolerance: of every layer; see ``LipschitzLinear``.
+
+    Raises:
+        ValueError: an unknown activation, no hidden layer without ``pre_activation``, what ``LipschitzLinear`` refuses.
+
+    Reference: Chen, Behrmann, Duvenaud, Jacobsen, "Residual flows for invertible generative modeling", NeurIPS 2019.
+
+    Example:
+        >>> net = LipschitzMLP(2, (16, 16), coefficient=0.9).eval()
+        >>> x = torch.randn(2, 2)
+        >>> g = net(x)
+        >>> bool((g[0] - g[1]).norm() < 0.9 * (x[0] - x[1]).norm())
+        True
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: Sequence[int] = (128, 128, 128, 128),
+        *,
+        activation: str = "lip_swish",
+        pre_activation: bool = False,
+        context_features: int | None = None,
+        zero: bool = True,
+        norm: float = 2,
+        coefficient: float = 0.97,
+        iterations: int | None = 5,
+        tolerance: float = 1e-3,
+    ) -> None:
+        widths = (features, *hidden, features)
+        if min(widths) < 1 or not (hidden or pre_activation):
+            raise ValueError(
+                f"features={features} and hidden={tuple(hidden)} must be at least 1, and there must be one"
+            )
+        bound = {"coefficient": coefficient, "iterations": iterations, "tolerance": tolerance}
+        layers = [LipschitzLinear(a, b, domain=norm, codomain=norm, **bound) for a, b in pairwise(widths)]
+        super().__init__(layers, activation, pre_activation, context_features, zero)
+
+    def at(self, context: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        shift = None if context is None else self.shift(context)
+        if self.activation == "elu":
+            return self._plain(F.linear, shift)
+        identity = torch.eye(len(self.layers[-1].weight), dtype=self.layers[-1].weight.dtype)
+        return DenseField(*self._folded(identity.to(self.layers[-1].weight.device), shift))
+
+
+class LipschitzConvNet(LipschitzNet):
+    """A convolutional g with ``|g(x) - g(y)| <= coefficient^layers |x - y|``, from [N, C, H, W] to the same.
+
+    The layers are ``LipschitzConv2d``; a context moves each channel of the input of the first activation.
+
+    Args:
+        channels: C.
+        size: (H, W).
+        hidden: channels between the layers.
+        kernels: of the layers, odd.
+        activation, pre_activation, context_features, zero, norm, coefficient, iterations, tolerance: as of
+            ``LipschitzMLP``.
+
+    Raises:
+        ValueError: an unknown activation, no two kernels, what ``LipschitzConv2d`` refuses.
+
+    References: Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen, "Invertible residual networks", ICML 2019; Chen et al.,
+    "Residual flows for invertible generative modeling", NeurIPS 2019.
+
+    Example:
+        >>> LipschitzConvNet(3, (8, 8), hidden=16)(torch.randn(5, 3, 8, 8)).shape
+        torch.Size([5, 3, 8, 8])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        hidden: int = 512,
+        kernels: Sequence[int] = (3, 1, 3),
+        *,
+        activation: str = "lip_swish",
+        pre_activation: bool = False,
+        context_features: int | None = None,
+        zero: bool = True,
+        norm: float = 2,
+        coefficient: float = 0.97,
+        iterations: int | None = 5,
+        tolerance: float = 1e-3,
+    ) -> None:
+        if min(channels, hidden) < 1 or len(kernels) < 2:
+            raise ValueError(
+                f"channels={channels} and hidden={hidden} must be at least 1, kernels={tuple(kernels)} at least 2 sizes"
+            )
+        widths = (channels, *[hidden] * (len(kernels) - 1), channels)
+        bound = {"coefficient": coefficient, "iterations": iterations, "tolerance": tolerance}
+        layers = [
+            LipschitzConv2d(a, b, kernel, size=size, domain=norm, codomain=norm, **bound)
+            for (a, b), kernel in zip(pairwise(widths), kernels, strict=True)
+        ]
+        super().__init__(layers, activation, pre_activation, context_features, zero)
+
+    def at(self, context: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        shift = None if context is None else self.shift(context)[:, :, None, None]
+        return self._plain(lambda x, w, b: F.conv2d(x, w, b, padding=w.shape[-1] // 2), shift)

@@ -1,0 +1,127 @@
+"""The log-determinant of ``x + g(x)``: exact, or by the power series of g's Jacobian, whole or cut off at random."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from fastgen.ops.field import Field
+from fastgen.ops.hutchinson_trace import _Products
+from fastgen.ops.philox_uniform import philox_uniform
+
+DISTRIBUTIONS = {"geometric": (0.05, 1.0), "poisson": (0.0, 100.0)}
+"""Of the number of random terms, and the open interval that the parameter is of."""
+
+_LEAST, _MOST = 2.0**-53, 1024
+"""Probabilities below the first are not resolved by the uniform noise; of fewer terms than the second they are."""
+
+
+class Products(_Products):
+    """A callable at x, with the methods of a ``Field``; it runs once."""
+
+    def power_products(self, x: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        terms = []
+        with torch.no_grad():
+            for _ in range(count):
+                vectors = self.pull(vectors)
+                terms.append(vectors)
+        return self.y, torch.stack(terms) if terms else vectors.new_empty(0, *vectors.shape)
+
+
+def jacobian(g: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """g(x), and its Jacobian [N, D, D] by D products, with a gradient."""
+    numbers = math.prod(x.shape[1:])
+    units = torch.eye(numbers, dtype=x.dtype, device=x.device).reshape(numbers, 1, *x.shape[1:])
+    products = Products(g, x)
+    return products.y, products.products(x, units).flatten(2).transpose(0, 1)
+
+
+def exact(g: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """g(x) and log|det(I + J)| [N]."""
+    y, matrix = jacobian(g, x)
+    return y, torch.linalg.slogdet(matrix + torch.eye(matrix.shape[1], dtype=x.dtype, device=x.device))[1]
+
+
+def series_of_traces(g: Callable[[Tensor], Tensor], x: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+    """g(x) and ``sum_k (-1)^(k+1) c_k tr(J^k) / k`` [N], the traces exact."""
+    y, matrix = jacobian(g, x)
+    power, total = matrix, x.new_zeros(len(x))
+    for k, weight in enumerate(_alternating(coefficients), 1):
+        power = power @ matrix if k > 1 else power
+        total = total + weight / k * power.diagonal(dim1=1, dim2=2).sum(1)
+    return y, total
+
+
+def series(g: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+    """g(x) and ``sum_k (-1)^(k+1) c_k v^T J^k v / k`` [N], differentiated as it stands: memory grows with the terms."""
+    products = Products(g, x)
+    carried, total = v, x.new_zeros(len(x))
+    for k, weight in enumerate(_alternating(coefficients), 1):
+        carried = products.pull(carried)
+        total = total + weight / k * (carried * v).flatten(1).sum(1)
+    return products.y, total
+
+
+def neumann_series(g: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+    """The value of ``series``, with the gradient of ``w^T J v`` at the constant w: memory is that of one product.
+
+    The derivative of tr(J^k) / k is tr(J^(k-1) dJ), so with ``w^T = sum_k (-1)^(k+1) c_k v^T J^(k-1)`` the mean over v
+    of ``w^T dJ v`` is the derivative of the series. The scalar w^T J v itself is not the series, which divides by k;
+    but it holds v^T J^n v, the one term that the n - 1 products in w lack.
+    """
+    field = g if isinstance(g, Field) and not torch.compiler.is_compiling() else Products(g, x)
+    count = len(coefficients)
+    weights = _alternating(coefficients)
+    y, terms = field.power_products(x, v, count - 1)
+    w = v * weights[0] + torch.tensordot(weights[1:], terms, 1)
+    y, total = field.contract(x, w.detach()[None], v[None])
+    orders = torch.arange(1, count, device=x.device, dtype=x.dtype)
+    known = (terms * v).flatten(2).sum(2) * weights[:-1, None]
+    value = total.detach() / count + (known * (1 / orders - 1 / count)[:, None]).sum(0)
+    return y, total - total.detach() + value.detach()
+
+
+def survival(distribution: str, parameter: float) -> tuple[float, ...]:
+    """P(N >= k) for k = 1, 2, ..., as far as the noise can draw it.
+
+    "geometric" has (1 - p)^(k-1), p the parameter; "poisson" has it as its rate.
+    """
+    if distribution == "geometric":
+        return tuple((1 - parameter) ** k for k in range(_MOST) if (1 - parameter) ** k > _LEAST)
+    masses = [math.exp(k * math.log(parameter) - parameter - math.lgamma(k + 1)) for k in range(1, _MOST)]
+    return tuple(mass for mass in reversed(list(accumulate(reversed(masses)))) if mass > _LEAST)
+
+
+def roulette(reached: tuple[float, ...], exact_terms: int, seed: int, device: torch.device) -> Tensor:
+    """Coefficients c [n], float64, of a series cut off after n = ``exact_terms`` + N terms, N drawn from the seed.
+
+    ``c_k = 1 / P(N >= k - exact_terms)``, 1 for the exact terms, makes the mean of the cut series the whole one.
+    Under ``torch.compile`` c is of a fixed length, 0 after the n-th.
+
+    Args:
+        reached: of ``survival``.
+    """
+    table = torch.tensor(reached, dtype=torch.float64, device=device)
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    drawn = philox_uniform(seed, zero, zero, 1, 0)[0] < table
+    random = torch.where(drawn, 1 / table, 0.0)
+    if not torch.compiler.is_compiling():
+        random = random[: int(drawn.sum())]
+    return torch.cat((random.new_ones(exact_terms), random))
+
+
+def probe(x: Tensor, seed: int) -> Tensor:
+    """Random signs like x, each of the seed, the sample's number and its place alone."""
+    samples = torch.arange(len(x), device=x.device)
+    places = torch.arange(math.prod(x.shape[1:]), device=x.device)
+    return (philox_uniform(seed, samples, places, 0, 0) - 0.5).sign().to(x.dtype).reshape(x.shape)
+
+
+def _alternating(coefficients: Tensor) -> Tensor:
+    signs = torch.ones_like(coefficients)
+    signs[1::2] = -1
+    return coefficients * signs
