@@ -61,6 +61,13 @@ class LipschitzLayer(nn.Module):
         """W^T u of one output."""
         raise NotImplementedError
 
+    def affine(self, x: Tensor, weight: Tensor) -> Tensor:
+        """W x + b of a batch, with the layer's own bias."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.affine(x, self.bounded_weight())
+
     def norm(self) -> Tensor:
         """The norm of ``weight``, exact in closed form, else what ``direction`` shows of it: a number with a gradient.
 
@@ -188,8 +195,8 @@ class LipschitzLinear(LipschitzLayer):
     def apply_transpose(self, weight: Tensor, u: Tensor) -> Tensor:
         return u @ weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.bounded_weight(), self.bias)
+    def affine(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight, self.bias)
 
     def extra_repr(self) -> str:
         outputs, inputs = self.weight.shape
@@ -254,11 +261,11 @@ class LipschitzConv2d(LipschitzLayer):
     def apply_transpose(self, weight: Tensor, u: Tensor) -> Tensor:
         return F.conv_transpose2d(u, weight, padding=self.padding)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def affine(self, x: Tensor, weight: Tensor) -> Tensor:
         if x.shape[2:] != self.size:
             inputs, (height, width) = self.weight.shape[1], self.size
             raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, {inputs}, {height}, {width}]")
-        return F.conv2d(x, self.bounded_weight(), self.bias, padding=self.padding)
+        return F.conv2d(x, weight, self.bias, padding=self.padding)
 
     def extra_repr(self) -> str:
         outputs, inputs, kernel, _ = self.weight.shape

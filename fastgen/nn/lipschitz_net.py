@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgen.nn.lip_swish import SHRINK, LipSwish
 from fastgen.nn.lipschitz import LipschitzConv2d, LipschitzLayer, LipschitzLinear
 from fastgen.nn.mlp import zero_
+from fastgen.ops.conv_field import ConvField
 from fastgen.ops.dense_field import DenseField
+from fastgen.ops.field import Field
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "lip_swish": LipSwish,
@@ -29,6 +32,8 @@ class LipschitzNet(nn.Module):
     ``forward(x, context=None)`` is the network g; ``at(context)`` is the same g of x alone, its bounded weights found
     once: what solves for x, or asks for derivatives, calls that.
     """
+
+    field: ClassVar[type[Field]]
 
     def __init__(
         self,
@@ -53,52 +58,49 @@ class LipschitzNet(nn.Module):
         return self.at(context)(x)
 
     def at(self, context: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """g(., context)."""
-        raise NotImplementedError
-
-    def _folded(self, identity: Tensor, shift: Tensor | None) -> tuple[list[Tensor], list[Tensor], str]:
-        """Weights and biases with one plain activation between each two, as a field of ``fastgen.ops`` has them."""
+        """g(., context): a field of ``fastgen.ops``, whose derivatives are fast, unless the activation is "elu"."""
         weights = [layer.bounded_weight() for layer in self.layers]
+        shift = None
+        if context is not None:
+            shift = self.shift(context)
+            shift = shift.reshape(*shift.shape, *[1] * (weights[0].dim() - 2))
+        if self.activation == "elu":
+            return partial(self._layers, weights, shift)
         biases = [layer.bias for layer in self.layers]
-        if self.pre_activation:
-            weights.insert(0, identity)
+        if self.pre_activation:  # after a layer that changes nothing
+            features = len(weights[-1])
+            identity = torch.eye(features, dtype=weights[0].dtype, device=weights[0].device)
+            weights.insert(0, identity.reshape(features, features, *[1] * (weights[0].dim() - 2)))
             biases.insert(0, torch.zeros_like(biases[-1]))
         if shift is not None:
-            biases[0] = biases[0] + shift
+            biases[0] = biases[0].reshape(shift.shape[1:]) + shift
         if self.activation != "lip_swish":
-            return weights, biases, self.activation
+            return self.field(weights, biases, self.activation)
         for i, activation in enumerate(self.activations):
             sharpness = activation.sharpness
             weights[i], biases[i] = weights[i] * sharpness, biases[i] * sharpness
             weights[i + 1] = weights[i + 1] / (SHRINK * sharpness)
-        return weights, biases, "swish"
+        return self.field(weights, biases, "swish")
 
-    def _plain(
-        self, linear: Callable[[Tensor, Tensor, Tensor], Tensor], shift: Tensor | None
-    ) -> Callable[[Tensor], Tensor]:
-        weights = [layer.bounded_weight() for layer in self.layers]
-
-        def g(x: Tensor) -> Tensor:
-            activations = iter(self.activations)
-            if self.pre_activation:
-                x = next(activations)(x if shift is None else x + shift)
-            for i, (weight, layer) in enumerate(zip(weights, self.layers, strict=True)):
-                if i:
-                    x = next(activations)(x)
-                x = linear(x, weight, layer.bias)
-                if shift is not None and i == 0 and not self.pre_activation:
-                    x = x + shift
-            return x
-
-        return g
+    def _layers(self, weights: Sequence[Tensor], shift: Tensor | None, x: Tensor) -> Tensor:
+        activations = iter(self.activations)
+        if self.pre_activation:
+            x = next(activations)(x if shift is None else x + shift)
+        for i, (layer, weight) in enumerate(zip(self.layers, weights, strict=True)):
+            if i:
+                x = next(activations)(x)
+            x = layer.affine(x, weight)
+            if shift is not None and i == 0 and not self.pre_activation:
+                x = x + shift
+        return x
 
 
 class LipschitzMLP(LipschitzNet):
     """A multilayer perceptron g with ``|g(x) - g(y)| <= coefficient^layers |x - y|``, from [N, D] to [N, D].
 
     The layers are ``LipschitzLinear``. A context moves the input of the first activation, by a linear map of it, and
-    leaves the constant, which is of x, as it is. ``at(context)`` is a ``DenseField`` where the activation allows
-    it, LipSwish by way of ``lip_swish(x) = swish(b x) / (1.1 b)``: then the derivatives are fast.
+    leaves the constant, which is of x, as it is. LipSwish is folded into the weights of its two neighbours,
+    ``lip_swish(x) = swish(b x) / (1.1 b)``.
 
     Args:
         features: D.
@@ -123,6 +125,8 @@ class LipschitzMLP(LipschitzNet):
         True
     """
 
+    field = DenseField
+
     def __init__(
         self,
         features: int,
@@ -145,13 +149,6 @@ class LipschitzMLP(LipschitzNet):
         bound = {"coefficient": coefficient, "iterations": iterations, "tolerance": tolerance}
         layers = [LipschitzLinear(a, b, domain=norm, codomain=norm, **bound) for a, b in pairwise(widths)]
         super().__init__(layers, activation, pre_activation, context_features, zero)
-
-    def at(self, context: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        shift = None if context is None else self.shift(context)
-        if self.activation == "elu":
-            return self._plain(F.linear, shift)
-        identity = torch.eye(len(self.layers[-1].weight), dtype=self.layers[-1].weight.dtype)
-        return DenseField(*self._folded(identity.to(self.layers[-1].weight.device), shift))
 
 
 class LipschitzConvNet(LipschitzNet):
@@ -177,6 +174,8 @@ class LipschitzConvNet(LipschitzNet):
         >>> LipschitzConvNet(3, (8, 8), hidden=16)(torch.randn(5, 3, 8, 8)).shape
         torch.Size([5, 3, 8, 8])
     """
+
+    field = ConvField
 
     def __init__(
         self,
@@ -205,7 +204,3 @@ class LipschitzConvNet(LipschitzNet):
             for (a, b), kernel in zip(pairwise(widths), kernels, strict=True)
         ]
         super().__init__(layers, activation, pre_activation, context_features, zero)
-
-    def at(self, context: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        shift = None if context is None else self.shift(context)[:, :, None, None]
-        return self._plain(lambda x, w, b: F.conv2d(x, w, b, padding=w.shape[-1] // 2), shift)
