@@ -9,6 +9,7 @@ namespace fastgen {
 
 constexpr std::int64_t kTraceSamples = 6;  // of a tile: they go through a layer together
 constexpr std::int64_t kTraceProbes = 16;  // carried at once: their tangents stay in the cache
+constexpr std::int64_t kActivationPiece = 512;  // numbers of a sample that an activation takes at a time
 
 // Rows of `columns` numbers, [inputs][columns], columns a multiple of the vectors' width with zeros behind the layer's own.
 template <typename T>
@@ -43,12 +44,32 @@ template <typename T>
 using TraceBackwardKernel = void (*)(const TraceData<T>&, T* scratch, std::int64_t widest, std::int64_t begin, std::int64_t end,
                                      T* grads);
 
+// An activation between two layers that PyTorch multiplies by: of a [N, numbers], with tangents and carried [P, N, numbers].
+template <typename T>
+struct ActivationData {
+  int activation;
+  std::int64_t samples, numbers, probes;
+  std::int64_t tangents_probe, tangents_sample;  // strides
+  const T *a, *tangents;
+  T *value, *slope, *scaled;  // scaled: the tangents times the slope
+  const T *gradient, *carried;  // backward, which reads value and slope
+  T *grad_a, *scaled_carried;
+};
+
+// Pieces begin .. end of kActivationPiece numbers; each sample has whole pieces, the last one shorter.
+template <typename T>
+using ActivationKernel = void (*)(const ActivationData<T>&, std::int64_t begin, std::int64_t end);
+
 struct TraceKernels {
   std::int64_t width;
   TraceKernel<float> run_float;
   TraceKernel<double> run_double;
   TraceBackwardKernel<float> backward_float;
   TraceBackwardKernel<double> backward_double;
+  ActivationKernel<float> activation_float;
+  ActivationKernel<double> activation_double;
+  ActivationKernel<float> activation_backward_float;
+  ActivationKernel<double> activation_backward_double;
 };
 
 FASTGEN_ISA_TABLES(TraceKernels, trace_kernels)

@@ -1,98 +1,12 @@
 // The trace of a dense field between pairs of vectors: a tile of samples goes through all layers, its tangents with it.
-#include "common/lanes.h"
 #include "cpu/hutchinson_trace.h"
+
+#include "common/lanes.h"
+#include "cpu/hutchinson_trace_activation.h"
+#include "cpu/hutchinson_trace_products.h"
 
 namespace fastgen {
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int kColumns = 4;  // vectors of a block: with 6 rows as many accumulators as the registers hold
-#else
-constexpr int kColumns = 2;
-#endif
-
-// out[r][c] = bias[c] + sum_k a[r][k] b[k][c] of a block of R rows and C vectors.
-template <int R, int C, typename V, typename T>
-inline void block(const T* a, std::int64_t stride, const T* b, std::int64_t columns, std::int64_t inputs, const T* bias, T* out) {
-  V sum[R][C];
-#pragma GCC unroll 8
-  for (int c = 0; c < C; ++c) {
-    const V first = bias ? load_vector<V>(bias + c * kWidth) : V{};
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) sum[r][c] = first;
-  }
-  for (std::int64_t k = 0; k < inputs; ++k) {
-    V row[C];
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) row[c] = load_vector<V>(b + k * columns + c * kWidth);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const V each = a[r * stride + k] - V{};
-#pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) sum[r][c] = fma(each, row[c], sum[r][c]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) store_vector(out + r * columns + c * kWidth, sum[r][c]);
-  }
-}
-
-// Matrices of at most kTraceSamples rows, one for each probe, `apart` numbers from one another.
-template <typename T>
-struct Rows {
-  T* begin;
-  std::int64_t stride, apart;
-};
-
-template <int C, typename V, typename T>
-inline void panel(std::int64_t probes, std::int64_t rows, Rows<const T> a, const TraceLayer<T>& b, std::int64_t c, const T* bias,
-                  Rows<T> out) {
-  for (std::int64_t p = 0; p < probes; ++p) {
-    const T* from = a.begin + p * a.apart;
-    T* to = out.begin + p * out.apart + c;
-    if (rows == kTraceSamples) {
-      block<kTraceSamples, C, V>(from, a.stride, b.weight + c, b.columns, b.inputs, bias, to);
-      continue;
-    }
-    for (std::int64_t r = 0; r < rows; ++r) {
-      block<1, C, V>(from + r * a.stride, a.stride, b.weight + c, b.columns, b.inputs, bias, to + r * b.columns);
-    }
-  }
-}
-
-// out = a b, with the bias if asked for. A run of columns of b serves all probes: it stays in the cache.
-template <typename V, typename T>
-void multiply(std::int64_t probes, std::int64_t rows, Rows<const T> a, const TraceLayer<T>& b, bool with_bias, Rows<T> out) {
-  const T* none = nullptr;
-  std::int64_t c = 0;
-  for (; c + kColumns * kWidth <= b.columns; c += kColumns * kWidth) {
-    panel<kColumns, V>(probes, rows, a, b, c, with_bias ? b.bias + c : none, out);
-  }
-  for (; c < b.columns; c += kWidth) panel<1, V>(probes, rows, a, b, c, with_bias ? b.bias + c : none, out);
-}
-
-template <typename V>
-inline void activate(int activation, V a, V& value, V& slope) {
-  const V one = V{} + 1;
-  if (activation == 0) {
-    value = tanh(a);
-    slope = one - value * value;
-    return;
-  }
-  const V gate = sigmoid(a);
-  value = activation == 1 ? softplus(a) : a * gate;
-  slope = activation == 1 ? gate : gate * (one + a * (one - gate));
-}
-
-// The derivative of the slope.
-template <typename V>
-inline V bend_of(int activation, V a, V value, V slope) {
-  if (activation == 0) return -2 * value * slope;
-  const V one = V{} + 1, gate = sigmoid(a), rest = gate * (one - gate);
-  return activation == 1 ? rest : rest * (2 + a * (one - 2 * gate));
-}
 
 // to *= by, element by element.
 template <typename V, typename T>
@@ -159,70 +73,6 @@ void tile(const TraceData<T>& data, T* scratch, std::int64_t widest, std::int64_
     double whole = 0;
     for (int i = 0; i < kWidth; ++i) whole += sum[i];
     data.trace[first + r] = static_cast<T>(whole);
-  }
-}
-
-// out[o][:] += sum of a[o] b[:] over all rows of all probes.
-template <int R, int C, typename V, typename T>
-inline void add_outer_block(std::int64_t probes, std::int64_t rows, Rows<const T> a, Rows<const T> b, T* out, std::int64_t columns) {
-  V sum[R][C];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) sum[r][c] = load_vector<V>(out + r * columns + c * kWidth);
-  }
-  for (std::int64_t p = 0; p < probes; ++p) {
-    for (std::int64_t n = 0; n < rows; ++n) {
-      const T *left = a.begin + p * a.apart + n * a.stride, *right = b.begin + p * b.apart + n * b.stride;
-      V row[C];
-#pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) row[c] = load_vector<V>(right + c * kWidth);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const V each = left[r] - V{};
-#pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) sum[r][c] = fma(each, row[c], sum[r][c]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) store_vector(out + r * columns + c * kWidth, sum[r][c]);
-  }
-}
-
-template <int C, typename V, typename T>
-inline void add_outer_panel(std::int64_t probes, std::int64_t rows, Rows<const T> a, Rows<const T> b, T* out, std::int64_t outputs,
-                            std::int64_t columns) {
-  std::int64_t o = 0;
-  const auto from = [&] { return Rows<const T>{a.begin + o, a.stride, a.apart}; };
-  for (; o + 6 <= outputs; o += 6) add_outer_block<6, C, V>(probes, rows, from(), b, out + o * columns, columns);
-  for (; o + 4 <= outputs; o += 4) add_outer_block<4, C, V>(probes, rows, from(), b, out + o * columns, columns);
-  for (; o < outputs; ++o) add_outer_block<1, C, V>(probes, rows, from(), b, out + o * columns, columns);
-}
-
-template <typename V, typename T>
-void add_outer(std::int64_t probes, std::int64_t rows, Rows<const T> a, Rows<const T> b, T* out, std::int64_t outputs,
-               std::int64_t columns) {
-  std::int64_t c = 0;
-  for (; c + kColumns * kWidth <= columns; c += kColumns * kWidth) {
-    add_outer_panel<kColumns, V>(probes, rows, a, {b.begin + c, b.stride, b.apart}, out + c, outputs, columns);
-  }
-  for (; c < columns; c += kWidth) {
-    add_outer_panel<1, V>(probes, rows, a, {b.begin + c, b.stride, b.apart}, out + c, outputs, columns);
-  }
-}
-
-// Rows of `features` numbers to rows of `columns`, zeros behind them.
-template <typename T>
-inline void pad(Rows<const T> from, std::int64_t probes, std::int64_t rows, std::int64_t features, Rows<T> to) {
-  for (std::int64_t p = 0; p < probes; ++p) {
-    for (std::int64_t r = 0; r < rows; ++r) {
-      const T* row = from.begin + p * from.apart + r * from.stride;
-      T* out = to.begin + p * to.apart + r * to.stride;
-      for (std::int64_t d = 0; d < to.stride; ++d) out[d] = d < features ? row[d] : T(0);
-    }
   }
 }
 
@@ -357,7 +207,9 @@ void backward(const TraceData<T>& data, T* scratch, std::int64_t widest, std::in
 }  // namespace
 
 const TraceKernels& FASTGEN_OF_ISA(trace_kernels)() {
-  static const TraceKernels kernels = {kWidth, run<float>, run<double>, backward<float>, backward<double>};
+  static const TraceKernels kernels = {kWidth, run<float>, run<double>, backward<float>, backward<double>,
+                                      activate_pieces<false, float>, activate_pieces<false, double>,
+                                      activate_pieces<true, float>, activate_pieces<true, double>};
   return kernels;
 }
 

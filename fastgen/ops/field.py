@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from fastgen.ops.precision import in_float32
 from fastgen.ops.registry import Op
+from fastgen.ops.tangent_activation import tangent_activation, tangent_activation_backward
 from fastgen.reference import hutchinson_trace as reference
-from fastgen.reference.hutchinson_trace import ACTIVATIONS, LinearMap, activate, curvature
+from fastgen.reference.hutchinson_trace import ACTIVATIONS, LinearMap
 
 _NUMBERS = 1 << 21
 """Of the tangents that go through a layer at once: they stay in the cache from one layer to the next."""
@@ -79,7 +81,7 @@ class Field:
             with torch.no_grad():
                 if kernels := self._kernels(x):
                     return kernels.value(list(ACTIVATIONS).index(self.activation), x, left, right, parameters)
-                return _Forward(self.linear, self.activation, x, left, right, parameters, keep=False).result
+                return _value(self.linear, self.activation, x, left, right, parameters)
 
     @torch.no_grad()
     def products(self, x: Tensor, vectors: Tensor) -> Tensor:
@@ -119,56 +121,76 @@ class Field:
         return [tensor for layer in zip(self.weights, self.biases, strict=True) for tensor in layer]
 
 
-def _chunks(vectors: Tensor, x: Tensor, weights: Sequence[Tensor]) -> Iterator[slice]:
-    """The probes in [P, N or 1, D...], so many at a time."""
-    plane = x[:1, 0].numel() if x.dim() > 2 else 1
-    each = max(1, len(x)) * plane * max(len(weight) for weight in weights)
-    step = max(1, _NUMBERS // max(1, each))
-    return (slice(begin, begin + step) for begin in range(0, len(vectors), step))
+def _blocks(x: Tensor, probes: int, weights: Sequence[Tensor], whole: bool) -> list[tuple[slice, slice]]:
+    """Samples and probes whose tangents go through all layers together; ``whole``: never some of a sample's probes."""
+    plane = math.prod(x.shape[2:])
+    each = max(1, plane * max(len(weight) for weight in weights))
+    most = max(1, _NUMBERS // each)
+    samples, together = max(1, most // (probes + 1)), probes if whole else max(1, min(probes, most))
+    parts = [slice(p, p + together) for p in range(0, probes, together)] if together else []
+    return [(slice(n, n + samples), part) for n in range(0, max(1, len(x)), samples) for part in parts or [slice(0)]]
 
 
-class _Forward:
-    """What ``_Trace`` computes, and what its backward needs of it.
+def _of(samples: slice, tensor: Tensor, dim: int = 0) -> Tensor:
+    """Of a tensor of all samples or of one for all of them."""
+    return tensor if tensor.shape[dim] == 1 else tensor[(slice(None),) * dim + (samples,)]
 
-    The right vectors are carried forward to the last hidden layer, the left ones back to it: there they meet. ``moved``
-    has the right vectors before each activation's derivative, ``met`` the left ones.
+
+def _biases(parameters: Sequence[Tensor], samples: slice, x: Tensor) -> list[Tensor]:
+    return [_of(samples, bias) if bias.dim() == x.dim() else bias for bias in parameters[1::2]]
+
+
+class _Run(NamedTuple):
+    """What a block's way through the layers leaves, for each activation but ``met``.
+
+    The right vectors are carried forward to the last hidden layer, the left ones back to it: there they meet.
     """
 
-    def __init__(
-        self,
-        linear: LinearMap,
-        activation: str,
-        x: Tensor,
-        left: Tensor,
-        right: Tensor,
-        parameters: Sequence[Tensor],
-        keep: bool,
-    ) -> None:
-        weights, biases = [linear.arrange(weight) for weight in parameters[::2]], parameters[1::2]
-        self.before, self.hidden, slopes = [], [x], []
-        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-            self.before.append(linear.push(self.hidden[-1], weight, bias))
-            value, slope = activate(activation, self.before[-1])
-            self.hidden.append(value)
-            slopes.append(slope)
-        y = linear.push(self.hidden[-1], weights[-1], biases[-1])
-        self.slopes = slopes
-        self.moved: list[list[Tensor]] = []
-        self.met: list[Tensor] = []
-        total = torch.zeros_like(slopes[-1])
-        for chunk in _chunks(right, x, weights):
-            moved = [linear.push(right[chunk], weights[0])]
-            for slope, weight in zip(slopes[:-1], weights[1:-1], strict=True):
-                last = moved[-1]
-                scaled = last * slope if keep or last.shape[1] != len(x) else last.mul_(slope)
-                pushed = linear.push(scaled, weight)
-                moved = [*moved, pushed] if keep else [pushed]
-            met = linear.pull(left[chunk], parameters[-2])
-            total += (moved[-1] * met).sum(0)
-            if keep:
-                self.moved.append(moved)
-                self.met.append(met)
-        self.result = y, (total * slopes[-1]).sum(tuple(range(1, x.dim())))
+    before: list[Tensor]
+    values: list[Tensor]
+    slopes: list[Tensor]
+    tangents: list[Tensor]
+    """The right vectors, before the activation's derivative scales them."""
+    met: list[Tensor]
+    """The left vectors at the last activation."""
+
+
+def _forward(
+    linear: LinearMap,
+    activation: str,
+    x: Tensor,
+    left: Tensor,
+    right: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    keep: bool,
+) -> tuple[Tensor, Tensor, _Run]:
+    run = _Run([], [], [], [], [])
+    value, scaled = x, right
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        before, tangents = linear.push(value, weight, bias), linear.push(scaled, weight)
+        value, slope, scaled = tangent_activation(activation, before, tangents)
+        if keep:
+            for kept, tensor in zip(run, (before, value, slope, tangents), strict=False):
+                kept.append(tensor)
+    met = linear.pull(left, weights[-1])
+    run.met.append(met)
+    trace = (scaled * met).sum((0, *range(2, scaled.dim())))
+    return linear.push(value, weights[-1], biases[-1]), trace, run
+
+
+def _value(
+    linear: LinearMap, activation: str, x: Tensor, left: Tensor, right: Tensor, parameters: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """``reference.field_trace`` with nothing kept."""
+    weights = [linear.arrange(weight) for weight in parameters[::2]]
+    y, trace = x.new_empty(x.shape), x.new_zeros(len(x))
+    for samples, probes in _blocks(x, len(right), weights, whole=False):
+        pairs = (_of(samples, vectors[probes], 1) for vectors in (left, right))
+        biases = _biases(parameters, samples, x)
+        y[samples], part, _ = _forward(linear, activation, x[samples], *pairs, weights, biases, keep=False)
+        trace[samples] += part
+    return y, trace
 
 
 class _Trace(torch.autograd.Function):
@@ -189,104 +211,89 @@ class _Trace(torch.autograd.Function):
         if kernels:
             ctx.save_for_backward(x, left, right, *parameters)
             return kernels.value(list(ACTIVATIONS).index(activation), x, left, right, list(parameters))
-        ran = _Forward(linear, activation, x, left, right, parameters, keep=True)
-        moved = [tensor for chunk in ran.moved for tensor in chunk]
-        ctx.save_for_backward(x, left, right, *parameters, *ran.before, *ran.hidden[1:], *ran.slopes, *ran.met, *moved)
-        ctx.chunks = len(ran.met)
-        return ran.result
+        weights = [linear.arrange(weight) for weight in parameters[::2]]
+        ys, traces, kept = [], [], []
+        for samples, _ in _blocks(x, len(right), weights, whole=True):
+            pairs = (_of(samples, vectors, 1) for vectors in (left, right))
+            biases = _biases(parameters, samples, x)
+            y, trace, run = _forward(linear, activation, x[samples], *pairs, weights, biases, keep=True)
+            ys.append(y)
+            traces.append(trace)
+            kept += [tensor for tensors in run for tensor in tensors]
+        ctx.save_for_backward(x, left, right, *parameters, *kept)
+        return torch.cat(ys), torch.cat(traces)
 
     @staticmethod
     def backward(ctx, grad_y: Tensor, grad_trace: Tensor):
-        layers = (len(ctx.needs_input_grad) - 6) // 2
-        tensors = iter(ctx.saved_tensors)
-
-        def take(count: int) -> list[Tensor]:
-            return [next(tensors) for _ in range(count)]
-
-        x, left, right = take(3)
-        parameters = take(2 * layers)
+        count = len(ctx.needs_input_grad) - 6
+        (x, left, right), parameters = ctx.saved_tensors[:3], list(ctx.saved_tensors[3 : 3 + count])
         if torch.is_grad_enabled():
             found = _again(ctx.linear, ctx.activation, x, left, right, parameters, grad_y, grad_trace)
         elif ctx.kernels:
             number = list(ACTIVATIONS).index(ctx.activation)
             grad_x, grads = ctx.kernels.backward(number, grad_y, grad_trace, x, left, right, parameters)
             each = grads.split([parameter.numel() for parameter in parameters])
-            shaped = [grad.view_as(parameter) for grad, parameter in zip(each, parameters, strict=True)]
-            found = [grad_x, *shaped]
+            found = [grad_x, *(grad.view_as(tensor) for grad, tensor in zip(each, parameters, strict=True))]
         else:
-            before, after, slopes = (take(layers - 1) for _ in range(3))
-            met = take(ctx.chunks)
-            moved = [take(layers - 1) for _ in met]
-            found = _gradients(
-                ctx.linear,
-                ctx.activation,
-                ctx.needs_input_grad[3],
-                any(ctx.needs_input_grad[6:]),
-                (left, right),
-                parameters,
-                before,
-                [x, *after],
-                slopes,
-                met,
-                moved,
-                grad_y,
-                grad_trace,
-            )
+            gradients = _Gradients(ctx.linear, ctx.activation, x, parameters, ctx.needs_input_grad)
+            kept, hidden = iter(ctx.saved_tensors[3 + count :]), count // 2 - 1
+            for samples, _ in _blocks(x, len(right), parameters[::2], whole=True):
+                run = _Run(*([next(kept) for _ in range(length)] for length in (*[hidden] * 4, 1)))
+                pairs = (_of(samples, vectors, 1) for vectors in (left, right))
+                gradients.add(samples, x[samples], *pairs, run, grad_y[samples], grad_trace[samples])
+            found = [
+                gradients.x,
+                *(grad for pair in zip(gradients.weights, gradients.biases, strict=True) for grad in pair),
+            ]
         return None, None, None, found[0], None, None, *found[1:]
 
 
-def _gradients(
-    linear: LinearMap,
-    activation: str,
-    followed: bool,
-    trained: bool,
-    pairs: tuple[Tensor, Tensor],
-    parameters: list[Tensor],
-    before: list[Tensor],
-    hidden: list[Tensor],
-    slopes: list[Tensor],
-    met: list[Tensor],
-    moved: list[list[Tensor]],
-    grad_y: Tensor,
-    grad_trace: Tensor,
-) -> list[Tensor | None]:
-    """Of x (if followed) and the parameters (if trained).
+class _Gradients:
+    """Of x and the parameters, summed over blocks of samples; None of what needs none."""
 
-    First back through the tangents, then through f with what their slopes add.
-    """
-    (left, right), x = pairs, hidden[0]
-    weights, biases = [linear.arrange(weight) for weight in parameters[::2]], parameters[1::2]
-    grad_weights: list[Tensor | None] = [None] * len(weights)
-    grad_slopes = [torch.zeros_like(slope) for slope in slopes]
+    def __init__(
+        self, linear: LinearMap, activation: str, x: Tensor, parameters: list[Tensor], needed: Sequence[bool]
+    ) -> None:
+        self.linear, self.activation = linear, activation
+        self.arranged = [linear.arrange(weight) for weight in parameters[::2]]
+        self.x = torch.empty_like(x) if needed[3] else None
+        of = [torch.zeros_like(p) if need else None for p, need in zip(parameters, needed[6:], strict=True)]
+        self.weights, self.biases = of[::2], of[1::2]
 
-    def add_outer(k: int, v: Tensor, h: Tensor) -> None:
-        if not trained:
-            return
-        if v.shape[1] != h.shape[1]:
-            v, h = (t if t.shape[1] == 1 else t.sum(1, keepdim=True) for t in (v, h))
-        grad = linear.outer(v.flatten(0, 1), h.flatten(0, 1), weights[k])
-        grad_weights[k] = grad if grad_weights[k] is None else grad_weights[k].add_(grad)
-
-    each = grad_trace.view(-1, *[1] * (x.dim() - 1))
-    for chunk, here, tangents in zip(_chunks(right, x, weights), met, moved, strict=True):
-        carried = here * each
-        add_outer(-1, left[chunk], tangents[-1] * (slopes[-1] * each))
-        for k in reversed(range(len(slopes))):
-            grad_slopes[k] += (tangents[k] * carried).sum(0)
-            carried = carried.mul_(slopes[k]) if carried.shape[1] == len(x) else carried * slopes[k]
-            add_outer(k, carried, tangents[k - 1] * slopes[k - 1] if k else right[chunk])
+    def add(
+        self, samples: slice, x: Tensor, left: Tensor, right: Tensor, run: _Run, grad_y: Tensor, grad_trace: Tensor
+    ) -> None:
+        """What the block adds: at each activation, f's own gradient and that of the tangents' slopes meet."""
+        linear, each = self.linear, grad_trace.view(-1, *[1] * (x.dim() - 1))
+        gradient, carried = linear.pull(grad_y, self.arranged[-1]), run.met[0] * each
+        above, cotangents = grad_y, left * each
+        for k in reversed(range(len(run.slopes))):
+            self._add_bias(k + 1, samples, above)
+            self._add_outer(k + 1, above[None], run.values[k][None])
+            saved = (of[k] for of in run[:4])
+            above, carried, scaled = tangent_activation_backward(self.activation, *saved, gradient, carried)
+            self._add_outer(k + 1, cotangents, scaled)
+            cotangents = carried
             if k:
-                carried = linear.pull(carried, weights[k])
-    gradient, grad_biases = grad_y, []
-    for k in reversed(range(len(weights))):
-        add_outer(k, gradient[None], hidden[k][None])
-        grad_biases.append(gradient.sum_to_size(biases[k].shape))
-        gradient = linear.pull(gradient, weights[k]) if k or followed else None
-        if k:
-            bend = curvature(activation, before[k - 1])
-            gradient = (gradient * slopes[k - 1]).addcmul_(grad_slopes[k - 1], bend)
-    paired = zip(grad_weights, reversed(grad_biases), strict=True)
-    return [gradient, *(grad for pair in paired for grad in pair)]
+                gradient, carried = (linear.pull(v, self.arranged[k]) for v in (above, carried))
+        self._add_bias(0, samples, above)
+        self._add_outer(0, above[None], x[None])
+        self._add_outer(0, cotangents, right)
+        if self.x is not None:
+            self.x[samples] = linear.pull(above, self.arranged[0])
+
+    def _add_bias(self, k: int, samples: slice, gradient: Tensor) -> None:
+        total = self.biases[k]
+        if total is not None:
+            part = _of(samples, total) if total.dim() == gradient.dim() else total
+            part += gradient.sum_to_size(part.shape)
+
+    def _add_outer(self, k: int, v: Tensor, h: Tensor) -> None:
+        total = self.weights[k]
+        if total is not None:
+            if v.shape[1] != h.shape[1]:  # one of them is shared by the samples
+                v, h = (t if t.shape[1] == 1 else t.sum(1, keepdim=True) for t in (v, h))
+            total += self.linear.outer(v.flatten(0, 1), h.flatten(0, 1), self.arranged[k])
 
 
 def _again(

@@ -88,8 +88,9 @@ def _padding(weight: Tensor) -> tuple[int, int]:
 
 
 def _conv_push(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    y = F.conv2d(x.flatten(0, -4), weight, padding=_padding(weight)).unflatten(0, x.shape[:-3])
-    return y if bias is None else y + bias
+    shared = bias is not None and bias.dim() < 4
+    y = F.conv2d(x.flatten(0, -4), weight, bias.flatten() if shared else None, padding=_padding(weight))
+    return (y if bias is None or shared else y + bias).unflatten(0, x.shape[:-3])
 
 
 def _conv_pull(v: Tensor, weight: Tensor) -> Tensor:
@@ -97,13 +98,15 @@ def _conv_pull(v: Tensor, weight: Tensor) -> Tensor:
 
 
 def _conv_outer(v: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    return torch.nn.grad.conv2d_weight(x, weight.shape, v, padding=_padding(weight))
+    where = (None, (1, 1), _padding(weight), (1, 1), False, (0, 0), 1)
+    return torch.ops.aten.convolution_backward(v, x, weight, *where, (False, True, False))[1]
 
 
 CONV = LinearMap(
     _conv_push, _conv_pull, _conv_outer, lambda weight: weight.contiguous(memory_format=torch.channels_last)
 )
-"""Convolutions, W [out, in, kh, kw] with odd kh and kw, zeros around the image; a bias broadcasts to [N, out, H, W]."""
+"""Convolutions, W [out, in, kh, kw] with odd kh and kw, zeros around the image; a bias
+of [out, 1, 1], or of what broadcasts to [N, out, H, W]."""
 
 
 def field(linear: LinearMap, activation: str, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,80 @@
+"""An activation with the tangents beside it, in one pass over memory, and the gradients of both in another."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastgen.ops.registry import Op
+from fastgen.reference.hutchinson_trace import ACTIVATIONS, activate, curvature
+
+
+def _reference(activation: int, a: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    value, slope = activate(list(ACTIVATIONS)[activation], a)
+    return value, slope, tangents * slope
+
+
+def _fake(activation: int, a: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return a.new_empty(a.shape), a.new_empty(a.shape), a.new_empty(len(tangents), *a.shape)
+
+
+FORWARD = Op(
+    "tangent_activation(int activation, Tensor a, Tensor tangents) -> (Tensor, Tensor, Tensor)",
+    _reference,
+    _fake,
+    absent={
+        "triton": "where a gradient is recorded its neighbours are cuBLAS's and cuDNN's; PyTorch's own compiler fuses "
+        "the plain formula around them"
+    },
+    not_differentiable="where a gradient is wanted, Field has it",
+    part_of="hutchinson_trace",
+)
+
+
+def _backward_reference(
+    activation: int, a: Tensor, value: Tensor, slope: Tensor, tangents: Tensor, gradient: Tensor, carried: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    bend = curvature(list(ACTIVATIONS)[activation], a)
+    return gradient * slope + (tangents * carried).sum(0) * bend, carried * slope, tangents * slope
+
+
+def _backward_fake(
+    activation: int, a: Tensor, value: Tensor, slope: Tensor, tangents: Tensor, gradient: Tensor, carried: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return a.new_empty(a.shape), a.new_empty(carried.shape), a.new_empty(carried.shape)
+
+
+BACKWARD = Op(
+    "tangent_activation_backward(int activation, Tensor a, Tensor value, Tensor slope, Tensor tangents, "
+    "Tensor gradient, Tensor carried) -> (Tensor, Tensor, Tensor)",
+    _backward_reference,
+    _backward_fake,
+    absent=FORWARD.absent,
+    not_differentiable="its derivative is that of the plain formula, in Field",
+    part_of="hutchinson_trace",
+)
+
+
+def tangent_activation(name: str, a: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The activation of a [N, D...], its derivative, and that times the tangents [P, N or 1, D...]: [P, N, D...]."""
+    return _in_order(FORWARD, name, a, tangents)
+
+
+def tangent_activation_backward(
+    name: str, a: Tensor, value: Tensor, slope: Tensor, tangents: Tensor, gradient: Tensor, carried: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What of ``gradient``, of the value, and of ``carried`` [P, N, D...], of the scaled tangents, comes through.
+
+    Returns:
+        the gradient of a, that of the tangents [P, N, D...], and the scaled tangents again.
+    """
+    return _in_order(BACKWARD, name, a, value, slope, tangents, gradient, carried)
+
+
+def _in_order(op: Op, name: str, a: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """With the channels of images last, as they are in memory."""
+    tensors = [a, *others]
+    images = a.dim() == 4
+    if images:
+        tensors = [t.movedim(-3, -1) for t in tensors]
+    found = op(list(ACTIVATIONS).index(name), *tensors)
+    return tuple(t.movedim(-1, -3) for t in found) if images else found
