@@ -6,6 +6,7 @@ from fastgen.models.flows.base import FlowConfig, FlowModel, SamplesNotFinite
 from fastgen.models.flows.cubic_spline import CubicSplineFlow, CubicSplineFlowConfig
 from fastgen.models.flows.flow_plus_plus import FlowPlusPlus, FlowPlusPlusConfig
 from fastgen.models.flows.glow import Glow, GlowConfig
+from fastgen.models.flows.i_resnet import IResNet, IResNetConfig
 from fastgen.models.flows.iaf import IAF, IAFConfig
 from fastgen.models.flows.maf import MAF, MAFConfig
 from fastgen.models.flows.naf import NAF, NAFConfig
@@ -19,6 +20,7 @@ from fastgen.models.flows.nice import NICE, NICEConfig
 from fastgen.models.flows.planar import PlanarFlow, PlanarFlowConfig
 from fastgen.models.flows.radial import RadialFlow, RadialFlowConfig
 from fastgen.models.flows.realnvp import RealNVP, RealNVPConfig
+from fastgen.models.flows.residual_flow import ResidualFlow, ResidualFlowConfig
 from fastgen.models.flows.sos import SOS, SOSConfig
 from fastgen.models.flows.sylvester import SylvesterFlow, SylvesterFlowConfig
 from fastgen.models.flows.umnn import UMNN, UMNNConfig
@@ -39,6 +41,8 @@ __all__ = [
     "Glow",
     "GlowConfig",
     "IAFConfig",
+    "IResNet",
+    "IResNetConfig",
     "MAFConfig",
     "NAFConfig",
     "NICEConfig",
@@ -52,6 +56,8 @@ __all__ = [
     "RadialFlowConfig",
     "RealNVP",
     "RealNVPConfig",
+    "ResidualFlow",
+    "ResidualFlowConfig",
     "SOSConfig",
     "SamplesNotFinite",
     "SylvesterFlow",
