@@ -1,5 +1,5 @@
-// Fields of dense layers, and activations with tangents beside them: fastgen::dense_trace and fastgen::tangent_activation, each
-// with its backward, on the CPU.
+// Fields of dense layers, and activations with tangents beside them: fastgen::dense_trace and fastgen::tangent_activation with
+// their backwards, and fastgen::dense_powers, on the CPU.
 #include "cpu/hutchinson_trace.h"
 
 #include <torch/csrc/stable/library.h>
@@ -40,8 +40,10 @@ void check(const Tensor& x, const Tensor& left, const Tensor& right, const std::
     const Tensor &weight = parameters[i], &bias = parameters[i + 1];
     STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type() && bias.scalar_type() == x.scalar_type(),
                     "parameters must have the dtype of x");
-    STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == width && bias.dim() == 1 && bias.size(0) == weight.size(0),
-                    "parameters must be [out, in] and [out] of layers that follow one another");
+    const bool own = bias.dim() == 2 && bias.size(0) == x.size(0);
+    STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == width && (own || bias.dim() == 1) &&
+                        bias.size(bias.dim() - 1) == weight.size(0),
+                    "parameters must be [out, in] and [out] or [N, out] of layers that follow one another");
     width = weight.size(0);
   }
   STD_TORCH_CHECK(width == x.size(1), "the last layer must give as many numbers as x has");
@@ -57,14 +59,15 @@ class Packed {
       const Tensor &weight = parameters[i], &bias = parameters[i + 1];
       const std::int64_t outputs = weight.size(0), inputs = weight.size(1), columns = padded(outputs), across = padded(inputs);
       const T *from = weight.const_data_ptr<T>(), *added = bias.const_data_ptr<T>();
-      layers.push_back({to, to + inputs * columns, inputs, columns});
-      back.push_back({to + (inputs + 1) * columns, nullptr, outputs, across});
+      const bool own = bias.dim() == 2;
+      layers.push_back({to, to + inputs * columns, inputs, columns, own ? added : nullptr, nullptr});
+      back.push_back({to + (inputs + 1) * columns, nullptr, outputs, across, nullptr, nullptr});
       T* transposed = to + (inputs + 1) * columns;
       for (std::int64_t o = 0; o < outputs; ++o) {
         for (std::int64_t k = 0; k < inputs; ++k) to[k * columns + o] = from[o * inputs + k];
         std::copy_n(from + o * inputs, inputs, transposed + o * across);
       }
-      std::copy_n(added, outputs, to + inputs * columns);
+      if (!own) std::copy_n(added, outputs, to + inputs * columns);
       to = transposed + outputs * across;
       widest = std::max(widest, columns);
       gradients += outputs * across + columns;
@@ -123,7 +126,15 @@ void trace(TraceData<T> data, const Packed<T>& packed, TraceKernel<T> kernel) {
 
 // `grads`: of the weights and biases in turn, without padding.
 template <typename T>
-void trace_backward(TraceData<T> data, const Packed<T>& packed, TraceBackwardKernel<T> kernel, T* grads) {
+void trace_backward(TraceData<T> data, Packed<T>& packed, TraceBackwardKernel<T> kernel, T* grads) {
+  T* place_of = grads;
+  for (std::size_t k = 0; k < packed.layers.size(); ++k) {
+    TraceLayer<T>& layer = packed.layers[k];
+    const std::int64_t outputs = packed.back[k].inputs;
+    place_of += layer.inputs * outputs;
+    layer.grad_own = layer.own ? place_of : nullptr;
+    place_of += layer.own ? data.samples * outputs : outputs;
+  }
   const std::int64_t tiles = (data.samples + kTraceSamples - 1) / kTraceSamples, runs = std::min(kRuns, tiles);
   const std::int64_t numbers = packed.gradients;
   std::vector<double> sums(runs * numbers);
@@ -151,7 +162,12 @@ void trace_backward(TraceData<T> data, const Packed<T>& packed, TraceBackwardKer
   };
   for (std::size_t k = 0; k < packed.back.size(); ++k) {
     for (std::int64_t o = 0; o < packed.back[k].inputs; ++o) take(packed.layers[k].inputs, packed.back[k].columns);
-    take(packed.back[k].inputs, packed.layers[k].columns);
+    if (packed.layers[k].own) {
+      grads += data.samples * packed.back[k].inputs;
+      place += packed.layers[k].columns;
+    } else {
+      take(packed.back[k].inputs, packed.layers[k].columns);
+    }
   }
 }
 
@@ -191,7 +207,7 @@ std::tuple<Tensor, Tensor> dense_trace_backward_cpu(std::int64_t activation, Ten
   const Tensor grad_x = torch::stable::new_empty(x, x.sizes()), grads = torch::stable::new_empty(x, {numbers});
   const auto run = [&](auto kernel, auto zero) {
     using T = decltype(zero);
-    const Packed<T> packed(parameters, trace_kernels().width);
+    Packed<T> packed(parameters, trace_kernels().width);
     TraceData<T> data = data_of<T>(x, left, right, packed, activation);
     data.grad_y = grad_y.const_data_ptr<T>();
     data.grad_trace = grad_trace.const_data_ptr<T>();
@@ -201,6 +217,29 @@ std::tuple<Tensor, Tensor> dense_trace_backward_cpu(std::int64_t activation, Ten
   const TraceKernels& kernels = trace_kernels();
   x.scalar_type() == ScalarType::Float ? run(kernels.backward_float, 0.0f) : run(kernels.backward_double, 0.0);
   return {grad_x, grads};
+}
+
+std::tuple<Tensor, Tensor> dense_powers_cpu(std::int64_t activation, std::int64_t count, Tensor x, Tensor vectors,
+                                            std::vector<Tensor> parameters) {
+  STD_TORCH_CHECK(count >= 0, "count is ", count, "; it must be at least 0");
+  check(x, vectors, vectors, parameters, activation);
+  x = torch::stable::contiguous(x);
+  vectors = torch::stable::contiguous(vectors);
+  for (Tensor& tensor : parameters) tensor = torch::stable::contiguous(tensor);
+  const Tensor y = torch::stable::new_empty(x, x.sizes());
+  const Tensor products = torch::stable::new_empty(x, {count, vectors.size(0), x.size(0), x.size(1)});
+  const auto run = [&](auto kernel, auto zero) {
+    using T = decltype(zero);
+    const Packed<T> packed(parameters, trace_kernels().width);
+    TraceData<T> data = data_of<T>(x, vectors, vectors, packed, activation);
+    data.y = y.mutable_data_ptr<T>();
+    data.powers = count;
+    data.products = products.mutable_data_ptr<T>();
+    trace<T>(data, packed, kernel);
+  };
+  const TraceKernels& kernels = trace_kernels();
+  x.scalar_type() == ScalarType::Float ? run(kernels.powers_float, 0.0f) : run(kernels.powers_double, 0.0);
+  return {y, products};
 }
 
 // a [N, ...], tangents [P, N or 1, ...]. Where every sample has its own tangents, all are one row of numbers.
@@ -292,6 +331,7 @@ std::tuple<Tensor, Tensor, Tensor> tangent_activation_backward_cpu(std::int64_t 
 STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) {
   m.impl("dense_trace", TORCH_BOX(&fastgen::dense_trace_cpu));
   m.impl("dense_trace_backward", TORCH_BOX(&fastgen::dense_trace_backward_cpu));
+  m.impl("dense_powers", TORCH_BOX(&fastgen::dense_powers_cpu));
   m.impl("tangent_activation", TORCH_BOX(&fastgen::tangent_activation_cpu));
   m.impl("tangent_activation_backward", TORCH_BOX(&fastgen::tangent_activation_backward_cpu));
 }

@@ -16,6 +16,8 @@ template <typename T>
 struct TraceLayer {
   const T *weight, *bias;
   std::int64_t inputs, columns;
+  const T* own;  // in place of the bias where each sample has its own, [samples][outputs], or null
+  T* grad_own;
 };
 
 template <typename T>
@@ -27,6 +29,8 @@ struct TraceData {
   const T *x, *left, *right;
   std::int64_t left_probe, left_sample, right_probe, right_sample;  // strides
   T *y, *trace;                      // forward
+  std::int64_t powers;               // of the Jacobian, applied to the vectors on the left:
+  T* products;                       // [powers][probes][samples][features]
   const T *grad_y, *grad_trace;      // backward
   T* grad_x;
 };
@@ -64,6 +68,8 @@ struct TraceKernels {
   std::int64_t width;
   TraceKernel<float> run_float;
   TraceKernel<double> run_double;
+  TraceKernel<float> powers_float;
+  TraceKernel<double> powers_double;
   TraceBackwardKernel<float> backward_float;
   TraceBackwardKernel<double> backward_double;
   ActivationKernel<float> activation_float;

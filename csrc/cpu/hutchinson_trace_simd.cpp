@@ -14,38 +14,57 @@ inline void scale(T* to, const T* by, std::int64_t count) {
   for (std::int64_t i = 0; i < count; i += kWidth) store_vector(to + i, load_vector<V>(to + i) * load_vector<V>(by + i));
 }
 
+// out = a W + b of layer k, for the samples from `first` on.
+template <typename V, typename T>
+inline void affine(const TraceData<T>& data, std::int64_t k, std::int64_t first, std::int64_t rows, Rows<const T> a, T* out) {
+  const TraceLayer<T>& layer = data.layers[k];
+  multiply<V>(1, rows, a, layer, !layer.own, {out, layer.columns, 0});
+  const std::int64_t outputs = data.back[k].inputs;
+  for (std::int64_t r = 0; layer.own && r < rows; ++r) {
+    const T* bias = layer.own + (first + r) * outputs;
+    for (std::int64_t d = 0; d < outputs; ++d) out[r * layer.columns + d] += bias[d];
+  }
+}
+
+// f of a tile of samples, and the slope of every activation.
+template <typename T>
+void value_of(const TraceData<T>& data, T* slopes, T* h, T* next, std::int64_t matrix, std::int64_t first, std::int64_t rows) {
+  using V = typename VectorOf<T>::type;
+  Rows<const T> from = {data.x + first * data.features, data.features, 0};
+  for (std::int64_t k = 0; k < data.hidden; ++k) {
+    affine<V>(data, k, first, rows, from, h);
+    for (std::int64_t i = 0; i < rows * data.layers[k].columns; i += kWidth) {
+      V value, slope;
+      activate(data.activation, load_vector<V>(h + i), value, slope);
+      store_vector(h + i, value);
+      store_vector(slopes + k * matrix + i, slope);
+    }
+    from = {h, data.layers[k].columns, 0};
+    T* last = h;
+    h = next;
+    next = last;
+  }
+  affine<V>(data, data.hidden, first, rows, from, h);
+  const std::int64_t columns = data.layers[data.hidden].columns;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t d = 0; d < data.features; ++d) data.y[(first + r) * data.features + d] = h[r * columns + d];
+  }
+}
+
 template <typename T>
 void tile(const TraceData<T>& data, T* scratch, std::int64_t widest, std::int64_t first, std::int64_t rows) {
   using V = typename VectorOf<T>::type;
   const std::int64_t matrix = kTraceSamples * widest, hidden = data.hidden;
   T *slopes = scratch, *h = slopes + hidden * matrix, *next = h + matrix, *total = next + matrix;
   T *moved = total + matrix, *before = moved + kTraceProbes * matrix;
-  Rows<const T> from = {data.x + first * data.features, data.features, 0};
-  for (std::int64_t k = 0; k < hidden; ++k) {
-    const TraceLayer<T>& layer = data.layers[k];
-    T* to = k % 2 ? next : h;
-    multiply<V>(1, rows, from, layer, true, {to, layer.columns, 0});
-    for (std::int64_t i = 0; i < rows * layer.columns; i += kWidth) {
-      V value, slope;
-      activate(data.activation, load_vector<V>(to + i), value, slope);
-      store_vector(to + i, value);
-      store_vector(slopes + k * matrix + i, slope);
-    }
-    from = {to, layer.columns, 0};
-  }
-  const TraceLayer<T>& out = data.layers[hidden];
-  T* y = hidden % 2 ? next : h;
-  multiply<V>(1, rows, from, out, true, {y, out.columns, 0});
-  for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t d = 0; d < data.features; ++d) data.y[(first + r) * data.features + d] = y[r * out.columns + d];
-  }
+  value_of(data, slopes, h, next, matrix, first, rows);
   const std::int64_t columns = data.layers[hidden - 1].columns;
   for (std::int64_t i = 0; i < rows * columns; i += kWidth) store_vector(total + i, V{});
   for (std::int64_t begin = 0; begin < data.probes; begin += kTraceProbes) {
     const std::int64_t count = data.probes - begin < kTraceProbes ? data.probes - begin : kTraceProbes;
     const T* right = data.right + begin * data.right_probe + first * data.right_sample;
     const T* left = data.left + begin * data.left_probe + first * data.left_sample;
-    from = {right, data.right_sample, data.right_probe};
+    Rows<const T> from = {right, data.right_sample, data.right_probe};
     for (std::int64_t k = 0; k < hidden; ++k) {
       const TraceLayer<T>& layer = data.layers[k];
       multiply<V>(count, rows, from, layer, false, {moved, layer.columns, matrix});
@@ -76,6 +95,41 @@ void tile(const TraceData<T>& data, T* scratch, std::int64_t widest, std::int64_
   }
 }
 
+// J^T applied `powers` times to each vector in `left`, whatever comes between kept in the cache.
+template <typename T>
+void tile_powers(const TraceData<T>& data, T* scratch, std::int64_t widest, std::int64_t first, std::int64_t rows) {
+  using V = typename VectorOf<T>::type;
+  const std::int64_t matrix = kTraceSamples * widest, hidden = data.hidden;
+  T *slopes = scratch, *h = slopes + hidden * matrix, *next = h + matrix;
+  T *carried = next + 2 * matrix, *spare = carried + kTraceProbes * matrix;
+  value_of(data, slopes, h, next, matrix, first, rows);
+  for (std::int64_t begin = 0; begin < data.probes; begin += kTraceProbes) {
+    const std::int64_t count = data.probes - begin < kTraceProbes ? data.probes - begin : kTraceProbes;
+    const T* left = data.left + begin * data.left_probe + first * data.left_sample;
+    Rows<const T> from = {left, data.left_sample, data.left_probe};
+    for (std::int64_t power = 0; power < data.powers; ++power) {
+      for (std::int64_t k = hidden; k >= 0; --k) {
+        const std::int64_t columns = data.back[k].columns;
+        multiply<V>(count, rows, from, data.back[k], false, {carried, columns, matrix});
+        for (std::int64_t p = 0; k > 0 && p < count; ++p) {
+          scale<V>(carried + p * matrix, slopes + (k - 1) * matrix, rows * columns);
+        }
+        from = {carried, columns, matrix};
+        T* last = carried;
+        carried = spare;
+        spare = last;
+      }
+      T* out = data.products + ((power * data.probes + begin) * data.samples + first) * data.features;
+      for (std::int64_t p = 0; p < count; ++p) {
+        for (std::int64_t r = 0; r < rows; ++r) {
+          const T* row = from.begin + p * from.apart + r * from.stride;
+          for (std::int64_t d = 0; d < data.features; ++d) out[(p * data.samples + r) * data.features + d] = row[d];
+        }
+      }
+    }
+  }
+}
+
 template <typename T>
 void tile_backward(const TraceData<T>& data, T* scratch, std::int64_t widest, std::int64_t first, std::int64_t rows, T* grads) {
   using V = typename VectorOf<T>::type;
@@ -86,10 +140,9 @@ void tile_backward(const TraceData<T>& data, T* scratch, std::int64_t widest, st
   const std::int64_t inputs = data.back[0].columns;
   pad<T>({data.x + first * data.features, data.features, 0}, 1, rows, data.features, {values, inputs, 0});
   for (std::int64_t k = 0; k < hidden; ++k) {
-    const TraceLayer<T>& layer = data.layers[k];
     T *to = values + (k + 1) * matrix, *of_slope = of_slopes + k * matrix;
-    multiply<V>(1, rows, Rows<const T>{values + k * matrix, data.back[k].columns, 0}, layer, true, {to, layer.columns, 0});
-    for (std::int64_t i = 0; i < rows * layer.columns; i += kWidth) {
+    affine<V>(data, k, first, rows, Rows<const T>{values + k * matrix, data.back[k].columns, 0}, to);
+    for (std::int64_t i = 0; i < rows * data.layers[k].columns; i += kWidth) {
       const V a = load_vector<V>(to + i);
       V value, slope;
       activate(data.activation, a, value, slope);
@@ -171,7 +224,10 @@ void tile_backward(const TraceData<T>& data, T* scratch, std::int64_t widest, st
     const std::int64_t columns = data.back[k].columns, outputs = data.back[k].inputs, width = data.layers[k].columns;
     to -= outputs * columns + width;
     add_outer<V>(1, rows, Rows<const T>{gradient, width, 0}, Rows<const T>{values + k * matrix, columns, 0}, to, outputs, columns);
-    for (std::int64_t i = 0; i < rows * width; i += kWidth) {
+    for (std::int64_t r = 0; data.layers[k].own && r < rows; ++r) {
+      for (std::int64_t o = 0; o < outputs; ++o) data.layers[k].grad_own[(first + r) * outputs + o] = gradient[r * width + o];
+    }
+    for (std::int64_t i = 0; !data.layers[k].own && i < rows * width; i += kWidth) {
       T* bias = to + outputs * columns + i % width;
       store_vector(bias, load_vector<V>(bias) + load_vector<V>(gradient + i));
     }
@@ -190,10 +246,10 @@ void tile_backward(const TraceData<T>& data, T* scratch, std::int64_t widest, st
   }
 }
 
-template <typename T>
+template <auto Tile, typename T>
 void run(const TraceData<T>& data, T* scratch, std::int64_t widest, std::int64_t begin, std::int64_t end) {
   for (std::int64_t n = begin; n < end; n += kTraceSamples) {
-    tile(data, scratch, widest, n, end - n < kTraceSamples ? end - n : kTraceSamples);
+    Tile(data, scratch, widest, n, end - n < kTraceSamples ? end - n : kTraceSamples);
   }
 }
 
@@ -207,9 +263,17 @@ void backward(const TraceData<T>& data, T* scratch, std::int64_t widest, std::in
 }  // namespace
 
 const TraceKernels& FASTGEN_OF_ISA(trace_kernels)() {
-  static const TraceKernels kernels = {kWidth, run<float>, run<double>, backward<float>, backward<double>,
-                                      activate_pieces<false, float>, activate_pieces<false, double>,
-                                      activate_pieces<true, float>, activate_pieces<true, double>};
+  static const TraceKernels kernels = {kWidth,
+                                       run<tile<float>, float>,
+                                       run<tile<double>, double>,
+                                       run<tile_powers<float>, float>,
+                                       run<tile_powers<double>, double>,
+                                       backward<float>,
+                                       backward<double>,
+                                       activate_pieces<false, float>,
+                                       activate_pieces<false, double>,
+                                       activate_pieces<true, float>,
+                                       activate_pieces<true, double>};
   return kernels;
 }
 

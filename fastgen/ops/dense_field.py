@@ -76,6 +76,26 @@ BACKWARD = Op(
 """The gradients of x, and of all parameters one after the other."""
 
 
+def _powers_reference(activation: int, count: int, x: Tensor, vectors: Tensor, parameters: list[Tensor]):
+    return reference.field_powers(DENSE, list(ACTIVATIONS)[activation], count, x, vectors, *parameters)
+
+
+def _fake_powers(activation: int, count: int, x: Tensor, vectors: Tensor, parameters: list[Tensor]):
+    return x.new_empty(x.shape), x.new_empty(count, len(vectors), *x.shape)
+
+
+POWERS = Op(
+    "dense_powers(int activation, int count, Tensor x, Tensor vectors, Tensor[] parameters) -> (Tensor, Tensor)",
+    _powers_reference,
+    _fake_powers,
+    absent=VALUE.absent,
+    not_differentiable="its results are constants: what they are used for is the gradient itself",
+    part_of="hutchinson_trace",
+)
+
+_KERNELS = Kernels(VALUE, BACKWARD, POWERS)
+
+
 @dataclass(frozen=True)
 class DenseField(Field):
     """x [N, D] to [N, D] through affine maps with an activation between them, at least one.
@@ -140,5 +160,5 @@ class DenseField(Field):
 
     def _kernels(self, x: Tensor) -> Kernels | None:
         small = max(max(weight.shape) for weight in self.weights) <= _WIDEST
-        shared = all(bias.dim() == 1 for bias in self.biases)
-        return Kernels(VALUE, BACKWARD) if small and shared and VALUE.refusal("cpu", x.device.type) is None else None
+        fit = small and all(bias.dim() == 1 or len(bias) == len(x) for bias in self.biases)
+        return _KERNELS if fit and all(op.refusal("cpu", x.device.type) is None for op in _KERNELS) else None

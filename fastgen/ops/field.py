@@ -21,10 +21,11 @@ _NUMBERS = 1 << 21
 
 
 class Kernels(NamedTuple):
-    """The compiled ``contract`` of a field, and its gradient: of x, and of all parameters one after the other."""
+    """The compiled ``contract`` of a field, its gradient (of x, and of all parameters in a row), ``power_products``."""
 
     value: Op
     backward: Op
+    powers: Op
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Field:
         """
         with torch.autocast(x.device.type, enabled=False):
             x, left, right, *parameters = in_float32(x, left.detach(), right.detach(), *self._parameters(x))
-            if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            if _transformed():
                 return reference.field_trace(self.linear, self.activation, x, left, right, *parameters)
             if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
                 return _Trace.apply(self.linear, self.activation, self._kernels(x), x, left, right, *parameters)
@@ -109,6 +110,11 @@ class Field:
     def _powers(self, x: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
             x, vectors, *parameters = in_float32(x, vectors, *self._parameters(x))
+            kernels = None if _transformed() else self._kernels(x)
+            if kernels:
+                together = vectors if vectors.dim() > x.dim() else vectors[None]
+                y, terms = kernels.powers(list(ACTIVATIONS).index(self.activation), count, x, together, parameters)
+                return y, terms.view(count, *vectors.shape[: -x.dim()], *x.shape)
             parameters[::2] = [self.linear.arrange(weight) for weight in parameters[::2]]
             return reference.field_powers(self.linear, self.activation, count, x, vectors, *parameters)
 
@@ -119,6 +125,11 @@ class Field:
     def _parameters(self, x: Tensor) -> list[Tensor]:
         """Weight, bias, weight, bias, ... as the plain formula takes them."""
         return [tensor for layer in zip(self.weights, self.biases, strict=True) for tensor in layer]
+
+
+def _transformed() -> bool:
+    """Whether ``torch.compile`` or ``torch.func`` looks on, which the plain formula is for."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _blocks(x: Tensor, probes: int, weights: Sequence[Tensor], whole: bool) -> list[tuple[slice, slice]]:

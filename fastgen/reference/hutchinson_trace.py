@@ -152,14 +152,14 @@ def field_powers(
     Returns:
         f(x), and the products stacked, [count, N, D...] or [count, P, N, D...].
     """
-    powers = vectors.new_empty(count, *vectors.shape[: -x.dim()], *x.shape)
-    slopes, carried = [], vectors
+    shape = (*vectors.shape[: -x.dim()], *x.shape)
+    slopes, powers, carried = [], [], vectors
     for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
         x, slope = activate(activation, linear.push(x, weight, bias))
         slopes.append(slope)
-    for power in powers:
+    for _ in range(count):
         carried = linear.pull(carried, parameters[-2])
         for slope, weight in zip(reversed(slopes), reversed(parameters[:-2:2]), strict=True):
             carried = linear.pull(carried * slope, weight)
-        power.copy_(carried)
-    return linear.push(x, *parameters[-2:]), powers
+        powers.append(carried)
+    return linear.push(x, *parameters[-2:]), torch.stack(powers) if powers else vectors.new_empty(0, *shape)

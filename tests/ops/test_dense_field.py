@@ -198,6 +198,23 @@ def test_the_kernel_is_as_exact_as_float32_allows(sizes, activation):
 
 
 @pytest.mark.needs_extension
+@pytest.mark.parametrize("where", [(0,), (1, 3), (0, 1, 2, 3)], ids=str)
+@pytest.mark.parametrize("samples", [1, 6, 61])
+def test_the_kernel_with_biases_of_each_sample(samples, where):
+    field = dense((3, 17, 5, 20, 3), "swish")
+    biases = [torch.randn(samples, len(b)).double() if i in where else b.detach() for i, b in enumerate(field.biases)]
+    own = DenseField(field.weights, [bias.requires_grad_() for bias in biases], "swish")
+    given = random_pairs(samples, 3, 4, False)
+    given[0].requires_grad_()
+    inputs = leaves(own, given[0])
+    kernel, formula = own.contract(*given), reference.field_trace(DENSE, "swish", *given, *parameters(own))
+    torch.testing.assert_close(kernel, formula, rtol=1e-9, atol=1e-9)
+    along = [torch.randn_like(o) for o in formula]
+    found, wanted = (torch.autograd.grad(o, inputs, along) for o in (kernel, formula))
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.needs_extension
 def test_the_kernel_on_one_and_two_threads_is_bitwise_the_same():
     field = dense((7, 20, 40, 7), dtype=torch.float32)
     x, noise = torch.randn(400, 7), torch.randn(3, 400, 7)
@@ -205,7 +222,7 @@ def test_the_kernel_on_one_and_two_threads_is_bitwise_the_same():
     for threads in (1, 2):
         torch.set_num_threads(threads)
         with torch.no_grad():
-            value = hutchinson_trace(field, x, probes=3, noise=noise)
+            value = *hutchinson_trace(field, x, probes=3, noise=noise), *field.power_products(x, noise, 3)
         found.append(
             [*value, *gradients(hutchinson_trace(field, x, probes=3, noise=noise), [*field.weights, *field.biases])]
         )
@@ -214,12 +231,35 @@ def test_the_kernel_on_one_and_two_threads_is_bitwise_the_same():
 
 
 @pytest.mark.needs_extension
-def test_opcheck_of_the_kernel():
+@pytest.mark.parametrize("sizes", KERNEL_SIZES, ids=str)
+@torch.no_grad()
+def test_the_kernel_of_power_products(sizes):
+    """The plain formula, and in float32 as exact as that."""
+    field, narrow = dense(sizes), dense(sizes, dtype=torch.float32)
+    for samples, probes, count in ((1, 1, 1), (7, 17, 2), (13, 2, 5), (3, 0, 2)):
+        x, vectors, _ = random_pairs(samples, sizes[0], probes, False)
+        exact = reference.field_powers(DENSE, "tanh", count, x, vectors, *parameters(field))
+        torch.testing.assert_close(field.power_products(x, vectors, count), exact, rtol=1e-9, atol=1e-9)
+    given = [t.float() for t in random_pairs(100, sizes[0], 2, False)[:2]]
+    layers = [t.float() for t in parameters(field)]
+    true = reference.field_powers(DENSE, "tanh", 3, *(t.double() for t in (*given, *layers)))
+    plain = reference.field_powers(DENSE, "tanh", 3, *given, *layers)
+    for ours, theirs, right in zip(narrow.power_products(*given, 3), plain, true, strict=True):
+        floor = 16 * EPSILON * right.abs().max()
+        assert (ours - right).abs().max() <= 2 * (theirs - right).abs().max() + floor
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("own", [False, True], ids=["shared biases", "own biases"])
+def test_opcheck_of_the_kernels(own):
     x, left, right = (t.float() for t in random_pairs(7, 4, 3, True))
     layers = [t.detach() for t in parameters(dense((4, 6, 5, 4), dtype=torch.float32))]
+    if own:
+        layers[1] = torch.randn(7, 6)
     torch.library.opcheck(torch.ops.fastgen.dense_trace.default, (0, x, left, right, layers))
     backward = (0, torch.randn(7, 4), torch.randn(7), x, left, right, layers)
     torch.library.opcheck(torch.ops.fastgen.dense_trace_backward.default, backward)
+    torch.library.opcheck(torch.ops.fastgen.dense_powers.default, (0, 3, x, left, layers))
 
 
 def test_a_forced_reference_is_obeyed():
