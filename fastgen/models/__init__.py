@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastgen.models.autoregressive import GatedPixelCNN, PixelCNN, PixelCNNpp, WaveNet
 from fastgen.models.base import Model, ModelConfig
 from fastgen.models.flows import (
+    FFJORD,
     IAF,
     MAF,
     NAF,
@@ -26,6 +27,7 @@ from fastgen.models.flows import (
 from fastgen.models.registry import create_model, from_pretrained, list_models, model_class
 
 __all__ = [
+    "FFJORD",
     "IAF",
     "MAF",
     "NAF",

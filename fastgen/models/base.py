@@ -103,6 +103,10 @@ class Model(nn.Module):
         x, context = batch_parts(batch)
         return -self.score(x, context).mean()
 
+    def progress(self) -> dict[str, float]:
+        """Numbers of the latest training step that are shown and logged beside the loss, by name."""
+        return {}
+
     def bits_per_dim(self, x: Tensor, context: Context = None) -> Tensor:
         """Negative ``score`` in bits per element, [N]."""
         return -self.score(x, context) / (math.log(2) * math.prod(x.shape[1:]))

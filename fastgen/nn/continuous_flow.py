@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastgen.nn.flow_sequential import no_log_det
 from fastgen.nn.ode_solver import Evaluations, OdeSolver, Path
-from fastgen.ops.dense_field import DenseField
+from fastgen.ops.field import Field
 from fastgen.ops.hutchinson_trace import KINDS, _noise, hutchinson_trace
 from fastgen.ops.precision import in_float32
 from fastgen.ops.seeds import draw_seed
@@ -32,9 +32,9 @@ class ContinuousFlow(nn.Module):
     ``evaluations`` counts those of the field in the latest call (``forward``) and its gradient (``backward``).
     ``penalties`` has the regularizers of the latest ``forward`` in training mode, by name, [N]: the integrals of::
 
-        "kinetic":   |f|^2 / D                       "jacobian":  the mean over the probes of |v^T df/dx|^2 / D
+        "kinetic":   |f|^2                           "jacobian":  the mean over the probes of |v^T df/dx|^2
 
-    whose mean is that of the Jacobian's squared Frobenius norm over D. They keep paths straight and fields smooth.
+    the mean of which is the squared Frobenius norm of the Jacobian. They keep paths straight and fields smooth.
 
     Args:
         field: a module or function from (x, t), or (x, t, context), to dx/dt, like x; t is a number. ``MLPField`` is
@@ -182,8 +182,8 @@ class _Dynamics:
             y, trace = hutchinson_trace(field, x, probes=self.probes, kind=self.kind, noise=noise)
             integrands = [trace]
             for name in self.regularizers:
-                squares = y.square() if name == "kinetic" else self._squared_products(field, x)
-                integrands.append(squares.flatten(1).mean(1))
+                found = y.square().flatten(1).sum(1) if name == "kinetic" else self._squared_products(field, x)
+                integrands.append(found)
             return y, tuple(integrands)
 
     def _at(self, t: float | Tensor) -> Callable[[Tensor], Tensor]:
@@ -191,19 +191,19 @@ class _Dynamics:
         return at(t, *self.context) if callable(at) else lambda x: self.field(x, t, *self.context)
 
     def _squared_products(self, field: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """The mean over the noise of (v^T J)^2, like x; or [N, 1] of its mean."""
-        if isinstance(field, DenseField):
+        """The mean over the noise of |v^T J|^2, [N]."""
+        if isinstance(field, Field):
             products = field.products(x, self.noise)
-            product = field.contract(x, self.noise, products)[1]  # half of the square's gradient
-            return (2 * product - product.detach())[:, None] / (len(self.noise) * x[0].numel())
+            total = field.contract(x, self.noise, products)[1]  # its gradient is half of that of the squares' sum
+            return (2 * total - total.detach()) / len(self.noise)
         with torch.enable_grad():
             at = x if x.requires_grad else x.detach().requires_grad_()
             y = field(at)
         if not y.requires_grad:  # the field is constant
-            return torch.zeros_like(x)
+            return x.new_zeros(len(x))
         recorded = torch.is_grad_enabled()
         products = [
             torch.autograd.grad(y, at, v, retain_graph=True, create_graph=recorded, materialize_grads=True)[0]
             for v in self.noise.to(y.dtype)
         ]
-        return torch.stack(products).square().mean(0)
+        return torch.stack(products).square().mean(0).flatten(1).sum(1)

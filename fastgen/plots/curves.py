@@ -11,7 +11,8 @@ def save_curves(
 ) -> None:
     """The loss in ``unit`` on train and validation, with the trivial baseline, and the learning rate, as a PNG.
 
-    ``rows`` are those of ``metrics.jsonl``: ``step`` with ``train`` and ``rate``, or with ``validation``.
+    ``rows`` are those of ``metrics.jsonl``: ``step`` with ``train`` and ``rate``, or with ``validation``. Where the
+    model counts them, ``evaluations`` of its fields have an axis too.
     """
     from matplotlib.figure import Figure
 
@@ -38,7 +39,16 @@ def save_curves(
     rate.plot([r["step"] for r in train], [r["rate"] for r in train], color="#999999", lw=0.8, alpha=0.6)
     rate.set_ylabel("learning rate", color="#999999")
     rate.set_ylim(bottom=0)
-    for side in (axes, rate):
+    counted = [row for row in train if "evaluations" in row]
+    sides = [axes, rate]
+    if counted:
+        evaluations = axes.twinx()
+        evaluations.spines["right"].set_position(("outward", 64))
+        evaluations.plot([r["step"] for r in counted], [r["evaluations"] for r in counted], color="#55a868", lw=0.8)
+        evaluations.set_ylabel("evaluations of the fields", color="#55a868")
+        evaluations.set_ylim(bottom=0)
+        sides.append(evaluations)
+    for side in sides:
         side.spines["top"].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path)

@@ -197,8 +197,10 @@ class _Training:
             if self.step % config.log_interval == 0 or last:
                 train = sum(losses) / len(losses)
                 speed = len(losses) / (time.perf_counter() - started)
-                self._log({"train": train, "rate": rate, "steps_per_second": round(speed, 3)})
-                bar.set_postfix_str(f"{train:.3f} {self.unit}", refresh=False)
+                progress = self.network.progress()
+                self._log({"train": train, "rate": rate, "steps_per_second": round(speed, 3)} | progress)
+                shown = [f"{train:.3f} {self.unit}", *(f"{value:g} {name}" for name, value in progress.items())]
+                bar.set_postfix_str(", ".join(shown), refresh=False)
                 losses, started = [], time.perf_counter()
             if self.step % config.evaluate_interval == 0 or last:
                 scored = self._evaluate(self.dataset.splits["validation"], config.evaluate_examples)

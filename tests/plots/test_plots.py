@@ -51,6 +51,7 @@ def test_pictures_are_written(tmp_path):
         {"step": 2, "validation": 2.1},
     ]
     save_curves(tmp_path / "c.png", rows, 2.5, "baseline")
-    for name in ("w.png", "c.png"):
+    save_curves(tmp_path / "e.png", [row | {"evaluations": 20} for row in rows], 2.5, "baseline")
+    for name in ("w.png", "c.png", "e.png"):
         with Image.open(tmp_path / name) as image:
             assert min(image.size) > 300

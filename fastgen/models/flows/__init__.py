@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastgen.models.flows.base import FlowConfig, FlowModel, SamplesNotFinite
 from fastgen.models.flows.cubic_spline import CubicSplineFlow, CubicSplineFlowConfig
+from fastgen.models.flows.ffjord import FFJORD, FFJORDConfig
 from fastgen.models.flows.flow_plus_plus import FlowPlusPlus, FlowPlusPlusConfig
 from fastgen.models.flows.glow import Glow, GlowConfig
 from fastgen.models.flows.i_resnet import IResNet, IResNetConfig
@@ -26,6 +27,7 @@ from fastgen.models.flows.sylvester import SylvesterFlow, SylvesterFlowConfig
 from fastgen.models.flows.umnn import UMNN, UMNNConfig
 
 __all__ = [
+    "FFJORD",
     "IAF",
     "MAF",
     "NAF",
@@ -34,6 +36,7 @@ __all__ = [
     "UMNN",
     "CubicSplineFlow",
     "CubicSplineFlowConfig",
+    "FFJORDConfig",
     "FlowConfig",
     "FlowModel",
     "FlowPlusPlus",
