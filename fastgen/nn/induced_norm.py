@@ -32,11 +32,13 @@ def closed_form(weight: Tensor, domain: float, codomain: float) -> Tensor:
     return vector_norm(taps, _DUAL[domain], dim=(1, 2)).amax()
 
 
-def power_step(normal: Map, v: Tensor) -> Tensor:
-    """One step of the power method: of A = W^T W, a unit vector that W stretches at least as much as v."""
-    image = normal(v)
-    size = vector_norm(image)
-    return torch.where(size > 0, image / size, v)  # of a map of 0 there is no direction to take
+def power_steps(normal: Map, v: Tensor, count: int) -> Tensor:
+    """Steps of the power method: of A = W^T W, a unit vector that W stretches at least as much as v."""
+    new, least = v, torch.finfo(v.dtype).tiny
+    for _ in range(count):
+        new = normal(new)
+        new = new / vector_norm(new).clamp_min(least)
+    return torch.where(new.any(), new, v)  # of a map of 0 there is no direction to take
 
 
 def leading_vector(normal: Map, v: Tensor, tolerance: float, limit: int) -> tuple[Tensor, float]:

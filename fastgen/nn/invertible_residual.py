@@ -131,7 +131,7 @@ class InvertibleResidual(nn.Module):
         (wide,) = in_float32(z)
         with torch.autocast(z.device.type, enabled=False):
             g = self._g(context)
-            x = self._solve(wide, context)
+            x = self._solve(g, wide, context)
             if torch.is_grad_enabled():
                 x = self._with_gradient(x, wide, g)
             return x.to(z.dtype), -self._value_and_log_det(g, x, seed)[1]
@@ -160,9 +160,7 @@ class InvertibleResidual(nn.Module):
         return residual_log_det.roulette(self._reached, exact_terms, seed, x.device).to(x.dtype)
 
     @torch.no_grad()
-    def _solve(self, z: Tensor, context: Tensor | None) -> Tensor:
-        g = self._g(context)
-
+    def _solve(self, g: Callable[[Tensor], Tensor], z: Tensor, context: Tensor | None) -> Tensor:
         def step(x: Tensor, rows: Tensor) -> Tensor:
             here = g if context is None or len(rows) == len(z) else self._g(context[rows])
             return z[rows] - here(x)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.linalg import vector_norm
 
-from fastgen.nn.induced_norm import CLOSED, Map, closed_form, leading_vector, power_step
+from fastgen.nn.induced_norm import CLOSED, Map, closed_form, leading_vector, power_steps
 
 _LIMIT = 2000
 """Products with W^T W that a search for the norm may take."""
@@ -79,8 +79,8 @@ class LipschitzLayer(nn.Module):
             direction = self.direction.clone()  # it may move on before the backward pass
             return vector_norm(self.apply_weight(self.weight, direction)) / vector_norm(direction)
 
-    def bounded_weight(self) -> Tensor:
-        """``weight / max(1, norm / coefficient)``; in training mode the direction moves on first.
+    def scale(self) -> Tensor:
+        """``1 / max(1, norm / coefficient)``, a number; in training mode the direction moves on first.
 
         It moves where a gradient is recorded, so that within ``torch.no_grad``, as in a fixed-point iteration, the
         layer stays what it is.
@@ -91,7 +91,11 @@ class LipschitzLayer(nn.Module):
             and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
         ):
             self._advance()
-        return self.weight / (self.norm() / self.coefficient).clamp_min(1)
+        return (self.norm() / self.coefficient).clamp_min(1).reciprocal()
+
+    def bounded_weight(self) -> Tensor:
+        """The weight, scaled down where its norm is above the coefficient."""
+        return self.weight * self.scale()
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -123,10 +127,7 @@ class LipschitzLayer(nn.Module):
             self.refresh()
         elif self.direction is not None:
             with torch.autocast(self.weight.device.type, enabled=False):
-                direction, normal = self.direction, self._normal()
-                for _ in range(self.iterations):
-                    direction = power_step(normal, direction)
-                self.direction.copy_(direction)
+                self.direction.copy_(power_steps(self._normal(), self.direction, self.iterations))
 
     def _normal(self) -> Map:
         """W^T W."""

@@ -59,28 +59,31 @@ class LipschitzNet(nn.Module):
 
     def at(self, context: Tensor | None = None) -> Callable[[Tensor], Tensor]:
         """g(., context): a field of ``fastgen.ops``, whose derivatives are fast, unless the activation is "elu"."""
-        weights = [layer.bounded_weight() for layer in self.layers]
         shift = None
         if context is not None:
             shift = self.shift(context)
-            shift = shift.reshape(*shift.shape, *[1] * (weights[0].dim() - 2))
+            shift = shift.reshape(*shift.shape, *[1] * (self.layers[0].weight.dim() - 2))
         if self.activation == "elu":
-            return partial(self._layers, weights, shift)
+            return partial(self._layers, [layer.bounded_weight() for layer in self.layers], shift)
+        weights = [layer.weight for layer in self.layers]
+        scales = [layer.scale() for layer in self.layers]
         biases = [layer.bias for layer in self.layers]
         if self.pre_activation:  # after a layer that changes nothing
             features = len(weights[-1])
             identity = torch.eye(features, dtype=weights[0].dtype, device=weights[0].device)
             weights.insert(0, identity.reshape(features, features, *[1] * (weights[0].dim() - 2)))
+            scales.insert(0, scales[0].new_ones(()))
             biases.insert(0, torch.zeros_like(biases[-1]))
         if shift is not None:
             biases[0] = biases[0].reshape(shift.shape[1:]) + shift
-        if self.activation != "lip_swish":
-            return self.field(weights, biases, self.activation)
-        for i, activation in enumerate(self.activations):
-            sharpness = activation.sharpness
-            weights[i], biases[i] = weights[i] * sharpness, biases[i] * sharpness
-            weights[i + 1] = weights[i + 1] / (SHRINK * sharpness)
-        return self.field(weights, biases, "swish")
+        folded = self.activation == "lip_swish"
+        if folded:
+            for i, activation in enumerate(self.activations):
+                sharpness = activation.sharpness
+                scales[i], biases[i] = scales[i] * sharpness, biases[i] * sharpness
+                scales[i + 1] = scales[i + 1] / (SHRINK * sharpness)
+        weights = [weight * scale for weight, scale in zip(weights, scales, strict=True)]
+        return self.field(weights, biases, "swish" if folded else self.activation)
 
     def _layers(self, weights: Sequence[Tensor], shift: Tensor | None, x: Tensor) -> Tensor:
         activations = iter(self.activations)

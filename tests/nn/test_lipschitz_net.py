@@ -71,9 +71,13 @@ def test_it_moves_no_two_points_apart(kind, norm):
     assert (apart <= bound * (1 + 1e-3) * vector_norm((x - y).flatten(1), norm, dim=1)).all()
 
 
-def test_it_begins_at_zero():
-    assert (LipschitzMLP(3)(torch.randn(5, 3)) == 0).all()
-    assert (LipschitzConvNet(3, (4, 4), 8)(torch.randn(5, 3, 4, 4)) == 0).all()
+@pytest.mark.parametrize(("net", "shape"), [(LipschitzMLP(3), (3,)), (LipschitzConvNet(3, (4, 4), 8), (3, 4, 4))])
+def test_it_begins_at_zero_with_finite_gradients(net, shape):
+    y = net(torch.randn(5, *shape))
+    assert (y == 0).all()
+    (y + torch.randn_like(y)).square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
+    assert (net.layers[-1].weight.grad != 0).any()
 
 
 def test_g_of_x_alone_keeps_its_weights_until_asked_again():
