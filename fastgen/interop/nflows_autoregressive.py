@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from nflows.transforms import autoregressive, made
 from torch import Tensor, nn
 
-from fastgen.interop.by_degree import (
-    Activation,
-    Features,
-    Linear,
-    Sum,
-    Units,
-    activation_name,
-    is_elementwise,
-    is_mask_of,
-    is_plain,
-    is_recorded,
-    solve,
-    with_values,
-)
 from fastgen.interop.eligible import eligible
+from fastgen.interop.masked_network import activation_name, is_elementwise, is_mask_of, is_plain, with_values
+from fastgen.nn.by_degree import MaskedMap, Run, invert_by_degree
 from fastgen.ops import sequential_affine
 
 _inverse = autoregressive.AutoregressiveTransform.inverse
@@ -60,17 +49,21 @@ def _solution(
                 parameterisation="softplus",
                 min_scale=transform._epsilon,
             )
-    if not (is_affine or _has_code_of(transform, _Spline)) or is_recorded(network, inputs, context):
+    if not (is_affine or _has_code_of(transform, _Spline)):
         return None
     if len({t.dtype for t in (inputs, *network.parameters())}) != 1:
         return None
-    features, layers = _layers(network, inputs, context)
-    invert = functools.partial(_affine, transform._epsilon) if is_affine else transform._elementwise_inverse
-    return solve(inputs, features, layers, network.final_layer.weight, network.final_layer.bias, invert)
+
+    def invert(u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        if is_affine:
+            return _affine(transform._epsilon, u, parameters)
+        return transform._elementwise_inverse(u, parameters.flatten(1))
+
+    return invert_by_degree(inputs, _degrees(network)[0], _maps(network, context), _run(network), invert)
 
 
 def _affine(epsilon: float, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-    raw, shift = parameters.unflatten(-1, (-1, 2)).unbind(-1)
+    raw, shift = parameters.unbind(-1)
     scale = F.softplus(raw) + epsilon
     return (u - shift) / scale, -scale.log().sum(-1)
 
@@ -146,28 +139,37 @@ def _offset(network: made.MADE, context: Tensor | None) -> Tensor | None:
     return None if context is None else network.activation(network.context_layer(context))
 
 
-def _layers(network: made.MADE, inputs: Tensor, context: Tensor | None) -> tuple[Features, list[Units]]:
-    features = Features(inputs, _degrees(network)[0])
-    layers: list[Units] = []
-
-    def add(layer: Units) -> Units:
-        layers.append(layer)
-        return layer
-
-    def linear(source: Units, of: made.MaskedLinear, offset: Tensor | None = None) -> Units:
-        return add(Linear(source, of.weight, of.bias, of.degrees, offset))
-
-    def activation(source: Units) -> Units:
-        return add(Activation(source, network.activation))
-
-    hidden = linear(features, network.initial_layer, _offset(network, context))
-    if not network.use_residual_blocks:
-        hidden = activation(hidden)
+def _maps(network: made.MADE, context: Tensor | None) -> list[MaskedMap]:
+    """The network's linear maps in the order in which they are run."""
+    features, last = _degrees(network)[0], network.final_layer
+    linear, offsets = [network.initial_layer], [_offset(network, context)]
     for block in network.blocks:
         if network.use_residual_blocks:
-            offset = None if context is None else block.context_layer(context)
-            inner = activation(linear(activation(hidden), block.linear_layers[0], offset))
-            hidden = add(Sum(hidden, linear(inner, block.linear_layers[1])))
+            linear += block.linear_layers
+            offsets += [None if context is None else block.context_layer(context), None]
         else:
-            hidden = activation(linear(hidden, block.linear))
-    return features, layers
+            linear.append(block.linear)
+            offsets.append(None)
+    maps, inputs = [], features
+    for of, offset in zip(linear, offsets, strict=True):
+        maps.append(MaskedMap(of.weight, of.bias, inputs, of.degrees, offset))
+        inputs = of.degrees
+    of_outputs = features.repeat_interleave(last.out_features // len(features)) - 1
+    return [*maps, MaskedMap(last.weight, last.bias, inputs, of_outputs)]
+
+
+def _run(network: made.MADE) -> Run:
+    activation = network.activation
+
+    def residual(x: Tensor, linear: Callable[[int, Tensor], Tensor]) -> Tensor:
+        hidden = linear(0, x)
+        for i in range(1, 1 + 2 * len(network.blocks), 2):
+            hidden = hidden + linear(i + 1, activation(linear(i, activation(hidden))))
+        return linear(1 + 2 * len(network.blocks), hidden)
+
+    def plain(x: Tensor, linear: Callable[[int, Tensor], Tensor]) -> Tensor:
+        for i in range(1 + len(network.blocks)):
+            x = activation(linear(i, x))
+        return linear(1 + len(network.blocks), x)
+
+    return residual if network.use_residual_blocks else plain

@@ -13,10 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastgen.interop.by_degree import is_recorded
 from fastgen.interop.eligible import eligible
 from fastgen.interop.evaluated import Evaluated
 from fastgen.interop.known_source import check_known
+from fastgen.interop.masked_network import is_recorded
 from fastgen.interop.packing import packed
 from fastgen.interop.patching import Patches
 from fastgen.interop.worthwhile import LARGE, NEVER_ON_CPU, is_worthwhile

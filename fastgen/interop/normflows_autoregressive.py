@@ -11,20 +11,9 @@ from normflows.flows.neural_spline.autoregressive import MaskedPiecewiseRational
 from normflows.nets import made
 from torch import Tensor, nn
 
-from fastgen.interop.by_degree import (
-    Activation,
-    Features,
-    Linear,
-    Sum,
-    Units,
-    activation_name,
-    is_elementwise,
-    is_mask_of,
-    is_plain,
-    is_recorded,
-    solve,
-)
 from fastgen.interop.eligible import eligible
+from fastgen.interop.masked_network import activation_name, is_elementwise, is_mask_of, is_plain
+from fastgen.nn.by_degree import MaskedMap, Run, invert_by_degree
 from fastgen.ops import sequential_affine
 
 _MIN_SCALE = 1e-3
@@ -61,17 +50,19 @@ def _solution(flow: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
                 parameterisation="sigmoid",
                 min_scale=_MIN_SCALE,
             )
-    if is_recorded(net, inputs) or len({t.dtype for t in (inputs, *net.parameters())}) != 1:
+    if len({t.dtype for t in (inputs, *net.parameters())}) != 1:
         return None
     if not is_affine and (isinstance(flow.tails, (list, tuple)) or torch.is_tensor(flow.tail_bound)):
         return None  # the features are not alike
-    features, layers = _layers(net, inputs)
-    last = net.final_layer
-    return solve(inputs, features, layers, last.weight, last.bias, _affine if is_affine else flow._elementwise_inverse)
+
+    def invert(u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return _affine(u, parameters) if is_affine else flow._elementwise_inverse(u, parameters.flatten(1))
+
+    return invert_by_degree(inputs, _feature_degrees(net), _maps(net), _run(net), invert)
 
 
 def _affine(u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-    raw, shift = parameters.unflatten(-1, (-1, 2)).unbind(-1)
+    raw, shift = parameters.unbind(-1)
     scale = (raw + 2).sigmoid() + _MIN_SCALE
     return (u - shift) / scale, -scale.log().sum(-1)
 
@@ -128,26 +119,29 @@ def _stack_parameters(net: nn.Module) -> list[Tensor]:
     return [*found, *(torch.cat([t[1::2], t[0::2]]) for t in (last.weight, last.bias))]
 
 
-def _layers(net: nn.Module, inputs: Tensor) -> tuple[Features, list[Units]]:
-    features = Features(inputs, _feature_degrees(net))
-    layers: list[Units] = []
-
-    def linear(source: Units, of: nn.Linear) -> Units:
-        layers.append(Linear(source, of.weight, of.bias, of.degrees))
-        return layers[-1]
-
-    def activation(source: Units, function: Callable) -> Units:
-        layers.append(Activation(source, function))
-        return layers[-1]
-
-    hidden = linear(features, net.initial_layer)
+def _maps(net: nn.Module) -> list[MaskedMap]:
+    """The network's linear maps in the order in which they are run."""
+    linear = [net.initial_layer]
     for block in net.blocks:
-        if type(block) is made.MaskedResidualBlock:
-            inner = hidden
-            for of in block.linear_layers:
-                inner = linear(activation(inner, block.activation), of)
-            hidden = Sum(hidden, inner)
-            layers.append(hidden)
-        else:
-            hidden = activation(linear(hidden, block.linear), block.activation)
-    return features, layers
+        linear += block.linear_layers if type(block) is made.MaskedResidualBlock else [block.linear]
+    maps, inputs, last = [], _feature_degrees(net), net.final_layer
+    for of in linear:
+        maps.append(MaskedMap(of.weight, of.bias, inputs, of.degrees))
+        inputs = of.degrees
+    return [*maps, MaskedMap(last.weight, last.bias, inputs, last.degrees - 1)]
+
+
+def _run(net: nn.Module) -> Run:
+    def run(x: Tensor, linear: Callable[[int, Tensor], Tensor]) -> Tensor:
+        hidden, i = linear(0, x), 1
+        for block in net.blocks:
+            activation = block.activation
+            if type(block) is made.MaskedResidualBlock:
+                hidden = hidden + linear(i + 1, activation(linear(i, activation(hidden))))
+                i += 2
+            else:
+                hidden = activation(linear(i, hidden))
+                i += 1
+        return linear(i, hidden)
+
+    return run

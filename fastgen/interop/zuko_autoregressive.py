@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -15,21 +16,9 @@ from zuko.nn import MaskedLinear, MaskedMLP, Residual
 from zuko.transforms import AutoregressiveTransform, MonotonicAffineTransform, MonotonicRQSTransform
 from zuko.utils import broadcast, unpack
 
-from fastgen.interop.by_degree import (
-    Activation,
-    Features,
-    Linear,
-    Sum,
-    Units,
-    activation_name,
-    is_elementwise,
-    is_mask_of,
-    is_plain,
-    is_recorded,
-    solve,
-    with_values,
-)
 from fastgen.interop.eligible import eligible
+from fastgen.interop.masked_network import activation_name, is_elementwise, is_mask_of, is_plain, with_values
+from fastgen.nn.by_degree import MaskedMap, invert_by_degree
 from fastgen.ops import sequential_affine
 
 _inverse = AutoregressiveTransform._inverse
@@ -79,9 +68,9 @@ def _solution(owner: MaskedAutoregressiveTransform, passes: int, y: Tensor, cont
         offset = F.linear(context.reshape(-1, width), owner.hyper[0].weight[:, len(degrees) :])
     u = y.reshape(-1, len(degrees))
     x = _in_one_pass(owner, u, offset, of_layers)
-    if x is None and not is_recorded(owner.hyper, y, context):
+    if x is None:
         x = _by_degree(owner, u, offset, of_layers)
-    return None if x is None else x.reshape(y.shape)
+    return x.reshape(y.shape)
 
 
 def _function(owner: MaskedAutoregressiveTransform):
@@ -163,29 +152,33 @@ def _slope(owner: MaskedAutoregressiveTransform) -> float | None:
 
 
 def _by_degree(owner: MaskedAutoregressiveTransform, u: Tensor, offset: Tensor | None, degrees: list[Tensor]) -> Tensor:
-    features = Features(u, degrees[0])
-    layers: list[Units] = []
-
-    def add(layer: Units) -> Units:
-        layers.append(layer)
-        return layer
-
-    def linear(source: Units, of: MaskedLinear, degrees: Tensor, offset: Tensor | None = None) -> Units:
-        return add(Linear(source, of.weight[:, : len(source.order)], of.bias, degrees, offset))
-
-    hidden: Units = features
     *modules, last = owner.hyper
+    maps = []
+
+    def add(of: MaskedLinear, before: Tensor, after: Tensor, offset: Tensor | None = None) -> None:
+        maps.append(MaskedMap(of.weight[:, : len(before)], of.bias, before, after, offset))
+
     for module, (before, after) in zip(modules, pairwise(degrees), strict=True):
         if type(module) is MaskedLinear:
-            hidden = linear(hidden, module, after, offset if hidden is features else None)
+            add(module, before, after, None if maps else offset)
         elif type(module) is Residual:
-            inner = linear(hidden, module[0], _degrees_after(module[0], before))
-            hidden = add(Sum(hidden, linear(add(Activation(inner, module[1])), module[2], after)))
-        else:
-            hidden = add(Activation(hidden, module))
+            inner = _degrees_after(module[0], before)
+            add(module[0], before, inner)
+            add(module[2], inner, after)
+    add(last, degrees[-1], degrees[0].repeat_interleave(owner.total) - 1)
+
+    def run(x: Tensor, linear: Callable[[int, Tensor], Tensor]) -> Tensor:
+        i = 0
+        for module in modules:
+            if type(module) is MaskedLinear:
+                x, i = linear(i, x), i + 1
+            elif type(module) is Residual:
+                x, i = x + linear(i + 1, module[1](linear(i, x))), i + 2
+            else:
+                x = module(x)
+        return linear(i, x)
 
     def invert(u: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        phi = unpack(parameters.unflatten(-1, (-1, owner.total)), owner.shapes)
-        return owner.univariate(*phi).inv(u), u.new_zeros(())
+        return owner.univariate(*unpack(parameters, owner.shapes)).inv(u), u.new_zeros(())
 
-    return solve(u, features, layers, last.weight, last.bias, invert)[0]
+    return invert_by_degree(u, degrees[0], maps, run, invert)[0]

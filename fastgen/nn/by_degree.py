@@ -2,62 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgen.nn.made import MaskedNetwork
-from fastgen.nn.masked_linear import MaskedLinear
-
 Elementwise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(u [N, 1], parameters [N, 1, P]) -> (x [N, 1], log-determinant [N]) of one feature."""
+"""(u [N, n], parameters [N, n, P]) -> (x [N, n], log-determinant [N]) of n features."""
+
+Run = Callable[[Tensor, Callable[[int, Tensor], Tensor]], Tensor]
+"""(x, linear) -> the network's outputs: ``linear(i, value)`` applies map i, each once, in their order, and between them
+every unit is treated alone."""
+
+
+class MaskedMap(NamedTuple):
+    """A linear map, value W^T + b + offset, whose unit of a degree sees the inputs of at most that degree.
+
+    Attributes:
+        weight, bias: [outputs, inputs] and [outputs]; what the mask hides is not read.
+        inputs, outputs: degrees, int64.
+        offset: [N, outputs], or None.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    inputs: Tensor
+    outputs: Tensor
+    offset: Tensor | None = None
 
 
 def invert_by_degree(
-    u: Tensor, network: MaskedNetwork, invert: Elementwise, context: Tensor | None = None
+    u: Tensor, degrees: Tensor, maps: Sequence[MaskedMap], run: Run, invert: Elementwise
 ) -> tuple[Tensor, Tensor]:
-    """``(x [N, D], log-determinant [N])`` with x = invert(u, network(x, context)), feature by feature in one pass.
+    """``(x [N, D], log-determinant [N])`` with x = invert(u, network(x)), in one pass.
 
-    With its units sorted by degree a masked network is a sequence of D small networks: the units of degree k see units
-    up to degree k alone, and the parameters of the next feature see the same. Each unit is computed when its degree's
-    turn comes, and never again; a masked weight costs nothing. Gradients are those of the operations, to any order.
+    With its units sorted by degree a masked network is a sequence of small networks: the units of degree k see units
+    up to degree k alone, and the parameters of the features of degree k + 1 see the same. Each unit is computed when
+    its degree's turn comes, and never again; a masked weight costs nothing. Gradients are those of the operations, to
+    any order.
 
     Args:
         u: [N, D].
-        network: of P outputs a feature, laid out feature by feature.
-        invert: the inverse of the features' elementwise map, called D times.
-        context: of the network.
+        degrees: of the features, 1 or more.
+        maps: the network's linear maps, the last of which gives every feature P outputs, feature by feature, of one
+            degree less than the feature's.
+        run: how they follow one another.
+        invert: the inverse of the features' elementwise map, called for each degree.
     """
-    offsets = network.offsets(context)
-    features = network.degrees[0]
-    rows = features.repeat_interleave(network.layers[-1].out_features // len(features)) - 1
-    maps = [
-        _LinearByDegree(layer, inputs, outputs, offsets.get(i), len(features))
-        for i, (layer, (inputs, outputs)) in enumerate(
-            zip(network.layers, pairwise([*network.degrees, rows]), strict=True)
-        )
-    ]
-    order = features.argsort()
+    turns, order = int(degrees.max()), degrees.argsort(stable=True)
+    counts = torch.bincount(degrees, minlength=turns + 1).tolist()[1:]
+    linear = [_LinearByDegree(of, turns) for of in maps]
     x, found, log_det = u[:, :0], [], 0
-    for own in u[:, order].split(1, 1):
-        parameters = network.run(x, lambda i, value: maps[i](value))
-        x, change = invert(own, parameters[:, None])
+    for own in u[:, order].split(counts, 1):
+        parameters = run(x, lambda i, value: linear[i](value))
+        x = own
+        if own.shape[1]:
+            x, change = invert(own, parameters.unflatten(1, (own.shape[1], -1)))
+            log_det = log_det + change
         found.append(x)
-        log_det = log_det + change
-    return torch.cat(found, 1)[:, features - 1], log_det
+    return torch.cat(found, 1)[:, order.argsort()], log_det
 
 
 class _LinearByDegree:
     """A masked linear map that is called with the inputs of degree 0, 1, ... in turn, and returns the outputs of it."""
 
-    def __init__(self, layer: MaskedLinear, inputs: Tensor, outputs: Tensor, offset: Tensor | None, count: int) -> None:
-        columns, rows = inputs.argsort(stable=True), outputs.argsort(stable=True)
-        self.weight = layer.weight.index_select(0, rows).index_select(1, columns)
-        self.bias, self.offset = layer.bias[rows], None if offset is None else offset[:, rows]
-        self.sizes = iter(torch.bincount(outputs, minlength=count).tolist())
+    def __init__(self, of: MaskedMap, turns: int) -> None:
+        columns, rows = of.inputs.argsort(stable=True), of.outputs.argsort(stable=True)
+        self.weight = of.weight.index_select(0, rows).index_select(1, columns)
+        self.bias, self.offset = of.bias[rows], None if of.offset is None else of.offset[:, rows]
+        self.sizes = iter(torch.bincount(of.outputs, minlength=turns).tolist())
         self.inputs, self.seen, self.start = None, 0, 0
 
     def __call__(self, value: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
-from fastgen.nn.by_degree import invert_by_degree
+from fastgen.nn.by_degree import MaskedMap, invert_by_degree
 from fastgen.nn.made import MaskedMLP, ResMADE
 
 
@@ -54,4 +56,13 @@ class MaskedAutoregressive(nn.Module):
         """u [N, D] to (x, log_det [N] of that), feature by feature."""
         if u.dim() != 2 or u.shape[1] != self.network.features:
             raise ValueError(f"u has shape {tuple(u.shape)}; it must be [N, {self.network.features}]")
-        return invert_by_degree(u, self.network, self.transform.inverse, context)
+        network, features = self.network, self.network.degrees[0]
+        offsets = network.offsets(context)
+        of_outputs = features.repeat_interleave(network.outputs_per_feature) - 1
+        maps = [
+            MaskedMap(layer.weight, layer.bias, inputs, outputs, offsets.get(i))
+            for i, (layer, (inputs, outputs)) in enumerate(
+                zip(network.layers, pairwise([*network.degrees, of_outputs]), strict=True)
+            )
+        ]
+        return invert_by_degree(u, features, maps, network.run, self.transform.inverse)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import fastgen
@@ -50,10 +49,8 @@ def with_hook() -> nn.Module:
 
 
 OTHERS = {
-    "residual": lambda: nf.flows.MaskedAffineAutoregressive(4, 8),
     "no hidden layer": lambda: made_with(num_blocks=0),
     "batch norm": lambda: made_with(use_batch_norm=True).eval(),
-    "activation": lambda: made_with(activation=F.gelu),
     "subclass": lambda: Hooked(4, 8, use_residual_blocks=False),
     "hook": with_hook,
 }
