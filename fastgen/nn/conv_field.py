@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastgen.nn.fields import FieldNet
 from fastgen.ops.conv_field import ConvField
+from fastgen.ops.precision import without_autocast
 
 
 class ConvNetField(FieldNet):
@@ -72,7 +73,7 @@ class ConvNetField(FieldNet):
         borders = None
         if self.time != "none":
             t = self._number(t, biases[0])
-        with torch.autocast(weights[0].device.type, enabled=False):
+        with without_autocast(weights[0]):
             if context is not None:
                 biases[0] = biases[0] + self.context(context.to(biases[0].dtype))
             if self.time == "concat":

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastgen.ops.dense_field import DenseField
 from fastgen.ops.field import Field
+from fastgen.ops.precision import without_autocast
 from fastgen.reference.hutchinson_trace import ACTIVATIONS
 
 TIMES = ("none", "concat", "concat-squash")
@@ -123,7 +124,7 @@ class MLPField(FieldNet):
         biases = [layer.bias for layer in self.layers]
         if self.time != "none":
             t = self._number(t, biases[0])
-        with torch.autocast(weights[0].device.type, enabled=False):
+        with without_autocast(weights[0]):
             if context is not None:
                 weights[0], across = weights[0].tensor_split([-self.context_features], 1)
                 biases[0] = torch.addmm(biases[0], context.to(across.dtype), across.t())

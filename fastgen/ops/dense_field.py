@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fastgen.ops.field import Field, Kernels
-from fastgen.ops.precision import in_float32
+from fastgen.ops.precision import in_float32, without_autocast
 from fastgen.ops.registry import Op
 from fastgen.reference import hutchinson_trace as reference
 from fastgen.reference.hutchinson_trace import ACTIVATIONS, DENSE, activate
@@ -96,6 +97,11 @@ POWERS = Op(
 _KERNELS = Kernels(VALUE, BACKWARD, POWERS)
 
 
+@functools.cache
+def _compiled(device: str) -> bool:
+    return all(op.refusal("cpu", device) is None for op in _KERNELS)
+
+
 @dataclass(frozen=True)
 class DenseField(Field):
     """x [N, D] to [N, D] through affine maps with an activation between them, at least one.
@@ -146,7 +152,7 @@ class DenseField(Field):
             one:  s_1 . diag(W_1 W_2)        two:  s_2^T (W_2 * (W_1 W_3)^T) s_1
         """
         x, *parameters = in_float32(x, *self._parameters(x))
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             weights, biases = parameters[::2], parameters[1::2]
             slopes = []
             for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
@@ -161,4 +167,4 @@ class DenseField(Field):
     def _kernels(self, x: Tensor) -> Kernels | None:
         small = max(max(weight.shape) for weight in self.weights) <= _WIDEST
         fit = small and all(bias.dim() == 1 or len(bias) == len(x) for bias in self.biases)
-        return _KERNELS if fit and all(op.refusal("cpu", x.device.type) is None for op in _KERNELS) else None
+        return _KERNELS if fit and _compiled(x.device.type) else None

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fastgen.ops.precision import in_float32
+from fastgen.ops.precision import in_float32, without_autocast
 from fastgen.ops.registry import Op
 from fastgen.ops.tangent_activation import tangent_activation, tangent_activation_backward
 from fastgen.reference import hutchinson_trace as reference
@@ -73,7 +73,7 @@ class Field:
         Differentiable in x and the parameters to any order; twice, within ``torch.func`` and under ``torch.compile`` by
         way of the plain formula.
         """
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             x, left, right, *parameters = in_float32(x, left.detach(), right.detach(), *self._parameters(x))
             if _transformed():
                 return reference.field_trace(self.linear, self.activation, x, left, right, *parameters)
@@ -108,7 +108,7 @@ class Field:
         return self._powers(x, vectors, count)
 
     def _powers(self, x: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             x, vectors, *parameters = in_float32(x, vectors, *self._parameters(x))
             kernels = None if _transformed() else self._kernels(x)
             if kernels:
