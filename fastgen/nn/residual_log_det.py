@@ -16,6 +16,9 @@ from fastgen.ops.philox_uniform import philox_uniform
 DISTRIBUTIONS = {"geometric": (0.05, 1.0), "poisson": (0.0, 100.0)}
 """Of the number of random terms, and the open interval that the parameter is of."""
 
+_LIFT = 2.0**64
+"""What v is multiplied by: the later products are too small for normal numbers otherwise, and many times slower."""
+
 _LEAST, _MOST = 2.0**-53, 1024
 """Probabilities below the first are not resolved by the uniform noise; of fewer terms than the second they are."""
 
@@ -76,11 +79,12 @@ def neumann_series(g: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, coeffici
     field = g if isinstance(g, Field) and not torch.compiler.is_compiling() else Products(g, x)
     count = len(coefficients)
     weights = _alternating(coefficients)
-    y, terms = field.power_products(x, v, count - 1)
-    w = v * weights[0] + torch.tensordot(weights[1:], terms, 1)
+    y, terms = field.power_products(x, v * _LIFT, count - 1)
+    lifted = weights / _LIFT
+    w = v * weights[0] + torch.tensordot(lifted[1:], terms, 1)
     y, total = field.contract(x, w.detach()[None], v[None])
     orders = torch.arange(1, count, device=x.device, dtype=x.dtype)
-    known = (terms * v).flatten(2).sum(2) * weights[:-1, None]
+    known = (terms * v).flatten(2).sum(2) * lifted[:-1, None]
     value = total.detach() / count + (known * (1 / orders - 1 / count)[:, None]).sum(0)
     return y, total - total.detach() + value.detach()
 
