@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <memory>
 #include <tuple>
 #include <vector>
 
@@ -18,10 +19,12 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr std::int64_t kGrain = 8;    // tiles that a thread takes at least
+constexpr std::int64_t kGrain = 48;        // samples that a thread takes at least
+constexpr std::int64_t kCache = 1 << 19;   // bytes that a tile takes at most, if it can
+constexpr std::int64_t kMostRows = 48;     // of a tile
+constexpr std::int64_t kTogether = 128;    // samples, about, whose gradients are summed in the dtype of x, then in float64
 constexpr std::int64_t kActivationGrain = 32;  // pieces that a thread takes at least
-constexpr std::int64_t kRuns = 16;    // of tiles whose gradients are summed apart, whatever the number of threads
-constexpr std::int64_t kTogether = 8;  // tiles whose gradients are summed in the dtype of x, before they go into float64
+constexpr std::int64_t kRuns = 16;         // of samples, at most, whose gradients are summed apart: any number of threads
 
 void check(const Tensor& x, const Tensor& left, const Tensor& right, const std::vector<Tensor>& parameters,
            std::int64_t activation) {
@@ -114,13 +117,24 @@ TraceData<T> data_of(const Tensor& x, const Tensor& left, const Tensor& right, c
   return data;
 }
 
+// The samples of a tile: enough that each load of a weight serves many rows, few enough that they stay in the cache.
+template <typename T>
+std::int64_t rows_of(const TraceData<T>& data, const Packed<T>& packed, std::int64_t matrices) {
+  const std::int64_t held = std::max<std::int64_t>(1, trace_probes_held(data.probes));
+  const std::int64_t row = matrices * packed.widest * static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t rows = std::min({kMostRows, kTraceSamples * kTraceProbes / held, kCache / row});
+  return std::max(kTraceSamples, rows / kTraceSamples * kTraceSamples);
+}
+
 template <typename T>
 void trace(TraceData<T> data, const Packed<T>& packed, TraceKernel<T> kernel) {
-  const std::int64_t tiles = (data.samples + kTraceSamples - 1) / kTraceSamples;
-  torch::stable::parallel_for(0, tiles, kGrain, [&](std::int64_t begin, std::int64_t end) {
-    const Arena scratch(trace_scratch(data.hidden) * kTraceSamples * packed.widest * sizeof(T));
-    const std::int64_t last = std::min(end * kTraceSamples, data.samples);
-    kernel(data, reinterpret_cast<T*>(scratch.data()), packed.widest, begin * kTraceSamples, last);
+  const std::int64_t matrices = trace_scratch(data.hidden, data.probes);
+  data.rows = rows_of(data, packed, matrices);
+  const std::int64_t tiles = (data.samples + data.rows - 1) / data.rows;
+  torch::stable::parallel_for(0, tiles, std::max<std::int64_t>(1, kGrain / data.rows), [&](std::int64_t begin, std::int64_t end) {
+    const Arena scratch(matrices * data.rows * packed.widest * sizeof(T));
+    const std::int64_t last = std::min(end * data.rows, data.samples);
+    kernel(data, reinterpret_cast<T*>(scratch.data()), packed.widest, begin * data.rows, last);
   });
 }
 
@@ -135,20 +149,25 @@ void trace_backward(TraceData<T> data, Packed<T>& packed, TraceBackwardKernel<T>
     layer.grad_own = layer.own ? place_of : nullptr;
     place_of += layer.own ? data.samples * outputs : outputs;
   }
-  const std::int64_t tiles = (data.samples + kTraceSamples - 1) / kTraceSamples, runs = std::min(kRuns, tiles);
+  const std::int64_t matrices = trace_backward_scratch(data.hidden, data.probes);
+  data.rows = rows_of(data, packed, matrices);
+  const std::int64_t tiles = (data.samples + data.rows - 1) / data.rows;
+  const std::int64_t together = (kTogether + data.rows - 1) / data.rows;
+  const std::int64_t most = (data.samples + kTogether - 1) / kTogether, runs = std::min({kRuns, most, tiles});
   const std::int64_t numbers = packed.gradients;
-  std::vector<double> sums(runs * numbers);
+  const std::unique_ptr<double[]> sums(new double[runs * numbers]);
   torch::stable::parallel_for(0, runs, 1, [&](std::int64_t begin, std::int64_t end) {
-    const std::int64_t scratch = trace_backward_scratch(data.hidden) * kTraceSamples * packed.widest;
+    const std::int64_t scratch = matrices * data.rows * packed.widest;
     const Arena own((scratch + numbers) * sizeof(T));
     T *memory = reinterpret_cast<T*>(own.data()), *part = memory + scratch;
     for (std::int64_t run = begin; run < end; ++run) {
-      const std::int64_t last = (run + 1) * tiles / runs;
-      for (std::int64_t tile = run * tiles / runs; tile < last; tile += kTogether) {
-        const std::int64_t stop = std::min(tile + kTogether, last);
+      const std::int64_t start = run * tiles / runs, last = (run + 1) * tiles / runs;
+      double* sum = sums.get() + run * numbers;
+      for (std::int64_t tile = start; tile < last; tile += together) {
+        const std::int64_t stop = std::min(std::min(tile + together, last) * data.rows, data.samples);
         std::fill_n(part, numbers, T(0));
-        kernel(data, memory, packed.widest, tile * kTraceSamples, std::min(stop * kTraceSamples, data.samples), part);
-        for (std::int64_t i = 0; i < numbers; ++i) sums[run * numbers + i] += part[i];
+        kernel(data, memory, packed.widest, tile * data.rows, stop, part);
+        for (std::int64_t i = 0; i < numbers; ++i) sum[i] = (tile == start ? 0.0 : sum[i]) + part[i];
       }
     }
   });

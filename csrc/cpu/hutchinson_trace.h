@@ -7,7 +7,7 @@
 
 namespace fastgen {
 
-constexpr std::int64_t kTraceSamples = 6;  // of a tile: they go through a layer together
+constexpr std::int64_t kTraceSamples = 6;  // whose products with a layer are summed in registers
 constexpr std::int64_t kTraceProbes = 16;  // carried at once: their tangents stay in the cache
 constexpr std::int64_t kActivationPiece = 512;  // numbers of a sample that an activation takes at a time
 
@@ -24,6 +24,7 @@ template <typename T>
 struct TraceData {
   int activation;  // 0 tanh, 1 softplus, 2 swish
   std::int64_t samples, probes, features, hidden;
+  std::int64_t rows;            // samples of a tile, which go through a layer together: a multiple of kTraceSamples
   const TraceLayer<T>* layers;  // hidden + 1 of them, the last one giving y
   const TraceLayer<T>* back;    // the same transposed: the weights as they are, [outputs][columns of the inputs]
   const T *x, *left, *right;
@@ -35,9 +36,15 @@ struct TraceData {
   T* grad_x;
 };
 
-// Matrices of kTraceSamples rows and the widest layer's columns that a call needs as scratch.
-constexpr std::int64_t trace_scratch(std::int64_t hidden) { return hidden + 3 + 2 * kTraceProbes; }
-constexpr std::int64_t trace_backward_scratch(std::int64_t hidden) { return 4 * hidden + 3 + (hidden + 4) * kTraceProbes; }
+constexpr std::int64_t trace_probes_held(std::int64_t probes) { return probes < kTraceProbes ? probes : kTraceProbes; }
+
+// Matrices of a tile's rows and the widest layer's columns that a call needs as scratch.
+constexpr std::int64_t trace_scratch(std::int64_t hidden, std::int64_t probes) {
+  return hidden + 3 + 2 * trace_probes_held(probes);
+}
+constexpr std::int64_t trace_backward_scratch(std::int64_t hidden, std::int64_t probes) {
+  return 4 * hidden + 3 + (hidden + 4) * trace_probes_held(probes);
+}
 
 // Samples begin .. end; `widest` is the largest number of columns.
 template <typename T>

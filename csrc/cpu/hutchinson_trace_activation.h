@@ -17,17 +17,25 @@ inline void activate(int activation, V a, V& value, V& slope) {
     slope = one - value * value;
     return;
   }
+  if (activation == 1) {
+    const V z = exp_nonpositive(-abs(a));
+    value = max(a, V{}) + log1p_of_part(z);
+    slope = (a < 0 ? z : one) / (one + z);
+    return;
+  }
   const V gate = sigmoid(a);
-  value = activation == 1 ? softplus(a) : a * gate;
-  slope = activation == 1 ? gate : gate * (one + a * (one - gate));
+  value = a * gate;
+  slope = gate * (one + a * (one - gate));
 }
 
 // The derivative of the slope.
 template <typename V>
 inline V bend_of(int activation, V a, V value, V slope) {
   if (activation == 0) return -2 * value * slope;
-  const V one = V{} + 1, gate = sigmoid(a), rest = gate * (one - gate);
-  return activation == 1 ? rest : rest * (2 + a * (one - 2 * gate));
+  const V one = V{} + 1;
+  if (activation == 1) return slope * (one - slope);
+  const V gate = sigmoid(a);
+  return gate * (one - gate) * (2 + a * (one - 2 * gate));
 }
 
 // A piece of a sample: its numbers start .. start + count.

@@ -43,7 +43,7 @@ inline void block(const T* a, std::int64_t stride, const T* b, std::int64_t colu
   }
 }
 
-// Matrices of at most kTraceSamples rows, one for each probe, `apart` numbers from one another.
+// Matrices of a tile's rows, one for each probe, `apart` numbers from one another.
 template <typename T>
 struct Rows {
   T* begin;
@@ -56,11 +56,11 @@ inline void panel(std::int64_t probes, std::int64_t rows, Rows<const T> a, const
   for (std::int64_t p = 0; p < probes; ++p) {
     const T* from = a.begin + p * a.apart;
     T* to = out.begin + p * out.apart + c;
-    if (rows == kTraceSamples) {
-      block<kTraceSamples, C, V>(from, a.stride, b.weight + c, b.columns, b.inputs, bias, to);
-      continue;
+    std::int64_t r = 0;
+    for (; r + kTraceSamples <= rows; r += kTraceSamples) {
+      block<kTraceSamples, C, V>(from + r * a.stride, a.stride, b.weight + c, b.columns, b.inputs, bias, to + r * b.columns);
     }
-    for (std::int64_t r = 0; r < rows; ++r) {
+    for (; r < rows; ++r) {
       block<1, C, V>(from + r * a.stride, a.stride, b.weight + c, b.columns, b.inputs, bias, to + r * b.columns);
     }
   }

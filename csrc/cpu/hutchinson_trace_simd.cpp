@@ -54,9 +54,9 @@ void value_of(const TraceData<T>& data, T* slopes, T* h, T* next, std::int64_t m
 template <typename T>
 void tile(const TraceData<T>& data, T* scratch, std::int64_t widest, std::int64_t first, std::int64_t rows) {
   using V = typename VectorOf<T>::type;
-  const std::int64_t matrix = kTraceSamples * widest, hidden = data.hidden;
+  const std::int64_t matrix = data.rows * widest, hidden = data.hidden, all = trace_probes_held(data.probes) * matrix;
   T *slopes = scratch, *h = slopes + hidden * matrix, *next = h + matrix, *total = next + matrix;
-  T *moved = total + matrix, *before = moved + kTraceProbes * matrix;
+  T *moved = total + matrix, *before = moved + all;
   value_of(data, slopes, h, next, matrix, first, rows);
   const std::int64_t columns = data.layers[hidden - 1].columns;
   for (std::int64_t i = 0; i < rows * columns; i += kWidth) store_vector(total + i, V{});
@@ -99,9 +99,9 @@ void tile(const TraceData<T>& data, T* scratch, std::int64_t widest, std::int64_
 template <typename T>
 void tile_powers(const TraceData<T>& data, T* scratch, std::int64_t widest, std::int64_t first, std::int64_t rows) {
   using V = typename VectorOf<T>::type;
-  const std::int64_t matrix = kTraceSamples * widest, hidden = data.hidden;
+  const std::int64_t matrix = data.rows * widest, hidden = data.hidden, all = trace_probes_held(data.probes) * matrix;
   T *slopes = scratch, *h = slopes + hidden * matrix, *next = h + matrix;
-  T *carried = next + 2 * matrix, *spare = carried + kTraceProbes * matrix;
+  T *carried = next + 2 * matrix, *spare = carried + all;
   value_of(data, slopes, h, next, matrix, first, rows);
   for (std::int64_t begin = 0; begin < data.probes; begin += kTraceProbes) {
     const std::int64_t count = data.probes - begin < kTraceProbes ? data.probes - begin : kTraceProbes;
@@ -133,7 +133,7 @@ void tile_powers(const TraceData<T>& data, T* scratch, std::int64_t widest, std:
 template <typename T>
 void tile_backward(const TraceData<T>& data, T* scratch, std::int64_t widest, std::int64_t first, std::int64_t rows, T* grads) {
   using V = typename VectorOf<T>::type;
-  const std::int64_t matrix = kTraceSamples * widest, hidden = data.hidden, all = kTraceProbes * matrix;
+  const std::int64_t matrix = data.rows * widest, hidden = data.hidden, all = trace_probes_held(data.probes) * matrix;
   T *values = scratch, *slopes = values + (hidden + 1) * matrix, *bends = slopes + hidden * matrix;
   T *of_slopes = bends + hidden * matrix, *gradient = of_slopes + hidden * matrix, *spare = gradient + matrix;
   T *moved = spare + matrix, *scaled = moved + hidden * all, *carried = scaled + all, *next = carried + all, *padded = next + all;
@@ -248,15 +248,15 @@ void tile_backward(const TraceData<T>& data, T* scratch, std::int64_t widest, st
 
 template <auto Tile, typename T>
 void run(const TraceData<T>& data, T* scratch, std::int64_t widest, std::int64_t begin, std::int64_t end) {
-  for (std::int64_t n = begin; n < end; n += kTraceSamples) {
-    Tile(data, scratch, widest, n, end - n < kTraceSamples ? end - n : kTraceSamples);
+  for (std::int64_t n = begin; n < end; n += data.rows) {
+    Tile(data, scratch, widest, n, end - n < data.rows ? end - n : data.rows);
   }
 }
 
 template <typename T>
 void backward(const TraceData<T>& data, T* scratch, std::int64_t widest, std::int64_t begin, std::int64_t end, T* grads) {
-  for (std::int64_t n = begin; n < end; n += kTraceSamples) {
-    tile_backward(data, scratch, widest, n, end - n < kTraceSamples ? end - n : kTraceSamples, grads);
+  for (std::int64_t n = begin; n < end; n += data.rows) {
+    tile_backward(data, scratch, widest, n, end - n < data.rows ? end - n : data.rows, grads);
   }
 }
 
