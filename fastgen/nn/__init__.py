@@ -44,6 +44,7 @@ from fastgen.nn.ode_solver import OdeSolver, SolverLimitExceeded
 from fastgen.nn.permutation import Flatten, Permutation
 from fastgen.nn.planar import Planar
 from fastgen.nn.radial import Radial
+from fastgen.nn.residual_conv_net import ResidualConvNet
 from fastgen.nn.rq_spline import RationalQuadraticSpline
 from fastgen.nn.shifted_conv import (
     DownRightShiftedConv2d,
@@ -125,6 +126,7 @@ __all__ = [
     "Radial",
     "RationalQuadraticSpline",
     "ResMADE",
+    "ResidualConvNet",
     "ResidualMLP",
     "RowLSTM",
     "SOSPolynomial",

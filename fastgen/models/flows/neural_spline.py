@@ -11,7 +11,6 @@ from fastgen.models.flows.base import FlowConfig, FlowModel
 from fastgen.models.flows.dequantized import TINY, DequantizedFlowConfig
 from fastgen.models.registry import register
 from fastgen.nn import (
-    ConvConditioner,
     CubicSpline,
     Flatten,
     FlowSequential,
@@ -19,6 +18,7 @@ from fastgen.nn import (
     MaskedSplineAutoregressive,
     MultiScale,
     RationalQuadraticSpline,
+    ResidualConvNet,
     ResidualMLP,
     SplineCoupling,
     SplineTransform,
@@ -43,7 +43,7 @@ class NeuralSplineConfig(FlowConfig):
     width: int = 256
     """Hidden units of a conditioner's layer, or its channels."""
     blocks: int = 2
-    """Residual blocks of a conditioner on vectors."""
+    """Residual blocks of a conditioner."""
     dropout: float = 0.0
     """Within the residual blocks."""
 
@@ -65,6 +65,8 @@ class NeuralSplineCouplingConfig(NeuralSplineConfig, DequantizedFlowConfig):
     """Splines on what a coupling keeps, too, with parameters of their own; of vectors."""
     scales: int = 3
     """Of images: their height and width are halved so often."""
+    batch_norm: bool = True
+    """Of images: normalise within the residual blocks."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,7 +86,25 @@ class NeuralSplineCouplingConfig(NeuralSplineConfig, DequantizedFlowConfig):
     family="flow",
     presets={
         "tiny": {"event_shape": (2,), "steps": 4, "width": 64},
-        "tiny_image": {"event_shape": (1, 8, 8), "levels": 17, "steps": 4, "bins": 4, "width": 64, "scales": 2, **TINY},
+        "image": {
+            "event_shape": (3, 32, 32),
+            "levels": 256,
+            "steps": 7,
+            "bins": 4,
+            "width": 96,
+            "blocks": 3,
+            "dropout": 0.2,
+        },
+        "tiny_image": {
+            "event_shape": (1, 8, 8),
+            "levels": 17,
+            "steps": 4,
+            "bins": 4,
+            "width": 32,
+            "blocks": 1,
+            "scales": 2,
+            **TINY,
+        },
     },
 )
 class NeuralSplineCoupling(FlowModel):
@@ -92,8 +112,9 @@ class NeuralSplineCoupling(FlowModel):
 
     ``forward(x, context=None)`` maps x [N, *event_shape] to (z [N, D], log_det [N]); ``inverse`` maps back, at the same
     cost. Vectors have residual conditioners. Images (channels, height, width) go through ``scales`` scales, as in Glow:
-    each squeezes, takes its steps with act norm before the linear maps and convolutional conditioners, and is done with
-    half of the channels. For levels x is (v + u) / levels.
+    each squeezes, takes its steps with act norm before the linear maps and residual convolutional conditioners, and is
+    done with half of the channels; the preset "image" has the paper's sizes for CIFAR-10. For levels x is
+    (v + u) / levels.
     """
 
     Config = NeuralSplineCouplingConfig
@@ -138,11 +159,14 @@ class NeuralSplineCoupling(FlowModel):
             layers: list[nn.Module] = [Squeeze2d()]
             for _ in range(config.steps):
                 spline = self._spline()
-                net = ConvConditioner(
+                net = ResidualConvNet(
                     kept,
                     (channels - kept) * spline.parameters_per_element,
                     config.width,
+                    config.blocks,
                     context_features=config.context_features,
+                    dropout=config.dropout,
+                    batch_norm=config.batch_norm,
                 )
                 layers.append(InvertibleConv1x1(channels, act_norm=True))
                 layers.append(SplineCoupling(net, spline))
