@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from fastgen.nn.flow_sequential import no_log_det
 from fastgen.nn.ode_solver import Evaluations, OdeSolver, Path
+from fastgen.nn.solved_field import SolvedField, SolvedMLPField, solved_field
 from fastgen.ops.field import Field
 from fastgen.ops.hutchinson_trace import KINDS, _noise, hutchinson_trace
-from fastgen.ops.precision import in_float32
+from fastgen.ops.precision import in_float32, without_autocast
 from fastgen.ops.seeds import draw_seed
 
 REGULARIZERS = ("kinetic", "jacobian")
@@ -135,20 +136,17 @@ class ContinuousFlow(nn.Module):
         if not len(x):
             return x, *(no_log_det(x) for _ in range(1 + len(regularizers)))
         (start,) = in_float32(x)
-        dynamics = _Dynamics(self, start, context, seed, regularizers)
+        recorded = torch.is_grad_enabled()
+        compiling = torch.compiler.is_compiling()
+        by_steps = compiling or (recorded and not self.adjoint)
+        field = solved_field(self.field, context, by_steps=by_steps)
+        dynamics = _Dynamics(self, field, start, seed, regularizers)
         path = Path(self.solver, dynamics, begin, end, 1 + len(regularizers), self.evaluations)
-        parameters = self._differentiated(context)
-        adjoint = self.adjoint and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if adjoint and (x.requires_grad or parameters):
-            z, *integrals = path.forward_by_adjoint(start, parameters)
+        if recorded and not by_steps and (x.requires_grad or field.parameters):
+            z, *integrals = path.forward_by_adjoint(start, field.parameters)
         else:
             z, *integrals = path.forward(start)
         return z.to(x.dtype), *integrals
-
-    def _differentiated(self, context: Tensor | None) -> list[Tensor]:
-        """What the field depends on, beside x, and the gradient is wanted of."""
-        given = [*self.field.parameters()] if isinstance(self.field, nn.Module) else []
-        return [tensor for tensor in (*given, context) if tensor is not None and tensor.requires_grad]
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"penalties": {}}  # a part of a graph can be neither copied nor pickled
@@ -163,10 +161,14 @@ class _Dynamics:
     """The field of one solve with its noise: f, its trace and the regularizers' integrands at (t, x)."""
 
     def __init__(
-        self, flow: ContinuousFlow, x: Tensor, context: Tensor | None, seed: int | None, regularizers: tuple[str, ...]
+        self,
+        flow: ContinuousFlow,
+        field: SolvedField | SolvedMLPField,
+        x: Tensor,
+        seed: int | None,
+        regularizers: tuple[str, ...],
     ) -> None:
-        self.field, self.probes, self.regularizers = flow.field, flow.probes, regularizers
-        self.context = () if context is None else (context,)
+        self.field, self.probes, self.regularizers = field, flow.probes, regularizers
         self.kind = flow.trace if flow.training else flow.evaluation_trace
         self.exact = self.kind in ("exact", "closed-form")
         self.noise = None
@@ -176,8 +178,8 @@ class _Dynamics:
             self.noise = _noise(x, count, kind, draw_seed() if seed is None else seed, 0, x.dtype)
 
     def __call__(self, t: float | Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        with torch.autocast(x.device.type, enabled=False):
-            field = self._at(t)
+        with without_autocast(x):
+            field = self.field.at(t)
             noise = None if self.exact else self.noise
             y, trace = hutchinson_trace(field, x, probes=self.probes, kind=self.kind, noise=noise)
             integrands = [trace]
@@ -185,10 +187,6 @@ class _Dynamics:
                 found = y.square().flatten(1).sum(1) if name == "kinetic" else self._squared_products(field, x)
                 integrands.append(found)
             return y, tuple(integrands)
-
-    def _at(self, t: float | Tensor) -> Callable[[Tensor], Tensor]:
-        at = getattr(self.field, "at", None)
-        return at(t, *self.context) if callable(at) else lambda x: self.field(x, t, *self.context)
 
     def _squared_products(self, field: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """The mean over the noise of |v^T J|^2, [N]."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint_adjoint
 
-from fastgen.nn import ContinuousFlow, MLPField, SolverLimitExceeded
+from fastgen.nn import ContinuousFlow, ConvNetField, MLPField, SolverLimitExceeded
 from fastgen.nn.ode_solver import ADAPTIVE, FIXED
 
 TIGHT = {"solver": "dopri8", "rtol": 1e-10, "atol": 1e-10}
@@ -150,14 +150,37 @@ def test_the_adjoint_is_that_of_torchdiffeq(field, x):
         torch.testing.assert_close(one, other)
 
 
-def test_the_gradient_of_the_context(x):
-    field, context = Conditional(), torch.randn(4, 3, dtype=torch.float64)
+@pytest.mark.parametrize("time", ["none", "concat", "concat-squash", "callable"])
+def test_the_gradient_of_the_context(time, x):
+    torch.manual_seed(0)
+    field = Conditional() if time == "callable" else MLPField((3, 5, 4, 3), "swish", time, context_features=3).double()
+    context = torch.randn(4, 3, dtype=torch.float64)
     adjoint, through = (
         gradients(ContinuousFlow(field, trace="exact", adjoint=flag, **TIGHT), x, context) for flag in (True, False)
     )
     for one, other in zip(adjoint, through, strict=True):
         torch.testing.assert_close(one, other, **SOLVED)
     assert (adjoint[-1] != 0).all()
+
+
+@pytest.mark.parametrize("time", ["none", "concat"])
+def test_the_gradient_where_a_field_depends_on_the_time_otherwise(time, x):
+    field = MLPField((3, 5, 4, 3), "softplus", time).double()
+    adjoint, through = (gradients(ContinuousFlow(field, adjoint=flag, **TIGHT), x) for flag in (True, False))
+    for one, other in zip(adjoint, through, strict=True):
+        torch.testing.assert_close(one, other, **SOLVED)
+
+
+def test_a_convolutional_field():
+    field = ConvNetField((2, 3, 2), activation="softplus", time="concat", context_features=3).double()
+    x, context = (torch.randn(shape, dtype=torch.float64) for shape in ((2, 2, 2, 3), (2, 3)))
+    given = {"trace": "exact", "regularizers": ("jacobian",)} | TIGHT
+    adjoint, through = (gradients(ContinuousFlow(field, adjoint=flag, **given), x, context) for flag in (True, False))
+    for one, other in zip(adjoint, through, strict=True):
+        torch.testing.assert_close(one, other, **SOLVED)
+    layer = ContinuousFlow(field, **given).eval()
+    jacobian = torch.autograd.functional.jacobian(lambda x: layer(x[None], context[:1])[0][0], x[0]).reshape(12, 12)
+    torch.testing.assert_close(layer(x, context)[1][0], jacobian.slogdet()[1], **SOLVED)
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian", "hutch++"])
