@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-import torch
 from torch import Tensor, nn
 
 from fastgen.nn.fields import FieldNet
@@ -74,15 +73,14 @@ class ConvNetField(FieldNet):
         if self.time != "none":
             t = self._number(t, biases[0])
         with without_autocast(weights[0]):
-            if context is not None:
-                biases[0] = biases[0] + self.context(context.to(biases[0].dtype))
+            added = None if context is None else self.context(context.to(biases[0].dtype))
             if self.time == "concat":
-                borders = [weight[:, :1] * t for weight in weights]
-                weights = [weight[:, 1:] for weight in weights]
-            elif self.time == "concat-squash":
-                gates, shifts = self._squash(t)
-                weights = [gate[:, None, None, None] * weight for gate, weight in zip(gates, weights, strict=True)]
-                biases = [torch.addcmul(s, gate, bias) for s, gate, bias in zip(shifts, gates, biases, strict=True)]
-            if context is not None:
+                borders, weights = zip(*(weight.tensor_split([1], 1) for weight in weights), strict=True)
+                borders = [border * t for border in borders]
+            if self.time == "concat-squash":
+                weights, biases = self._squash(t, weights, biases, added)
+            elif added is not None:
+                biases[0] = biases[0] + added
+            if added is not None:
                 biases[0] = biases[0][:, :, None, None]
             return ConvField(weights, biases, self.activation, borders)

@@ -42,13 +42,22 @@ class FieldNet(nn.Module):
             raise ValueError(f"context has shape {tuple(context.shape)}; x has {len(x)} samples")
         return self.at(t, context)(x)
 
-    def _squash(self, t: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The gates and shifts of all layers."""
-        scale, offset = (
-            torch.cat(list(of)) for of in zip(*((g.weight[:, 0], g.bias) for g in self.gates), strict=True)
-        )
-        gates = torch.addcmul(offset, scale, t).sigmoid().split(self.sizes[1:])
-        return gates, (torch.cat([shift.weight[:, 0] for shift in self.shifts]) * t).split(self.sizes[1:])
+    def _squash(
+        self, t: Tensor, weights: list[Tensor], biases: list[Tensor], added: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights and biases with the gates and shifts; ``added`` [N, out] is the context's part of the first bias.
+
+        All layers together, since there is little to compute and much to call.
+        """
+        scales, offsets = (torch.cat(list(of)) for of in zip(*((g.weight, g.bias) for g in self.gates), strict=True))
+        gates = torch.addcmul(offsets[:, None], scales, t).sigmoid()
+        shifts = torch.cat([shift.weight for shift in self.shifts]) * t
+        together = torch.addcmul(shifts, gates, torch.cat(biases)[:, None]).squeeze(1)
+        shape = (-1, *[1] * (weights[0].dim() - 1))
+        each = gates.view(shape).split(self.sizes[1:])
+        weights = [weight * gate for weight, gate in zip(weights, each, strict=True)]
+        first, *others = together.split(self.sizes[1:])
+        return weights, [first if added is None else torch.addcmul(first, added, each[0].flatten()), *others]
 
     def _number(self, t: float | Tensor | None, like: Tensor) -> Tensor:
         if t is None:
@@ -125,14 +134,15 @@ class MLPField(FieldNet):
         if self.time != "none":
             t = self._number(t, biases[0])
         with without_autocast(weights[0]):
+            added = None
             if context is not None:
                 weights[0], across = weights[0].tensor_split([-self.context_features], 1)
-                biases[0] = torch.addmm(biases[0], context.to(across.dtype), across.t())
+                added = context.to(across.dtype) @ across.t()
+            if self.time == "concat-squash":
+                return DenseField(*self._squash(t, weights, biases, added), self.activation)
             if self.time == "concat":
-                biases = [bias + weight[:, 0] * t for weight, bias in zip(weights, biases, strict=True)]
-                weights = [weight[:, 1:] for weight in weights]
-            elif self.time == "concat-squash":
-                gates, shifts = self._squash(t)
-                weights = [gate[:, None] * weight for gate, weight in zip(gates, weights, strict=True)]
-                biases = [torch.addcmul(s, gate, bias) for s, gate, bias in zip(shifts, gates, biases, strict=True)]
+                columns, weights = zip(*(weight.tensor_split([1], 1) for weight in weights), strict=True)
+                biases = [torch.addcmul(bias, of.squeeze(1), t) for bias, of in zip(biases, columns, strict=True)]
+            if added is not None:
+                biases[0] = biases[0] + added
             return DenseField(weights, biases, self.activation)

@@ -92,7 +92,7 @@ def hutchinson_trace(
     else:
         if noise is None:
             count = probes - probes // 3 if kind == "hutch++" else probes
-            noise = _noise(x, count, "gaussian" if kind == "gaussian" else "rademacher", seed, offset, accumulated)
+            noise = probe_noise(x, count, "gaussian" if kind == "gaussian" else "rademacher", seed, offset, accumulated)
         noise = noise.detach().to(accumulated)
         if kind == "hutch++":
             pairs, scale = _hutch_pp(field, x, noise, probes // 3), 1.0
@@ -101,7 +101,7 @@ def hutchinson_trace(
         else:
             pairs, scale = (noise, noise), 1 / probes
     y, trace = field.contract(x, *pairs)
-    return (y.to(x.dtype) if isinstance(field, Field) else y), trace * scale
+    return (y.to(x.dtype) if isinstance(field, Field) else y), trace if scale == 1 else trace * scale
 
 
 def _field(f: Callable) -> Callable:
@@ -136,8 +136,8 @@ def _check(f: Callable, x: Tensor, probes: int, kind: str, noise: Tensor | None)
         raise ValueError(f"noise has shape {tuple(noise.shape)}; it must be {wanted}, or have 1 in place of {len(x)}")
 
 
-def _noise(x: Tensor, probes: int, kind: str, seed: int, offset: int, dtype: torch.dtype) -> Tensor:
-    """[probes, N, D...]."""
+def probe_noise(x: Tensor, probes: int, kind: str, seed: int, offset: int, dtype: torch.dtype) -> Tensor:
+    """The vectors [probes, N, D...] that a seed stands for, kind "rademacher" or "gaussian"."""
     samples = torch.arange(offset, offset + len(x), device=x.device)
     positions = torch.arange(math.prod(x.shape[1:]), device=x.device)
     rows = []
