@@ -30,7 +30,7 @@ void check(const Tensor& x, const Tensor& left, const Tensor& right, const std::
            std::int64_t activation) {
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, "x must be float32 or float64");
   STD_TORCH_CHECK(x.dim() == 2, "x must be [N, D]");
-  STD_TORCH_CHECK(activation >= 0 && activation <= 2, "activation is ", activation, "; it must be 0, 1 or 2");
+  STD_TORCH_CHECK(activation >= 0 && activation <= 3, "activation is ", activation, "; it must be from 0 to 3");
   for (const Tensor* vectors : {&left, &right}) {
     STD_TORCH_CHECK(vectors->scalar_type() == x.scalar_type() && vectors->dim() == 3 && vectors->size(0) == left.size(0) &&
                         (vectors->size(1) == x.size(0) || vectors->size(1) == 1) && vectors->size(2) == x.size(1),
@@ -264,7 +264,7 @@ std::tuple<Tensor, Tensor> dense_powers_cpu(std::int64_t activation, std::int64_
 // a [N, ...], tangents [P, N or 1, ...]. Where every sample has its own tangents, all are one row of numbers.
 template <typename T>
 ActivationData<T> activation_of(const Tensor& a, const Tensor& tangents, std::int64_t activation) {
-  STD_TORCH_CHECK(activation >= 0 && activation <= 2, "activation is ", activation, "; it must be 0, 1 or 2");
+  STD_TORCH_CHECK(activation >= 0 && activation <= 3, "activation is ", activation, "; it must be from 0 to 3");
   STD_TORCH_CHECK(a.scalar_type() == ScalarType::Float || a.scalar_type() == ScalarType::Double, "a must be float32 or float64");
   STD_TORCH_CHECK(a.dim() >= 1 && tangents.dim() == a.dim() + 1 && tangents.scalar_type() == a.scalar_type() &&
                       (tangents.size(1) == a.size(0) || tangents.size(1) == 1),

@@ -22,7 +22,7 @@ struct TraceLayer {
 
 template <typename T>
 struct TraceData {
-  int activation;  // 0 tanh, 1 softplus, 2 swish
+  int activation;  // 0 tanh, 1 softplus, 2 swish, 3 elu
   std::int64_t samples, probes, features, hidden;
   std::int64_t rows;            // samples of a tile, which go through a layer together: a multiple of kTraceSamples
   const TraceLayer<T>* layers;  // hidden + 1 of them, the last one giving y

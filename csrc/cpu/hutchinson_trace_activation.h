@@ -23,6 +23,12 @@ inline void activate(int activation, V a, V& value, V& slope) {
     slope = (a < 0 ? z : one) / (one + z);
     return;
   }
+  if (activation == 3) {
+    const V below = min(a, V{});
+    value = a > 0 ? a : expm1(below);
+    slope = exp_nonpositive(below);
+    return;
+  }
   const V gate = sigmoid(a);
   value = a * gate;
   slope = gate * (one + a * (one - gate));
@@ -34,6 +40,7 @@ inline V bend_of(int activation, V a, V value, V slope) {
   if (activation == 0) return -2 * value * slope;
   const V one = V{} + 1;
   if (activation == 1) return slope * (one - slope);
+  if (activation == 3) return a > 0 ? V{} : slope;
   const V gate = sigmoid(a);
   return gate * (one - gate) * (2 + a * (one - 2 * gate));
 }

@@ -29,7 +29,7 @@ class ConvNetField(FieldNet):
     Args:
         sizes: the channels C, hidden ..., C, of at least one hidden layer.
         kernel: of the convolutions, odd.
-        activation: "tanh", "softplus" or "swish".
+        activation: "tanh", "softplus", "swish" or "elu".
         time: as above.
         context_features: F of a context [N, F] that f depends on; None for none.
 

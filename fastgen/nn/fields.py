@@ -96,7 +96,7 @@ class MLPField(FieldNet):
 
     Args:
         sizes: the widths D, hidden ..., D, of at least one hidden layer.
-        activation: "tanh", "softplus" or "swish".
+        activation: "tanh", "softplus", "swish" or "elu".
         time: as above.
         context_features: F of a context [N, F] that f depends on; None for none.
 

@@ -23,7 +23,7 @@ class ConvField(Field):
         weights: [out, in, kh, kw] of each layer, kh and kw odd; the first takes C channels, the last gives C.
         biases: [out] of each layer, or four dimensions that broadcast to [N, out, H, W]: [N, out, 1, 1] where each
             sample has its own, as of a context.
-        activation: "tanh", "softplus" or "swish" (x sigmoid(x)).
+        activation: "tanh", "softplus", "swish" (x sigmoid(x)) or "elu".
         borders: None, or [out, 1, kh, kw] of each layer: the weights of one more input channel, of ones (with zeros
             around it too), as of a time.
 

@@ -112,7 +112,7 @@ class DenseField(Field):
     Args:
         weights: [out, in] of each layer; the first takes D, the last gives D.
         biases: [out] of each layer, or [N, out] where each sample has its own, as of a context.
-        activation: "tanh", "softplus" or "swish" (x sigmoid(x)).
+        activation: "tanh", "softplus", "swish" (x sigmoid(x)) or "elu".
 
     Raises:
         ValueError: an unknown activation, fewer than two layers, shapes that do not follow one another.
