@@ -11,7 +11,7 @@ from fastgen.nn.flow_sequential import no_log_det
 from fastgen.nn.ode_solver import Evaluations, OdeSolver, Path
 from fastgen.nn.solved_field import SolvedField, SolvedMLPField, solved_field
 from fastgen.ops.field import Field
-from fastgen.ops.hutchinson_trace import KINDS, _noise, hutchinson_trace
+from fastgen.ops.hutchinson_trace import KINDS, hutchinson_trace, probe_noise
 from fastgen.ops.precision import in_float32, without_autocast
 from fastgen.ops.seeds import draw_seed
 
@@ -30,7 +30,7 @@ class ContinuousFlow(nn.Module):
     x is float [N, D...]; it is solved in float32 or float64, under autocast too, and log_det is that. With an adaptive
     solver the steps depend on the whole batch: a row of another batch agrees within the tolerance.
 
-    ``evaluations`` counts those of the field in the latest call (``forward``) and its gradient (``backward``).
+    ``evaluations`` counts those of the field in the latest call (``forward``) and for its gradient (``backward``).
     ``penalties`` has the regularizers of the latest ``forward`` in training mode, by name, [N]: the integrals of::
 
         "kinetic":   |f|^2                           "jacobian":  the mean over the probes of |v^T df/dx|^2
@@ -45,17 +45,19 @@ class ContinuousFlow(nn.Module):
         evaluation_trace: the same in eval mode; None for ``trace``.
         probes: how many products estimate the trace.
         solver: as of ``fastgen.nn.OdeSolver``, with ``rtol``, ``atol``, ``step_size`` and ``max_evaluations``.
-        adjoint: find gradients by a solve backward, which needs memory for the end alone and the field's parameters as
-            those of a module; False differentiates through the solver's steps, which keeps all of them.
+        adjoint: keep x before each step alone, and take the steps once more for the gradient, which is wanted of the
+            parameters of the field as a module; False keeps all that the solver computes, and can be differentiated
+            again.
         regularizers: of "kinetic" and "jacobian".
 
     Raises:
         ValueError: an unknown name, a number out of range, a field that returns another shape, a function (which has no
             parameters to be known) with adjoint.
-        SolverLimitExceeded: a RuntimeError, of a solve or its gradient.
+        SolverLimitExceeded: a RuntimeError, where the solver does not reach the end.
 
     References: Chen, Rubanova, Bettencourt, Duvenaud, "Neural ordinary differential equations", NeurIPS 2018; Grathwohl
-    et al., "FFJORD", ICLR 2019; Finlay, Jacobsen, Nurbekyan, Oberman, "How to train your neural ODE", ICML 2020.
+    et al., "FFJORD", ICLR 2019; Finlay, Jacobsen, Nurbekyan, Oberman, "How to train your neural ODE", ICML 2020; Zhuang
+    et al., "Adaptive checkpoint adjoint method for gradient estimation in neural ODE", ICML 2020.
 
     Example:
         >>> from fastgen.nn import MLPField
@@ -175,7 +177,7 @@ class _Dynamics:
         if not self.exact or "jacobian" in regularizers:
             count = flow.probes - flow.probes // 3 if self.kind == "hutch++" else flow.probes
             kind = "gaussian" if self.kind == "gaussian" else "rademacher"
-            self.noise = _noise(x, count, kind, draw_seed() if seed is None else seed, 0, x.dtype)
+            self.noise = probe_noise(x, count, kind, draw_seed() if seed is None else seed, 0, x.dtype)
 
     def __call__(self, t: float | Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         with without_autocast(x):

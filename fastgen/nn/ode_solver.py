@@ -1,32 +1,36 @@
-"""Initial value problems: steps of a fixed size here, adaptive ones by torchdiffeq; gradients by the adjoint."""
+"""Initial value problems: steps of a fixed size here, adaptive ones by torchdiffeq; gradients step by step."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-State = tuple[Tensor, ...]
-Slope = Callable[[float | Tensor, State], tuple[State, State]]
-"""From t and the state to its derivative, and to what is integrated beside it."""
-
-Dynamics = Callable[[float | Tensor, Tensor], tuple[Tensor, State]]
+Dynamics = Callable[[float | Tensor, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
 """From t and x to dx/dt, and to what is integrated along the path."""
 
-FIXED: dict[str, tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]] = {
-    "euler": ((), (1.0,)),
-    "midpoint": (((1 / 2,),), (0.0, 1.0)),
-    "heun2": (((1.0,),), (1 / 2, 1 / 2)),
-    "heun3": (((1 / 3,), (0.0, 2 / 3)), (1 / 4, 0.0, 3 / 4)),
-    "rk4": (((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)),
-}
-"""Butcher tableaus: the rows of the stages from the second on, and the weights. "rk4" is Kutta's rule of 3/8."""
 
+class Tableau(NamedTuple):
+    """Of Butcher: the rows of the stages from the second on, and the weights."""
+
+    rows: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+
+
+FIXED = {
+    "euler": Tableau((), (1.0,)),
+    "midpoint": Tableau(((1 / 2,),), (0.0, 1.0)),
+    "heun2": Tableau(((1.0,),), (1 / 2, 1 / 2)),
+    "heun3": Tableau(((1 / 3,), (0.0, 2 / 3)), (1 / 4, 0.0, 3 / 4)),
+    "rk4": Tableau(((1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)),  # the 3/8 rule
+}
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2")
 
 
@@ -36,7 +40,7 @@ class SolverLimitExceeded(RuntimeError):
 
 @dataclass
 class Evaluations:
-    """How often a field was evaluated on the way forward, and in the adjoint's solve backward."""
+    """How often a field was evaluated on the way forward, and once more for the gradient."""
 
     forward: int = 0
     backward: int = 0
@@ -52,7 +56,7 @@ class OdeSolver:
         rtol: of an adaptive solver, relative to the state.
         atol: of an adaptive solver, absolute. The root mean square over the batch of each part of the state counts.
         step_size: of a fixed solver, which needs one; the last step is shorter where it does not divide the time.
-        max_evaluations: at most so many of the slope in one solve.
+        max_evaluations: at most so many of the dynamics in one solve.
 
     Raises:
         ValueError: an unknown name, a number out of range, a step size missing or of no use.
@@ -83,46 +87,62 @@ class OdeSolver:
         """Whether its steps are of a fixed size."""
         return self.name in FIXED
 
-    def solve(self, slope: Slope, state: State, integrals: State, begin: float, end: float) -> tuple[State, State]:
-        """The state at ``end``, and ``integrals`` with what was integrated added.
+    def solve(
+        self, dynamics: Dynamics, x: Tensor, count: int, begin: float, end: float, kept: list[Step] | None = None
+    ) -> tuple[Tensor, ...]:
+        """x at ``end``, and the ``count`` integrals [N] along the path from ``begin``, where it is given.
+
+        Args:
+            kept: gets the steps that were taken, in their order.
 
         Raises:
             SolverLimitExceeded: more than ``max_evaluations`` are needed, or the step size of an adaptive solver has
                 become too small to move the time.
             ModuleNotFoundError: torchdiffeq, which has the adaptive solvers, is not installed.
         """
-        if self.is_fixed:
-            return self._by_fixed_steps(slope, state, integrals, begin, end)
-        return self._by_torchdiffeq(slope, state, integrals, begin, end)
+        by = self._by_fixed_steps if self.is_fixed else self._by_torchdiffeq
+        return by(dynamics, x, count, begin, end, kept)
+
+    def step(self, dynamics: Dynamics, x: Tensor, begin: float, size: float) -> tuple[Tensor, ...]:
+        """x after one step, and what it adds to the integrals."""
+        tableau = FIXED[self.name] if self.is_fixed else _tableau_of_torchdiffeq(self.name)
+        slopes: list[Tensor] = []
+        integrals: tuple[Tensor, ...] | None = None
+        for i, weight in enumerate(tableau.weights):
+            row = tableau.rows[i - 1] if i else ()
+            slope, integrands = dynamics(begin + sum(row) * size, _moved(x, slopes, row, size))
+            slopes.append(slope)
+            if not weight:
+                continue
+            if integrals is None:
+                integrals = tuple(each * (weight * size) for each in integrands)
+            else:
+                pairs = zip(integrals, integrands, strict=True)
+                integrals = tuple(torch.add(total, each, alpha=weight * size) for total, each in pairs)
+        return _moved(x, slopes, tableau.weights, size), *integrals
 
     def _by_fixed_steps(
-        self, slope: Slope, state: State, integrals: State, begin: float, end: float
-    ) -> tuple[State, State]:
-        rows, weights = FIXED[self.name]
-        count = math.ceil(abs(end - begin) / self.step_size - 1e-6)
-        if count * len(weights) > self.max_evaluations:
+        self, dynamics: Dynamics, x: Tensor, count: int, begin: float, end: float, kept: list[Step] | None
+    ) -> tuple[Tensor, ...]:
+        steps = math.ceil(abs(end - begin) / self.step_size - 1e-6)
+        needed = steps * len(FIXED[self.name].weights)
+        if needed > self.max_evaluations:
             raise SolverLimitExceeded(
-                f"solver {self.name!r} needs {count * len(weights)} evaluations for steps of {self.step_size:g} from "
-                f"t = {begin:g} to {end:g}; max_evaluations is {self.max_evaluations}"
+                f"solver {self.name!r} needs {needed} evaluations for steps of {self.step_size:g} from t = {begin:g} "
+                f"to {end:g}; max_evaluations is {self.max_evaluations}"
             )
-        times = [begin + math.copysign(i * self.step_size, end - begin) for i in range(count)] + [end]
+        times = [begin + math.copysign(i * self.step_size, end - begin) for i in range(steps)] + [end]
+        integrals = [x.new_zeros(len(x)) for _ in range(count)]
         for now, after in pairwise(times):
-            step, slopes = after - now, []
-            for i, weight in enumerate(weights):
-                row = rows[i - 1] if i else ()
-                at = tuple(_moved(s, [k[j] for k in slopes], row, step) for j, s in enumerate(state))
-                change, integrands = slope(now + sum(row) * step, at)
-                slopes.append(change)
-                if weight:
-                    integrals = tuple(
-                        torch.add(a, b, alpha=weight * step) for a, b in zip(integrals, integrands, strict=True)
-                    )
-            state = tuple(_moved(s, [k[j] for k in slopes], weights, step) for j, s in enumerate(state))
-        return state, integrals
+            if kept is not None:
+                kept.append(Step(x, now, after - now))
+            x, *more = self.step(dynamics, x, now, after - now)
+            integrals = [total + each for total, each in zip(integrals, more, strict=True)]
+        return x, *integrals
 
     def _by_torchdiffeq(
-        self, slope: Slope, state: State, integrals: State, begin: float, end: float
-    ) -> tuple[State, State]:
+        self, dynamics: Dynamics, x: Tensor, count: int, begin: float, end: float, kept: list[Step] | None
+    ) -> tuple[Tensor, ...]:
         try:
             from torchdiffeq import odeint
         except ModuleNotFoundError as error:
@@ -130,37 +150,62 @@ class OdeSolver:
                 f"solver {self.name!r} is torchdiffeq's, which is not installed: pip install torchdiffeq, or take one "
                 f"of {', '.join(map(repr, FIXED))}"
             ) from error
-        counted = _Counted(self, slope, len(state), begin, end)
-        times = torch.tensor([begin, end], dtype=torch.float64, device=state[0].device)
+        counted = _Counted(self, dynamics, begin, end, kept)
+        times = torch.tensor([begin, end], dtype=torch.float64, device=x.device)
         try:
             found = odeint(
                 counted,
-                (*state, *integrals),
+                (x, *(x.new_zeros(len(x)) for _ in range(count))),
                 times,
                 rtol=self.rtol,
                 atol=self.atol,
                 method=self.name,
-                options={"step_t": times[1:]},  # the last step ends there, nothing is interpolated
+                options={"first_step": abs(end - begin), "step_t": times[1:]},  # the last step ends at the end
             )
         except AssertionError as error:  # torchdiffeq's way to say that the step size is too small, or the state NaN
             raise SolverLimitExceeded(counted.failure(f"stopped ({str(error).partition(':')[0]})")) from error
-        last = tuple(each[1] for each in found)
-        return last[: len(state)], last[len(state) :]
+        return tuple(each[1] for each in found)
+
+
+class Step(NamedTuple):
+    """That a solver took: from x at the time ``begin``."""
+
+    x: Tensor
+    begin: float
+    size: float
+
+
+@functools.cache
+def _tableau_of_torchdiffeq(name: str) -> Tableau:
+    from torchdiffeq._impl.odeint import SOLVERS
+
+    tableau = SOLVERS[name].tableau
+    rows, weights = [row.tolist() for row in tableau.beta], tableau.c_sol.tolist()
+    while not weights[-1]:  # a stage for the estimate of the error
+        rows.pop()
+        weights.pop()
+    return Tableau(tuple(map(tuple, rows)), tuple(weights))
 
 
 class _Counted:
-    """The slope as torchdiffeq calls it, no more often than allowed."""
+    """The dynamics as torchdiffeq calls them, no more often than allowed."""
 
-    def __init__(self, solver: OdeSolver, slope: Slope, states: int, begin: float, end: float) -> None:
-        self.solver, self.slope, self.states, self.begin, self.end = solver, slope, states, begin, end
+    def __init__(
+        self, solver: OdeSolver, dynamics: Dynamics, begin: float, end: float, kept: list[Step] | None
+    ) -> None:
+        self.solver, self.dynamics, self.begin, self.end, self.kept = solver, dynamics, begin, end, kept
         self.count, self.reached = 0, torch.tensor(begin)
 
-    def __call__(self, t: Tensor, whole: State) -> State:
+    def __call__(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self.count == self.solver.max_evaluations:
             raise SolverLimitExceeded(self.failure(f"has made {self.count} evaluations, which max_evaluations allows,"))
         self.count, self.reached = self.count + 1, t.detach()
-        change, integrands = self.slope(t, whole[: self.states])
-        return *change, *integrands
+        slope, integrands = self.dynamics(t, state[0])
+        return slope, *integrands
+
+    def callback_accept_step(self, t: Tensor, state: tuple[Tensor, ...], size: Tensor) -> None:
+        if self.kept is not None:
+            self.kept.append(Step(state[0], t.item(), math.copysign(size.item(), self.end - self.begin)))
 
     def failure(self, what: str) -> str:
         solver = self.solver
@@ -180,10 +225,7 @@ def _moved(state: Tensor, slopes: Sequence[Tensor], factors: Sequence[float], st
 
 @dataclass(frozen=True)
 class Path:
-    """The solve of ``dynamics`` from x at ``begin`` to ``end``.
-
-    ``forward`` gives x there, and as many integrals along the path as ``count`` says, from 0, each [N].
-    """
+    """The solve of ``dynamics`` from ``begin`` to ``end``: of x there, and of ``count`` integrals along the path."""
 
     solver: OdeSolver
     dynamics: Dynamics
@@ -192,65 +234,56 @@ class Path:
     count: int
     evaluations: Evaluations
 
-    def forward(self, x: Tensor) -> State:
-        def slope(t: float | Tensor, state: State) -> tuple[State, State]:
+    def forward(self, x: Tensor, kept: list[Step] | None = None) -> tuple[Tensor, ...]:
+        def counted(t: float | Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
             self.evaluations.forward += 1
-            change, integrands = self.dynamics(t, state[0])
-            return (change,), integrands
+            return self.dynamics(t, x)
 
-        zeros = tuple(x.new_zeros(len(x)) for _ in range(self.count))
-        (x,), integrals = self.solver.solve(slope, (x,), zeros, self.begin, self.end)
-        return x, *integrals
+        return self.solver.solve(counted, x, self.count, self.begin, self.end, kept)
 
-    def forward_by_adjoint(self, x: Tensor, parameters: Sequence[Tensor]) -> State:
-        """``forward`` that keeps its end alone: its gradient is a solve back, by the adjoint's differential equation.
+    def forward_by_adjoint(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """``forward`` that keeps x before each step, and nothing of a step itself.
 
-        x, its adjoint and the gradients of the parameters are integrated together from ``end`` to ``begin``; the
-        adjoints of the integrals are constant. It can be differentiated once.
+        For the gradient the steps are taken once more, from the last to the first, each with its graph: it is that of
+        the numbers computed, with an adaptive solver's step sizes for constants, and can be differentiated once.
 
-        Reference: Chen, Rubanova, Bettencourt, Duvenaud, "Neural ordinary differential equations", NeurIPS 2018.
+        Reference: Zhuang et al., "Adaptive checkpoint adjoint method for gradient estimation in neural ODE", ICML 2020.
         """
         return _Adjoint.apply(self, x, *parameters)
 
-    def backward(self, x: Tensor, parameters: Sequence[Tensor], cotangents: State) -> tuple[Tensor, list[Tensor]]:
-        """The gradients of x at ``begin`` and of the parameters, from x at ``end`` and the cotangents there."""
-        adjoint, *constant = cotangents
+    def backward(
+        self, kept: Sequence[Step], parameters: Sequence[Tensor], cotangents: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The gradients of x at ``begin`` and of the parameters."""
 
-        def slope(t: float | Tensor, state: State) -> tuple[State, State]:
+        def counted(t: float | Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
             self.evaluations.backward += 1
-            with torch.enable_grad():
-                at = state[0].detach().requires_grad_()
-                change, integrands = self.dynamics(t, at)
-                pairs = zip((change, *integrands), (state[1], *constant), strict=True)
-                recorded = [(output, cotangent) for output, cotangent in pairs if output.requires_grad]
-            inputs = (at, *parameters)
-            if recorded:
-                outputs, along = zip(*recorded, strict=True)
-                found = torch.autograd.grad(outputs, inputs, along, allow_unused=True, materialize_grads=True)
-            else:
-                found = [torch.zeros_like(given) for given in inputs]
-            flat = tuple([torch.cat([gradient.flatten() for gradient in found[1:]])] if parameters else [])
-            return (change.detach(), found[0].neg()), flat
+            return self.dynamics(t, x)
 
-        zeros = tuple([x.new_zeros(sum(p.numel() for p in parameters))] if parameters else [])
-        (_, adjoint), integrals = self.solver.solve(slope, (x, adjoint), zeros, self.end, self.begin)
-        if not parameters:
-            return adjoint, []
-        parts = integrals[0].neg().split([p.numel() for p in parameters])
-        return adjoint, [part.view_as(p).to(p.dtype) for part, p in zip(parts, parameters, strict=True)]
+        adjoint, *constant = cotangents
+        totals: list[Tensor] = []
+        for step in reversed(kept):
+            with torch.enable_grad():
+                x = step.x.detach().requires_grad_()
+                outputs = self.solver.step(counted, x, step.begin, step.size)
+            pairs = zip(outputs, (adjoint, *constant), strict=True)
+            recorded, along = zip(*((out, cotangent) for out, cotangent in pairs if out.requires_grad), strict=True)
+            adjoint, *found = torch.autograd.grad(
+                recorded, (x, *parameters), along, allow_unused=True, materialize_grads=True
+            )
+            totals = [total + each for total, each in zip(totals, found, strict=True)] if totals else found
+        return adjoint, totals
 
 
 class _Adjoint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, path: Path, x: Tensor, *parameters: Tensor) -> State:
-        ctx.path = path
-        found = path.forward(x)
-        ctx.save_for_backward(found[0], *parameters)
-        return found
+    def forward(ctx, path: Path, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        ctx.path, ctx.kept = path, []
+        ctx.save_for_backward(*parameters)
+        return path.forward(x, ctx.kept)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        x, *parameters = ctx.saved_tensors
-        gradient, gradients = ctx.path.backward(x, parameters, cotangents)
+        gradient, gradients = ctx.path.backward(ctx.kept, ctx.saved_tensors, cotangents)
         return None, gradient, *gradients

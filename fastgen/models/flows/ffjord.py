@@ -63,7 +63,7 @@ class FFJORDConfig(FlowConfig):
     max_evaluations: int = 10_000
     """Of a field, in one solve."""
     adjoint: bool = True
-    """Gradients by a solve backward, in constant memory; else through the steps of the solver."""
+    """Gradients from the steps taken once more, in little memory; else all that the solver computes is kept."""
     kinetic: float = 0.0
     """Weight of the integral of |f|^2 in the loss; the paper's regularizers are those of Finlay et al. 2020."""
     jacobian: float = 0.0
