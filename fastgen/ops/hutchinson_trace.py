@@ -14,9 +14,9 @@ from fastgen.ops.precision import in_float32
 
 KINDS = ("rademacher", "gaussian", "hutch++", "exact", "closed-form")
 _MOST_PROBES = 1 << 16
-_BATCHED, _BATCHED_RECORDED = 1 << 20, 1 << 24
+_BATCHED, _BATCHED_RECORDED, _BATCHED_IMAGES = 1 << 20, 1 << 24, 1 << 16
 """Numbers at most in a batch of cotangents that one backward takes: more leave the cache, which costs more than calls
-do, unless the calls are recorded to be differentiated again."""
+do, unless the calls are recorded to be differentiated again. A network of images works on many more than it takes."""
 
 
 def hutchinson_trace(
@@ -213,7 +213,8 @@ class _Products:
 
     def _batched(self, x: Tensor, cotangents: Tensor) -> Tensor | None:
         """The products, if it is worth while and possible to find many in one backward."""
-        together = (_BATCHED_RECORDED if torch.is_grad_enabled() else _BATCHED) // max(1, x.numel())
+        most = _BATCHED_RECORDED if torch.is_grad_enabled() else _BATCHED
+        together = (most if x.dim() == 2 else _BATCHED_IMAGES) // max(1, x.numel())
         if min(together, len(cotangents)) < 2:
             return None
         try:
