@@ -60,7 +60,7 @@ class Field:
         if x.dim() != self.weights[0].dim() or x.shape[1] != self.weights[0].shape[1]:
             raise ValueError(f"x has shape {tuple(x.shape)}; the field takes {taken}")
         for i, bias in enumerate(self.biases):
-            if bias.dim() == x.dim() and len(bias) not in (1, len(x)):
+            if bias.dim() == x.dim() and bias.shape[0] != 1 and bias.shape[0] != x.shape[0]:
                 raise ValueError(f"x has {len(x)} samples, but biases[{i}] is of {len(bias)}")
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastgen.nn import HutchinsonTrace, MLPField
+from fastgen.nn import ConvNetField, HutchinsonTrace, MLPField
 
 
 class Plain(nn.Module):
@@ -32,6 +32,24 @@ def test_an_mlp_field_and_the_same_as_a_callable_agree(kind, time, context_featu
     torch.testing.assert_close(*found)
     sums = [y.square().sum() + trace.square().sum() for y, trace in found]
     torch.testing.assert_close(*(torch.autograd.grad(s, inputs) for s in sums))
+
+
+@pytest.mark.parametrize("time", ["concat", "concat-squash"])
+@pytest.mark.parametrize("images", [False, True], ids=["dense", "images"])
+def test_a_field_with_time_and_context_compiles_without_a_graph_break(images, time):
+    net = (ConvNetField if images else MLPField)((2, 3, 2), time=time, context_features=2)
+    layer, x = HutchinsonTrace(net), torch.randn(4, 2, *(3, 3) * images)
+    t, context, noise = torch.tensor(0.3), torch.randn(4, 2, requires_grad=True), torch.randn(1, *x.shape)
+
+    def total(x, t, context, noise):
+        y, trace = layer(x, t, context, noise=noise)
+        return y.square().sum() + trace.square().sum()
+
+    found = []
+    for function in (total, torch.compile(total, fullgraph=True, backend="aot_eager")):
+        value = function(x, t, context, noise)
+        found.append([value.detach(), *torch.autograd.grad(value, [context, *net.parameters()])])
+    torch.testing.assert_close(*found)
 
 
 def test_a_solve_by_small_steps_changes_the_density_as_it_should():
