@@ -34,11 +34,11 @@ def closed_form(weight: Tensor, domain: float, codomain: float) -> Tensor:
 
 def power_steps(normal: Map, v: Tensor, count: int) -> Tensor:
     """Steps of the power method: of A = W^T W, a unit vector that W stretches at least as much as v."""
-    new, least = v, torch.finfo(v.dtype).tiny
+    new = v
     for _ in range(count):
         new = normal(new)
-        new = new / vector_norm(new).clamp_min(least)
-    return torch.where(new.any(), new, v)  # of a map of 0 there is no direction to take
+        new = new / vector_norm(new)
+    return torch.where(new.isfinite().all(), new, v)  # of a map of 0 there is no direction to take
 
 
 def leading_vector(normal: Map, v: Tensor, tolerance: float, limit: int) -> tuple[Tensor, float]:

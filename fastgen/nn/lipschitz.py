@@ -76,7 +76,7 @@ class LipschitzLayer(nn.Module):
         with torch.autocast(self.weight.device.type, enabled=False):
             if self.direction is None:
                 return closed_form(self.weight, self.domain, self.codomain)
-            direction = self.direction.clone()  # it may move on before the backward pass
+            direction = self.direction.clone() if self.training else self.direction  # it may move on before backward
             return vector_norm(self.apply_weight(self.weight, direction)) / vector_norm(direction)
 
     def scale(self) -> Tensor:
@@ -191,10 +191,10 @@ class LipschitzLinear(LipschitzLayer):
         self.begin((inputs,))
 
     def apply_weight(self, weight: Tensor, v: Tensor) -> Tensor:
-        return weight @ v
+        return torch.mv(weight, v)
 
     def apply_transpose(self, weight: Tensor, u: Tensor) -> Tensor:
-        return u @ weight
+        return torch.mv(weight.t(), u)
 
     def affine(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight, self.bias)

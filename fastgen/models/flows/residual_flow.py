@@ -90,7 +90,7 @@ class ResidualFlowConfig(FlowConfig):
             )
 
 
-TINY = {"event_shape": (2,), "levels": 0, "blocks": 8, "hidden": 64, "hidden_layers": 3}
+TINY = {"event_shape": (2,), "levels": 0, "blocks": 16, "hidden": 32, "hidden_layers": 2}
 TINY_IMAGE = {
     "event_shape": (1, 8, 8),
     "levels": 17,
