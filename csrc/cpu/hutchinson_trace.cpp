@@ -8,10 +8,9 @@
 
 #include <algorithm>
 #include <memory>
+#include <new>
 #include <tuple>
 #include <vector>
-
-#include "common/arena.h"
 
 namespace fastgen {
 namespace {
@@ -52,27 +51,42 @@ void check(const Tensor& x, const Tensor& left, const Tensor& right, const std::
   STD_TORCH_CHECK(width == x.size(1), "the last layer must give as many numbers as x has");
 }
 
+// Memory as it is found, aligned to a cache line.
+template <typename T>
+class Scratch {
+ public:
+  explicit Scratch(std::int64_t count) : data_(static_cast<T*>(::operator new(count * sizeof(T), kAlignment))) {}
+  T* data() const { return data_.get(); }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(T* p) const { ::operator delete(p, kAlignment); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
 // The layers as the kernels read them: columns padded with zeros to whole vectors.
 template <typename T>
 class Packed {
  public:
-  Packed(const std::vector<Tensor>& parameters, std::int64_t width) : width_(width), memory_(bytes_of(parameters)) {
-    T* to = reinterpret_cast<T*>(memory_.data());
+  Packed(const std::vector<Tensor>& parameters, std::int64_t width) : width_(width), memory_(numbers_of(parameters)) {
+    T* to = memory_.data();
     for (std::size_t i = 0; i < parameters.size(); i += 2) {
       const Tensor &weight = parameters[i], &bias = parameters[i + 1];
       const std::int64_t outputs = weight.size(0), inputs = weight.size(1), columns = padded(outputs), across = padded(inputs);
       const T *from = weight.const_data_ptr<T>(), *added = bias.const_data_ptr<T>();
+      T *row = to + inputs * columns, *copy = row + columns;
+      transpose(from, outputs, inputs, to, columns);
       const bool own = bias.dim() == 2;
-      layers.push_back({to, to + inputs * columns, inputs, columns, own ? added : nullptr, nullptr});
-      back.push_back({to + (inputs + 1) * columns, nullptr, outputs, across, nullptr, nullptr});
-      T* transposed = to + (inputs + 1) * columns;
-      for (std::int64_t o = 0; o < outputs; ++o) {
-        for (std::int64_t k = 0; k < inputs; ++k) to[k * columns + o] = from[o * inputs + k];
-        std::copy_n(from + o * inputs, inputs, transposed + o * across);
+      if (!own) std::fill(std::copy_n(added, outputs, row), copy, T(0));
+      for (std::int64_t o = 0; across > inputs && o < outputs; ++o) {
+        std::fill(std::copy_n(from + o * inputs, inputs, copy + o * across), copy + (o + 1) * across, T(0));
       }
-      if (!own) std::copy_n(added, outputs, to + inputs * columns);
-      to = transposed + outputs * across;
-      widest = std::max(widest, columns);
+      layers.push_back({to, row, inputs, columns, own ? added : nullptr, nullptr});
+      back.push_back({across > inputs ? copy : from, nullptr, outputs, across, nullptr, nullptr});
+      to = copy + outputs * across;
+      widest = std::max({widest, columns, across});
       gradients += outputs * across + columns;
     }
   }
@@ -82,17 +96,29 @@ class Packed {
 
  private:
   std::int64_t padded(std::int64_t n) const { return (n + width_ - 1) / width_ * width_; }
-  std::size_t bytes_of(const std::vector<Tensor>& parameters) const {
+  std::int64_t numbers_of(const std::vector<Tensor>& parameters) const {
     std::int64_t numbers = 0;
     for (std::size_t i = 0; i < parameters.size(); i += 2) {
       const std::int64_t outputs = parameters[i].size(0), inputs = parameters[i].size(1);
       numbers += (inputs + 1) * padded(outputs) + outputs * padded(inputs);
     }
-    return static_cast<std::size_t>(numbers) * sizeof(T);
+    return numbers;
+  }
+
+  // Some columns of `to` at a time: a cache line of each row is written once.
+  void transpose(const T* from, std::int64_t outputs, std::int64_t inputs, T* to, std::int64_t columns) const {
+    for (std::int64_t first = 0; first < columns; first += width_) {
+      const std::int64_t count = std::min(width_, outputs - first);
+      for (std::int64_t k = 0; k < inputs; ++k) {
+        T* row = to + k * columns + first;
+        for (std::int64_t o = 0; o < count; ++o) row[o] = from[(first + o) * inputs + k];
+        std::fill(row + count, row + width_, T(0));
+      }
+    }
   }
 
   std::int64_t width_;
-  Arena memory_;
+  Scratch<T> memory_;
 };
 
 template <typename T>
@@ -132,9 +158,9 @@ void trace(TraceData<T> data, const Packed<T>& packed, TraceKernel<T> kernel) {
   data.rows = rows_of(data, packed, matrices);
   const std::int64_t tiles = (data.samples + data.rows - 1) / data.rows;
   torch::stable::parallel_for(0, tiles, std::max<std::int64_t>(1, kGrain / data.rows), [&](std::int64_t begin, std::int64_t end) {
-    const Arena scratch(matrices * data.rows * packed.widest * sizeof(T));
+    const Scratch<T> scratch(matrices * data.rows * packed.widest);
     const std::int64_t last = std::min(end * data.rows, data.samples);
-    kernel(data, reinterpret_cast<T*>(scratch.data()), packed.widest, begin * data.rows, last);
+    kernel(data, scratch.data(), packed.widest, begin * data.rows, last);
   });
 }
 
@@ -158,8 +184,8 @@ void trace_backward(TraceData<T> data, Packed<T>& packed, TraceBackwardKernel<T>
   const std::unique_ptr<double[]> sums(new double[runs * numbers]);
   torch::stable::parallel_for(0, runs, 1, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t scratch = matrices * data.rows * packed.widest;
-    const Arena own((scratch + numbers) * sizeof(T));
-    T *memory = reinterpret_cast<T*>(own.data()), *part = memory + scratch;
+    const Scratch<T> own(scratch + numbers);
+    T *memory = own.data(), *part = memory + scratch;
     for (std::int64_t run = begin; run < end; ++run) {
       const std::int64_t start = run * tiles / runs, last = (run + 1) * tiles / runs;
       double* sum = sums.get() + run * numbers;
