@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fastgen.nn.flow_sequential import no_log_det
-from fastgen.nn.ode_solver import Evaluations, OdeSolver, Path
+from fastgen.nn.ode_solver import Evaluations, OdeSolver, Path, Slope
 from fastgen.nn.solved_field import SolvedField, SolvedMLPField, solved_field
 from fastgen.ops.field import Field
 from fastgen.ops.hutchinson_trace import KINDS, hutchinson_trace, probe_noise
@@ -139,9 +140,9 @@ class ContinuousFlow(nn.Module):
             return x, *(no_log_det(x) for _ in range(1 + len(regularizers)))
         (start,) = in_float32(x)
         recorded = torch.is_grad_enabled()
-        compiling = torch.compiler.is_compiling()
-        by_steps = compiling or (recorded and not self.adjoint)
-        field = solved_field(self.field, context, by_steps=by_steps)
+        by_steps = torch.compiler.is_compiling() or (recorded and not self.adjoint)
+        with without_autocast(x):
+            field = solved_field(self.field, context, by_steps=by_steps)
         dynamics = _Dynamics(self, field, start, seed, regularizers)
         path = Path(self.solver, dynamics, begin, end, 1 + len(regularizers), self.evaluations)
         if recorded and not by_steps and (x.requires_grad or field.parameters):
@@ -160,7 +161,7 @@ class ContinuousFlow(nn.Module):
 
 
 class _Dynamics:
-    """The field of one solve with its noise: f, its trace and the regularizers' integrands at (t, x)."""
+    """The field of one solve with its noise: from times to f, its trace and the regularizers' integrands."""
 
     def __init__(
         self,
@@ -179,9 +180,11 @@ class _Dynamics:
             kind = "gaussian" if self.kind == "gaussian" else "rademacher"
             self.noise = probe_noise(x, count, kind, draw_seed() if seed is None else seed, 0, x.dtype)
 
-    def __call__(self, t: float | Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def __call__(self, times: Sequence[float | Tensor]) -> list[Slope]:
+        return [functools.partial(self._slope, field) for field in self.field.at(times)]
+
+    def _slope(self, field: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         with without_autocast(x):
-            field = self.field.at(t)
             noise = None if self.exact else self.noise
             y, trace = hutchinson_trace(field, x, probes=self.probes, kind=self.kind, noise=noise)
             integrands = [trace]

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Dynamics = Callable[[float | Tensor, Tensor], tuple[Tensor, tuple[Tensor, ...]]]
-"""From t and x to dx/dt, and to what is integrated along the path."""
+Slope = Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]]
+"""From x to dx/dt, and to what is integrated along the path."""
+
+Dynamics = Callable[[Sequence[float | Tensor]], Sequence[Slope]]
+"""From times to the slope at each."""
 
 
 class Tableau(NamedTuple):
@@ -108,9 +111,10 @@ class OdeSolver:
         tableau = FIXED[self.name] if self.is_fixed else _tableau_of_torchdiffeq(self.name)
         slopes: list[Tensor] = []
         integrals: tuple[Tensor, ...] | None = None
-        for i, weight in enumerate(tableau.weights):
-            row = tableau.rows[i - 1] if i else ()
-            slope, integrands = dynamics(begin + sum(row) * size, _moved(x, slopes, row, size))
+        rows = ((), *tableau.rows)
+        stages = dynamics([begin + sum(row) * size for row in rows])
+        for at, row, weight in zip(stages, rows, tableau.weights, strict=True):
+            slope, integrands = at(_moved(x, slopes, row, size))
             slopes.append(slope)
             if not weight:
                 continue
@@ -200,7 +204,7 @@ class _Counted:
         if self.count == self.solver.max_evaluations:
             raise SolverLimitExceeded(self.failure(f"has made {self.count} evaluations, which max_evaluations allows,"))
         self.count, self.reached = self.count + 1, t.detach()
-        slope, integrands = self.dynamics(t, state[0])
+        slope, integrands = self.dynamics([t])[0](state[0])
         return slope, *integrands
 
     def callback_accept_step(self, t: Tensor, state: tuple[Tensor, ...], size: Tensor) -> None:
@@ -235,11 +239,7 @@ class Path:
     evaluations: Evaluations
 
     def forward(self, x: Tensor, kept: list[Step] | None = None) -> tuple[Tensor, ...]:
-        def counted(t: float | Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            self.evaluations.forward += 1
-            return self.dynamics(t, x)
-
-        return self.solver.solve(counted, x, self.count, self.begin, self.end, kept)
+        return self.solver.solve(self._dynamics("forward"), x, self.count, self.begin, self.end, kept)
 
     def forward_by_adjoint(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """``forward`` that keeps x before each step, and nothing of a step itself.
@@ -256,16 +256,13 @@ class Path:
     ) -> tuple[Tensor, list[Tensor]]:
         """The gradients of x at ``begin`` and of the parameters."""
 
-        def counted(t: float | Tensor, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            self.evaluations.backward += 1
-            return self.dynamics(t, x)
-
+        dynamics = self._dynamics("backward")
         adjoint, *constant = cotangents
         totals: list[Tensor] = []
         for step in reversed(kept):
             with torch.enable_grad():
                 x = step.x.detach().requires_grad_()
-                outputs = self.solver.step(counted, x, step.begin, step.size)
+                outputs = self.solver.step(dynamics, x, step.begin, step.size)
             pairs = zip(outputs, (adjoint, *constant), strict=True)
             recorded, along = zip(*((out, cotangent) for out, cotangent in pairs if out.requires_grad), strict=True)
             adjoint, *found = torch.autograd.grad(
@@ -273,6 +270,15 @@ class Path:
             )
             totals = [total + each for total, each in zip(totals, found, strict=True)] if totals else found
         return adjoint, totals
+
+    def _dynamics(self, direction: str) -> Dynamics:
+        """Those whose evaluations are counted."""
+
+        def evaluate(at: Slope, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            setattr(self.evaluations, direction, getattr(self.evaluations, direction) + 1)
+            return at(x)
+
+        return lambda times: [functools.partial(evaluate, at) for at in self.dynamics(times)]
 
 
 class _Adjoint(torch.autograd.Function):

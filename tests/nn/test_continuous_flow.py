@@ -269,14 +269,16 @@ def test_batches_of_none_and_one(field, x):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_half_precision_is_solved_in_single(dtype, field, x):
-    layer, x = ContinuousFlow(field.float(), trace="exact"), x.to(dtype)
+def test_half_precision_is_solved_in_single(dtype, x):
+    layer = ContinuousFlow(MLPField((3, 6, 5, 3), time="concat-squash", context_features=2), trace="exact")
+    x, context = x.to(dtype), torch.randn(4, 2)
     with torch.autocast("cpu", torch.bfloat16):
-        z, log_det = layer(x)
+        z, log_det = layer(x, context)
         sum(value.float().sum() for value in (z, log_det)).backward()
     assert z.dtype == dtype
     assert log_det.dtype == torch.float32
-    wanted = layer(x.float())
+    wanted = layer(x.float(), context)
+    torch.testing.assert_close(z, wanted[0].to(dtype))
     torch.testing.assert_close(log_det, wanted[1])
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
 
