@@ -32,7 +32,7 @@ class InvertibleResidual(nn.Module):
     Each trace is v^T J^k v of one vector v of random signs ("hutchinson"), or exact, from the Jacobian, for small D.
     With ``gradient="neumann"`` the derivative of Hutchinson's series is that of w^T J v at the constant
     ``w = sum_k (-1)^(k-1) c_k (J^T)^(k-1) v``, whose memory does not grow with the terms: unbiased, each sample
-    weighted by its own incoming gradient, but not to be differentiated twice; "autograd" differentiates the series.
+    weighted by its own incoming gradient. "autograd" differentiates the series, to any order.
 
     v and N come from ``seed``, an int, or None to draw one from PyTorch's generator: the same seed gives the same
     estimate, in both directions. Under ``torch.compile`` a seed must be given, and the roulette runs the longest
@@ -56,6 +56,7 @@ class InvertibleResidual(nn.Module):
 
     Raises:
         ValueError: an unknown name, a number out of range; a g that does not keep the shape.
+        NotImplementedError: ``create_graph`` with the Neumann gradient, which has no derivative of its own.
         FixedPointNotConverged: the inverse needs more iterations, as where g is no contraction.
 
     References: Behrmann, Grathwohl, Chen, Duvenaud, Jacobsen, "Invertible residual networks", ICML 2019; Chen,

@@ -23,6 +23,29 @@ _LEAST, _MOST = 2.0**-53, 1024
 """Probabilities below the first are not resolved by the uniform noise; of fewer terms than the second they are."""
 
 
+class _ValueOf(torch.autograd.Function):
+    """The second argument's value with the first one's gradient, which is not to be differentiated again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(differentiated: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled() and not torch._C._are_functorch_transforms_active():
+            raise NotImplementedError(
+                "the log-determinant is differentiated with create_graph, but the gradient of gradient='neumann' has "
+                "none of its own; use gradient='autograd'"
+            )
+        return gradient, None
+
+
 class Products(_Products):
     """A callable at x, with the methods of a ``Field``; it runs once."""
 
@@ -86,7 +109,9 @@ def neumann_series(g: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, coeffici
     orders = torch.arange(1, count, device=x.device, dtype=x.dtype)
     known = (terms * v).flatten(2).sum(2) * lifted[:-1, None]
     value = total.detach() / count + (known * (1 / orders - 1 / count)[:, None]).sum(0)
-    return y, total - total.detach() + value.detach()
+    if torch.compiler.is_compiling():
+        return y, total - total.detach() + value.detach()
+    return y, _ValueOf.apply(total, value)
 
 
 def survival(distribution: str, parameter: float) -> tuple[float, ...]:

@@ -227,6 +227,24 @@ def test_the_neumann_gradient_keeps_no_more_for_more_terms(kind):
     assert kept("autograd", 20) > 2 * kept("autograd", 3)
 
 
+def test_the_neumann_gradient_is_not_differentiated_again_and_the_other_is():
+    net, x, _ = make("elu")
+    x.requires_grad_()
+    with pytest.raises(NotImplementedError, match="use gradient='autograd'"):
+        torch.autograd.grad(InvertibleResidual(net)(x, seed=0)[1].sum(), x, create_graph=True)
+    layer = InvertibleResidual(net, gradient="autograd", exact_terms_evaluation=3)
+    assert torch.autograd.gradgradcheck(lambda x: layer(x, seed=0)[1], x)
+
+
+@pytest.mark.parametrize("kind", ["dense", "plain"])
+def test_torch_func_differentiates_it(kind):
+    net, x, context = make(kind)
+    layer = InvertibleResidual(net)
+    found = torch.func.grad(lambda x: layer(x, context, seed=0)[1].sum())(x)
+    (expected,) = torch.autograd.grad(layer(x.requires_grad_(), context, seed=0)[1].sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("kind", ["dense", "convolutional"])
 def test_single_precision_autocast_and_half(kind):
     net, x, context = make(kind)
