@@ -144,7 +144,7 @@ def test_the_first_batch_sets_layers_before_the_average_is_begun(tiny, pictures,
 def test_an_inverse_that_overflows_is_said_and_does_not_fail_the_training(
     tiny, table, pictures, monkeypatch, capsys, data
 ):
-    monkeypatch.setattr(NICE_MODEL, "inverse", lambda model, z, context=None: (_broken(model, z), z.new_zeros(len(z))))
+    monkeypatch.setattr(NICE_MODEL, "inverse", _broken_inverse)
     config = tiny(data=table() if data == "vectors" else pictures, steps=1, samples=3, **NICE)
     loop.train(config)
     assert "no samples: 3 of 3 samples are not finite: the inverse of nice overflows" in capsys.readouterr().out
@@ -153,8 +153,8 @@ def test_an_inverse_that_overflows_is_said_and_does_not_fail_the_training(
     assert not (config.output / "out").exists()
 
 
-def _broken(model: NICE_MODEL, z: torch.Tensor) -> torch.Tensor:
-    return torch.full((len(z), *model.config.event_shape), torch.nan)
+def _broken_inverse(model: NICE_MODEL, z: torch.Tensor, context=None, *, seed=None) -> tuple[torch.Tensor, ...]:
+    return torch.full((len(z), *model.config.event_shape), torch.nan), z.new_zeros(len(z))
 
 
 def test_autoregressive_models_refuse_real_numbers(tiny, table):
