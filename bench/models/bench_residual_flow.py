@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastgen import _C
 from fastgen.nn import InvertibleResidual, LipschitzConvNet, LipschitzMLP
 from fastgen.nn.lipschitz import LipschitzLayer
 from fastgen.nn.residual_log_det import neumann_series
@@ -193,6 +194,13 @@ def check(net: nn.Module, x: Tensor, what: str) -> None:
             assert (back + g(back) - z).abs().max() <= 2 * TOLERANCE
 
 
+def operations(net: nn.Module, x: Tensor, what: str) -> int:
+    """Multiplications and additions at least: the network, its products, and in training the gradients of both."""
+    layers = [layer for layer in net.modules() if isinstance(layer, LipschitzLayer)]
+    once = 2 * len(x) * x.shape[2:].numel() * sum(layer.weight.numel() for layer in layers)
+    return once * (1 + TERMS[what] + (4 if what == "training step" else 0))
+
+
 def close(ours: Tensor, theirs: Tensor) -> None:
     assert (ours - theirs).abs().max() <= _ROUNDING * (1 + theirs.abs().max())
 
@@ -209,6 +217,9 @@ def bench_residual_flow(benchmark, kind, what):
     check(net, x, what)
     calls = jobs(net, x, what)
     providers = {name: Provider(name, call, 1, threads) for name, call in calls.items()}
+    if what != "inverse":
+        least = operations(net, x, what)
+        providers["fastgen"].floor = lambda: least / _C.fma_peak(threads) / 1e9
     interleave(benchmark, list(providers.values()), size(9, 1))
     part = Part(
         f"residual_flow-{kind}-{what.replace(' ', '-')}",
