@@ -76,8 +76,8 @@ class FFJORDConfig(FlowConfig):
         self.at_least(1, "flows", "scales")
         self.at_least(0, "kinetic", "jacobian")
         self.one_of("norm", NORMS)
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden={self.hidden} must have one width at least, each 1 or more")
+        if not isinstance(self.hidden, tuple) or not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden={self.hidden} must be a tuple of one width at least, each 1 or more")
         if len(self.event_shape) not in (1, 3):
             raise ValueError(f"event_shape={self.event_shape} must be (features,) or (channels, height, width)")
         factor = 2 ** (self.scales - 1)
