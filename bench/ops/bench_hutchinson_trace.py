@@ -30,7 +30,10 @@ TIME, CHECKED = 0.3, 4
 
 @dataclass(frozen=True)
 class Case:
-    """A field with concat-squash layers, as FFJORD has them; ``needed``: how many times faster it should be."""
+    """A field with concat-squash layers, as FFJORD has them.
+
+    ``needed``: how many times faster than the faster other it should be with the most probes.
+    """
 
     make: type[MLPField | ConvNetField]
     sizes: tuple[int, ...]
@@ -38,18 +41,18 @@ class Case:
     batch: int
     probes: tuple[int | str, ...]
     rounds: int
-    needed: float
+    needed: float | None = None
 
 
 FEW = (size(1, 1), size(4, 2), size(16, 5))
 CASES = {
     "2-64-64-64-2": Case(
-        MLPField, size((2, 64, 64, 64, 2), (2, 4, 4, 4, 2)), (), size(1024, 6), (*FEW, "exact"), 9, 1.5
+        MLPField, size((2, 64, 64, 64, 2), (2, 4, 4, 4, 2)), (), size(1024, 6), (*FEW, "exact"), 9, 2.5
     ),
-    "64-64-64-64-64": Case(MLPField, size((64,) * 5, (7, 4, 4, 4, 7)), (), size(1024, 6), (*FEW, "exact"), 5, 1.2),
+    "64-64-64-64-64": Case(MLPField, size((64,) * 5, (7, 4, 4, 4, 7)), (), size(1024, 6), (*FEW, "exact"), 5, 2.5),
     "784-256-256-784": Case(MLPField, size((784, 256, 256, 784), (9, 5, 5, 9)), (), size(1024, 6), FEW[2:], 3, 1.2),
     "conv-3-64-64-3": Case(
-        ConvNetField, size((3, 64, 64, 3), (2, 4, 4, 2)), size((16, 16), (4, 4)), size(32, 5), FEW, 3, 1.2
+        ConvNetField, size((3, 64, 64, 3), (2, 4, 4, 2)), size((16, 16), (4, 4)), size(32, 5), FEW, 3
     ),
 }
 RUNS = [(name, probes) for name, case in CASES.items() for probes in case.probes]
@@ -185,8 +188,10 @@ def bench_hutchinson_trace(benchmark, name, probes, training):
         others = [p for p in providers if not p.name.startswith("fastgen")]
         fastest = min(others, key=lambda p: p.seconds)
         callable_, known = providers[len(others)], providers[len(others) + 1]
-        part.bars = [
-            Bar(f"any callable, over the faster other ({fastest.name})", 1, callable_.speedup_over(fastest)),
-            Bar(f"the field as such, over the faster other ({fastest.name})", case.needed, known.speedup_over(fastest)),
-        ]
+        of_callable, of_known = (p.speedup_over(fastest) for p in (callable_, known))
+        if probes == FEW[-1]:
+            part.bars = [Bar(f"any callable, over the faster other ({fastest.name})", 1, of_callable)]
+        if probes == FEW[-1] and case.needed:
+            part.bars.append(Bar(f"the field as such, over the faster other ({fastest.name})", case.needed, of_known))
+        part.facts = {"any callable, over the faster other": of_callable, "the field as such": of_known}
     publish(part, benchmark)
