@@ -34,6 +34,9 @@ class InvertibleResidual(nn.Module):
     ``w = sum_k (-1)^(k-1) c_k (J^T)^(k-1) v``, whose memory does not grow with the terms: unbiased, each sample
     weighted by its own incoming gradient. "autograd" differentiates the series, to any order.
 
+    In eval mode a sample of ``exact_features`` numbers or fewer has the exact log-determinant in any case: it costs
+    less than the estimate.
+
     v and N come from ``seed``, an int, or None to draw one from PyTorch's generator: the same seed gives the same
     estimate, in both directions. Under ``torch.compile`` a seed must be given, and the roulette runs the longest
     series that it could draw.
@@ -50,6 +53,7 @@ class InvertibleResidual(nn.Module):
         log_det, trace, gradient: as above.
         terms: of "power-series".
         exact_terms, exact_terms_evaluation: of "russian-roulette".
+        exact_features: see above.
         distribution: of N: "geometric" (on 1, 2, ...) or "poisson".
         parameter: its p, greater than 0.05 and less than 1, or its rate, at most 100; None is 0.5 or 2.
         tolerance, max_iterations: of the inverse.
@@ -82,6 +86,7 @@ class InvertibleResidual(nn.Module):
         terms: int = 5,
         exact_terms: int = 2,
         exact_terms_evaluation: int = 20,
+        exact_features: int = 2,
         distribution: str = "geometric",
         parameter: float | None = None,
         tolerance: float = 1e-5,
@@ -116,7 +121,7 @@ class InvertibleResidual(nn.Module):
         self.net = net
         self.log_det, self.trace, self.gradient, self.terms = log_det, trace, gradient, terms
         self.exact_terms, self.exact_terms_evaluation = exact_terms, exact_terms_evaluation
-        self.distribution, self.parameter = distribution, parameter
+        self.exact_features, self.distribution, self.parameter = exact_features, distribution, parameter
         self._reached = residual_log_det.survival(distribution, parameter)
         self.tolerance, self.max_iterations = tolerance, max_iterations
 
@@ -144,7 +149,7 @@ class InvertibleResidual(nn.Module):
         return self.net if context is None else lambda x: self.net(x, context)
 
     def _value_and_log_det(self, g: Callable[[Tensor], Tensor], x: Tensor, seed: int | None) -> tuple[Tensor, Tensor]:
-        if self.log_det == "exact":
+        if self.log_det == "exact" or (not self.training and x.shape[1:].numel() <= self.exact_features):
             return residual_log_det.exact(g, x)
         if self.trace == "hutchinson" or self.log_det == "russian-roulette":
             seed = draw_seed() if seed is None else seed

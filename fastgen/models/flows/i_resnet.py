@@ -23,13 +23,13 @@ class IResNetConfig(ResidualFlowConfig):
 @register(
     "i_resnet",
     family="flow",
-    presets={"tiny": TINY, "tiny_image": TINY_IMAGE | {"dense_blocks": 0}},
+    presets={"tiny": TINY, "tiny_image": TINY_IMAGE | {"dense_blocks": 0, "alpha": 0.05}},
 )
 class IResNet(ResidualFlow):
     """i-ResNet: a ``ResidualFlow`` whose log-determinant is a power series cut off, with ELU networks.
 
-    Its log-probability is an estimate, biased by the terms that are left out: at most
-    ``D L^(terms + 1) / ((terms + 1) (1 - L))`` nats a block, L the Lipschitz constant of the block's network.
+    But for data in the plane, in eval mode, its log-probability is an estimate, biased by the terms that are left out:
+    at most ``D L^(terms + 1) / ((terms + 1) (1 - L))`` nats a block, L the Lipschitz constant of the block's network.
 
     ``forward(x, context=None, seed=None)`` maps x [N, *event_shape] to (z [N, D], log_det [N]), ``inverse`` maps back.
     For levels x is (v + u) / levels.

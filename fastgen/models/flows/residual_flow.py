@@ -66,6 +66,7 @@ class ResidualFlowConfig(FlowConfig):
     terms: int = 5
     exact_terms: int = 2
     exact_terms_evaluation: int = 20
+    exact_features: int = 2
     distribution: str = "poisson"
     parameter: float | None = None
     tolerance: float = 1e-5
@@ -111,12 +112,12 @@ class ResidualFlow(FlowModel):
     class or vector in the context moves the input of each block's first activation.
 
     ``forward(x, context=None, seed=None)`` maps x [N, *event_shape] to (z [N, D], log_det [N]), ``inverse`` maps back;
-    the seed is of the estimate. In eval mode the weights' norms are right to 0.05 %, and 20 terms of the series are
-    always there. For levels x is (v + u) / levels.
+    the seed is of the estimate. In eval mode the weights' norms are right to 0.05 %, 20 terms of the series are always
+    there, and the log-determinant in the plane is exact. For levels x is (v + u) / levels.
 
     Example:
-        >>> model = ResidualFlow(ResidualFlowConfig((2,), levels=0, blocks=2, hidden=16)).eval()
-        >>> x = torch.randn(5, 2)
+        >>> model = ResidualFlow(ResidualFlowConfig((3,), levels=0, blocks=2, hidden=16)).eval()
+        >>> x = torch.randn(5, 3)
         >>> torch.equal(model.log_prob(x, seed=1), model.log_prob(x, seed=1))
         True
     """
@@ -179,6 +180,6 @@ class ResidualFlow(FlowModel):
         return {name: getattr(self.config, name) for name in names}
 
     def _residual(self, net: nn.Module) -> InvertibleResidual:
-        names = ("log_det", "trace", "gradient", "terms", "exact_terms", "exact_terms_evaluation", "distribution")
-        names += ("parameter", "tolerance", "max_iterations")
+        names = ("log_det", "trace", "gradient", "terms", "exact_terms", "exact_terms_evaluation")
+        names += ("exact_features", "distribution", "parameter", "tolerance", "max_iterations")
         return InvertibleResidual(net, **{name: getattr(self.config, name) for name in names})

@@ -26,7 +26,7 @@ class TestResidualFlow(FlowLaws):
 
 @pytest.fixture(scope="module")
 def moons():
-    return trained("residual_flow", 150)
+    return trained("residual_flow", 150, exact_features=0)
 
 
 def test_the_bound_holds_after_training(moons):
@@ -82,6 +82,17 @@ def test_the_same_seed_gives_the_same_estimate_in_both_directions(moons):
     again, same = moons.sample(6, seed=2, return_log_prob=True)
     assert torch.equal(drawn, again)
     assert torch.equal(log_prob, same)
+
+
+@torch.no_grad()
+def test_in_the_plane_evaluation_is_exact_unless_told_otherwise(moons):
+    x = two_moons(32, 1)
+    model, exact = (trained("residual_flow", 0, **config) for config in ({}, EXACT))
+    for one in (model, exact):
+        one.load_state_dict(moons.state_dict())
+        one.eval()
+    assert torch.equal(model.log_prob(x), exact.log_prob(x))
+    assert (model.train().log_prob(x) != exact.log_prob(x)).any()
 
 
 def test_evaluation_keeps_more_exact_terms_than_training():
