@@ -99,7 +99,7 @@ _IMAGE = {"activation": "softplus", "time": "concat", "end_time": 1.0}
     "ffjord",
     family="flow",
     presets={
-        "tiny": {"hidden": (32, 32), "rtol": 1e-4, "atol": 1e-4},
+        "tiny": {"hidden": (64, 64), "rtol": 1e-4, "atol": 1e-4},
         "image": _IMAGE | {"event_shape": (3, 32, 32), "levels": 256, "flows": 2, "scales": 4},
         "tiny_image": _IMAGE | {"event_shape": (1, 8, 8), "levels": 17, "hidden": (16, 16), "rtol": 1e-3, "atol": 1e-3},
     },
