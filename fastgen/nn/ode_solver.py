@@ -255,7 +255,6 @@ class Path:
         self, kept: Sequence[Step], parameters: Sequence[Tensor], cotangents: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """The gradients of x at ``begin`` and of the parameters."""
-
         dynamics = self._dynamics("backward")
         adjoint, *constant = cotangents
         totals: list[Tensor] = []

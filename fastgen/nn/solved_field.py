@@ -84,7 +84,7 @@ def solved_field(
     field: Callable[..., Tensor], context: Tensor | None, *, by_steps: bool
 ) -> SolvedField | SolvedMLPField:
     """The field for one solve; ``by_steps``: what is computed will be differentiated through the solver's steps."""
-    if isinstance(field, MLPField) and not by_steps:
+    if type(field) is MLPField and not by_steps:  # a subclass may have another forward
         return SolvedMLPField(field, context)
     return SolvedField(field, context)
 
