@@ -19,6 +19,9 @@ DISTRIBUTIONS = {"geometric": (0.05, 1.0), "poisson": (0.0, 100.0)}
 _LIFT = 2.0**64
 """What v is multiplied by: the later products are too small for normal numbers otherwise, and many times slower."""
 
+_TOGETHER, _NOTHING = 8, 1e-20
+"""Products between two looks at whether they still count; elements of them that do not."""
+
 _LEAST, _MOST = 2.0**-53, 1024
 """Probabilities below the first are not resolved by the uniform noise; of fewer terms than the second they are."""
 
@@ -62,8 +65,12 @@ def jacobian(g: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """g(x), and its Jacobian [N, D, D] by D products, with a gradient."""
     numbers = math.prod(x.shape[1:])
     units = torch.eye(numbers, dtype=x.dtype, device=x.device).reshape(numbers, 1, *x.shape[1:])
-    products = Products(g, x)
-    return products.y, products.products(x, units).flatten(2).transpose(0, 1)
+    if isinstance(g, Field) and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        y, (rows,) = g.power_products(x, units.expand(numbers, *x.shape), 1)
+    else:
+        products = Products(g, x)
+        y, rows = products.y, products.products(x, units)
+    return y, rows.flatten(2).transpose(0, 1)
 
 
 def exact(g: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,9 +107,9 @@ def neumann_series(g: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, coeffici
     but it holds v^T J^n v, the one term that the n - 1 products in w lack.
     """
     field = g if isinstance(g, Field) and not torch.compiler.is_compiling() else Products(g, x)
-    count = len(coefficients)
-    weights = _alternating(coefficients)
-    y, terms = field.power_products(x, v * _LIFT, count - 1)
+    terms = _products_that_count(field, x, v * _LIFT, len(coefficients) - 1)
+    count = len(terms) + 1
+    weights = _alternating(coefficients[:count])
     lifted = weights / _LIFT
     w = v * weights[0] + torch.tensordot(lifted[1:], terms, 1)
     y, total = field.contract(x, w.detach()[None], v[None])
@@ -112,6 +119,16 @@ def neumann_series(g: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, coeffici
     if torch.compiler.is_compiling():
         return y, total - total.detach() + value.detach()
     return y, _ValueOf.apply(total, value)
+
+
+def _products_that_count(field: Field | Products, x: Tensor, v: Tensor, count: int) -> Tensor:
+    """Products with the powers of J, some at a time, until all are done or those that are left are 0 to rounding."""
+    terms = field.power_products(x, v, min(count, _TOGETHER))[1]
+    looks = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()) and x.numel()
+    while len(terms) < count and not (looks and terms[-1].abs().amax() < _NOTHING * _LIFT):
+        more = field.power_products(x, terms[-1], min(count - len(terms), _TOGETHER))[1]
+        terms = torch.cat((terms, more))
+    return terms
 
 
 def survival(distribution: str, parameter: float) -> tuple[float, ...]:
