@@ -7,6 +7,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastgen.nn import FixedPointNotConverged, SolverLimitExceeded
+
 COMMANDS = {
     "train": "train a model on data",
     "sample": "generate from a trained model",
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         return int(stopped.code or 0)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FixedPointNotConverged, SolverLimitExceeded) as error:
         return _fail(str(error))
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import ClassVar
 
@@ -57,14 +56,12 @@ class LipschitzNet(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return self.at(context)(x)
 
-    def at(self, context: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """g(., context): a field of ``fastgen.ops``, whose derivatives are fast, unless the activation is "elu"."""
+    def at(self, context: Tensor | None = None) -> Field:
+        """g(., context): a field of ``fastgen.ops``, whose derivatives are fast."""
         shift = None
         if context is not None:
             shift = self.shift(context)
             shift = shift.reshape(*shift.shape, *[1] * (self.layers[0].weight.dim() - 2))
-        if self.activation == "elu":
-            return partial(self._layers, [layer.bounded_weight() for layer in self.layers], shift)
         weights = [layer.weight for layer in self.layers]
         scales = [layer.scale() for layer in self.layers]
         biases = [layer.bias for layer in self.layers]
@@ -84,18 +81,6 @@ class LipschitzNet(nn.Module):
                 scales[i + 1] = scales[i + 1] / (SHRINK * sharpness)
         weights = [weight * scale for weight, scale in zip(weights, scales, strict=True)]
         return self.field(weights, biases, "swish" if folded else self.activation)
-
-    def _layers(self, weights: Sequence[Tensor], shift: Tensor | None, x: Tensor) -> Tensor:
-        activations = iter(self.activations)
-        if self.pre_activation:
-            x = next(activations)(x if shift is None else x + shift)
-        for i, (layer, weight) in enumerate(zip(self.layers, weights, strict=True)):
-            if i:
-                x = next(activations)(x)
-            x = layer.affine(x, weight)
-            if shift is not None and i == 0 and not self.pre_activation:
-                x = x + shift
-        return x
 
 
 class LipschitzMLP(LipschitzNet):

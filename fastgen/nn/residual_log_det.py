@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgen.ops.field import Field
-from fastgen.ops.hutchinson_trace import _Products
+from fastgen.ops.hutchinson_trace import Products
 from fastgen.ops.philox_uniform import philox_uniform
 
 DISTRIBUTIONS = {"geometric": (0.05, 1.0), "poisson": (0.0, 100.0)}
@@ -47,18 +47,6 @@ class _ValueOf(torch.autograd.Function):
                 "none of its own; use gradient='autograd'"
             )
         return gradient, None
-
-
-class Products(_Products):
-    """A callable at x, with the methods of a ``Field``; it runs once."""
-
-    def power_products(self, x: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        terms = []
-        with torch.no_grad():
-            for _ in range(count):
-                vectors = self.pull(vectors)
-                terms.append(vectors)
-        return self.y, torch.stack(terms) if terms else vectors.new_empty(0, *vectors.shape)
 
 
 def jacobian(g: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:

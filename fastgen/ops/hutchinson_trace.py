@@ -80,7 +80,7 @@ def hutchinson_trace(
     """
     field = _field(f)
     _check(field, x, probes, kind, noise)
-    field = field if isinstance(field, Field) else _Products(field, x)
+    field = field if isinstance(field, Field) else Products(field, x)
     if kind == "closed-form" or (kind == "exact" and isinstance(field, Field) and field.has_closed_form):
         y, trace = field.trace(x)
         return y.to(x.dtype), trace
@@ -157,7 +157,7 @@ def _of_rows(noise: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _hutch_pp(field: Field | _Products, x: Tensor, noise: Tensor, sketched: int) -> tuple[Tensor, Tensor]:
+def _hutch_pp(field: Field | Products, x: Tensor, noise: Tensor, sketched: int) -> tuple[Tensor, Tensor]:
     """An orthonormal basis of J^T's range, sketched, and the rest of the noise with that subspace taken out."""
     ranges = field.products(x, noise[:sketched]).flatten(2).permute(1, 2, 0)
     basis = torch.linalg.qr(ranges)[0]
@@ -167,8 +167,8 @@ def _hutch_pp(field: Field | _Products, x: Tensor, noise: Tensor, sketched: int)
     return vectors, vectors
 
 
-class _Products:
-    """Vector-Jacobian products of a callable at x, which runs once."""
+class Products:
+    """Vector-Jacobian products of a callable at x, which runs once: what a ``Field`` has methods for."""
 
     def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor) -> None:
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
@@ -199,6 +199,15 @@ class _Products:
         cotangents = vectors.to(self.y.dtype).expand(vectors.shape[:1] + x.shape)
         found = self._batched(x, cotangents)
         return (torch.stack([self.pull(v) for v in cotangents]) if found is None else found).to(vectors.dtype)
+
+    def power_products(self, x: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """f(x) and ``v^T J, v^T J^2, ..., v^T J^count`` of vectors [N, D...]: [count, N, D...], without a gradient."""
+        terms = []
+        with torch.no_grad():
+            for _ in range(count):
+                vectors = self.pull(vectors)
+                terms.append(vectors)
+        return self.y, torch.stack(terms) if terms else vectors.new_empty(0, *vectors.shape)
 
     def contract(self, x: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """f(x), and the sum of left_p^T J right_p."""

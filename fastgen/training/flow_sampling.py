@@ -26,7 +26,7 @@ BATCH = 256
 def sample_flow(config: SampleConfig, run: Run, output: Path) -> Samples:
     """Draws from a flow and writes the samples, for vectors of two numbers a picture of the density too.
 
-    Raises ValueError for a request that does not fit the model, before any work; ``SamplesNotFinite`` where the inverse
+    Raises ValueError for a request that does not fit the model, before any work; ``NoSamples`` where the inverse
     overflows, with nothing written.
     """
     for field in fields(config):

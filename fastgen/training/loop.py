@@ -15,7 +15,7 @@ from tqdm import tqdm
 from fastgen.data import Dataset, Split, load
 from fastgen.metrics import Evaluation, in_unit
 from fastgen.models import Model, create_model, list_models, model_class
-from fastgen.models.flows import SamplesNotFinite
+from fastgen.models.flows import NoSamples
 from fastgen.plots.curves import save_curves
 from fastgen.training.config import TrainConfig
 from fastgen.training.directory import RunDirectory
@@ -281,7 +281,7 @@ class _Training:
             try:
                 drawn = sample(SampleConfig(self.config.output, self.config.samples, progress=self.config.progress))
                 self.fabric.print(f"samples: {', '.join(map(str, drawn.files))}")
-            except SamplesNotFinite as error:
+            except NoSamples as error:
                 self.fabric.print(f"no samples: {error}")
         self.fabric.barrier()
         return Outcome(test, self.baseline)

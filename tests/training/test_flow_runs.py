@@ -14,7 +14,7 @@ import torch
 from fastgen.data import DataConfig, load
 from fastgen.models import NICE as NICE_MODEL
 from fastgen.models import from_pretrained
-from fastgen.models.flows import SamplesNotFinite
+from fastgen.models.flows import NoSamples
 from fastgen.training import loop
 from fastgen.training.config import TrainConfig
 from fastgen.training.directory import RunDirectory
@@ -148,7 +148,7 @@ def test_an_inverse_that_overflows_is_said_and_does_not_fail_the_training(
     config = tiny(data=table() if data == "vectors" else pictures, steps=1, samples=3, **NICE)
     loop.train(config)
     assert "no samples: 3 of 3 samples are not finite: the inverse of nice overflows" in capsys.readouterr().out
-    with pytest.raises(SamplesNotFinite):
+    with pytest.raises(NoSamples):
         sample(SampleConfig(config.output, 3, output=config.output / "out", progress=False))
     assert not (config.output / "out").exists()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastgen.models.flows.base import FlowConfig, FlowModel, SamplesNotFinite
+from fastgen.models.flows.base import FlowConfig, FlowModel, NoSamples
 from fastgen.models.flows.cubic_spline import CubicSplineFlow, CubicSplineFlowConfig
 from fastgen.models.flows.ffjord import FFJORD, FFJORDConfig
 from fastgen.models.flows.flow_plus_plus import FlowPlusPlus, FlowPlusPlusConfig
@@ -53,6 +53,7 @@ __all__ = [
     "NeuralSplineConfig",
     "NeuralSplineCoupling",
     "NeuralSplineCouplingConfig",
+    "NoSamples",
     "PlanarFlow",
     "PlanarFlowConfig",
     "RadialFlow",
@@ -62,7 +63,6 @@ __all__ = [
     "ResidualFlow",
     "ResidualFlowConfig",
     "SOSConfig",
-    "SamplesNotFinite",
     "SylvesterFlow",
     "SylvesterFlowConfig",
     "UMNNConfig",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastgen.distributions import standard_logistic_log_prob, standard_normal_log_prob
 from fastgen.models.base import Model, ModelConfig
 from fastgen.models.context import Condition, Context, check_context, split_context
+from fastgen.nn import FixedPointNotConverged, SolverLimitExceeded
 from fastgen.ops.philox_uniform import philox_uniform
 from fastgen.ops.seeds import fold_in
 
@@ -51,8 +52,8 @@ class FlowConfig(ModelConfig):
         return self.classes + self.vector or None
 
 
-class SamplesNotFinite(ValueError):
-    """The inverse of a flow overflows."""
+class NoSamples(ValueError):
+    """The inverse of a flow overflows, or is not found."""
 
 
 class FlowModel(Model):
@@ -180,7 +181,7 @@ class FlowModel(Model):
 
         Raises:
             ValueError: a number out of range; a context of another shape or number of rows.
-            SamplesNotFinite: a ValueError, where the inverse overflows.
+            NoSamples: a ValueError, where the inverse overflows, or does not converge.
         """
         if n < 0:
             raise ValueError(f"n is {n}; it must be 0 or more")
@@ -191,9 +192,12 @@ class FlowModel(Model):
         check_context(context, self.conditions, n)
         example = next(self.parameters())
         z = temperature * self._noise(n, seed, offset, example.device).to(example.dtype)
-        x, log_det = self.inverse(z, context, seed=fold_in(seed, 0))
+        try:
+            x, log_det = self.inverse(z, context, seed=fold_in(seed, 0))
+        except (FixedPointNotConverged, SolverLimitExceeded) as error:
+            raise NoSamples(f"the inverse of {self.name} is not found: {error}") from error
         if wrong := int((~x.isfinite()).flatten(1).any(1).sum()):
-            raise SamplesNotFinite(
+            raise NoSamples(
                 f"{wrong} of {n} samples are not finite: the inverse of {self.name} overflows; train it for more "
                 "steps, or draw at a lower temperature"
             )
