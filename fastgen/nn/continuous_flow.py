@@ -17,6 +17,7 @@ from fastgen.ops.precision import in_float32, without_autocast
 from fastgen.ops.seeds import draw_seed
 
 REGULARIZERS = ("kinetic", "jacobian")
+GRADIENTS = ("steps", "adjoint", "autograd")
 
 
 class ContinuousFlow(nn.Module):
@@ -46,14 +47,15 @@ class ContinuousFlow(nn.Module):
         evaluation_trace: the same in eval mode; None for ``trace``.
         probes: how many products estimate the trace.
         solver: as of ``fastgen.nn.OdeSolver``, with ``rtol``, ``atol``, ``step_size`` and ``max_evaluations``.
-        adjoint: keep x before each step alone, and take the steps once more for the gradient, which is wanted of the
-            parameters of the field as a module; False keeps all that the solver computes, and can be differentiated
-            again.
+        gradient: how it is found. "steps" keeps x before each step alone, and takes the steps once more, each with its
+            graph: backpropagation to rounding. "adjoint" keeps the end alone, and solves the adjoint's equation back
+            from there (torchdiffeq's ``odeint_adjoint``): right within the tolerance. "autograd" keeps all that the
+            solver computes, and can be differentiated again.
         regularizers: of "kinetic" and "jacobian".
 
     Raises:
         ValueError: an unknown name, a number out of range, a field that returns another shape, a function (which has no
-            parameters to be known) with adjoint.
+            parameters to be known) with a gradient by steps or adjoint.
         SolverLimitExceeded: a RuntimeError, where the solver does not reach the end.
 
     References: Chen, Rubanova, Bettencourt, Duvenaud, "Neural ordinary differential equations", NeurIPS 2018; Grathwohl
@@ -82,7 +84,7 @@ class ContinuousFlow(nn.Module):
         atol: float = 1e-5,
         step_size: float | None = None,
         max_evaluations: int = 10_000,
-        adjoint: bool = True,
+        gradient: str = "steps",
         regularizers: Sequence[str] = (),
     ) -> None:
         if not 0 < end_time < float("inf"):
@@ -97,10 +99,12 @@ class ContinuousFlow(nn.Module):
             if name not in REGULARIZERS:
                 allowed = ", ".join(map(repr, REGULARIZERS))
                 raise ValueError(f"regularizers has {name!r}; it may have {allowed}")
-        if adjoint and not isinstance(field, nn.Module):
-            raise ValueError(f"field is a {type(field).__name__}; with adjoint=True it must be an nn.Module")
+        if gradient not in GRADIENTS:
+            raise ValueError(f"gradient is {gradient!r}; it must be one of {', '.join(map(repr, GRADIENTS))}")
+        if gradient != "autograd" and not isinstance(field, nn.Module):
+            raise ValueError(f"field is a {type(field).__name__}; with gradient={gradient!r} it must be an nn.Module")
         super().__init__()
-        self.field, self.end_time, self.probes, self.adjoint = field, float(end_time), probes, adjoint
+        self.field, self.end_time, self.probes, self.gradient = field, float(end_time), probes, gradient
         self.trace, self.evaluation_trace = trace, evaluation_trace or trace
         self.solver = OdeSolver(solver, rtol, atol, step_size, max_evaluations)
         self.regularizers = tuple(regularizers)
@@ -140,13 +144,14 @@ class ContinuousFlow(nn.Module):
             return x, *(no_log_det(x) for _ in range(1 + len(regularizers)))
         (start,) = in_float32(x)
         recorded = torch.is_grad_enabled()
-        by_steps = torch.compiler.is_compiling() or (recorded and not self.adjoint)
+        through = torch.compiler.is_compiling() or (recorded and self.gradient == "autograd")
         with without_autocast(x):
-            field = solved_field(self.field, context, by_steps=by_steps)
+            field = solved_field(self.field, context, through=through)
         dynamics = _Dynamics(self, field, start, seed, regularizers)
         path = Path(self.solver, dynamics, begin, end, 1 + len(regularizers), self.evaluations)
-        if recorded and not by_steps and (x.requires_grad or field.parameters):
-            z, *integrals = path.forward_by_adjoint(start, field.parameters)
+        if recorded and not through and (x.requires_grad or field.parameters):
+            forward = path.forward_by_adjoint if self.gradient == "adjoint" else path.forward_by_steps
+            z, *integrals = forward(start, field.parameters)
         else:
             z, *integrals = path.forward(start)
         return z.to(x.dtype), *integrals

@@ -1,8 +1,9 @@
-"""Initial value problems: steps of a fixed size here, adaptive ones by torchdiffeq; gradients step by step."""
+"""Initial value problems: steps of a fixed size here, adaptive ones by torchdiffeq; gradients by steps or adjoint."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -154,28 +155,75 @@ class OdeSolver:
     def _by_torchdiffeq(
         self, dynamics: Dynamics, x: Tensor, count: int, begin: float, end: float, kept: list[Step] | None
     ) -> tuple[Tensor, ...]:
+        counted = _Counted(self, dynamics, begin, end, kept)
+        return self._with_torchdiffeq("odeint", counted, counted, x, count, begin, end)
+
+    def solve_with_adjoint(
+        self,
+        forward: Dynamics,
+        backward: Dynamics,
+        x: Tensor,
+        count: int,
+        begin: float,
+        end: float,
+        parameters: Sequence[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """``solve`` by torchdiffeq, which finds the gradient by a solve back; errors are those of ``solve``.
+
+        Args:
+            forward, backward: the dynamics on either way.
+            parameters: what they depend on, of which a gradient is wanted.
+        """
+        there = _Counted(self, forward, begin, end, None)
+        back = _Counted(self, backward, end, begin, None)
+
+        def counted(t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (back if torch.is_grad_enabled() else there)(t, state)
+
+        more = {"adjoint_params": tuple(parameters), "adjoint_options": self._options(end, begin, x)}
+        return self._with_torchdiffeq("odeint_adjoint", counted, there, x, count, begin, end, **more)
+
+    def _with_torchdiffeq(
+        self,
+        function: str,
+        dynamics: Callable,
+        counted: _Counted,
+        x: Tensor,
+        count: int,
+        begin: float,
+        end: float,
+        **more,
+    ) -> tuple[Tensor, ...]:
         try:
-            from torchdiffeq import odeint
+            solve = getattr(importlib.import_module("torchdiffeq"), function)
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                f"solver {self.name!r} is torchdiffeq's, which is not installed: pip install torchdiffeq, or take one "
-                f"of {', '.join(map(repr, FIXED))}"
+                f"{function} of solver {self.name!r} is torchdiffeq's, which is not installed: pip install "
+                f"torchdiffeq, or take one of {', '.join(map(repr, FIXED))}, with its gradient by steps"
             ) from error
-        counted = _Counted(self, dynamics, begin, end, kept)
-        times = torch.tensor([begin, end], dtype=torch.float64, device=x.device)
         try:
-            found = odeint(
-                counted,
+            found = solve(
+                dynamics,
                 (x, *(x.new_zeros(len(x)) for _ in range(count))),
-                times,
+                torch.tensor([begin, end], dtype=torch.float64, device=x.device),
                 rtol=self.rtol,
                 atol=self.atol,
                 method=self.name,
-                options={"first_step": abs(end - begin), "step_t": times[1:]},  # the last step ends at the end
+                options=self._options(begin, end, x),
+                **more,
             )
         except AssertionError as error:  # torchdiffeq's way to say that the step size is too small, or the state NaN
             raise SolverLimitExceeded(counted.failure(f"stopped ({str(error).partition(':')[0]})")) from error
         return tuple(each[1] for each in found)
+
+    def _options(self, begin: float, end: float, x: Tensor) -> dict:
+        """Of torchdiffeq; an adaptive solver's last step ends at the end."""
+        if self.is_fixed:
+            return {"step_size": self.step_size}
+        return {
+            "first_step": abs(end - begin),
+            "step_t": torch.tensor([end], dtype=torch.float64, device=x.device),
+        }
 
 
 class Step(NamedTuple):
@@ -249,6 +297,14 @@ class Path:
         return self.solver.solve(self._dynamics("forward"), x, self.count, self.begin, self.end, kept)
 
     def forward_by_adjoint(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """``forward`` that keeps its end alone: for the gradient the adjoint's equation is solved from there back.
+
+        Reference: Chen, Rubanova, Bettencourt, Duvenaud, "Neural ordinary differential equations", NeurIPS 2018.
+        """
+        ways = self._dynamics("forward"), self._dynamics("backward")
+        return self.solver.solve_with_adjoint(*ways, x, self.count, self.begin, self.end, parameters)
+
+    def forward_by_steps(self, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """``forward`` that keeps x before each step, and nothing of a step itself.
 
         For the gradient the steps are taken once more, from the last to the first, each with its graph: it is that of
@@ -256,7 +312,7 @@ class Path:
 
         Reference: Zhuang et al., "Adaptive checkpoint adjoint method for gradient estimation in neural ODE", ICML 2020.
         """
-        return _Adjoint.apply(self, x, *parameters)
+        return _BySteps.apply(self, x, *parameters)
 
     def backward(
         self, kept: Sequence[Step], parameters: Sequence[Tensor], cotangents: Sequence[Tensor]
@@ -287,7 +343,7 @@ class Path:
         return lambda times: [functools.partial(evaluate, at) for at in self.dynamics(times)]
 
 
-class _Adjoint(torch.autograd.Function):
+class _BySteps(torch.autograd.Function):
     @staticmethod
     def forward(ctx, path: Path, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         ctx.path, ctx.kept = path, []

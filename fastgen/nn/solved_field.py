@@ -44,7 +44,7 @@ class SolvedMLPField:
         w sigmoid(scale t + offset)             b sigmoid(scale t + offset) + shift t
 
     with a scale, an offset and a shift for each output of a layer; a context adds to b of the first layer. The gradient
-    is written by hand. It has none in the time, and can be differentiated once: that is what the adjoint needs, but not
+    is written by hand. It has none in the time, and can be differentiated once: that is what an adjoint needs, but not
     a derivative through an adaptive solver's steps.
 
     Attributes:
@@ -81,10 +81,10 @@ class SolvedMLPField:
 
 
 def solved_field(
-    field: Callable[..., Tensor], context: Tensor | None, *, by_steps: bool
+    field: Callable[..., Tensor], context: Tensor | None, *, through: bool
 ) -> SolvedField | SolvedMLPField:
-    """The field for one solve; ``by_steps``: what is computed will be differentiated through the solver's steps."""
-    if type(field) is MLPField and not by_steps:  # a subclass may have another forward
+    """The field for one solve; ``through``: what is computed will be differentiated through the solver's steps."""
+    if type(field) is MLPField and not through:  # a subclass may have another forward
         return SolvedMLPField(field, context)
     return SolvedField(field, context)
 

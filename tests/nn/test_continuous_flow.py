@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastgen.nn import ContinuousFlow, ConvNetField, MLPField
+from fastgen.nn import ContinuousFlow, ConvNetField, MLPField, SolverLimitExceeded
 from fastgen.nn.ode_solver import FIXED
 
 TIGHT = {"solver": "dopri8", "rtol": 1e-10, "atol": 1e-10}
@@ -92,14 +92,15 @@ def test_the_log_det_is_that_of_the_solved_maps_jacobian_and_the_inverse_undoes_
     torch.testing.assert_close(inverse_log_det, -log_det, **SOLVED)
 
 
+@pytest.mark.parametrize("how", ["steps", "adjoint"])
 @pytest.mark.parametrize(
     ("kind", "known"),
     [("closed-form", True), *itertools.product(["rademacher", "gaussian", "hutch++", "exact"], [True, False])],
 )
-def test_the_adjoint_equals_backpropagation_through_the_solver(kind, known, field, x):
+def test_the_adjoint_equals_backpropagation_through_the_solver(kind, known, how, field, x):
     field = field if known else Plain(field)
     given = {"trace": kind, "probes": 3, "regularizers": ("kinetic", "jacobian")} | TIGHT
-    adjoint, through = (gradients(ContinuousFlow(field, adjoint=flag, **given), x) for flag in (True, False))
+    adjoint, through = (gradients(ContinuousFlow(field, gradient=way, **given), x) for way in (how, "autograd"))
     assert len(adjoint) == 4 + 1 + sum(1 for _ in field.parameters())
     for one, other in zip(adjoint, through, strict=True):
         torch.testing.assert_close(one, other, **SOLVED)
@@ -109,7 +110,7 @@ def test_the_adjoint_equals_backpropagation_through_the_solver(kind, known, fiel
 @pytest.mark.parametrize("name", FIXED)
 def test_the_adjoint_of_fixed_steps_is_backpropagation_to_rounding(name, kind, field, x):
     given = {"trace": kind, "regularizers": ("kinetic", "jacobian"), "solver": name, "step_size": 0.3}
-    adjoint, through = (gradients(ContinuousFlow(field, adjoint=flag, **given), x) for flag in (True, False))
+    adjoint, through = (gradients(ContinuousFlow(field, gradient=way, **given), x) for way in ("steps", "autograd"))
     for one, other in zip(adjoint, through, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
@@ -117,7 +118,7 @@ def test_the_adjoint_of_fixed_steps_is_backpropagation_to_rounding(name, kind, f
 def test_a_gradient_of_the_gradient_needs_all_steps(field, x):
     given = {"trace": "exact", "solver": "rk4", "step_size": 0.5}
     x.requires_grad_()
-    z, _ = ContinuousFlow(field, adjoint=False, **given)(x)
+    z, _ = ContinuousFlow(field, gradient="autograd", **given)(x)
     (first,) = torch.autograd.grad(z.square().sum(), x, create_graph=True)
     assert torch.autograd.grad(first.sum(), x)[0].isfinite().all()
     z, _ = ContinuousFlow(field, **given)(x)
@@ -126,13 +127,14 @@ def test_a_gradient_of_the_gradient_needs_all_steps(field, x):
         first.sum().backward()
 
 
+@pytest.mark.parametrize("how", ["steps", "adjoint"])
 @pytest.mark.parametrize("time", ["none", "concat", "concat-squash", "callable"])
-def test_the_gradient_of_the_context(time, x):
+def test_the_gradient_of_the_context(time, how, x):
     torch.manual_seed(0)
     field = Conditional() if time == "callable" else MLPField((3, 5, 4, 3), "swish", time, context_features=3).double()
     context = torch.randn(4, 3, dtype=torch.float64)
     adjoint, through = (
-        gradients(ContinuousFlow(field, trace="exact", adjoint=flag, **TIGHT), x, context) for flag in (True, False)
+        gradients(ContinuousFlow(field, trace="exact", gradient=way, **TIGHT), x, context) for way in (how, "autograd")
     )
     for one, other in zip(adjoint, through, strict=True):
         torch.testing.assert_close(one, other, **SOLVED)
@@ -142,7 +144,7 @@ def test_the_gradient_of_the_context(time, x):
 @pytest.mark.parametrize("time", ["none", "concat"])
 def test_the_gradient_where_a_field_depends_on_the_time_otherwise(time, x):
     field = MLPField((3, 5, 4, 3), "softplus", time).double()
-    adjoint, through = (gradients(ContinuousFlow(field, adjoint=flag, **TIGHT), x) for flag in (True, False))
+    adjoint, through = (gradients(ContinuousFlow(field, gradient=way, **TIGHT), x) for way in ("steps", "autograd"))
     for one, other in zip(adjoint, through, strict=True):
         torch.testing.assert_close(one, other, **SOLVED)
 
@@ -166,7 +168,8 @@ def test_a_convolutional_field():
     field = ConvNetField((2, 3, 2), activation="softplus", time="concat", context_features=3).double()
     x, context = (torch.randn(shape, dtype=torch.float64) for shape in ((2, 2, 2, 3), (2, 3)))
     given = {"trace": "exact", "regularizers": ("jacobian",)} | TIGHT
-    adjoint, through = (gradients(ContinuousFlow(field, adjoint=flag, **given), x, context) for flag in (True, False))
+    layers = (ContinuousFlow(field, gradient=way, **given) for way in ("steps", "autograd"))
+    adjoint, through = (gradients(layer, x, context) for layer in layers)
     for one, other in zip(adjoint, through, strict=True):
         torch.testing.assert_close(one, other, **SOLVED)
     layer = ContinuousFlow(field, **given).eval()
@@ -179,7 +182,7 @@ def test_an_estimate_is_unbiased_with_its_gradient(kind, field):
     """Every seed has its own noise: the mean over many is the exact value within 5 standard errors."""
     seeds, x = 3000, torch.randn(1, 3, dtype=torch.float64)
     batch = x.expand(seeds, 3).clone()
-    given = {"solver": "rk4", "step_size": 0.25, "adjoint": False}
+    given = {"solver": "rk4", "step_size": 0.25, "gradient": "autograd"}
     fields = [copy.deepcopy(field) for _ in range(2)]
 
     def run(field: MLPField, x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
@@ -268,6 +271,23 @@ def test_the_evaluations_are_counted(field, x):
         assert (layer.evaluations.forward, layer.evaluations.backward) == (16, 0)
         log_det.sum().backward()
         assert (layer.evaluations.forward, layer.evaluations.backward) == (16, 16)
+    layer = ContinuousFlow(field, gradient="adjoint")
+    _, log_det = layer(x)
+    forward = layer.evaluations.forward
+    assert forward > 0
+    log_det.sum().backward()
+    assert layer.evaluations.forward == forward
+    assert layer.evaluations.backward > 0
+
+
+def test_a_limit_of_evaluations_holds_in_the_adjoints_solve():
+    layer = ContinuousFlow(
+        MLPField((3, 4, 3)).double(), trace="exact", gradient="adjoint", rtol=1e-3, atol=1e-3, max_evaluations=30
+    )
+    z, _ = layer(torch.ones(2, 3, dtype=torch.float64))
+    object.__setattr__(layer.solver, "max_evaluations", 5)
+    with pytest.raises(SolverLimitExceeded, match="has made 5 evaluations"):
+        z.sum().backward()
 
 
 def test_a_fixed_solver_compiles_without_a_break(x):
@@ -296,6 +316,7 @@ def test_an_adaptive_solver_runs_beside_what_is_compiled(field, x):
         ({"solver": "rk4", "step_size": -0.1}, "step_size is -0.1; for 'rk4' it must be"),
         ({"step_size": 0.1}, "step_size is 0.1, but 'dopri5' chooses its steps"),
         ({"max_evaluations": 0}, "max_evaluations is 0"),
+        ({"gradient": "exact"}, "gradient is 'exact'; it must be one of 'steps', 'adjoint', 'autograd'"),
         ({"end_time": 0.0}, "end_time is 0.0"),
         ({"trace": "trace"}, "trace is 'trace'; it must be one of"),
         ({"evaluation_trace": "all"}, "evaluation_trace is 'all'"),
@@ -310,9 +331,9 @@ def test_wrong_arguments_are_named(given, words, field):
 
 
 def test_wrong_fields_and_inputs_are_named(field, x):
-    with pytest.raises(ValueError, match=r"field is a function; with adjoint=True it must be an nn.Module"):
+    with pytest.raises(ValueError, match=r"field is a function; with gradient='steps' it must be an nn.Module"):
         ContinuousFlow(lambda x, t: x)
     with pytest.raises(ValueError, match=r"f maps x of shape \(4, 3\) to \(4, 2\); it must keep the shape"):
-        ContinuousFlow(lambda x, t: x[:, :2], adjoint=False)(x)
+        ContinuousFlow(lambda x, t: x[:, :2], gradient="autograd")(x)
     with pytest.raises(ValueError, match=r"x is torch.int64 of shape \(4, 3\)"):
         ContinuousFlow(field)(x.long())

@@ -22,6 +22,7 @@ from fastgen.nn import (
     MultiScale,
     Squeeze2d,
 )
+from fastgen.nn.continuous_flow import GRADIENTS
 
 _EXACT = 64
 """Numbers in a vector at most whose trace is exact in eval mode, unless the config says otherwise."""
@@ -62,8 +63,8 @@ class FFJORDConfig(FlowConfig):
     """Of solvers of fixed steps."""
     max_evaluations: int = 10_000
     """Of a field, in one solve."""
-    adjoint: bool = True
-    """Gradients from the steps taken once more, in little memory; else all that the solver computes is kept."""
+    gradient: str = "steps"
+    """How it is found: "steps", "adjoint" or "autograd"; see ``ContinuousFlow``."""
     kinetic: float = 0.0
     """Weight of the integral of |f|^2 in the loss; the paper's regularizers are those of Finlay et al. 2020."""
     jacobian: float = 0.0
@@ -76,6 +77,7 @@ class FFJORDConfig(FlowConfig):
         self.at_least(1, "flows", "scales")
         self.at_least(0, "kinetic", "jacobian")
         self.one_of("norm", NORMS)
+        self.one_of("gradient", GRADIENTS)
         if not isinstance(self.hidden, tuple) or not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden={self.hidden} must be a tuple of one width at least, each 1 or more")
         if len(self.event_shape) not in (1, 3):
@@ -190,7 +192,7 @@ class FFJORD(FlowModel):
             atol=config.atol,
             step_size=config.step_size,
             max_evaluations=config.max_evaluations,
-            adjoint=config.adjoint,
+            gradient=config.gradient,
             regularizers=config.regularizers,
         )
 
