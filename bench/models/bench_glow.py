@@ -100,7 +100,7 @@ PEERS = {"nflows": nflows, "normflows": normflows, "FrEIA": freia}
 
 def job(step: Step, what: str, x: Tensor) -> Callable[[], object]:
     if what == "training step":
-        optimizer = torch.optim.Adam(step.module.parameters(), 1e-5)
+        optimizer = torch.optim.Adam(step.module.parameters(), 1e-5, fused=True)
 
         def train() -> None:
             optimizer.zero_grad()

@@ -50,9 +50,9 @@ def accelerated(peer: str) -> Iterator[None]:
 
 
 def job(contender: Contender, what: str, x: Tensor) -> Callable[[], object]:
-    """What is timed: a call of no arguments."""
+    """What is timed: a call of no arguments. A training step has PyTorch's fastest Adam, the same for all."""
     if what == "training step":
-        optimizer = torch.optim.Adam(contender.module.parameters(), 1e-5)
+        optimizer = torch.optim.Adam(contender.module.parameters(), 1e-5, fused=True)
 
         def step() -> None:
             optimizer.zero_grad()
