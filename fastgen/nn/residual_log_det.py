@@ -19,8 +19,8 @@ DISTRIBUTIONS = {"geometric": (0.05, 1.0), "poisson": (0.0, 100.0)}
 _LIFT = 2.0**64
 """What v is multiplied by: the later products are too small for normal numbers otherwise, and many times slower."""
 
-_TOGETHER, _NOTHING = 8, 1e-20
-"""Products between two looks at whether they still count; elements of them that do not."""
+_FIRST, _NOTHING = 8, 1e-20
+"""Products before the first look at whether they still count, each time three times as many; elements that do not."""
 
 _LEAST, _MOST = 2.0**-53, 1024
 """Probabilities below the first are not resolved by the uniform noise; of fewer terms than the second they are."""
@@ -111,10 +111,10 @@ def neumann_series(g: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, coeffici
 
 def _products_that_count(field: Field | Products, x: Tensor, v: Tensor, count: int) -> Tensor:
     """Products with the powers of J, some at a time, until all are done or those that are left are 0 to rounding."""
-    terms = field.power_products(x, v, min(count, _TOGETHER))[1]
+    terms = field.power_products(x, v, min(count, _FIRST))[1]
     looks = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()) and x.numel()
     while len(terms) < count and not (looks and terms[-1].abs().amax() < _NOTHING * _LIFT):
-        more = field.power_products(x, terms[-1], min(count - len(terms), _TOGETHER))[1]
+        more = field.power_products(x, terms[-1], min(count - len(terms), 2 * len(terms)))[1]
         terms = torch.cat((terms, more))
     return terms
 

@@ -96,14 +96,19 @@ def _padding(weight: Tensor) -> tuple[int, int]:
     return weight.shape[2] // 2, weight.shape[3] // 2
 
 
+def _images(x: Tensor) -> Tensor:
+    """[..., C, H, W] as [N, C, H, W], channels last in memory: a kernel of 1 leaves them as they come."""
+    return x.flatten(0, -4).contiguous(memory_format=torch.channels_last)
+
+
 def _conv_push(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     shared = bias is not None and bias.dim() < 4
-    y = F.conv2d(x.flatten(0, -4), weight, bias.flatten() if shared else None, padding=_padding(weight))
+    y = F.conv2d(_images(x), weight, bias.flatten() if shared else None, padding=_padding(weight))
     return (y if bias is None or shared else y + bias).unflatten(0, x.shape[:-3])
 
 
 def _conv_pull(v: Tensor, weight: Tensor) -> Tensor:
-    return F.conv_transpose2d(v.flatten(0, -4), weight, padding=_padding(weight)).unflatten(0, v.shape[:-3])
+    return F.conv_transpose2d(_images(v), weight, padding=_padding(weight)).unflatten(0, v.shape[:-3])
 
 
 def _conv_outer(v: Tensor, x: Tensor, weight: Tensor) -> Tensor:
