@@ -17,7 +17,6 @@ from torch import Tensor
 
 import fastgen
 from fastgen.data import DataConfig, load
-from fastgen.models import model_class
 from fastgen.models.flows import FlowModel
 
 STEPS, BATCH, RATE, HELD_OUT = 100, 64, 1e-3, 256
@@ -57,9 +56,9 @@ def main() -> None:
     torch.set_num_threads(1)  # the networks are small
     lines = ["| flow | data | float32: mean; largest | bfloat16 autocast: mean; largest |", "|---|---|---|---|"]
     for name in fastgen.list_models("flow"):
-        image = "levels" in model_class(name).presets["tiny"]
-        mean, most, mean_bf16, most_bf16 = (f"{error:.1e}" for error in errors(*trained(name)))
-        data = "digits" if image else "two moons"
+        model, x = trained(name)
+        mean, most, mean_bf16, most_bf16 = (f"{error:.1e}" for error in errors(model, x))
+        data = "digits" if model.config.levels else "two moons"
         lines.append(f"| {name} | {data} | {mean}; {most} | {mean_bf16}; {most_bf16} |")
         print(lines[-1], flush=True)
     before, _, rest = PAGE.read_text().partition(BEGIN)
