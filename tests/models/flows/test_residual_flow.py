@@ -106,10 +106,8 @@ def test_evaluation_keeps_more_exact_terms_than_training():
 def test_an_inverse_that_does_not_converge_says_so(moons):
     short = trained("residual_flow", 0, max_iterations=1)
     short.load_state_dict(moons.state_dict())
-    with pytest.raises(
-        NoSamples,
-        match="the inverse of residual_flow is not found: .* of 4 samples are not within tolerance=1e-05 after max_iter",
-    ):
+    words = r"the inverse of residual_flow is not found: .* of 4 samples are not within tolerance=1e-05 after max_iter"
+    with pytest.raises(NoSamples, match=words):
         short.eval().sample(4)
 
 
