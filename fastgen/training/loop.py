@@ -245,10 +245,11 @@ class _Training:
         count = len(split) if limit is None else min(limit, len(split))
         mine = torch.arange(self.fabric.global_rank, count, self.fabric.world_size)
         scores = torch.zeros(count, dtype=torch.float64, device=self.fabric.device)
+        model = self.average.model.eval()  # once more: a Lipschitz bound is found of the weights as they are now
         seed_evaluation(self.config.seed, self.fabric.global_rank)
         with torch.no_grad():
             for part in mine.split(self.config.batch_size):
-                scores[part] = self.average.model.score(*self._batch(split, part)).double()
+                scores[part] = model.score(*self._batch(split, part)).double()
         whole = self.fabric.all_reduce(scores, reduce_op="sum").cpu()
         return summarise_examples(self.dataset, split, torch.arange(count), whole)
 

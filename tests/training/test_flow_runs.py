@@ -16,7 +16,7 @@ from fastgen.models import NICE as NICE_MODEL
 from fastgen.models import from_pretrained
 from fastgen.models.flows import NoSamples
 from fastgen.training import loop
-from fastgen.training.config import TrainConfig
+from fastgen.training.config import OptimizerConfig, TrainConfig
 from fastgen.training.directory import RunDirectory
 from fastgen.training.evaluation import EvaluateConfig, evaluate_run
 from fastgen.training.run import load_run
@@ -117,6 +117,16 @@ def test_a_run_resumes_bitwise_and_is_evaluated_as_reported(tiny, table, picture
     same_run(tiny("whole").output, tiny("stopped").output)
     again = evaluate_run(EvaluateConfig(tiny("whole").output, batch_size=8, progress=False))
     assert again == outcome.test
+
+
+def test_what_a_layer_keeps_of_its_weights_is_that_of_the_average(tiny):
+    """A Lipschitz bound is of the weights that are evaluated and saved, not of those that are trained."""
+    fields = ("hidden=16", "blocks=1", "hidden_layers=3", "coefficient=0.3", "iterations=1")
+    data = DataConfig("eight_gaussians", examples=200)
+    quick = OptimizerConfig(rate=0.1, warmup=2)
+    config = tiny("residual", model="residual_flow", set=fields, data=data, steps=12, optimizer=quick, batch_size=100)
+    test = loop.train(config).test
+    assert evaluate_run(EvaluateConfig(config.output, batch_size=100, progress=False)).value == test.value
 
 
 def test_images_of_a_flow_are_levels_with_a_bound(tiny, pictures):
