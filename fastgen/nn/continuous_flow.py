@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.nn.flow_sequential import no_log_det
-from fastgen.nn.ode_solver import Evaluations, OdeSolver, Path, Slope
+from fastgen.nn.ode_path import Evaluations, Path
+from fastgen.nn.ode_solver import OdeSolver, Slope
 from fastgen.nn.solved_field import SolvedField, SolvedMLPField, solved_field
 from fastgen.ops.field import Field
 from fastgen.ops.hutchinson_trace import KINDS, hutchinson_trace, probe_noise
