@@ -1,4 +1,4 @@
-"""How fast a step program could be at best: every weight read once a step, every multiply-add done once."""
+"""How fast a step program could be at best: every weight read as often as its codes run, every multiply-add done once."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastgen.generate.program import DENSE, PIXEL, ROW, UNBOUNDED, Program
+from fastgen.generate.sampler import AHEAD
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 _PROBE_REPEATS = 30
@@ -22,10 +23,11 @@ class Work:
     multiply_adds: float = 0.0
 
 
-def work(program: Program) -> dict[int, Work]:
+def work(program: Program, batch: int) -> dict[int, Work]:
     """``{ROW: Work, PIXEL: Work}``. A program with no end is counted by the step.
 
-    An index segment reads, and adds, one row of its table.
+    An index segment reads, and adds, one row of its table. Codes that a few samples run for several cells together
+    read their weights once for these.
     """
     endless = program.steps >= UNBOUNDED >> 8
     phases = {ROW: Work(), PIXEL: Work()}
@@ -38,7 +40,8 @@ def work(program: Program) -> dict[int, Work]:
         cells = 1 / code.column_stride if endless else (code.q1 - code.q0) * (code.w1 - code.w0)
         phase = phases[code.kind]
         phase.footprint += elements
-        phase.reads += elements * (code.q1 - code.q0 if code.kind == ROW else cells)
+        together = code.together if batch <= AHEAD else 1
+        phase.reads += elements * (code.q1 - code.q0 if code.kind == ROW else cells / together)
         phase.multiply_adds += elements * cells
     return phases
 
@@ -46,12 +49,12 @@ def work(program: Program) -> dict[int, Work]:
 def floor_of(program: Program, weights: str, batch: int, threads: int) -> Callable[[], float]:
     """A function that measures this machine's rates now and returns the least seconds that an event (a step) takes.
 
-    Of each phase the longer of two times: its weights at the read bandwidth of a footprint of that size,once for the
+    Of each phase the longer of two times: its weights, as often as they are read, at the read bandwidth of a footprint of that size, once for the
     whole batch; and its multiply-adds at the peak of float32 multiply-adds.
     """
     from fastgen import _C
 
-    phases = [phase for phase in work(program).values() if phase.footprint]
+    phases = [phase for phase in work(program, batch).values() if phase.footprint]
 
     def seconds() -> float:
         peak = _C.fma_peak(threads) * 1e9 if batch > 1 or len(phases) > 1 else float("inf")
@@ -64,3 +67,9 @@ def floor_of(program: Program, weights: str, batch: int, threads: int) -> Callab
         return total
 
     return seconds
+
+
+def share_read(program: Program, batch: int) -> float:
+    """Of a stream's weights, the share that a step reads on average."""
+    phases = work(program, batch).values()
+    return sum(phase.reads for phase in phases) / sum(phase.footprint for phase in phases)

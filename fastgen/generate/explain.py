@@ -149,8 +149,8 @@ def explain(sampler: Sampler) -> Explanation:
     program, analysis = sampler.program, sampler.compiled.analysis
     shift = 1 if sampler.predicts == "next" else 0
     kinds = {"prologue": PROLOGUE, "row": ROW, "pixel": PIXEL}
-    levels = {name: [c.level for c in program.codes if c.kind == kind] for name, kind in kinds.items()}
-    codes = {f"{name} codes": len(found) for name, found in levels.items() if found}
+    codes = {f"{name} codes": sum(c.kind == kind for c in program.codes) for name, kind in kinds.items()}
+    waiting = {name: {c.level for c in program.codes if c.kind == kind and c.together == 1} for name, kind in kinds.items()}
     order = "a permutation" if sampler.order.name == "permutation" else f"order {sampler.order.name!r}"
     name = "a saved network" if sampler.module is None else type(sampler.module).__name__
     event = f"event {sampler.event_shape}, {order}, {sampler.steps} steps"
@@ -159,8 +159,8 @@ def explain(sampler: Sampler) -> Explanation:
         causality=_causality(sampler),
         field=None if analysis is None else receptive_field(analysis, shift),
         work=_work(sampler, program, analysis),
-        chain={name: max(found) + 1 for name, found in levels.items() if found},
-        codes=codes | {"draws": len(program.draws), "operands": len(program.operands)},
+        chain={name: len(levels) for name, levels in waiting.items() if levels},
+        codes={name: count for name, count in codes.items() if count} | {"draws": len(program.draws), "operands": len(program.operands)},
         memory=_memory(sampler, program),
         rings=[(b.positions, b.channels) for b in program.buffers if b.where == STATE],
         analysis=analysis,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastgen.generate.early_terms import EarlyTerms, early_terms
 from fastgen.generate.graph import REDUCTIONS, Constant, Graph, Node, Piece, Recipe
 from fastgen.generate.groups import Group, Grouping, Task
 from fastgen.generate.lattice import Address, Lattice
@@ -31,7 +32,7 @@ from fastgen.generate.program import (
     Segment,
     Weight,
 )
-from fastgen.generate.rings import ring_lengths, written
+from fastgen.generate.rings import ring_lengths
 from fastgen.generate.schedule import DrawSite, Placed
 
 Constants = dict[str, Tensor]
@@ -134,22 +135,26 @@ class Lowering:
         segments = weight = None
         bias = -1
         if contractions:
-            now, early = self._split_terms(group)
+            split = early_terms(group, self.order, self.placed, self.event)
             recipes = [t.run.bias for t in contractions]
             if any(r is not None for r in recipes):
                 columns = [t.run.columns for t in contractions]
                 bias = self._constant(_joined_bias(recipes, columns), parts * lanes)
-            if early:
-                code, accumulator = self._emit_partial(group, early, bias)
+            if split.early:
+                code, accumulator = self._emit_partial(group, split, bias)
                 codes.append((code, group.order))
                 bias = -1
-            segments, weight = self._segments(contractions, now, lattice)
+            segments, weight = self._segments(contractions, split.late, lattice)
         operations, registers = self._lane_program(group, parts)
         code = self._code(
-            lattice, lattice.kind, group.level, segments, weight, bias, accumulator, parts, lanes, operations, registers
+            lattice, lattice.kind, self._level(group), segments, weight, bias, accumulator, parts, lanes, operations, registers
         )
         codes.append((code, group.order))
         return codes
+
+    def _level(self, group: Group) -> int:
+        """In a sequence, with room before every level for the sums of its early terms."""
+        return group.level if group.lattice.kind != PIXEL or self.order.length > self.order.row_length else 2 * group.level + 1
 
     def _code(
         self, lattice, kind, level, segments, weight, bias, accumulator, parts, lanes, operations, registers
@@ -174,60 +179,32 @@ class Lowering:
             operation0, len(program.operations), registers,
         )  # fmt: skip
 
-    def _split_terms(self, group: Group) -> tuple[list[int], list[int]]:
-        """Terms by number: those that wait for the step, and those that the row's start can sum."""
-        task = group.contractions[0]
-        lattice = group.lattice
-        numbers = [n for n, a in enumerate(task.lattice.operands) if a is not None]
-        order = self.order
-        if (
-            lattice.kind != PIXEL
-            or order.length == order.row_length
-            or not order.regular
-            or lattice.row_step % order.row_length
-        ):
-            return numbers, []
-        first = lattice.row_step * lattice.q + lattice.column_step * lattice.w.min() + lattice.delay
-        starts = 2 * (first // order.row_length * order.row_length)
-        now, early = [], []
-        for n in numbers:
-            address, piece = task.lattice.operands[n], task.run.terms[n].piece
-            (early if self._computed_by(piece, address, lattice, starts) else now).append(n)
-        return now, early
-
-    def _computed_by(self, piece: Piece, address: Address, lattice: Lattice, phases: np.ndarray) -> bool:
-        if piece.node.kind in ("constant", "context"):
-            return True
-        q0, q1, w0, w1 = address.box
-        inside = (lattice.q >= q0) & (lattice.q < q1) & (lattice.w >= w0) & (lattice.w < w1)
-        positions = address.a * lattice.q[inside] + address.b * lattice.w[inside] + address.c
-        for run in piece.source_runs():
-            at = written(self.placed[piece.node], piece.node.runs.index(run), self.event)
-            if (at[positions] > phases[inside]).any():
-                return False
-        return True
-
-    def _emit_partial(self, group: Group, early: list[int], bias: int) -> tuple[Code, int]:
-        """The taps that are there when the row starts, for the whole row at once: the code and the accumulator."""
+    def _emit_partial(self, group: Group, split: EarlyTerms, bias: int) -> tuple[Code, int]:
+        """The early terms, for a whole row or for some cells at once: the code and the accumulator."""
         lattice, parts, lanes = group.lattice, len(group.contractions), group.lanes
         q0, _, w0, w1 = lattice.box
         width = w1 - w0
-        first = lattice.column_step * w0 + lattice.delay
-        wraps = first % self.order.row_length + lattice.column_step * (width - 1) >= self.order.row_length
-        buffer = self._state_buffer(parts * lanes, width * (2 if wraps else 1))
-        address = Address(width, 1, -w0 - width * q0, 0, lattice.box)
-        segments, weight = self._segments(group.contractions, early, lattice)
+        if split.kind == ROW:
+            first = lattice.column_step * w0 + lattice.delay
+            wraps = first % self.order.row_length + lattice.column_step * (width - 1) >= self.order.row_length
+            buffer = self._state_buffer(parts * lanes, width * (2 if wraps else 1))
+            address = Address(width, 1, -w0 - width * q0, 0, lattice.box)
+        else:
+            buffer = self._state_buffer(parts * lanes, -(-self.lookahead // lattice.column_step) + split.together - 1)
+            address = Address(0, 1, -w0, 0, lattice.box)
+        segments, weight = self._segments(group.contractions, split.early, lattice)
         operations = []
         for part in range(parts):
             operand = self._operand(buffer, address, part * lanes, 1, lanes, lattice)
             operations.append(Operation(OPCODE["store"], 0, part, operand))
-        level = 0
+        level = 0 if split.kind == ROW else self._level(group) - 1
         task = group.contractions[0]
-        for n in early:
+        for n in split.early if split.kind == ROW else ():
             piece = task.run.terms[n].piece
             if piece.node.kind == "computed":
                 level = max([level, *[s.group.level + 1 for s in self.grouping.of(piece) if s.lattice.kind == ROW]])
-        code = self._code(lattice, ROW, level, segments, weight, bias, -1, parts, lanes, operations, parts)
+        code = self._code(lattice, split.kind, level, segments, weight, bias, -1, parts, lanes, operations, parts)
+        code.together = split.together
         return code, self._operand(buffer, address, 0, 1, parts * lanes, lattice)
 
     def _segments(

@@ -11,7 +11,8 @@ Lattice and time
     - ``ROW``: at the start of row R the cells with ``R == row_stride * q + delay``, all w at once;
     - ``PIXEL``: at step t the cells with ``t == row_length * row_stride * q + column_stride * w + delay`` (for
       sequences the q range is [0, 1) and the q term is absent). More than one cell may answer to a step; they run in
-      the order of q.
+      the order of q. A code of a sequence may run ``together`` of its cells at once: those from w on at the step of
+      cell w, where w - w0 is a multiple of ``together``.
 
     Within one row start, and within one step, codes run in the order of the list; ``level`` is their depth in the
     dependencies of that phase: codes of one level never depend on each other.
@@ -153,6 +154,7 @@ class Code:
     operation0: int
     operation1: int
     registers: int
+    together: int = 1
 
 
 @dataclass

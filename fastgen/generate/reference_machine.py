@@ -83,7 +83,9 @@ class ReferenceMachine:
             for code in self.program.codes:
                 if code.kind == PIXEL:
                     for q, w in _pixel_cells(code, t, self.program.row_length):
-                        self._execute(code, run, _grid([q], [w]))
+                        together = code.together if run.ahead else 1
+                        if (w - code.w0) % together == 0:
+                            self._execute(code, run, _grid([q], range(w, min(w + together, code.w1))))
             for draw in self.program.draws:
                 for q, w in _pixel_cells(draw, t, self.program.row_length):
                     self._draw(draw, run, q, w)

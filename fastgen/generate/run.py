@@ -36,6 +36,8 @@ class Run:
     """0 is off."""
     top_p: float = 1.0
     threads: int = 1
+    ahead: bool = True
+    """Whether codes that may run several cells together do. It goes with the state: those cells' sums lie there."""
 
 
 def check_batch(batch: int, seed: int) -> None:

@@ -23,6 +23,8 @@ from fastgen.generate.state import State, load_state
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 _PROGRESS_PARTS = 200
+AHEAD = 2
+"""Samples up to which machines read weights more often than they use them, so that summing several cells at once pays."""
 
 
 class Sampler:
@@ -381,6 +383,7 @@ class Sampler:
             top_k=int(top_k),
             top_p=float(top_p),
             threads=self.threads if threads is None else check_threads(threads),
+            ahead=batch <= AHEAD,
         )
         if self.predicts == "next":
             draw = self.program.draws[0]

@@ -16,7 +16,7 @@ from fastgen.generate.run import Run
 if TYPE_CHECKING:
     from fastgen.generate.sampler import Sampler
 
-_NUMBERS = ("seed", "position0", "temperature", "top_k", "top_p", "threads")
+_NUMBERS = ("seed", "position0", "temperature", "top_k", "top_p", "threads", "ahead")
 _TENSORS = ("state", "samples", "levels", "known", "log_prob", "proposal_log_prob")
 
 

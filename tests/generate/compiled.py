@@ -112,6 +112,9 @@ CASES: dict[str, Callable[[], Case]] = {name: _network(name) for name in NETWORK
     "pixelcnn_pp": _zoo("pixelcnn_pp", filters=8),
     "pixelcnn_pp_colour": _zoo("pixelcnn_pp", (3, 12, 12), levels=256, filters=6, mixtures=3, classes=3),
     "wavenet": _zoo("wavenet", (90,), layers_per_cycle=4, residual_channels=12, gate_channels=16, levels=32),
+    "wavenet_wide": _zoo(  # its earlier taps are summed for several steps at once
+        "wavenet", (70,), cycles=1, layers_per_cycle=4, kernel_size=3, residual_channels=32, gate_channels=40, levels=16
+    ),
     "wavenet_mixture": _zoo(
         "wavenet", (60,), output="mixture", mixtures=3, cycles=1, layers_per_cycle=4, gate_channels=20, classes=3,
         frames=3, upsampling=(3, 4),

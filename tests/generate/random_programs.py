@@ -12,7 +12,7 @@ from tests.generate.hand_programs import Assembler, op
 
 
 def causal(seed: int, steps: int = 40, lookahead: int = 5) -> tuple[Program, heads.Head]:
-    """A random network over time: gates, a shared accumulator, normalisation over lanes, a context and a prologue."""
+    """A random network over time: gates, taps summed ahead, a shared accumulator, normalisation over lanes, a context and a prologue."""
     choose = random.Random(seed)
     torch.manual_seed(seed)
     levels = choose.choice([3, 16, 40])
@@ -50,6 +50,15 @@ def causal(seed: int, steps: int = 40, lookahead: int = 5) -> tuple[Program, hea
         lanes, previous, narrow = choose.choice([5, 32, 48, 64]), width, hidden
         gate, level = buffer(lanes, lookahead), level + 1
         inputs = [past(narrow, previous, d) for d in (0, choose.randrange(1, 4), reach - 1)]
+        start = {"bias": new.constant(torch.randn(2 * lanes))}
+        if not in_rows:  # the furthest tap, for three cells at once
+            early = buffer(2 * lanes, lookahead + 2)
+            stores = [op("store", 0, part, new.operand(early, lanes, channel=part * lanes)) for part in range(2)]
+            new.code(
+                [Segment(inputs.pop(), DENSE, 0, previous)], stores, parts=2, lanes=lanes, level=level, together=3,
+                weight=new.weight(torch.randn(previous, 2 * lanes) / (3 * previous) ** 0.5), registers=2, **start,
+            )  # fmt: skip
+            start, level = {"accumulator": new.operand(early, 2 * lanes)}, level + 1
         segments = [Segment(o, DENSE, i * previous, previous) for i, o in enumerate(inputs)]
         operations = [
             op("tanh", 0, 0),
@@ -58,8 +67,8 @@ def causal(seed: int, steps: int = 40, lookahead: int = 5) -> tuple[Program, hea
             op("store", 0, 0, new.operand(gate, lanes, **here)),
         ]
         new.code(
-            segments, operations, parts=2, lanes=lanes, level=level, bias=new.constant(torch.randn(2 * lanes)),
-            weight=new.weight(torch.randn(3 * previous, 2 * lanes) / (3 * previous) ** 0.5), **cells,
+            segments, operations, parts=2, lanes=lanes, level=level,
+            weight=new.weight(torch.randn(len(inputs) * previous, 2 * lanes) / (3 * previous) ** 0.5), **start, **cells,
         )  # fmt: skip
         gated, width, level = new.operand(gate, lanes, **here), choose.choice([20, 64]), level + 1
         hidden, total = buffer(width, reach + lookahead), new.operand(skip, 33, **here)

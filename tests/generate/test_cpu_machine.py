@@ -148,6 +148,24 @@ def test_one_sample_however_the_work_is_split(isa, seed, weights):
         assert same(generate(machine, batch, chunks, threads=threads, temperature=1.0), whole, slice(0, batch))
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_cells_that_may_run_together_may_run_apart(isa, threads):
+    program, head = causal(1)
+    assert any(code.together > 1 for code in program.codes)
+    machine, scores = CpuMachine(program, head), ("levels", "log_prob", "proposal_log_prob")
+    together = generate(machine, 20)
+    for batch, chunks in ((20, None), (1, [4, 5, 18])):
+        apart = generate(machine, batch, chunks, ahead=False, threads=threads)
+        assert all(torch.equal(getattr(apart, name), getattr(together, name)[:batch]) for name in scores)
+    known = torch.ones_like(together.levels, dtype=torch.bool)
+    absorbed = start(program, 20, levels=together.levels, known=known, ahead=False, threads=threads)
+    machine.prologue(absorbed)
+    machine.absorb(absorbed, 0, program.steps)
+    assert torch.equal(absorbed.log_prob, together.log_prob)
+    reference = generate(ReferenceMachine(program, head), 3, ahead=False)
+    assert torch.equal(reference.levels, together.levels[:3])
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_absorb_is_advance(isa, seed):
     """Bitwise, state and scores included, for any lookahead, split and number of threads."""

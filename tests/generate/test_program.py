@@ -74,6 +74,12 @@ def test_the_program_of_a_waveform_is_the_same_at_any_length(name):
     assert torch.equal(next(drawn), exact.sample(2, seed=5))
 
 
+def test_taps_of_earlier_steps_are_summed_for_several_steps_at_once():
+    program = sampler("wavenet_wide").program
+    assert [code.together for code in program.codes if code.together > 1] == [2, 4, 8]  # a dilation of 1 has too few
+    assert all(code.together == 1 for code in sampler("wavenet").program.codes)  # too small to be worth it
+
+
 def test_frames_of_a_context_limit_a_long_waveform():
     made = case("wavenet_mixture")
     context = {"class": torch.tensor([1]), "frames": torch.randn(1, 3, 50)}

@@ -7,7 +7,7 @@ import torch
 
 from tests.generate.compiled import CASES, case, sampler
 
-NAMES = ["masked_stack", "pixelcnn_colour", "gated_pixelcnn", "wavenet_mixture", "tokens_last", "made", "gaussian"]
+NAMES = ["masked_stack", "pixelcnn_colour", "gated_pixelcnn", "wavenet_mixture", "wavenet_wide", "tokens_last", "made", "gaussian"]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -62,6 +62,14 @@ def test_forks_with_the_same_noise_are_their_origins(name):
     compiled.advance(state, compiled.steps)
     assert torch.equal(forks.levels, state.levels[[2, 0]])
     assert torch.equal(forks.run.log_prob, state.run.log_prob[[2, 0]])
+
+
+def test_many_forks_of_one_sample_go_on_as_it_does():
+    """Few samples sum the taps of several steps at once, many do not: a fork goes on in the way of its origin."""
+    compiled = sampler("wavenet_wide")
+    state = compiled.advance(compiled.start(1, seed=2), 21)
+    forks = compiled.advance(state.fork([0] * 9, same_noise=True), compiled.steps)
+    assert torch.equal(forks.levels, compiled.sample(1, seed=2).expand(9, -1))
 
 
 def test_a_fork_takes_the_sample_indices_it_is_given():

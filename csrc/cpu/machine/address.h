@@ -14,21 +14,23 @@ struct Cell {
   std::int64_t q, w;
 };
 
-// The cells q0 <= q < q1, w0 <= w < w1 of a PIXEL record; cell (q, w) runs at step row q + column w + delay.
+// The cells q0 <= q < q1, w0 <= w < w1 of a PIXEL record; cell (q, w) runs at step row q + column w + delay. Of one row,
+// `together` cells may run at the step of the first of them.
 struct Lattice {
-  std::int64_t row, column, delay, q0, q1, w0, w1;
+  std::int64_t row, column, delay, q0, q1, w0, w1, together;
 
   template <typename Record>
-  static Lattice of(const Record& record, std::int64_t row_length) {
+  static Lattice of(const Record& record, std::int64_t row_length, std::int64_t together = 1) {
     const bool one_row = record.q1 - record.q0 <= 1;
     return {one_row ? 0 : row_length * record.row_stride, std::max<std::int64_t>(record.column_stride, 1),
             one_row ? record.delay + static_cast<std::int64_t>(static_cast<__int128>(row_length) * record.row_stride * record.q0)
                     : record.delay,
-            record.q0, record.q1, record.w0, record.w1};
+            record.q0, record.q1, record.w0, record.w1, together};
   }
 
   bool operator==(const Lattice& o) const {
-    return row == o.row && column == o.column && delay == o.delay && q0 == o.q0 && q1 == o.q1 && w0 == o.w0 && w1 == o.w1;
+    return row == o.row && column == o.column && delay == o.delay && q0 == o.q0 && q1 == o.q1 && w0 == o.w0 && w1 == o.w1 &&
+           together == o.together;
   }
   bool empty() const { return q0 == q1 || w0 == w1; }
   bool single() const { return q1 - q0 == 1 && w1 - w0 == 1; }
@@ -44,6 +46,11 @@ struct Lattice {
       last = std::min(last, rest / row);
       const std::int64_t beyond = rest - column * (w1 - 1 - w0);
       if (beyond > row * q0) first = (beyond + row - 1) / row;
+    }
+    if (together > 1) {
+      if (rest < 0 || rest % (column * together) != 0) return;
+      for (std::int64_t w = w0 + rest / column, end = std::min(w + together, w1); w < end; ++w) cells.push_back({q0, w});
+      return;
     }
     for (std::int64_t q = first; q <= last; ++q) {
       const std::int64_t along = rest - row * q;
@@ -75,6 +82,7 @@ struct Run {
   double* proposal_log_prob = nullptr;
   double temperature = 1.0, top_p = 1.0;
   int top_k = 0, threads = 1;
+  bool ahead = true;
 };
 
 // Sample b's values of an operand at a cell: base[b * sample_stride + i * channel_stride]; base is null for a write outside the

@@ -121,6 +121,7 @@ class Machine::Crew {
   void run_code(int number, const std::vector<Cell>& cells, std::int64_t step) {
     if (cells.empty()) return;
     const PlannedCode& code = machine_.plan_.codes[number];
+    if (code.together && !run_.ahead) return;
     const std::int64_t count = static_cast<std::int64_t>(cells.size());
     if (alone_) {
       worker_.execute(number, cells.data(), count, {mine_, {0, code.units}}, run_, step);

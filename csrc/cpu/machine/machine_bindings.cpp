@@ -134,6 +134,7 @@ Run run_of(const Machine& machine, const py::object& fields) {
   run.top_k = py::cast<int>(fields.attr("top_k"));
   run.top_p = py::cast<double>(fields.attr("top_p"));
   run.threads = py::cast<int>(fields.attr("threads"));
+  run.ahead = py::cast<bool>(fields.attr("ahead"));
   FASTGEN_CHECK(run.temperature > 0.0 && std::isfinite(run.temperature), "temperature is ", run.temperature, "; it must be above 0");
   FASTGEN_CHECK(run.top_k >= 0, "top_k is ", run.top_k, "; it must be 0 (off) or more");
   FASTGEN_CHECK(run.top_p > 0.0 && run.top_p <= 1.0, "top_p is ", run.top_p, "; it must be above 0 and at most 1");

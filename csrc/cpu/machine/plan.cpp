@@ -92,6 +92,8 @@ PlannedCode plan_code(Program& program, const PackedWeights& weights, std::size_
   planned.matrix = weights.of_code(number);
   Binder binder(program, {code.q0, code.q1, code.w0, code.w1}, zeros, planned.operands);
   planned.accumulator = code.accumulator >= 0 ? binder.read(code.accumulator) : -1;
+  planned.early = -1;
+  planned.together = code.together > 1;
   for (std::int64_t s = code.segment0; s < code.segment1; ++s) {
     const Segment& segment = program.segments[s];
     const int operand = binder.read(segment.operand);
@@ -142,6 +144,31 @@ PlannedDraw plan_draw(Program& program, const Draw& draw, const HeadSpec& head, 
   return planned;
 }
 
+// For each code the one that runs cells together and writes its accumulator. Instead of reading that, a machine may sum it anew
+// at the reader's cells: they must be alike.
+void link_early(const Program& program, std::vector<PlannedCode>& planned) {
+  std::map<std::int64_t, int> writers;  // by buffer
+  for (std::size_t i = 0; i < program.codes.size(); ++i) {
+    const Code& code = program.codes[i];
+    if (code.together == 1) continue;
+    for (std::int64_t o = code.operation0; o < code.operation1; ++o) {
+      FASTGEN_CHECK(program.operations[o].opcode == kStore, "codes[", i, "] runs cells together; it may only store its sums");
+      writers[program.operands[program.operations[o].b].buffer] = static_cast<int>(i);
+    }
+  }
+  for (std::size_t i = 0; i < program.codes.size(); ++i) {
+    const Code& code = program.codes[i];
+    const auto found = code.accumulator < 0 ? writers.end() : writers.find(program.operands[code.accumulator].buffer);
+    if (found == writers.end()) continue;
+    const Code& early = program.codes[found->second];
+    FASTGEN_CHECK(early.parts == code.parts && early.lanes == code.lanes && planned[found->second].matrix >= 0 &&
+                      Lattice::of(early, program.row_length) == Lattice::of(code, program.row_length),
+                  "codes[", i, "] has other cells or lanes than codes[", found->second, "], which sums its accumulator");
+    planned[i].early = found->second;
+    planned[i].chunk = std::min(planned[i].chunk, planned[found->second].chunk);
+  }
+}
+
 bool earlier(const Once& x, const Once& y) { return x.step != y.step ? x.step < y.step : x.record < y.record; }
 
 }  // namespace
@@ -166,7 +193,7 @@ Plan::Plan(Program& program, const PackedWeights& weights, const HeadSpec& head)
     } else if (code.kind == kRow) {
       row.push_back(number);
     } else {
-      const Lattice lattice = Lattice::of(code, program.row_length);
+      const Lattice lattice = Lattice::of(code, program.row_length, code.together);
       if (lattice.single()) {
         planned.only = {code.q0, code.w0};
         codes_once.push_back({lattice.first_step(), number});
@@ -191,6 +218,7 @@ Plan::Plan(Program& program, const PackedWeights& weights, const HeadSpec& head)
       draws_often.push_back(static_cast<int>(i));
     }
   }
+  link_early(program, codes);
   std::sort(codes_once.begin(), codes_once.end(), earlier);
   std::sort(draws_once.begin(), draws_once.end(), earlier);
 }

@@ -29,6 +29,8 @@ struct PlannedCode {
   Cell only;                // that step's cell
   std::vector<BoundOperand> operands;
   int accumulator;          // in operands, or -1
+  int early;                // the code that runs cells together to sum what the accumulator holds, or -1
+  bool together;            // whether it is such a code itself
   const float* bias;        // or null
   bool multiplies;          // registers 0 .. parts - 1 hold sums
   int matrix;               // in the packed weights, or -1

@@ -82,6 +82,7 @@ void check_code(const Program& program, std::size_t index) {
   check_lattice(what, code, program.row_length, code.kind == kPixel);
   FASTGEN_CHECK(code.kind == kPixel || (code.w1 - code.w0 <= kMostCells && code.q1 - code.q0 <= kMostCells), what, ": the lattice q ",
                 code.q0, " .. ", code.q1, ", w ", code.w0, " .. ", code.w1, " is unbounded, but all its cells run at once");
+  check_range(what, "together", code.together, 1, code.kind == kPixel && code.q1 - code.q0 == 1 ? 1 << 10 : 2);
   check_range(what, "lanes", code.lanes, 1, 1 << 24);
   check_range(what, "parts", code.parts, 0, 1 << 10);
   check_range(what, "registers", code.registers, code.parts, 1 << 16);

@@ -34,7 +34,7 @@ struct Operation : OperationRow {
 };
 struct Code {
   std::int64_t kind, level, row_stride, column_stride, delay, q0, q1, w0, w1, segment0, segment1, weight, bias, accumulator, parts,
-      lanes, operation0, operation1, registers;
+      lanes, operation0, operation1, registers, together;
 };
 struct Draw {
   std::int64_t row_stride, column_stride, delay, q0, q1, w0, w1, parameter0, parameter1, a, b, c, channel0, channels, input0,

@@ -113,18 +113,30 @@ void Worker::expect(int number, Span samples, const Run& run) {
 }
 
 void Worker::compute(const Tile& tile) {
-  const std::vector<BoundOperand>& operands = tile.code->operands;
-  for (std::int64_t i = 0; i < tile.cell_count; ++i) {
-    resolve(operands.data(), operands.size(), tile.cells[i], *tile.run, tile.step, addresses_.data() + i * operands.size());
-  }
   Tile sized = tile;
   sized.register_stride = tile.items() * tile.width;
+  const bool starts_here = tile.code->early >= 0 && !tile.run->ahead;
+  if (starts_here) {
+    Tile early = sized;
+    early.code = &plan_.codes[tile.code->early];
+    resolve(early);
+    start(early);
+    multiply(early);
+  }
+  resolve(sized);
   if (tile.code->multiplies) {
-    start(sized);
+    if (!starts_here) start(sized);
     if (!tile.code->index.empty()) add_table_rows(sized);
     if (tile.code->matrix >= 0) multiply(sized);
   }
   apply(sized);
+}
+
+void Worker::resolve(const Tile& tile) {
+  const std::vector<BoundOperand>& operands = tile.code->operands;
+  for (std::int64_t i = 0; i < tile.cell_count; ++i) {
+    resolve(operands.data(), operands.size(), tile.cells[i], *tile.run, tile.step, addresses_.data() + i * operands.size());
+  }
 }
 
 template <typename Function>

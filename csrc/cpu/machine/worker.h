@@ -60,6 +60,7 @@ class Worker {
     for (int i = 0; i < lines; ++i, ahead_ += 64) __builtin_prefetch(ahead_, 0, 2);
   }
   void resolve(const BoundOperand* operands, std::size_t count, Cell cell, const Run& run, std::int64_t step, Address* addresses);
+  void resolve(const Tile& tile);
   void start(const Tile& tile);
   void add_table_rows(const Tile& tile);
   void multiply(const Tile& tile);
