@@ -59,6 +59,7 @@ class Machine::Crew {
       if (t % machine_.program_.row_length == 0) start_row(t / machine_.program_.row_length, t);
       const std::vector<int>& active = worker_.collect(t, t + 1);
       for (std::size_t i = 0; i < active.size(); ++i) {
+        worker_.expect_tables(active, i);
         if (alone_ && i + 1 < active.size()) worker_.expect(active[i + 1], mine_, run_);
         run_code(active[i], worker_.cells_of(active[i]), t);
       }

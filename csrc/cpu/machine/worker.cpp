@@ -10,6 +10,10 @@ namespace {
 constexpr int kLinesAtOperation = 4, kLinesAtDraw = 32;  // of the next weights
 constexpr std::int64_t kLaneFloats = 4096;  // of registers that a lane program works on at once: half of a first-level cache
 
+void expect_bytes(const void* from, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
+}
+
 float* floats(const Arena& arena) { return reinterpret_cast<float*>(arena.data()); }
 Arena float_arena(std::int64_t count) { return Arena(static_cast<std::size_t>(count + kTile) * sizeof(float)); }
 
@@ -96,6 +100,16 @@ void Worker::execute(int number, const Cell* cells, std::int64_t count, const Sh
   }
 }
 
+void Worker::expect_tables(const std::vector<int>& codes, std::size_t place) const {
+  if (place + 3 < codes.size()) expect_bytes(&plan_.codes[codes[place + 3]], sizeof(PlannedCode));
+  if (place + 2 >= codes.size()) return;
+  const PlannedCode& code = plan_.codes[codes[place + 2]];
+  expect_bytes(code.operands.data(), code.operands.size() * sizeof(BoundOperand));
+  expect_bytes(code.operations.data(), code.operations.size() * sizeof(Operation));
+  expect_bytes(code.dense.data(), code.dense.size() * sizeof(DenseInput));
+  if (code.matrix >= 0) expect_bytes(&weights_.matrix(code.matrix), sizeof(Packed));
+}
+
 void Worker::expect(int number, Span samples, const Run& run) {
   const PlannedCode& code = plan_.codes[number];
   for (const DenseInput& input : code.dense) {
@@ -105,8 +119,7 @@ void Worker::expect(int number, Span samples, const Run& run) {
       Address address;
       if (operand.resolve(cell, run, address) != Reach::inside) continue;
       for (std::int64_t b = samples.begin; b < samples.end; ++b) {
-        const char* from = reinterpret_cast<const char*>(address.base + b * address.sample_stride);
-        for (std::int64_t byte = 0; byte < input.length * std::int64_t{sizeof(float)}; byte += 64) __builtin_prefetch(from + byte);
+        expect_bytes(address.base + b * address.sample_stride, input.length * sizeof(float));
       }
     }
   }

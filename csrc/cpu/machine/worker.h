@@ -25,6 +25,10 @@ class Worker {
   // Runs a code at `count` cells.
   void execute(int number, const Cell* cells, std::int64_t count, const Share& share, const Run& run, std::int64_t step);
 
+  // Asks for what the plan says of the codes that follow the one at `place`: the weights of a step have driven that, too, out
+  // of the near caches.
+  void expect_tables(const std::vector<int>& codes, std::size_t place) const;
+
   // Asks for the inputs of a code in rings, which the weights of a step have driven out of the near caches.
   void expect(int number, Span samples, const Run& run);
 
