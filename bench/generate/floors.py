@@ -1,4 +1,4 @@
-"""How fast a step program could be at best: every weight read as often as its codes run, every multiply-add done once."""
+"""How fast a step program could be at best: weights read as often as codes run, every multiply-add done once."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def work(program: Program, batch: int) -> dict[int, Work]:
 def floor_of(program: Program, weights: str, batch: int, threads: int) -> Callable[[], float]:
     """A function that measures this machine's rates now and returns the least seconds that an event (a step) takes.
 
-    Of each phase the longer of two times: its weights, as often as they are read, at the read bandwidth of a footprint of that size, once for the
-    whole batch; and its multiply-adds at the peak of float32 multiply-adds.
+    Of each phase the longer of two times: its weights, as often as they are read for the whole batch, at the read
+    bandwidth of a footprint of their size; and its multiply-adds at the peak of float32 multiply-adds.
     """
     from fastgen import _C
 

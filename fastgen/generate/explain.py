@@ -33,6 +33,8 @@ class Work:
     """A step's share of what is computed for a whole row at once."""
     pixel: float
     """What is computed at the step itself."""
+    ahead: float
+    """The part of ``pixel`` that is summed for several steps at once: taps of a sequence some steps back."""
     parallel: float | None
     """One parallel forward of the module, masked taps and padding included; None for a sampler without its module."""
     steps: int
@@ -150,7 +152,9 @@ def explain(sampler: Sampler) -> Explanation:
     shift = 1 if sampler.predicts == "next" else 0
     kinds = {"prologue": PROLOGUE, "row": ROW, "pixel": PIXEL}
     codes = {f"{name} codes": sum(c.kind == kind for c in program.codes) for name, kind in kinds.items()}
-    waiting = {name: {c.level for c in program.codes if c.kind == kind and c.together == 1} for name, kind in kinds.items()}
+    waiting = {
+        name: {c.level for c in program.codes if c.kind == kind and c.together == 1} for name, kind in kinds.items()
+    }
     order = "a permutation" if sampler.order.name == "permutation" else f"order {sampler.order.name!r}"
     name = "a saved network" if sampler.module is None else type(sampler.module).__name__
     event = f"event {sampler.event_shape}, {order}, {sampler.steps} steps"
@@ -160,7 +164,8 @@ def explain(sampler: Sampler) -> Explanation:
         field=None if analysis is None else receptive_field(analysis, shift),
         work=_work(sampler, program, analysis),
         chain={name: len(levels) for name, levels in waiting.items() if levels},
-        codes={name: count for name, count in codes.items() if count} | {"draws": len(program.draws), "operands": len(program.operands)},
+        codes={name: count for name, count in codes.items() if count}
+        | {"draws": len(program.draws), "operands": len(program.operands)},
         memory=_memory(sampler, program),
         rings=[(b.positions, b.channels) for b in program.buffers if b.where == STATE],
         analysis=analysis,
@@ -184,13 +189,17 @@ def _causality(sampler: Sampler) -> str:
 
 def _work(sampler: Sampler, program: Program, analysis: Analysis | None) -> Work:
     sums = {PROLOGUE: 0, ROW: 0, PIXEL: 0}
+    ahead = 0
     for code in program.codes:
-        sums[code.kind] += _multiply_adds(program, code)
+        count = _multiply_adds(program, code)
+        sums[code.kind] += count
+        ahead += count if code.together > 1 else 0
     parallel = None
     if analysis is not None:
         length, full = (math.prod(event_grid(shape)[1]) for shape in (analysis.event_shape, sampler.event_shape))
         parallel = _forward_multiply_adds(analysis) * full / length
-    return Work(sums[PROLOGUE], sums[ROW] / program.steps, sums[PIXEL] / program.steps, parallel, sampler.steps)
+    row, pixel, ahead = (count / program.steps for count in (sums[ROW], sums[PIXEL], ahead))
+    return Work(sums[PROLOGUE], row, pixel, ahead, parallel, sampler.steps)
 
 
 def _multiply_adds(program: Program, code: Code) -> int:
@@ -267,6 +276,8 @@ def _at(position: tuple[int, ...]) -> str:
 
 def _work_text(work: Work) -> str:
     parts = f"{_count(work.row)} for whole rows, {_count(work.pixel)} at the step" if work.row else "all at the step"
+    if work.ahead:
+        parts = f"{_count(work.ahead)} for several steps at once, {_count(work.pixel - work.ahead)} at the step"
     before = f"; {_count(work.prologue)} before the first step" if work.prologue else ""
     return f"{_count(work.per_step)} multiply-adds a step ({parts}){before}; {_count(work.total)} for a sample"
 

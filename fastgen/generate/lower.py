@@ -147,14 +147,28 @@ class Lowering:
             segments, weight = self._segments(contractions, split.late, lattice)
         operations, registers = self._lane_program(group, parts)
         code = self._code(
-            lattice, lattice.kind, self._level(group), segments, weight, bias, accumulator, parts, lanes, operations, registers
+            lattice,
+            lattice.kind,
+            self._level(group),
+            segments,
+            weight,
+            bias,
+            accumulator,
+            parts,
+            lanes,
+            operations,
+            registers,
         )
         codes.append((code, group.order))
         return codes
 
     def _level(self, group: Group) -> int:
         """In a sequence, with room before every level for the sums of its early terms."""
-        return group.level if group.lattice.kind != PIXEL or self.order.length > self.order.row_length else 2 * group.level + 1
+        return (
+            group.level
+            if group.lattice.kind != PIXEL or self.order.length > self.order.row_length
+            else 2 * group.level + 1
+        )
 
     def _code(
         self, lattice, kind, level, segments, weight, bias, accumulator, parts, lanes, operations, registers

@@ -24,7 +24,7 @@ from fastgen.generate.state import State, load_state
 WEIGHTS = ("float32", "bfloat16", "int8")
 _PROGRESS_PARTS = 200
 AHEAD = 2
-"""Samples up to which machines read weights more often than they use them, so that summing several cells at once pays."""
+"""Up to so many samples a step is bound by reading weights, so that summing several cells at once pays."""
 
 
 class Sampler:

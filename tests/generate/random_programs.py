@@ -12,7 +12,10 @@ from tests.generate.hand_programs import Assembler, op
 
 
 def causal(seed: int, steps: int = 40, lookahead: int = 5) -> tuple[Program, heads.Head]:
-    """A random network over time: gates, taps summed ahead, a shared accumulator, normalisation over lanes, a context and a prologue."""
+    """A random network over time.
+
+    It has gates, taps summed ahead, a shared accumulator, normalisation over lanes, a context and a prologue.
+    """
     choose = random.Random(seed)
     torch.manual_seed(seed)
     levels = choose.choice([3, 16, 40])

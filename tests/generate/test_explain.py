@@ -121,6 +121,16 @@ def test_work_is_less_than_the_textbook_loop_s(name):
     assert 0 < work.total <= work.parallel + scales, "every activation once: at most one forward pass"
 
 
+def test_work_for_several_steps_at_once_is_part_of_the_step_s():
+    explanation = sampler("wavenet_wide").explain()
+    work, width, gate, steps = explanation.work, 32, 40, 70
+    taps = [steps - back for back in (2, 4, 4, 8, 8, 16)]  # of dilations 2, 4 and 8, inside the sequence
+    assert work.ahead * steps == width * gate * sum(taps)
+    assert work.ahead < work.pixel
+    assert "for several steps at once" in str(explanation)
+    assert sampler("wavenet").explain().work.ahead == 0
+
+
 def test_work_is_counted_by_hand():
     """A 1 x 1 convolution behind a masked one: 12 taps where they lie in the image, then 4 x 3."""
 

@@ -7,7 +7,16 @@ import torch
 
 from tests.generate.compiled import CASES, case, sampler
 
-NAMES = ["masked_stack", "pixelcnn_colour", "gated_pixelcnn", "wavenet_mixture", "wavenet_wide", "tokens_last", "made", "gaussian"]
+NAMES = [
+    "masked_stack",
+    "pixelcnn_colour",
+    "gated_pixelcnn",
+    "wavenet_mixture",
+    "wavenet_wide",
+    "tokens_last",
+    "made",
+    "gaussian",
+]
 
 
 @pytest.mark.parametrize("name", CASES)
