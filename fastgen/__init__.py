@@ -18,6 +18,7 @@ __all__ = [
     "Sampler",
     "__version__",
     "accelerate",
+    "accelerated",
     "backend",
     "backends",
     "create_model",
@@ -30,6 +31,7 @@ __all__ = [
 _LAZY = {
     "Sampler": ("fastgen.generate.sampler", "Sampler"),
     "accelerate": ("fastgen.interop", "accelerate"),
+    "accelerated": ("fastgen.interop", "accelerated"),
     "backend": ("fastgen.ops", "backend"),
     "backends": ("fastgen.ops", "backends"),
     "create_model": ("fastgen.models", "create_model"),

@@ -20,7 +20,7 @@ from ..interleave import Provider, interleave
 from ..machine import keep_freed_memory, thread_counts
 from ..quick import QUICK, size
 from ..report import Bar, Part, publish
-from .contest import ROUNDS, accelerated
+from .contest import ROUNDS
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("default")]
 SHAPE, HIDDEN = size((32, 12, 16, 16), (2, 4, 4, 4)), size(128, 8)
@@ -136,13 +136,13 @@ def bench_glow(benchmark, what):
             back, _ = step.inverse(step.forward(x)[0])
             torch.testing.assert_close(back, x, rtol=1e-3, atol=1e-3)
         for step in peers:
-            with accelerated(step.name):
+            with fastgen.accelerated(step.name):
                 fast = step.forward(x)
             torch.testing.assert_close(fast, step.forward(x), rtol=1e-3, atol=1e-3)
     providers = {step.name: Provider(step.name, job(step, what, x), 1, threads) for step in peers}
     fast = {
         step.name: Provider(
-            f"{step.name}, accelerated", job(step, what, x), 1, threads, within=partial(accelerated, step.name)
+            f"{step.name}, accelerated", job(step, what, x), 1, threads, within=partial(fastgen.accelerated, step.name)
         )
         for step in peers
     }

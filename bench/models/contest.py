@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,16 +36,6 @@ class Contender:
     log_prob: Callable[[Tensor], Tensor]
     sample: Callable[[int], Tensor]
     peer: str | None = None
-
-
-@contextmanager
-def accelerated(peer: str) -> Iterator[None]:
-    """The library on fastgen's kernels."""
-    fastgen.accelerate(peer)
-    try:
-        yield
-    finally:
-        fastgen.restore(peer)
 
 
 def job(contender: Contender, what: str, x: Tensor) -> Callable[[], object]:
@@ -83,13 +72,13 @@ def run(
     for peer in peers:
         with torch.no_grad():
             plain = peer.log_prob(x)
-            with accelerated(peer.peer):
+            with fastgen.accelerated(peer.peer):
                 fast = peer.log_prob(x)
         assert (plain - fast).abs().max() <= _ROUNDING * (1 + plain.abs().max()), peer.name
     providers = {c.name: Provider(c.name, job(c, what, x), 1, threads) for c in contenders}
     for peer in peers:
         name = f"{peer.name}, accelerated"
-        within = partial(accelerated, peer.peer)
+        within = partial(fastgen.accelerated, peer.peer)
         providers[name] = Provider(name, job(peer, what, x), 1, threads, within=within)
     order = [*(providers[c.name] for c in peers), *(p for n, p in providers.items() if n.endswith("accelerated"))]
     order.append(providers[ours.name])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 PEERS = {"nflows": "nflows", "zuko": "zuko", "normflows": "normflows", "FrEIA": "freia"}
 """The library's module, and the module of ``fastgen.interop`` that knows it."""
@@ -44,6 +46,26 @@ def restore(peer: str) -> None:
         ModuleNotFoundError: the library is not installed.
     """
     _module(peer).PATCHES.restore()
+
+
+@contextmanager
+def accelerated(peer: str) -> Iterator[None]:
+    """``accelerate`` within a block; a library that was accelerated before stays so after it.
+
+    Raises:
+        ValueError, ModuleNotFoundError: as ``accelerate``.
+
+    Example:
+        >>> with fastgen.accelerated("nflows"):
+        ...     pass
+    """
+    before = bool(_module(peer).PATCHES)
+    accelerate(peer)
+    try:
+        yield
+    finally:
+        if not before:
+            restore(peer)
 
 
 def _module(peer: str):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -17,15 +16,6 @@ import fastgen
 EPSILON = torch.finfo(torch.float32).eps
 Call = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
 """One direction of a layer, as (values, log-determinant)."""
-
-
-@contextmanager
-def accelerated(peer: str) -> Iterator[None]:
-    fastgen.accelerate(peer)
-    try:
-        yield
-    finally:
-        fastgen.restore(peer)
 
 
 def attributes(package: str) -> dict[tuple[str, str], object]:
@@ -86,7 +76,7 @@ def check_parity(peer: str, cases: list[tuple[nn.Module, Tensor]], call: Call, *
         exact = results(wide, x.double(), call, recorded)
         rounded = results(moved, _moved(x.double()), call, recorded)
         theirs = results(layer, x, call, recorded)
-        with accelerated(peer):
+        with fastgen.accelerated(peer):
             ours = results(layer, x, call, recorded)
         for mine, single, near, true in zip(ours, theirs, rounded, exact, strict=True):
             assert mine.shape == single.shape

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastgen
-from tests.interop.parity import accelerated, attributes, check_parity, count_calls, differing, results, shaken
+from tests.interop.parity import attributes, check_parity, count_calls, differing, results, shaken
 
 Ff = pytest.importorskip("FrEIA.framework", reason="FrEIA is not installed")
 Fm = pytest.importorskip("FrEIA.modules", reason="FrEIA is not installed")
@@ -120,7 +120,7 @@ def test_values_and_gradients_are_as_exact_as_float32_allows(kind, rev):
 @pytest.mark.parametrize("kind", AFFINE)
 def test_objects_that_exist_run_on_the_kernel_until_restored(kind, rev, calls):
     given = cases(kind, 4)
-    with accelerated("FrEIA"):
+    with fastgen.accelerated("FrEIA"):
         for layer, x in given:
             layer(x, rev)
     assert len(calls) == len(given) * (2 if kind in ("RNVPCouplingBlock", "GLOWCouplingBlock") else 1)
@@ -136,7 +136,7 @@ def test_float64_does_not_run_on_the_kernel(kind, rev, calls):
     for layer, x in cases(kind, 2):
         layer, x = layer.double(), x.double()
         expected = results(layer, x, call(rev))
-        with accelerated("FrEIA"):
+        with fastgen.accelerated("FrEIA"):
             found = results(layer, x, call(rev))
         for mine, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(mine, theirs)
@@ -152,7 +152,7 @@ def test_function_transforms_do_not_run_on_the_kernel(kind, calls):
         return layer(x, False)[0]
 
     expected = torch.func.jvp(values, (x,), (torch.ones_like(x),))
-    with accelerated("FrEIA"):
+    with fastgen.accelerated("FrEIA"):
         found = torch.func.jvp(values, (x,), (torch.ones_like(x),))
     assert not calls
     assert all(map(torch.equal, found, expected))
@@ -173,7 +173,7 @@ def test_a_matrix_that_is_no_permutation_is_multiplied(matrix, rev):
     for parameter in (block.block.w_perm, block.block.w_perm_inv):
         parameter.data = weight.view_as(parameter)
     expected = block(x, rev)
-    with accelerated("FrEIA"):
+    with fastgen.accelerated("FrEIA"):
         found = block(x, rev)
     torch.testing.assert_close(found, expected)
 
@@ -194,7 +194,7 @@ def test_a_network_runs_once_even_if_the_kernel_does_not_take_its_output(kind, c
     block, x = kind([(4,)], subnet_constructor=OneRow), torch.randn(3, 4)
     (expected,), _ = block([x])
     count = len(runs)
-    with accelerated("FrEIA"):
+    with fastgen.accelerated("FrEIA"):
         (found,), _ = block([x])
     assert len(runs) == 2 * count
     assert not calls
@@ -205,7 +205,7 @@ def test_a_network_runs_once_even_if_the_kernel_does_not_take_its_output(kind, c
 def test_a_half_without_channels_is_left_to_freia(split_len):
     block, x = Fm.GLOWCouplingBlock([(4,)], subnet_constructor=Constant, split_len=split_len), torch.randn(3, 4)
     expected = block([x])
-    with accelerated("FrEIA"):
+    with fastgen.accelerated("FrEIA"):
         found = block([x])
     torch.testing.assert_close(found, expected)
 
@@ -227,14 +227,14 @@ def test_an_input_of_another_width_is_an_error_of_freia(rev):
     wrong = torch.randn(5, x.shape[1] + 1)
     with pytest.raises(RuntimeError) as theirs:
         block(wrong, rev)
-    with accelerated("FrEIA"), pytest.raises(RuntimeError) as ours:
+    with fastgen.accelerated("FrEIA"), pytest.raises(RuntimeError) as ours:
         block(wrong, rev)
     assert str(ours.value) == str(theirs.value)
 
 
 def test_a_conditional_block_without_conditions_is_an_error_of_freia():
     block, x = made(Fm.ConditionalAffineTransform, random.Random(1), rank=0)
-    with accelerated("FrEIA"), pytest.raises(IndexError):
+    with fastgen.accelerated("FrEIA"), pytest.raises(IndexError):
         block.block([x])
 
 
@@ -264,7 +264,7 @@ def test_a_small_block_on_the_cpu_is_left_to_freia(rev, calls, monkeypatch):
     monkeypatch.setattr("fastgen.interop.worthwhile.ALWAYS", False)
     block, x = made(Fm.AllInOneBlock, random.Random(0), rank=1)
     expected = block(x, rev)
-    with accelerated("FrEIA"):
+    with fastgen.accelerated("FrEIA"):
         found = block(x, rev)
     assert not calls
     assert all(map(torch.equal, found, expected))

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.interop.parity import EPSILON, accelerated, check_parity, count_calls, shaken
+import fastgen
+from tests.interop.parity import EPSILON, check_parity, count_calls, shaken
 
 transforms = pytest.importorskip("nflows.transforms", reason="nflows is not installed")
 nets = pytest.importorskip("nflows.nn.nets", reason="nflows is not installed")
@@ -105,7 +106,7 @@ def test_the_inverse_of_a_cubic_spline_is_exact(bins):
     """nflows solves the cubic by its discriminant, which in float32 may be far off; so its forward is the judge."""
     x, *parts = (torch.randn(300, *size) for size in [(), (bins,), (bins,), (1,), (1,)])
     spline = functools.partial(transforms.splines.unconstrained_cubic_spline, tail_bound=2.0)
-    with accelerated("nflows"):
+    with fastgen.accelerated("nflows"):
         found, log_det = transforms.splines.unconstrained_cubic_spline(x, *parts, inverse=True, tail_bound=2.0)
     back, true = spline(found.double(), *(part.double() for part in parts))
     assert ((back - x).abs() <= 32 * EPSILON * 2 * (1 + true.exp())).all()
@@ -175,7 +176,7 @@ def test_autoregressive_flows(kind, net, context):
         check_parity("nflows", cases, call)
     with torch.no_grad():
         for layer, x in cases:
-            with accelerated("nflows"):
+            with fastgen.accelerated("nflows"):
                 found, log_det = layer.inverse(x)
                 back, log_det_back = layer(found)
             expected, expected_log_det = layer.inverse(x)
@@ -189,7 +190,7 @@ def test_autoregressive_flows(kind, net, context):
 def test_the_last_pass_is_nflows_own():
     """The forward of an inverse that no gradient is recorded for gives the log-determinant back but for its sign."""
     for layer, x in autoregressive("Affine", "plain", context=False):
-        with accelerated("nflows"):
+        with fastgen.accelerated("nflows"):
             found, log_det = layer.inverse(x)
             _, back = layer(found)
         assert (log_det + back).abs().max() <= 4 * EPSILON * layer(found)[1].abs().max().clamp(min=1)
@@ -229,7 +230,7 @@ ON_KERNELS = {
 def test_existing_layers_run_on_the_kernels_until_restored(name, calls):
     make, op = ON_KERNELS[name]
     layer, x = make(), inside(5, 2)
-    with accelerated("nflows"):
+    with fastgen.accelerated("nflows"):
         layer.inverse(x)
     made = calls()
     assert op in made
@@ -240,6 +241,6 @@ def test_existing_layers_run_on_the_kernels_until_restored(name, calls):
 @pytest.mark.parametrize("recorded", [False, True])
 def test_a_residual_network_is_computed_degree_by_degree(recorded, calls):
     layer, x = transforms.MaskedAffineAutoregressiveTransform(4, 8), torch.randn(3, 4)
-    with accelerated("nflows"), torch.set_grad_enabled(recorded):
+    with fastgen.accelerated("nflows"), torch.set_grad_enabled(recorded):
         layer.inverse(x)
     assert calls() == ["invert_by_degree"]

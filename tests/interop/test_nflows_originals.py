@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastgen
-from tests.interop.parity import accelerated, count_calls
+from tests.interop.parity import count_calls
 
 transforms = pytest.importorskip("nflows.transforms", reason="nflows is not installed")
 base = pytest.importorskip("nflows.transforms.base", reason="nflows is not installed")
@@ -40,7 +40,7 @@ def test_a_value_outside_a_bounded_spline_is_nflows_error(spline, inverse, value
     parts = parts_of(spline, x)
     with pytest.raises((base.InputOutsideDomain, RuntimeError)) as expected:
         getattr(transforms.splines, spline)(x, *parts, inverse=inverse)
-    with accelerated("nflows"), pytest.raises(expected.type):
+    with fastgen.accelerated("nflows"), pytest.raises(expected.type):
         getattr(transforms.splines, spline)(x, *parts, inverse=inverse)
     assert not calls()
 
@@ -49,14 +49,14 @@ def test_a_value_outside_a_bounded_spline_is_nflows_error(spline, inverse, value
 @pytest.mark.parametrize("spline", BOUNDED + UNCONSTRAINED)
 def test_bins_too_wide_for_their_number_are_nflows_error(spline, options):
     x = torch.rand(5)
-    with accelerated("nflows"), pytest.raises(ValueError, match=r"Minimal bin .* too large"):
+    with fastgen.accelerated("nflows"), pytest.raises(ValueError, match=r"Minimal bin .* too large"):
         getattr(transforms.splines, spline)(x, *parts_of(spline, x), **options)
 
 
 @pytest.mark.parametrize("spline", UNCONSTRAINED)
 def test_unknown_tails_are_nflows_error(spline):
     x = torch.rand(5)
-    with accelerated("nflows"), pytest.raises(RuntimeError, match="tails are not implemented"):
+    with fastgen.accelerated("nflows"), pytest.raises(RuntimeError, match="tails are not implemented"):
         getattr(transforms.splines, spline)(x, *parts_of(spline, x), tails="circular")
 
 
@@ -78,7 +78,7 @@ def test_other_arguments_of_a_spline_are_left_to_nflows(other, calls):
     inverse = "bottom" in options
     options = options | {"inverse": inverse}
     expected = getattr(transforms.splines, spline)(*given, **options)
-    with accelerated("nflows"):
+    with fastgen.accelerated("nflows"):
         found = getattr(transforms.splines, spline)(*given, **options)
     assert not calls()
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
@@ -93,7 +93,7 @@ def test_other_cubic_splines_are_left_to_nflows(options, ends, calls):
     widths, heights, *_ = parts_of("cubic_spline", x)
     parts = [widths, heights, torch.full((7, 1), ends), torch.zeros(7, 1)]
     expected = transforms.splines.cubic_spline(x, *parts, **options)
-    with accelerated("nflows"):
+    with fastgen.accelerated("nflows"):
         found = transforms.splines.cubic_spline(x, *parts, **options)
     assert not calls()
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
@@ -107,7 +107,7 @@ def test_derivatives_of_torch_func_are_left_to_nflows(calls):
         return transforms.splines.rational_quadratic_spline(x, *parts)
 
     expected = torch.func.vjp(spline, x)[1]((x, x))
-    with accelerated("nflows"):
+    with fastgen.accelerated("nflows"):
         found = torch.func.vjp(spline, x)[1]((x, x))
     assert not calls()
     assert torch.equal(found[0], expected[0])
@@ -153,7 +153,7 @@ def test_another_autoregressive_flow_is_left_to_nflows(flow, calls):
     layer, x = FLOWS[flow](), torch.randn(3, 4)
     with torch.no_grad():
         expected = layer.inverse(x)
-        with accelerated("nflows"):
+        with fastgen.accelerated("nflows"):
             found = layer.inverse(x)
     assert not calls()
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
@@ -161,14 +161,14 @@ def test_another_autoregressive_flow_is_left_to_nflows(flow, calls):
 
 def test_active_dropout_is_left_to_nflows(calls):
     layer = affine(dropout_probability=0.5, use_residual_blocks=False)
-    with accelerated("nflows"), torch.no_grad():
+    with fastgen.accelerated("nflows"), torch.no_grad():
         layer.inverse(torch.randn(3, 4))
     assert not calls()
 
 
 def test_a_context_without_a_layer_for_it_is_nflows_error():
     layer = affine()
-    with accelerated("nflows"), torch.no_grad(), pytest.raises(AttributeError, match="context_layer"):
+    with fastgen.accelerated("nflows"), torch.no_grad(), pytest.raises(AttributeError, match="context_layer"):
         layer.inverse(torch.randn(3, 4), torch.randn(3, 2))
 
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.interop.parity import accelerated, check_parity, count_calls, results, shaken
+import fastgen
+from tests.interop.parity import check_parity, count_calls, results, shaken
 
 nf = pytest.importorskip("normflows", reason="normflows is not installed")
 
@@ -203,7 +204,7 @@ def calls(monkeypatch):
 @pytest.mark.parametrize("kind", USED)
 def test_objects_that_exist_run_on_kernels_until_restored(kind, direction, calls):
     made = cases(kind, 6)
-    with accelerated("normflows"):
+    with fastgen.accelerated("normflows"):
         for layer, x in made:
             DIRECTIONS[direction](layer, x)
     assert calls.count(USED[kind]) >= 1
@@ -216,7 +217,7 @@ def test_objects_that_exist_run_on_kernels_until_restored(kind, direction, calls
 @pytest.mark.needs_extension
 def test_a_masked_autoregressive_flow_is_inverted_in_one_call(calls):
     layer, x = nf.flows.MaskedAffineAutoregressive(5, 16, use_residual_blocks=False), torch.randn(4, 5)
-    with accelerated("normflows"):
+    with fastgen.accelerated("normflows"):
         layer.inverse(x)
     assert calls == ["sequential_affine"]
 
@@ -232,7 +233,7 @@ def test_without_gradients_no_autoregressive_network_runs_d_passes(kind, directi
         passes.append(given)
         return forward(self, *given)
 
-    with accelerated("normflows"), torch.no_grad():
+    with fastgen.accelerated("normflows"), torch.no_grad():
         monkeypatch.setattr(nf.nets.MADE, "forward", counted)
         for layer, x in cases(kind):
             DIRECTIONS[direction](layer, x)
@@ -244,7 +245,7 @@ def test_without_gradients_no_autoregressive_network_runs_d_passes(kind, directi
 @pytest.mark.parametrize(("direction", "recorded", "expected"), [("inverse", True, 1), ("forward", False, 1)])
 def test_an_lu_convolution_runs_on_the_kernel_where_it_is_faster(direction, recorded, expected, calls):
     layer, x = nf.flows.Invertible1x1Conv(6, use_lu=True), torch.randn(2, 6, 3, 3)
-    with accelerated("normflows"), torch.set_grad_enabled(recorded):
+    with fastgen.accelerated("normflows"), torch.set_grad_enabled(recorded):
         DIRECTIONS[direction](layer, x)
     assert len(calls) == expected
 
@@ -255,7 +256,7 @@ def test_float64_reaches_no_kernel(kind, direction, calls):
     for layer, x in cases(kind, 2):
         layer, x = layer.double(), x.double()
         expected = results(layer, x, DIRECTIONS[direction])
-        with accelerated("normflows"):
+        with fastgen.accelerated("normflows"):
             found = results(layer, x, DIRECTIONS[direction])
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     assert not calls
@@ -273,7 +274,7 @@ def test_a_whole_flow_has_the_same_log_prob_and_samples():
         return model.log_prob(x), *model.sample(50)
 
     expected = found()
-    with accelerated("normflows"):
+    with fastgen.accelerated("normflows"):
         for mine, theirs in zip(found(), expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
@@ -283,6 +284,6 @@ def test_a_whole_flow_has_the_same_log_prob_and_samples():
 def test_only_what_is_large_enough_to_gain_runs_on_the_coupling_kernel(count, expected, calls, monkeypatch):
     monkeypatch.setattr("fastgen.interop.worthwhile.ALWAYS", False)
     layer, x = nf.flows.AffineCoupling(nn.Linear(1, 16)), torch.randn(count, 8)
-    with accelerated("normflows"):
+    with fastgen.accelerated("normflows"):
         layer([x[:, :1], x])
     assert len(calls) == expected

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fastgen
-from tests.interop.parity import accelerated, attributes, count_calls, differing
+from tests.interop.parity import attributes, count_calls, differing
 
 nf = pytest.importorskip("normflows", reason="normflows is not installed")
 
@@ -60,7 +60,7 @@ OTHERS = {
 def test_another_autoregressive_flow_is_left_to_normflows(other, calls):
     layer, x = OTHERS[other](), torch.randn(3, 4)
     expected = layer.inverse(x)
-    with accelerated("normflows"):
+    with fastgen.accelerated("normflows"):
         found = layer.inverse(x)
     assert not calls
     assert all(map(torch.equal, found, expected))
@@ -71,7 +71,7 @@ def test_another_autoregressive_flow_is_left_to_normflows(other, calls):
 def test_a_network_that_is_more_than_its_masks_is_left_to_normflows(other):
     layer, x = OTHERS[other](), torch.randn(3, 4)
     expected = layer.inverse(x)
-    with accelerated("normflows"):
+    with fastgen.accelerated("normflows"):
         found = layer.inverse(x)
     assert all(map(torch.equal, found, expected))
 
@@ -82,14 +82,14 @@ def test_a_context_reaches_the_network(recorded):
     x, context = torch.randn(3, 4), torch.randn(3, 2)
     with torch.set_grad_enabled(recorded):
         expected = layer.inverse(x, context)
-        with accelerated("normflows"):
+        with fastgen.accelerated("normflows"):
             found = layer.inverse(x, context)
     assert all(map(torch.equal, found, expected))
 
 
 def test_active_dropout_is_left_to_normflows(calls):
     layer = made_with(dropout_probability=0.5)
-    with accelerated("normflows"):
+    with fastgen.accelerated("normflows"):
         layer.inverse(torch.randn(3, 4))
     assert not calls
 
@@ -102,7 +102,7 @@ def test_function_transforms_are_left_to_normflows(calls):
         return y, log_det
 
     expected = torch.func.jvp(layer, (x,), (torch.ones_like(x),))
-    with accelerated("normflows"):
+    with fastgen.accelerated("normflows"):
         found = torch.func.jvp(layer, (x,), (torch.ones_like(x),))
     assert not calls
     for pair in zip(found, expected, strict=True):
@@ -146,7 +146,7 @@ def test_a_spline_takes_parameters_wherever_they_are(bounded, layout, recorded):
         return y, log_det, *gradients
 
     expected = found()
-    with accelerated("normflows"):
+    with fastgen.accelerated("normflows"):
         for mine, theirs in zip(found(), expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
@@ -168,7 +168,7 @@ def test_the_gradient_reaches_the_tensor_that_parameters_were_cut_from(layout):
         return y, log_det, *torch.autograd.grad((y + 2 * log_det).sum(), leaf)
 
     expected = found()
-    with accelerated("normflows"):
+    with fastgen.accelerated("normflows"):
         for mine, theirs in zip(found(), expected, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
@@ -187,20 +187,20 @@ def test_errors_of_a_spline_are_those_of_normflows(case):
     parts = parts_of(x, "rows", 4, -1)
     with pytest.raises((RuntimeError, ValueError)) as theirs:
         SPLINES.unconstrained_rational_quadratic_spline(x, *parts, **case)
-    with accelerated("normflows"), pytest.raises(theirs.type, match=f"^{theirs.value}$"):
+    with fastgen.accelerated("normflows"), pytest.raises(theirs.type, match=f"^{theirs.value}$"):
         SPLINES.unconstrained_rational_quadratic_spline(x, *parts, **case)
 
 
 def test_a_value_outside_a_bounded_spline_is_an_error_of_normflows():
     x = torch.rand(5, 3) + 2
     parts = parts_of(x, "rows", 4, 1)
-    with accelerated("normflows"), pytest.raises(RuntimeError, match="out of bounds"):
+    with fastgen.accelerated("normflows"), pytest.raises(RuntimeError, match="out of bounds"):
         SPLINES.rational_quadratic_spline(x, *parts)
 
 
 def test_an_unknown_scale_map_is_an_error_of_normflows():
     layer = nf.flows.AffineCoupling(nn.Linear(1, 2), scale_map="softplus")
-    with accelerated("normflows"), pytest.raises(NotImplementedError, match="scale map"):
+    with fastgen.accelerated("normflows"), pytest.raises(NotImplementedError, match="scale map"):
         layer([torch.ones(2, 1), torch.ones(2, 1)])
 
 
@@ -215,7 +215,7 @@ def test_a_network_runs_once_even_if_the_kernel_does_not_take_its_output(calls):
     layer.param_map.forward = network
     z = [torch.randn(3, 2), torch.randn(3, 2)]
     expected, _ = layer(z)
-    with accelerated("normflows"):
+    with fastgen.accelerated("normflows"):
         found, _ = layer(z)
     assert len(runs) == 2
     assert not calls
@@ -231,7 +231,7 @@ def test_infinite_parameters_of_a_masked_coupling_give_what_normflows_gives(valu
         linear.bias[place] = value
     layer, x = nf.flows.MaskedAffineFlow(torch.tensor([1.0, 0.0]), **{network: linear}), torch.ones(1, 2)
     for direction in DIRECTIONS.values():
-        with accelerated("normflows"):
+        with fastgen.accelerated("normflows"):
             found = direction(layer, x)
         torch.testing.assert_close(found, direction(layer, x), equal_nan=True)
 

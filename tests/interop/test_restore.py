@@ -8,7 +8,7 @@ import pytest
 
 import fastgen
 from fastgen.interop import PEERS
-from tests.interop.parity import accelerated, attributes, differing
+from tests.interop.parity import attributes, differing
 
 
 @pytest.mark.parametrize("peer", PEERS)
@@ -16,9 +16,11 @@ def test_restore_puts_every_attribute_back(peer):
     pytest.importorskip(peer, reason=f"{peer} is not installed")
     importlib.import_module(f"fastgen.interop.{PEERS[peer]}")
     before = attributes(peer)
-    with accelerated(peer):
+    with fastgen.accelerated(peer):
         assert differing(before, attributes(peer))
-        fastgen.accelerate(peer)
+        with fastgen.accelerated(peer):
+            fastgen.accelerate(peer)
+        assert differing(before, attributes(peer))
     assert differing(before, attributes(peer)) == []
     fastgen.restore(peer)
     assert differing(before, attributes(peer)) == []
@@ -28,3 +30,5 @@ def test_a_library_that_is_not_known_is_named():
     for function in (fastgen.accelerate, fastgen.restore):
         with pytest.raises(ValueError, match="peer is 'flows'; it must be one of 'nflows', 'zuko'"):
             function("flows")
+    with pytest.raises(ValueError, match="peer is 'flows'"), fastgen.accelerated("flows"):
+        pass

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fastgen
-from tests.interop.parity import EPSILON, accelerated, check_parity, count_calls, shaken
+from tests.interop.parity import EPSILON, check_parity, count_calls, shaken
 
 zuko = pytest.importorskip("zuko", reason="zuko is not installed")
 
@@ -90,7 +90,7 @@ def test_autoregressive_flows(name, context):
     with torch.no_grad():
         for layer, x in made:
             expected = layer.transform.inv(x)
-            with accelerated("zuko"):
+            with fastgen.accelerated("zuko"):
                 torch.testing.assert_close(layer.transform.inv(x), expected)
 
 
@@ -132,7 +132,7 @@ def test_splines(direction, scale):
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_a_spline_of_one_bin_is_the_identity(direction):
     layer, x = Spline(5, bins=1, bound=3.0, slope=1e-6, scale=1.0), 3 * torch.randn(5)
-    with accelerated("zuko"):
+    with fastgen.accelerated("zuko"):
         y, log_det = DIRECTIONS[direction](layer, x)
     torch.testing.assert_close(y, x)
     assert log_det.abs().max() <= 4 * EPSILON
@@ -150,7 +150,7 @@ def test_raw_parameters_have_first_and_second_derivatives(slope):
 def test_tables_of_a_spline_are_made_when_they_are_asked_for():
     layer = Spline(4, 3, bins=5, bound=2.0, slope=1e-3, scale=1.0)
     expected = layer.transform
-    with accelerated("zuko"):
+    with fastgen.accelerated("zuko"):
         found = layer.transform
     assert isinstance(found, zuko.transforms.MonotonicRQSTransform)
     assert repr(found) == repr(expected)
@@ -187,7 +187,7 @@ ON_KERNELS = {
 def test_existing_flows_run_on_the_kernels_until_restored(name, calls):
     make, ops = ON_KERNELS[name]
     flow, x = make(), torch.randn(3, 5)
-    with accelerated("zuko"):
+    with fastgen.accelerated("zuko"):
         flow().transform.inv(x)
     assert calls() == ops
     flow().transform.inv(x)
@@ -198,7 +198,7 @@ def test_existing_flows_run_on_the_kernels_until_restored(name, calls):
 @pytest.mark.parametrize("recorded", [False, True])
 def test_a_network_is_computed_degree_by_degree(name, recorded, calls):
     flow, x = FLOWS[name](features=5, context=0), torch.randn(3, 5)
-    with accelerated("zuko"), torch.set_grad_enabled(recorded):
+    with fastgen.accelerated("zuko"), torch.set_grad_enabled(recorded):
         flow().transform.inv(x)
     assert "invert_by_degree" in calls()
 
@@ -206,7 +206,7 @@ def test_a_network_is_computed_degree_by_degree(name, recorded, calls):
 def test_the_last_pass_is_zukos_own():
     """One more pass from what the inverse gives changes it by no more than the features' own rounding."""
     for layer, x in cases(FLOWS["MAF, another slope"], "none"):
-        with accelerated("zuko"), torch.no_grad():
+        with fastgen.accelerated("zuko"), torch.no_grad():
             transform = layer.transform
             found = transform.inv(x)
             assert (transform(found) - x).abs().max() <= 8 * EPSILON * x.abs().max().clamp(min=1)
@@ -241,7 +241,7 @@ def test_others_are_left_to_zuko(name, calls):
     transform = LEFT[name]()
     x = torch.randn(3, 5, dtype=next(transform.parameters()).dtype)
     expected = transform().inv(x)
-    with accelerated("zuko"):
+    with fastgen.accelerated("zuko"):
         found = transform().inv(x)
     assert not calls()
     assert torch.equal(found, expected)
@@ -250,7 +250,7 @@ def test_others_are_left_to_zuko(name, calls):
 def test_derivatives_of_torch_func_are_left_to_zuko(calls):
     flow, x = zuko.flows.NSF(5, transforms=1), torch.randn(5)
     expected = torch.func.jacrev(lambda x: flow().transform(x))(x)
-    with accelerated("zuko"):
+    with fastgen.accelerated("zuko"):
         found = torch.func.jacrev(lambda x: flow().transform(x))(x)
     assert torch.equal(found, expected)
 
