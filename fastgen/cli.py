@@ -106,7 +106,7 @@ def _evaluate(arguments: list[str]) -> int:
     from fastgen.training.evaluation import EvaluateConfig, evaluate_run
 
     config = _parse(EvaluateConfig, "evaluate", arguments)
-    print(f"{config.split}: {evaluate_run(config)}")
+    print(f"{config.split}: {evaluate_run(config).report}")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import log, sqrt
 from typing import Literal
 
@@ -19,7 +19,7 @@ class Evaluation:
     """Mean negative log-likelihood of ``count`` examples, in nats and as ``bits_per_dim = nats / (D log 2)``.
 
     ``standard_error`` is that of the mean in ``unit``, in which the likelihood is told. ``divergence`` is that from the
-    true distribution of the examples, where it is known.
+    true distribution of the examples, where it is known; ``estimates`` says what of the likelihood is not exact.
     """
 
     bits_per_dim: float
@@ -28,6 +28,7 @@ class Evaluation:
     count: int
     unit: Unit = "bits/dim"
     divergence: Divergence | None = None
+    estimates: tuple[str, ...] = ()
 
     @property
     def value(self) -> float:
@@ -40,8 +41,10 @@ class Evaluation:
         divergence = "" if self.divergence is None else f", {self.divergence}"
         return f"{mean} ({nats}{self.count} examples){divergence}"
 
-    def to_dict(self) -> dict[str, float]:
-        return asdict(self)
+    @property
+    def report(self) -> str:
+        """A line of numbers, and one for each estimate."""
+        return "\n  ".join((str(self), *self.estimates))
 
 
 def bits_per_dim(nats: float, dimensions: int) -> float:

@@ -103,6 +103,10 @@ class Model(nn.Module):
         x, context = batch_parts(batch)
         return -self.score(x, context).mean()
 
+    def estimates(self) -> tuple[str, ...]:
+        """What of ``score`` is a bound or an estimate in eval mode, in words; empty where all is exact."""
+        return ()
+
     def progress(self) -> dict[str, float]:
         """Numbers of the latest training step that are shown and logged beside the loss, by name."""
         return {}

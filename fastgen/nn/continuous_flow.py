@@ -112,6 +112,13 @@ class ContinuousFlow(nn.Module):
         self.evaluations = Evaluations()
         self.penalties: dict[str, Tensor] = {}
 
+    @property
+    def estimate(self) -> str | None:
+        """How the log-determinant is estimated in eval mode; None where the trace is exact."""
+        if self.evaluation_trace in ("exact", "closed-form"):
+            return None
+        return f"traces by {self.probes} {self.evaluation_trace} probe{'s' if self.probes > 1 else ''}"
+
     def forward(self, x: Tensor, context: Tensor | None = None, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """x to (z, log_det [N])."""
         regularizers = self.regularizers if self.training else ()

@@ -125,6 +125,17 @@ class InvertibleResidual(nn.Module):
         self._reached = residual_log_det.survival(distribution, parameter)
         self.tolerance, self.max_iterations = tolerance, max_iterations
 
+    @property
+    def estimate(self) -> str | None:
+        """How that of more than ``exact_features`` numbers is estimated in eval mode; None where it is exact."""
+        if self.log_det == "exact":
+            return None
+        traces = "one probe" if self.trace == "hutchinson" else "exact traces"
+        terms = f"{self.terms} terms of the series, biased by the rest"
+        if self.log_det == "russian-roulette":
+            terms = f"{self.exact_terms_evaluation} terms of the series and a random number more, unbiased"
+        return f"log-determinants of more than {self.exact_features} numbers by {terms}; {traces} a term"
+
     def forward(self, x: Tensor, context: Tensor | None = None, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """x to (z, log_det [N])."""
         (wide,) = in_float32(x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +35,7 @@ class EvaluateConfig:
 def evaluate_run(config: EvaluateConfig) -> Evaluation:
     """Bits/dim of levels, nats of vectors in their own units, with the standard error, and what the truth allows.
 
-    For a flow of levels it is a bound, by one draw of noise an example. Raises FileNotFoundError or ValueError for
+    It says what of the likelihood is a bound or an estimate. Raises FileNotFoundError or ValueError for
     what cannot be read.
     """
     run = load_run(config.run)
@@ -48,4 +48,4 @@ def evaluate_run(config: EvaluateConfig) -> Evaluation:
     with torch.random.fork_rng(devices=[]):
         seed_evaluation(run.config.seed, rank=0)
         log_prob = score(run.model, scored)
-    return summarise_examples(dataset, split, chosen, log_prob)
+    return replace(summarise_examples(dataset, split, chosen, log_prob), estimates=run.model.estimates())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 import torch
@@ -251,7 +251,8 @@ class _Training:
             for part in mine.split(self.config.batch_size):
                 scores[part] = model.score(*self._batch(split, part)).double()
         whole = self.fabric.all_reduce(scores, reduce_op="sum").cpu()
-        return summarise_examples(self.dataset, split, torch.arange(count), whole)
+        summary = summarise_examples(self.dataset, split, torch.arange(count), whole)
+        return replace(summary, estimates=model.estimates())
 
     def _log(self, values: dict[str, float]) -> None:
         if self.fabric.is_global_zero:
@@ -277,7 +278,7 @@ class _Training:
     def _finish(self) -> Outcome:
         test = self._evaluate(self.dataset.splits["test"])
         self._log({"test": test.value, "baseline": self.baseline.value} | _errors(test))
-        self.fabric.print(f"test {test}\nbaseline {self.baseline}, {self.baseline_name}")
+        self.fabric.print(f"test {test.report}\nbaseline {self.baseline}, {self.baseline_name}")
         if self.config.samples != 0 and self.fabric.is_global_zero:
             try:
                 drawn = sample(SampleConfig(self.config.output, self.config.samples, progress=self.config.progress))

@@ -159,6 +159,11 @@ class FlowModel(Model):
         """``elbo`` of levels, ``log_prob`` of real numbers."""
         return self.elbo(x, context) if self.config.levels and not x.is_floating_point() else self.log_prob(x, context)
 
+    def estimates(self) -> tuple[str, ...]:
+        layers = {getattr(layer, "estimate", None): None for layer in self.modules()}
+        bound = ("a lower bound, by one draw of dequantization noise an example",) if self.config.levels else ()
+        return (*bound, *filter(None, layers))
+
     @torch.no_grad()
     def sample(
         self,

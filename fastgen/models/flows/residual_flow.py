@@ -129,6 +129,9 @@ class ResidualFlow(FlowModel):
         super().__init__(config)
         self.flow = self._vector_flow() if len(self.config.event_shape) == 1 else self._image_flow()
 
+    def estimates(self) -> tuple[str, ...]:
+        return super().estimates() if prod(self.config.event_shape) > self.config.exact_features else ()
+
     def _vector_flow(self) -> nn.Module:
         config, features = self.config, self.config.event_shape[0]
         layers = self._norm(features)

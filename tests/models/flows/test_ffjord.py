@@ -124,3 +124,10 @@ def test_the_preset_for_images_is_of_every_scale():
 def test_a_wrong_config_is_named(given, words):
     with pytest.raises(ValueError, match=words):
         create_model("ffjord", **given)
+
+
+def test_a_model_says_which_trace_estimates_its_likelihood():
+    small = {"event_shape": (2,), "hidden": (4,)}
+    assert create_model("ffjord", **small).estimates() == ()
+    estimated = create_model("ffjord", **small, evaluation_trace="hutch++", probes=3)
+    assert estimated.estimates() == ("traces by 3 hutch++ probes",)

@@ -127,3 +127,15 @@ def test_an_inverse_that_does_not_converge_says_so(moons):
 def test_a_bad_config_is_refused(config, message):
     with pytest.raises(ValueError, match=message):
         create_model("residual_flow", preset="tiny", **config)
+
+
+def test_a_model_says_what_of_its_likelihood_is_estimated():
+    small = {"blocks": 1, "hidden": 4}
+    assert create_model("residual_flow", event_shape=(2,), levels=0, **small).estimates() == ()
+    vector = create_model("residual_flow", event_shape=(3,), levels=0, **small)
+    (roulette,) = vector.estimates()
+    assert "more than 2 numbers by 20 terms of the series and a random number more, unbiased; one probe" in roulette
+    image = create_model("i_resnet", event_shape=(1, 8, 8), levels=17, scales=1, terms=4, **small)
+    bound, series = image.estimates()
+    assert bound == "a lower bound, by one draw of dequantization noise an example"
+    assert "4 terms of the series, biased by the rest" in series
