@@ -115,7 +115,7 @@ class Field:
                 together = vectors if vectors.dim() > x.dim() else vectors[None]
                 y, terms = kernels.powers(list(ACTIVATIONS).index(self.activation), count, x, together, parameters)
                 return y, terms.view(count, *vectors.shape[: -x.dim()], *x.shape)
-            parameters[::2] = [self.linear.arrange(weight) for weight in parameters[::2]]
+            parameters[::2] = [self.linear.for_pull(weight) for weight in parameters[::2]]
             return reference.field_powers(self.linear, self.activation, count, x, vectors, *parameters)
 
     def _kernels(self, x: Tensor) -> Kernels | None:
@@ -145,6 +145,11 @@ def _blocks(x: Tensor, probes: int, weights: Sequence[Tensor], whole: bool) -> l
 def _of(samples: slice, tensor: Tensor, dim: int = 0) -> Tensor:
     """Of a tensor of all samples or of one for all of them."""
     return tensor if tensor.shape[dim] == 1 else tensor[(slice(None),) * dim + (samples,)]
+
+
+def _arranged(linear: LinearMap, weights: Sequence[Tensor]) -> list[Tensor]:
+    """As ``_forward`` multiplies tangents by them: all but the last carry them forward, the last one back."""
+    return [*map(linear.for_push, weights[:-1]), linear.for_pull(weights[-1])]
 
 
 def _biases(parameters: Sequence[Tensor], samples: slice, x: Tensor) -> list[Tensor]:
@@ -194,7 +199,7 @@ def _value(
     linear: LinearMap, activation: str, x: Tensor, left: Tensor, right: Tensor, parameters: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """``reference.field_trace`` with nothing kept."""
-    weights = [linear.arrange(weight) for weight in parameters[::2]]
+    weights = _arranged(linear, parameters[::2])
     y, trace = x.new_empty(x.shape), x.new_zeros(len(x))
     for samples, probes in _blocks(x, len(right), weights, whole=False):
         pairs = (_of(samples, vectors[probes], 1) for vectors in (left, right))
@@ -222,7 +227,7 @@ class _Trace(torch.autograd.Function):
         if kernels:
             ctx.save_for_backward(x, left, right, *parameters)
             return kernels.value(list(ACTIVATIONS).index(activation), x, left, right, list(parameters))
-        weights = [linear.arrange(weight) for weight in parameters[::2]]
+        weights = _arranged(linear, parameters[::2])
         ys, traces, kept = [], [], []
         for samples, _ in _blocks(x, len(right), weights, whole=True):
             pairs = (_of(samples, vectors, 1) for vectors in (left, right))
@@ -266,7 +271,7 @@ class _Gradients:
         self, linear: LinearMap, activation: str, x: Tensor, parameters: list[Tensor], needed: Sequence[bool]
     ) -> None:
         self.linear, self.activation = linear, activation
-        self.arranged = [linear.arrange(weight) for weight in parameters[::2]]
+        self.arranged = [linear.for_pull(weight) for weight in parameters[::2]]
         self.x = torch.empty_like(x) if needed[3] else None
         of = [torch.zeros_like(p) if need else None for p, need in zip(parameters, needed[6:], strict=True)]
         self.weights, self.biases = of[::2], of[1::2]

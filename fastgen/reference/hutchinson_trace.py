@@ -75,8 +75,10 @@ class LinearMap(NamedTuple):
     """W^T v."""
     outer: Callable[[Tensor, Tensor, Tensor], Tensor]
     """The gradient of W, sum v x^T, of v [N, out...] and x [N, in...]."""
-    arrange: Callable[[Tensor], Tensor]
-    """W as it is multiplied fastest: the same numbers, otherwise in memory."""
+    for_push: Callable[[Tensor], Tensor]
+    """W as ``push`` is fastest: the same numbers, otherwise in memory."""
+    for_pull: Callable[[Tensor], Tensor]
+    """The same for ``pull``."""
 
 
 def _dense_push(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -88,6 +90,7 @@ DENSE = LinearMap(
     lambda v, weight: v @ weight,
     lambda v, x, weight: v.t() @ x,
     lambda weight: weight.t().contiguous().t(),
+    lambda weight: weight.contiguous(),
 )
 """W [out, in]; a bias [out], or [N, out]."""
 
@@ -116,9 +119,11 @@ def _conv_outer(v: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return torch.ops.aten.convolution_backward(v, x, weight, *where, (False, True, False))[1]
 
 
-CONV = LinearMap(
-    _conv_push, _conv_pull, _conv_outer, lambda weight: weight.contiguous(memory_format=torch.channels_last)
-)
+def _channels_last(weight: Tensor) -> Tensor:
+    return weight.contiguous(memory_format=torch.channels_last)
+
+
+CONV = LinearMap(_conv_push, _conv_pull, _conv_outer, _channels_last, _channels_last)
 """Convolutions, W [out, in, kh, kw] with odd kh and kw, zeros around the image; a bias
 of [out, 1, 1], or of what broadcasts to [N, out, H, W]."""
 
