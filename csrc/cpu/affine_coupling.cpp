@@ -110,12 +110,21 @@ Tensor affine_coupling_over_cpu(Tensor x, Tensor parameters, Tensor scale, std::
   return transform(x, parameters, scale, mask, x, shape);
 }
 
+// Whether a tensor is one number, expanded, as is the gradient of a sum.
+bool is_one_number(const Tensor& tensor) {
+  for (std::int64_t d = 0; d < tensor.dim(); ++d) {
+    if (tensor.size(d) != 1 && (tensor.size(d) == 0 || tensor.stride(d) != 0)) return false;
+  }
+  return true;
+}
+
 template <typename T>
 void backward_into(const AffineCouplingShape& shape, AffineCouplingData<T> data, const Tensor& grad_y, const Tensor& grad_log_det,
                    const Tensor& grad_x, const Tensor& grad_parameters, const Tensor& grad_scale, AffineCouplingKernel<T> kernel) {
   const std::int64_t samples = grad_x.size(0), channels = shape.channels;
   std::vector<double> parts(shape.parameterisation == 1 ? samples * channels : 0);
   data.grad_y = grad_y.const_data_ptr<T>();
+  data.same_grad_y = is_one_number(grad_y);
   data.grad_log_det = grad_log_det.const_data_ptr<T>();
   data.grad_x = grad_x.mutable_data_ptr<T>();
   data.grad_parameters = grad_parameters.mutable_data_ptr<T>();
@@ -137,7 +146,7 @@ std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward_cpu(Tensor grad_y, T
   parameters = torch::stable::contiguous(parameters);
   scale = torch::stable::contiguous(scale);
   mask = contiguous(mask);
-  grad_y = torch::stable::contiguous(grad_y);
+  if (!is_one_number(grad_y)) grad_y = torch::stable::contiguous(grad_y);
   grad_log_det = torch::stable::contiguous(grad_log_det);
   Tensor grad_x = torch::stable::new_empty(x, x.sizes()), grad_scale = torch::stable::new_empty(scale, scale.sizes());
   Tensor grad_parameters = torch::stable::new_empty(parameters, parameters.sizes());

@@ -27,6 +27,7 @@ struct AffineCouplingData {
   T* y;
   double* log_det;  // of every piece
   const T *grad_y, *grad_log_det;
+  bool same_grad_y;  // grad_y is one number for all elements
   T *grad_x, *grad_parameters;
   double* grad_scale;  // [N, C]; null unless the parameterisation is tanh
 };

@@ -35,6 +35,10 @@ template <typename T>
 inline void prefetch(const T* p) {
   __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead);
 }
+template <typename T>
+inline void prefetch_to_write(T* p) {
+  __builtin_prefetch(reinterpret_cast<const char*>(p) + kAhead, 1);
+}
 
 template <typename V, typename T>
 inline V load_every(const T* p, std::int64_t stride, std::int64_t n) {
@@ -183,10 +187,13 @@ void backward_of(const AffineCouplingShape& shape, const AffineCouplingData<T>& 
     Sum<V> of_scale;
     const V of_log = V{} + data.grad_log_det[p.sample];
     each_vector(p.count, [&](std::int64_t i, std::int64_t n) __attribute__((always_inline)) {
-      prefetch(data.grad_y + p.x + i);
       prefetch(data.x + p.x + i);
       prefetch(data.parameters + p.raw + i);
-      const V given = load_first<V>(data.grad_y + p.x + i, n);
+      V given = V{} + data.grad_y[0];
+      if (!data.same_grad_y) {
+        prefetch(data.grad_y + p.x + i);
+        given = load_first<V>(data.grad_y + p.x + i, n);
+      }
       V x = load_first<V>(data.x + p.x + i, n);
       const V raw = load_raw<kKind, V>(data.parameters, p, i, n, tanhs);
       const V scale = kKind == 1 ? load_scale<V>(shape, data.scale, p, i, n) : V{};
@@ -207,6 +214,9 @@ void backward_of(const AffineCouplingShape& shape, const AffineCouplingData<T>& 
         grad_raw = kept ? V{} : grad_raw;
         here = kept ? V{} : here;
       }
+      prefetch_to_write(data.grad_x + p.x + i);
+      prefetch_to_write(data.grad_parameters + p.shift + i * p.stride);
+      prefetch_to_write(data.grad_parameters + p.raw + i * p.stride);
       store_first(data.grad_x + p.x + i, grad_x, n);
       store_every(data.grad_parameters + p.shift + i * p.stride, grad_shift, p.stride, n);
       store_every(data.grad_parameters + p.raw + i * p.stride, grad_raw, p.stride, n);

@@ -99,12 +99,18 @@ __attribute__((always_inline)) inline Bin<V> find(const RqSplineShape& shape, V 
   return bin;
 }
 
+// Asks for the parameters of kWidth elements, or for where their gradients go.
+template <bool kToWrite, typename T>
+inline void prefetch(const RqSplineShape& shape, const T* from) {
+  const std::int64_t size = kWidth * shape.parameters * std::int64_t(sizeof(T));
+  for (std::int64_t line = 0; line < size; line += 64) __builtin_prefetch(reinterpret_cast<const char*>(from) + line, kToWrite);
+}
+
 // The parameters of elements i .. i + n as columns; those of the next ones are asked for.
 template <typename V, typename T>
 inline void load_parameters(const RqSplineShape& shape, const T* parameters, std::int64_t i, std::int64_t n, V* columns) {
   const T* from = parameters + i * shape.parameters;
-  const char* next = reinterpret_cast<const char*>(from + kWidth * shape.parameters);
-  for (std::int64_t line = 0; line < kWidth * shape.parameters * std::int64_t(sizeof(T)); line += 64) __builtin_prefetch(next + line);
+  prefetch<false>(shape, from + kWidth * shape.parameters);
   load_columns(from, n, shape.parameters, shape.parameters, columns);
 }
 
@@ -136,6 +142,7 @@ void backward(const RqSplineShape& given, const RqSplineData<T>& data, std::int6
   for (std::int64_t i = begin; i < end; i += kWidth) {
     const std::int64_t n = std::min<std::int64_t>(kWidth, end - i);
     load_parameters(shape, data.parameters, i, n, columns);
+    prefetch<true>(shape, data.grad_parameters + i * shape.parameters);
     const Bin<V> bin = find<V, T>(shape, load_first<V>(data.x + i, n), columns);
     const auto inside = bin.inside != T(0);
     const V given_y = load_first<V>(data.grad_y + i, n), given_l = load_first<V>(data.grad_log_det + i, n);

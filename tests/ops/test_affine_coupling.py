@@ -92,6 +92,22 @@ def test_the_log_determinant_of_many_elements_is_summed_to_the_last_place():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", CASES)
+def test_the_expanded_gradient_of_a_sum_is_used_as_the_dense_one(name, backend):
+    given = CASES[name](torch.Generator().manual_seed(0))
+    tensors = [given["x"].requires_grad_(), given["parameters"].requires_grad_()]
+    with fastgen.backend(backend):
+        y, log_det = affine_coupling(**given)
+        one = torch.tensor(0.7).expand(y.shape)
+        expanded, dense = (
+            torch.autograd.grad((y, log_det), tensors, (of_y, torch.ones_like(log_det)), retain_graph=True)
+            for of_y in (one, one.contiguous())
+        )
+    for found, wanted in zip(expanded, dense, strict=True):
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_parameters_of_kept_elements_are_not_used(backend):
     x, mask = torch.randn(2, 6), torch.tensor([1, 0, 1, 0, 0, 1])
     parameters = torch.randn(2, 12)
