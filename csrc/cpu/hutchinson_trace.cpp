@@ -197,12 +197,14 @@ void trace_backward(TraceData<T> data, Packed<T>& packed, TraceBackwardKernel<T>
       }
     }
   });
-  for (std::int64_t run = 1; run < runs; ++run) {
-    for (std::int64_t i = 0; i < numbers; ++i) sums[i] += sums[run * numbers + i];
-  }
-  std::int64_t place = 0;
+  const double* place = sums.get();
   const auto take = [&](std::int64_t count, std::int64_t columns) {
-    for (std::int64_t i = 0; i < count; ++i) *grads++ = runs > 0 ? static_cast<T>(sums[place + i]) : T(0);
+    for (std::int64_t i = 0; i < count; ++i) {
+      double sum = 0;
+      for (std::int64_t run = 0; run < runs; ++run) sum += place[run * numbers + i];
+      grads[i] = static_cast<T>(sum);
+    }
+    grads += count;
     place += columns;
   };
   for (std::size_t k = 0; k < packed.back.size(); ++k) {

@@ -6,8 +6,21 @@
 #include "common/lanes.h"
 #include "cpu/hutchinson_trace.h"
 
+#include <type_traits>
+
 namespace fastgen {
 namespace {
+
+// Calls `body` with the activation as a constant: what its value, slope and bend have in common is then computed once.
+template <typename Body>
+inline void with_activation(int activation, Body body) {
+  switch (activation) {
+    case 0: return body(std::integral_constant<int, 0>{});
+    case 1: return body(std::integral_constant<int, 1>{});
+    case 2: return body(std::integral_constant<int, 2>{});
+    default: return body(std::integral_constant<int, 3>{});
+  }
+}
 
 template <typename V>
 inline void activate(int activation, V a, V& value, V& slope) {

@@ -33,12 +33,14 @@ void value_of(const TraceData<T>& data, T* slopes, T* h, T* next, std::int64_t m
   Rows<const T> from = {data.x + first * data.features, data.features, 0};
   for (std::int64_t k = 0; k < data.hidden; ++k) {
     affine<V>(data, k, first, rows, from, h);
-    for (std::int64_t i = 0; i < rows * data.layers[k].columns; i += kWidth) {
-      V value, slope;
-      activate(data.activation, load_vector<V>(h + i), value, slope);
-      store_vector(h + i, value);
-      store_vector(slopes + k * matrix + i, slope);
-    }
+    with_activation(data.activation, [&](auto activation) {
+      for (std::int64_t i = 0; i < rows * data.layers[k].columns; i += kWidth) {
+        V value, slope;
+        activate(activation, load_vector<V>(h + i), value, slope);
+        store_vector(h + i, value);
+        store_vector(slopes + k * matrix + i, slope);
+      }
+    });
     from = {h, data.layers[k].columns, 0};
     T* last = h;
     h = next;
@@ -142,15 +144,17 @@ void tile_backward(const TraceData<T>& data, T* scratch, std::int64_t widest, st
   for (std::int64_t k = 0; k < hidden; ++k) {
     T *to = values + (k + 1) * matrix, *of_slope = of_slopes + k * matrix;
     affine<V>(data, k, first, rows, Rows<const T>{values + k * matrix, data.back[k].columns, 0}, to);
-    for (std::int64_t i = 0; i < rows * data.layers[k].columns; i += kWidth) {
-      const V a = load_vector<V>(to + i);
-      V value, slope;
-      activate(data.activation, a, value, slope);
-      store_vector(to + i, value);
-      store_vector(slopes + k * matrix + i, slope);
-      store_vector(bends + k * matrix + i, bend_of(data.activation, a, value, slope));
-      store_vector(of_slope + i, V{});
-    }
+    with_activation(data.activation, [&](auto activation) {
+      for (std::int64_t i = 0; i < rows * data.layers[k].columns; i += kWidth) {
+        const V a = load_vector<V>(to + i);
+        V value, slope;
+        activate(activation, a, value, slope);
+        store_vector(to + i, value);
+        store_vector(slopes + k * matrix + i, slope);
+        store_vector(bends + k * matrix + i, bend_of(activation, a, value, slope));
+        store_vector(of_slope + i, V{});
+      }
+    });
   }
   std::int64_t offsets = 0;  // where the gradients of the layer behind the last one would begin
   for (std::int64_t k = 0; k <= hidden; ++k) offsets += data.back[k].inputs * data.back[k].columns + data.layers[k].columns;
@@ -227,9 +231,11 @@ void tile_backward(const TraceData<T>& data, T* scratch, std::int64_t widest, st
     for (std::int64_t r = 0; data.layers[k].own && r < rows; ++r) {
       for (std::int64_t o = 0; o < outputs; ++o) data.layers[k].grad_own[(first + r) * outputs + o] = gradient[r * width + o];
     }
-    for (std::int64_t i = 0; !data.layers[k].own && i < rows * width; i += kWidth) {
-      T* bias = to + outputs * columns + i % width;
-      store_vector(bias, load_vector<V>(bias) + load_vector<V>(gradient + i));
+    for (std::int64_t c = 0; !data.layers[k].own && c < width; c += kWidth) {
+      T* bias = to + outputs * columns + c;
+      V sum = load_vector<V>(bias);
+      for (std::int64_t r = 0; r < rows; ++r) sum = sum + load_vector<V>(gradient + r * width + c);
+      store_vector(bias, sum);
     }
     multiply<V>(1, rows, Rows<const T>{gradient, width, 0}, data.back[k], false, {spare, columns, 0});
     for (std::int64_t i = 0; k > 0 && i < rows * columns; i += kWidth) {

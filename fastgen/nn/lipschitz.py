@@ -76,8 +76,8 @@ class LipschitzLayer(nn.Module):
         with torch.autocast(self.weight.device.type, enabled=False):
             if self.direction is None:
                 return closed_form(self.weight, self.domain, self.codomain)
-            direction = self.direction.clone() if self.training else self.direction  # it may move on before backward
-            return vector_norm(self.apply_weight(self.weight, direction)) / vector_norm(direction)
+            unit = self.direction / vector_norm(self.direction)  # a copy: the direction may move on before backward
+            return vector_norm(self.apply_weight(self.weight, unit))
 
     def scale(self) -> Tensor:
         """``1 / max(1, norm / coefficient)``, a number; in training mode the direction moves on first.

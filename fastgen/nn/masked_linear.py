@@ -12,7 +12,8 @@ class MaskedLinear(nn.Linear):
     The others, which must be finite, change nothing and get no gradient.
 
     Args:
-        mask: [out_features, in_features], 0 and 1 or bool. It is a buffer, and part of the state.
+        mask: [out_features, in_features], 0 and 1 or bool. It is a buffer of 0 and 1 of the weight's dtype, and part of
+            the state.
         bias: whether there is one.
 
     Raises:
@@ -29,8 +30,8 @@ class MaskedLinear(nn.Linear):
         if mask.dim() != 2:
             raise ValueError(f"mask has shape {tuple(mask.shape)}; it must be [out_features, in_features]")
         super().__init__(mask.shape[1], mask.shape[0], bias)
-        self.register_buffer("mask", mask != 0)
+        self.register_buffer("mask", (mask != 0).to(self.weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]."""
-        return F.linear(x, self.weight * self.mask.to(self.weight.dtype), self.bias)
+        return F.linear(x, self.weight * self.mask, self.bias)

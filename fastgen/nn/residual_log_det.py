@@ -91,32 +91,38 @@ def neumann_series(g: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, coeffici
     """The value of ``series``, with the gradient of ``w^T J v`` at the constant w: memory is that of one product.
 
     The derivative of tr(J^k) / k is tr(J^(k-1) dJ), so with ``w^T = sum_k (-1)^(k+1) c_k v^T J^(k-1)`` the mean over v
-    of ``w^T dJ v`` is the derivative of the series. The scalar w^T J v itself is not the series, which divides by k;
-    but it holds v^T J^n v, the one term that the n - 1 products in w lack.
+    of ``w^T dJ v`` is the derivative of the series. A field that can find that gradient alone is asked for v^T J^n v,
+    too. Others have to form the scalar w^T J v, which is not the series, as that divides by k; but it holds v^T J^n v,
+    the one term that the n - 1 products in w lack.
     """
     field = g if isinstance(g, Field) and not torch.compiler.is_compiling() else Products(g, x)
-    terms = _products_that_count(field, x, v * _LIFT, len(coefficients) - 1)
-    count = len(terms) + 1
-    weights = _alternating(coefficients[:count])
-    lifted = weights / _LIFT
-    w = v * weights[0] + torch.tensordot(lifted[1:], terms, 1)
-    y, total = field.contract(x, w.detach()[None], v[None])
-    orders = torch.arange(1, count, device=x.device, dtype=x.dtype)
-    known = (terms * v).flatten(2).sum(2) * lifted[:-1, None]
-    value = total.detach() / count + (known * (1 / orders - 1 / count)[:, None]).sum(0)
+    alone = isinstance(field, Field) and field.has_gradient_alone(x)
+    y, terms = _products_that_count(field, x, v * _LIFT, len(coefficients) - (not alone))
+    count = len(terms) + (not alone)
+    lifted = _alternating(coefficients[:count]) / _LIFT
+    earlier = terms[: count - 1]
+    w = (v * coefficients[0] + torch.tensordot(lifted[1:], earlier, 1)).detach()
+    orders = torch.arange(1, count + 1, device=x.device, dtype=x.dtype)
+    numbers = (terms * v).flatten(2).sum(2)
+    if alone:
+        value = (lifted / orders) @ numbers
+        y, total = field.contract(x, w[None], v[None], known=(y, value))
+    else:
+        y, total = field.contract(x, w[None], v[None])
+        value = total.detach() / count + (lifted / orders - lifted / count)[:-1] @ numbers
     if torch.compiler.is_compiling():
         return y, total - total.detach() + value.detach()
     return y, _ValueOf.apply(total, value)
 
 
-def _products_that_count(field: Field | Products, x: Tensor, v: Tensor, count: int) -> Tensor:
-    """Products with the powers of J, some at a time, until all are done or those that are left are 0 to rounding."""
-    terms = field.power_products(x, v, min(count, _FIRST))[1]
+def _products_that_count(field: Field | Products, x: Tensor, v: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """f(x), and products with the powers of J, some at a time, until all are done or the rest are 0 to rounding."""
+    y, terms = field.power_products(x, v, min(count, _FIRST))
     looks = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()) and x.numel()
     while len(terms) < count and not (looks and terms[-1].abs().amax() < _NOTHING * _LIFT):
         more = field.power_products(x, terms[-1], min(count - len(terms), 2 * len(terms)))[1]
         terms = torch.cat((terms, more))
-    return terms
+    return y, terms
 
 
 def survival(distribution: str, parameter: float) -> tuple[float, ...]:

@@ -67,18 +67,28 @@ class Field:
         self.check(x)
         return reference.field(self.linear, self.activation, x, self._parameters(x))
 
-    def contract(self, x: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    def has_gradient_alone(self, x: Tensor) -> bool:
+        """Whether the gradient of ``contract`` needs nothing that its results are made of, or none is recorded."""
+        return not _transformed() and not (torch.is_grad_enabled() and self._kernels(x) is None)
+
+    def contract(
+        self, x: Tensor, left: Tensor, right: Tensor, known: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """f(x) and ``sum_p left_p^T (df/dx) right_p`` [N], for the constants left and right, [P, N or 1, D...].
 
         Differentiable in x and the parameters to any order; twice, within ``torch.func`` and under ``torch.compile`` by
         way of the plain formula.
+
+        ``known``, where ``has_gradient_alone``, is returned in their place, with their gradient.
         """
         with without_autocast(x):
             x, left, right, *parameters = in_float32(x, left.detach(), right.detach(), *self._parameters(x))
             if _transformed():
                 return reference.field_trace(self.linear, self.activation, x, left, right, *parameters)
             if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
-                return _Trace.apply(self.linear, self.activation, self._kernels(x), x, left, right, *parameters)
+                return _Trace.apply(self.linear, self.activation, self._kernels(x), known, x, left, right, *parameters)
+            if known:
+                return known
             with torch.no_grad():
                 if kernels := self._kernels(x):
                     return kernels.value(list(ACTIVATIONS).index(self.activation), x, left, right, parameters)
@@ -218,6 +228,7 @@ class _Trace(torch.autograd.Function):
         linear: LinearMap,
         activation: str,
         kernels: Kernels | None,
+        known: tuple[Tensor, Tensor] | None,
         x: Tensor,
         left: Tensor,
         right: Tensor,
@@ -226,7 +237,7 @@ class _Trace(torch.autograd.Function):
         ctx.linear, ctx.activation, ctx.kernels = linear, activation, kernels
         if kernels:
             ctx.save_for_backward(x, left, right, *parameters)
-            return kernels.value(list(ACTIVATIONS).index(activation), x, left, right, list(parameters))
+            return known or kernels.value(list(ACTIVATIONS).index(activation), x, left, right, list(parameters))
         weights = _arranged(linear, parameters[::2])
         ys, traces, kept = [], [], []
         for samples, _ in _blocks(x, len(right), weights, whole=True):
@@ -241,7 +252,7 @@ class _Trace(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_y: Tensor, grad_trace: Tensor):
-        count = len(ctx.needs_input_grad) - 6
+        count = len(ctx.needs_input_grad) - 7
         (x, left, right), parameters = ctx.saved_tensors[:3], list(ctx.saved_tensors[3 : 3 + count])
         if torch.is_grad_enabled():
             found = _again(ctx.linear, ctx.activation, x, left, right, parameters, grad_y, grad_trace)
@@ -261,7 +272,7 @@ class _Trace(torch.autograd.Function):
                 gradients.x,
                 *(grad for pair in zip(gradients.weights, gradients.biases, strict=True) for grad in pair),
             ]
-        return None, None, None, found[0], None, None, *found[1:]
+        return None, None, None, None, found[0], None, None, *found[1:]
 
 
 class _Gradients:
@@ -272,8 +283,8 @@ class _Gradients:
     ) -> None:
         self.linear, self.activation = linear, activation
         self.arranged = [linear.for_pull(weight) for weight in parameters[::2]]
-        self.x = torch.empty_like(x) if needed[3] else None
-        of = [torch.zeros_like(p) if need else None for p, need in zip(parameters, needed[6:], strict=True)]
+        self.x = torch.empty_like(x) if needed[4] else None
+        of = [torch.zeros_like(p) if need else None for p, need in zip(parameters, needed[7:], strict=True)]
         self.weights, self.biases = of[::2], of[1::2]
 
     def add(
