@@ -35,8 +35,8 @@ class EvaluateConfig:
 def evaluate_run(config: EvaluateConfig) -> Evaluation:
     """Bits/dim of levels, nats of vectors in their own units, with the standard error, and what the truth allows.
 
-    It says what of the likelihood is a bound or an estimate. Raises FileNotFoundError or ValueError for
-    what cannot be read.
+    It says what of the likelihood is a bound or an estimate. Raises FileNotFoundError or ValueError for what cannot be
+    read.
     """
     run = load_run(config.run)
     dataset = load(run.config.data)
