@@ -94,25 +94,32 @@ struct Address {
 
 enum class Reach { inside, before_first_position, beyond_context };
 
-// An operand made ready for one record: what can be decided for the whole of the record's lattice is.
-struct BoundOperand {
-  std::int64_t a, b, c;
-  std::int64_t box_q0, box_q1, box_w0, box_w1;
-  bool boxed;              // some cells of the lattice are outside the box
-  bool wraps;              // some positions of the lattice are beyond the buffer
-  std::int64_t where;
-  std::int64_t positions;  // of the buffer
-  double reciprocal;       // of positions
-  std::int64_t channels;   // of the buffer
-  std::int64_t offset;     // of the first value of position 0, in its arena; of a context, the channel
-  std::int64_t context;    // its number
-  float* constants;        // the arena of constants
-  float* border;           // what is read outside the box; null where the operand is written
-  std::int64_t channel_stride, length;
+// Cells outside it read `border`; null where they are written.
+struct Box {
+  std::int64_t q0, q1, w0, w1;
+  float* border;
+  bool holds(Cell cell) const { return cell.q >= q0 && cell.q < q1 && cell.w >= w0 && cell.w < w1; }
+};
 
-  Reach resolve(Cell cell, const Run& run, Address& address) const {
-    if (boxed && (cell.q < box_q0 || cell.q >= box_q1 || cell.w < box_w0 || cell.w >= box_w1)) {
-      address = {border, 0, 1};
+// An operand made ready for one record: what can be decided for the whole of the record's lattice is. It takes one cache line,
+// since the weights of a step drive the operands, too, out of the near caches.
+struct alignas(64) BoundOperand {
+  std::int64_t c;
+  std::int64_t offset;     // of the first value of position 0, in its arena; of a context, the channel
+  double reciprocal;       // of positions
+  const Box* box;          // null where all cells of the lattice are inside
+  std::int32_t a, b;
+  std::int32_t positions;  // of the buffer
+  std::int32_t channels;   // of the buffer
+  std::int32_t channel_stride, length;
+  std::int32_t context;    // its number
+  std::int8_t where;
+  bool wraps;              // some positions of the lattice are beyond the buffer
+  bool written;
+
+  Reach resolve(Cell cell, const Run& run, float* constants, Address& address) const {
+    if (box && !box->holds(cell)) {
+      address = {box->border, 0, 1};
       return Reach::inside;
     }
     std::int64_t position = a * cell.q + b * cell.w + c;
@@ -133,5 +140,6 @@ struct BoundOperand {
     return Reach::inside;
   }
 };
+static_assert(sizeof(BoundOperand) == 64);
 
 }  // namespace fastgen

@@ -21,39 +21,38 @@ struct Bounds {
   std::int64_t q0, q1, w0, w1;
 };
 
-BoundOperand bind(Program& program, const Operand& operand, const Bounds& cells, float* zeros) {
+BoundOperand bind(Program& program, const Operand& operand, const Bounds& cells, bool written, Plan& plan) {
   const Buffer& buffer = program.buffers[operand.buffer];
   BoundOperand bound{};
-  bound.a = operand.a;
-  bound.b = operand.b;
+  bound.a = static_cast<std::int32_t>(operand.a);
+  bound.b = static_cast<std::int32_t>(operand.b);
   bound.c = operand.c;
-  bound.box_q0 = operand.box_q0;
-  bound.box_q1 = operand.box_q1;
-  bound.box_w0 = operand.box_w0;
-  bound.box_w1 = operand.box_w1;
-  bound.boxed = cells.q0 < operand.box_q0 || cells.q1 > operand.box_q1 || cells.w0 < operand.box_w0 || cells.w1 > operand.box_w1;
+  if (cells.q0 < operand.box_q0 || cells.q1 > operand.box_q1 || cells.w0 < operand.box_w0 || cells.w1 > operand.box_w1) {
+    float* border = operand.border >= 0 ? plan.constants + operand.border : plan.zeros.data();
+    plan.boxes.push_back({operand.box_q0, operand.box_q1, operand.box_w0, operand.box_w1, written ? nullptr : border});
+    bound.box = &plan.boxes.back();
+  }
   const Bounds inside = {std::max(cells.q0, operand.box_q0), std::min(cells.q1, operand.box_q1), std::max(cells.w0, operand.box_w0),
                          std::min(cells.w1, operand.box_w1)};
   const Span along_q = product_range(operand.a, inside.q0, inside.q1), along_w = product_range(operand.b, inside.w0, inside.w1);
   bound.wraps = along_q.end + along_w.end + operand.c >= buffer.positions;
-  bound.where = buffer.where;
-  bound.positions = buffer.positions;
+  bound.where = static_cast<std::int8_t>(buffer.where);
+  bound.positions = static_cast<std::int32_t>(buffer.positions);
   bound.reciprocal = buffer.positions > 0 ? 1.0 / static_cast<double>(buffer.positions) : 0.0;
-  bound.channels = buffer.channels;
+  bound.channels = static_cast<std::int32_t>(buffer.channels);
   bound.offset = operand.channel + (buffer.where == kContext ? 0 : buffer.offset);
-  bound.context = buffer.where == kContext ? buffer.offset : -1;
-  bound.constants = program.constants.data();
-  bound.border = operand.border >= 0 ? program.constants.data() + operand.border : zeros;
-  bound.channel_stride = operand.channel_stride;
-  bound.length = operand.length;
+  bound.context = buffer.where == kContext ? static_cast<std::int32_t>(buffer.offset) : -1;
+  bound.channel_stride = static_cast<std::int32_t>(operand.channel_stride);
+  bound.length = static_cast<std::int32_t>(operand.length);
+  bound.written = written;
   return bound;
 }
 
 // The bound operands of one code, each operand once.
 class Binder {
  public:
-  Binder(Program& program, const Bounds& cells, float* zeros, std::vector<BoundOperand>& bound)
-      : program_(program), cells_(cells), zeros_(zeros), bound_(bound) {}
+  Binder(Program& program, const Bounds& cells, Plan& plan, std::vector<BoundOperand>& bound)
+      : program_(program), cells_(cells), plan_(plan), bound_(bound) {}
 
   int read(std::int64_t operand) { return add(operand, false); }
   int write(std::int64_t operand) { return add(operand, true); }
@@ -62,21 +61,18 @@ class Binder {
   int add(std::int64_t operand, bool written) {
     const auto key = std::make_pair(operand, written);
     const auto [place, is_new] = numbers_.emplace(key, static_cast<int>(bound_.size()));
-    if (is_new) {
-      bound_.push_back(bind(program_, program_.operands[operand], cells_, zeros_));
-      if (written) bound_.back().border = nullptr;
-    }
+    if (is_new) bound_.push_back(bind(program_, program_.operands[operand], cells_, written, plan_));
     return place->second;
   }
 
   Program& program_;
   Bounds cells_;
-  float* zeros_;
+  Plan& plan_;
   std::vector<BoundOperand>& bound_;
   std::map<std::pair<std::int64_t, bool>, int> numbers_;
 };
 
-PlannedCode plan_code(Program& program, const PackedWeights& weights, std::size_t number, float* zeros) {
+PlannedCode plan_code(Program& program, const PackedWeights& weights, std::size_t number, Plan& plan) {
   const Code& code = program.codes[number];
   PlannedCode planned{};
   planned.kind = code.kind;
@@ -90,7 +86,7 @@ PlannedCode plan_code(Program& program, const PackedWeights& weights, std::size_
   planned.bias = code.bias >= 0 ? program.constants.data() + code.bias : nullptr;
   planned.multiplies = code.parts > 0;
   planned.matrix = weights.of_code(number);
-  Binder binder(program, {code.q0, code.q1, code.w0, code.w1}, zeros, planned.operands);
+  Binder binder(program, {code.q0, code.q1, code.w0, code.w1}, plan, planned.operands);
   planned.accumulator = code.accumulator >= 0 ? binder.read(code.accumulator) : -1;
   planned.early = -1;
   planned.together = code.together > 1;
@@ -112,25 +108,26 @@ PlannedCode plan_code(Program& program, const PackedWeights& weights, std::size_
     if (operation.opcode == kLoad) operation.a = binder.read(operation.a);
     if (operation.opcode == kStore) operation.b = binder.write(operation.b);
     planned.whole |= operation.opcode >= kSum && operation.opcode <= kAmin;
-    planned.operations.push_back(operation);
+    planned.operations.push_back({static_cast<std::int32_t>(operation.opcode), static_cast<std::int32_t>(operation.dst),
+                                  static_cast<std::int32_t>(operation.a), static_cast<std::int32_t>(operation.b),
+                                  static_cast<std::int32_t>(operation.c), operation.x, operation.y});
   }
   const std::int64_t floats = std::max(planned.padded_inputs, planned.lane_tiles * kTile * std::max<std::int64_t>(code.registers, 1));
   planned.chunk = std::clamp(kChunkFloats / floats / 6 * 6, std::int64_t{6}, kMostItems);
   return planned;
 }
 
-PlannedDraw plan_draw(Program& program, const Draw& draw, const HeadSpec& head, std::size_t number, float* zeros) {
+PlannedDraw plan_draw(Program& program, const Draw& draw, const HeadSpec& head, std::size_t number, Plan& plan) {
   PlannedDraw planned{};
   planned.lattice = Lattice::of(draw, program.row_length);
   const Bounds cells = {draw.q0, draw.q1, draw.w0, draw.w1};
   for (std::int64_t i = draw.parameter0; i < draw.parameter1; ++i) {
-    planned.operands.push_back(bind(program, program.operands[i], cells, zeros));
+    planned.operands.push_back(bind(program, program.operands[i], cells, false, plan));
     planned.count += static_cast<int>(program.operands[i].length);
   }
   planned.parameters = static_cast<int>(planned.operands.size());
   for (std::int64_t i = draw.input0; i < draw.input1; ++i) {
-    planned.operands.push_back(bind(program, program.operands[i], cells, zeros));
-    planned.operands.back().border = nullptr;
+    planned.operands.push_back(bind(program, program.operands[i], cells, true, plan));
   }
   planned.in_place = planned.parameters == 1 && planned.operands[0].channel_stride == 1;
   planned.a = draw.a;
@@ -173,14 +170,14 @@ bool earlier(const Once& x, const Once& y) { return x.step != y.step ? x.step < 
 
 }  // namespace
 
-Plan::Plan(Program& program, const PackedWeights& weights, const HeadSpec& head) {
+Plan::Plan(Program& program, const PackedWeights& weights, const HeadSpec& head) : constants(program.constants.data()) {
   std::int64_t longest = 1;
   for (const Operand& operand : program.operands) longest = std::max(longest, operand.length);
   zeros.assign(longest, 0.0f);
   for (std::size_t i = 0; i < program.codes.size(); ++i) {
     const Code& code = program.codes[i];
     const int number = static_cast<int>(i);
-    codes.push_back(plan_code(program, weights, i, zeros.data()));
+    codes.push_back(plan_code(program, weights, i, *this));
     PlannedCode& planned = codes.back();
     planned.lattice = -1;
     const std::int64_t width = planned.lane_tiles * kTile;
@@ -206,7 +203,7 @@ Plan::Plan(Program& program, const PackedWeights& weights, const HeadSpec& head)
     }
   }
   for (std::size_t i = 0; i < program.draws.size(); ++i) {
-    draws.push_back(plan_draw(program, program.draws[i], head, i, zeros.data()));
+    draws.push_back(plan_draw(program, program.draws[i], head, i, *this));
     const PlannedDraw& planned = draws.back();
     parameters = std::max(parameters, static_cast<std::int64_t>(planned.count));
     channels = std::max(channels, planned.channels);

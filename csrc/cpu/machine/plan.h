@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <utility>
 #include <vector>
 
@@ -18,6 +19,12 @@ struct DenseInput {
 };
 struct IndexInput {
   int operand, table;
+};
+
+// As Operation; the operands of load and store are numbers in the code's.
+struct PlannedOperation {
+  std::int32_t opcode, dst, a, b, c;
+  float x, y;
 };
 
 struct PlannedCode {
@@ -38,7 +45,7 @@ struct PlannedCode {
   std::int64_t inputs, padded_inputs;
   std::vector<DenseInput> dense;
   std::vector<IndexInput> index;
-  std::vector<Operation> operations;  // operands of load and store as numbers in operands
+  std::vector<PlannedOperation> operations;
   std::int64_t chunk;       // items that are computed together
 };
 
@@ -75,7 +82,9 @@ struct Plan {
   std::vector<Once> codes_once;          // sorted by step, then code
   std::vector<int> draws_often;
   std::vector<Once> draws_once;
-  std::vector<float> zeros;
+  float* constants;
+  std::vector<float> zeros;  // what is read outside a box without a border
+  std::deque<Box> boxes;
   std::int64_t inputs_floats = 0, registers_floats = 0, addresses = 0, items = 0, parameters = 0, channels = 0;  // scratch of a thread
   std::size_t draw_doubles = 0;
 };

@@ -1,11 +1,12 @@
 #include "pool.h"
 
+#include <algorithm>
 #include <chrono>
 
 namespace fastgen {
 namespace {
 
-constexpr int kSpins = 2000;  // some tens of microseconds
+constexpr int kLeastSpins = 32, kMostSpins = 2000;  // about one microsecond, some tens of them
 constexpr auto kIdle = std::chrono::milliseconds(1);
 
 inline void pause() {
@@ -16,15 +17,19 @@ inline void pause() {
 #endif
 }
 
+// Threads that share a core wait in vain as long as they spin: a thread whose spinning did not help spins half as long next time.
 template <typename Ready>
 void wait_until(Ready ready) {
-  for (int spin = 0; !ready(); ++spin) {
-    if (spin < kSpins) {
-      pause();
-    } else {
-      std::this_thread::yield();
+  static thread_local int spins = kMostSpins;
+  for (int spin = 0; spin < spins; ++spin) {
+    if (ready()) {
+      spins = std::min(2 * spins, kMostSpins);
+      return;
     }
+    pause();
   }
+  spins = std::max(spins / 2, kLeastSpins);
+  while (!ready()) std::this_thread::yield();
 }
 
 }  // namespace
@@ -82,7 +87,7 @@ void Pool::work(int index) {
     const auto changed = [&] { return round_.load(std::memory_order_acquire) != seen; };
     const auto sleep_at = std::chrono::steady_clock::now() + kIdle;
     for (int spin = 0; !changed(); ++spin) {
-      if (spin < kSpins) {
+      if (spin < kMostSpins) {
         pause();
       } else if (std::chrono::steady_clock::now() < sleep_at) {
         std::this_thread::yield();

@@ -12,7 +12,7 @@
 
 namespace fastgen {
 
-// A meeting point of a fixed number of threads. Waiting spins for a bounded time and then yields, so that a thread that has
+// A meeting point of a fixed number of threads. Waiting spins for a bounded time, which adapts, and then yields: a thread that has
 // lost its core does not cost more than its own time slice.
 class Barrier {
  public:

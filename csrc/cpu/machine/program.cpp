@@ -143,8 +143,8 @@ void check(const Program& program) {
     const Buffer& buffer = program.buffers[i];
     const std::string what = text("buffers[", i, "]");
     check_range(what, "where", buffer.where, kState, kContext + 1);
-    check_range(what, "channels", buffer.channels, 1, kFar);
-    check_range(what, "positions", buffer.positions, buffer.where == kContext ? 0 : 1, kFar);
+    check_range(what, "channels", buffer.channels, 1, kMostCells);
+    check_range(what, "positions", buffer.positions, buffer.where == kContext ? 0 : 1, buffer.where == kContext ? kFar : kMostCells);
     check_range(what, "offset", buffer.offset, 0, kFar);
     const std::int64_t size = buffer.where == kState ? program.state_size : static_cast<std::int64_t>(program.constants.size());
     FASTGEN_CHECK(buffer.where == kContext || (buffer.positions <= size / buffer.channels &&

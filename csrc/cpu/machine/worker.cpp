@@ -64,9 +64,9 @@ const std::vector<Cell>& Worker::cells_of(int code) {
 void Worker::resolve(const BoundOperand* operands, std::size_t count, Cell cell, const Run& run, std::int64_t step,
                      Address* addresses) {
   for (std::size_t i = 0; i < count; ++i) {
-    const Reach reach = operands[i].resolve(cell, run, addresses[i]);
+    const Reach reach = operands[i].resolve(cell, run, plan_.constants, addresses[i]);
     if (reach == Reach::inside) continue;
-    addresses[i] = {operands[i].border, 0, 1};
+    addresses[i] = {operands[i].written ? nullptr : const_cast<float*>(plan_.zeros.data()), 0, 1};
     const std::int64_t position = operands[i].a * cell.q + operands[i].b * cell.w + operands[i].c;
     failure_.report(step, reach == Reach::before_first_position
                               ? text("an operand addresses position ", position, " of its buffer, at step ", step)
@@ -95,6 +95,7 @@ void Worker::execute(int number, const Cell* cells, std::int64_t count, const Sh
     for (std::int64_t done = 0; done < samples; done += code.chunk) {
       tile.sample0 = share.samples.begin + done;
       tile.samples = std::min(code.chunk, samples - done);
+      tile.register_stride = tile.items() * tile.width;
       compute(tile);
     }
   }
@@ -105,7 +106,7 @@ void Worker::expect_tables(const std::vector<int>& codes, std::size_t place) con
   if (place + 2 >= codes.size()) return;
   const PlannedCode& code = plan_.codes[codes[place + 2]];
   expect_bytes(code.operands.data(), code.operands.size() * sizeof(BoundOperand));
-  expect_bytes(code.operations.data(), code.operations.size() * sizeof(Operation));
+  expect_bytes(code.operations.data(), code.operations.size() * sizeof(PlannedOperation));
   expect_bytes(code.dense.data(), code.dense.size() * sizeof(DenseInput));
   if (code.matrix >= 0) expect_bytes(&weights_.matrix(code.matrix), sizeof(Packed));
 }
@@ -117,7 +118,7 @@ void Worker::expect(int number, Span samples, const Run& run) {
     if (!operand.wraps || operand.where != kState || operand.channel_stride != 1) continue;
     for (const Cell& cell : cells_of(number)) {
       Address address;
-      if (operand.resolve(cell, run, address) != Reach::inside) continue;
+      if (operand.resolve(cell, run, plan_.constants, address) != Reach::inside) continue;
       for (std::int64_t b = samples.begin; b < samples.end; ++b) {
         expect_bytes(address.base + b * address.sample_stride, input.length * sizeof(float));
       }
@@ -126,23 +127,21 @@ void Worker::expect(int number, Span samples, const Run& run) {
 }
 
 void Worker::compute(const Tile& tile) {
-  Tile sized = tile;
-  sized.register_stride = tile.items() * tile.width;
   const bool starts_here = tile.code->early >= 0 && !tile.run->ahead;
   if (starts_here) {
-    Tile early = sized;
+    Tile early = tile;
     early.code = &plan_.codes[tile.code->early];
     resolve(early);
     start(early);
     multiply(early);
   }
-  resolve(sized);
+  resolve(tile);
   if (tile.code->multiplies) {
-    if (!starts_here) start(sized);
-    if (!tile.code->index.empty()) add_table_rows(sized);
-    if (tile.code->matrix >= 0) multiply(sized);
+    if (!starts_here) start(tile);
+    if (!tile.code->index.empty()) add_table_rows(tile);
+    if (tile.code->matrix >= 0) multiply(tile);
   }
-  apply(sized);
+  apply(tile);
 }
 
 void Worker::resolve(const Tile& tile) {
@@ -268,7 +267,7 @@ void Worker::apply(const Tile& tile) {
         }
       }
     };
-    for (const Operation& operation : code.operations) {
+    for (const PlannedOperation& operation : code.operations) {
       if (items == 1) look_ahead(kLinesAtOperation);
       float* dst = registers + operation.dst * tile.register_stride;
       const float* a = registers + operation.a * tile.register_stride;
