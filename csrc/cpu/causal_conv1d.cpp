@@ -68,7 +68,7 @@ Sizes residual_sizes_of(const Tensors& a, std::int64_t dilation, std::int64_t ga
 void product(const Tensor& a, const Tensor& b, const Tensor& to) {
   using torch::stable::detail::from;
   std::array<StableIValue, 3> stack{from(a), from(b), from(to)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
   torch::stable::detail::to<Tensor>(stack[0]);
 }
 

@@ -135,7 +135,7 @@ Tensor product(const Tensor& a, const Tensor& b) {
   const Tensor result = torch::stable::new_empty(a, {a.size(0), b.size(1)});
   using torch::stable::detail::from;
   std::array<StableIValue, 3> stack{from(a), from(b), from(result)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 

@@ -35,7 +35,7 @@ Tensor philox_uniform_cuda(std::int64_t seed, Tensor samples, Tensor positions, 
   const torch::stable::accelerator::DeviceGuard guard(samples.get_device_index());
   Tensor noise = torch::stable::new_empty(samples, {samples.size(0), positions.size(0)}, ScalarType::Double);
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(samples.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(samples.get_device_index(), &stream));
   const cudaError_t status = philox_uniform_fill(
       noise.mutable_data_ptr<double>(), samples.const_data_ptr<std::int64_t>(), samples.size(0),
       positions.const_data_ptr<std::int64_t>(), positions.size(0), static_cast<std::uint64_t>(seed),
