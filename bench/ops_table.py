@@ -1,7 +1,7 @@
 """The table of ops: the kernel that each has, what it fuses, the bytes it moves, how near it is to the floor.
 
 ``python -m bench.ops_table`` measures on the CPU and writes the table into ``docs/ops.md``; with ``--device cuda`` it
-measures on the GPU and writes ``bench/results/<gpu>.json`` and ``.md``.
+measures on the GPU, with more samples, and writes ``bench/results/<gpu>.json`` and ``.md``.
 
 The floor is what a copy of as many bytes takes, or the op's multiplications and additions at the measured peak,
 whichever is longer. Bytes are those of the arguments and the results; a backward also reads the gradients of the
@@ -92,11 +92,19 @@ def measure(name: str, workload: Workload, device: str, threads: int, most: floa
     """The row of one op."""
     op, function = OPS[name], getattr(fastgen.ops, name)
     torch.manual_seed(0)
-    arguments = {k: on(device, v) for k, v in workload.make().items()}
+
+    def made(many: int) -> dict:
+        return {k: on(device, v) for k, v in workload.make(many).items()}
+
+    arguments = made(1)
+    check(name, arguments, tuple(tensors_of(function(**arguments))))
+    many = size(workload.on_gpu, 1) if device == "cuda" else 1
+    what, operations = workload.what, many * workload.operations
+    if many > 1:
+        arguments, what = made(many), f"{what}; {many} times as many samples"
     results = tuple(tensors_of(function(**arguments)))
-    check(name, arguments, results)
     chosen = op.chosen(device)
-    row = {"op": name, "what": workload.what, "fused": workload.fused, "backend": chosen.backend}
+    row = {"op": name, "what": what, "fused": workload.fused, "backend": chosen.backend}
 
     def record(part: str, call: Callable[[], object], moved: int, operations: float) -> None:
         taken = seconds(call, threads)
@@ -105,7 +113,7 @@ def measure(name: str, workload: Workload, device: str, threads: int, most: floa
 
     with torch.no_grad():
         moved = size_of(arguments) + size_of(results)
-        record("forward", lambda: function(**arguments), moved, workload.operations)
+        record("forward", lambda: function(**arguments), moved, operations)
         with fastgen.backend("reference"):
             row["forward"]["reference_seconds"] = seconds(lambda: function(**arguments), threads)
     if op.not_differentiable:
@@ -122,7 +130,7 @@ def measure(name: str, workload: Workload, device: str, threads: int, most: floa
 
     outputs, inputs = graph()
     moved = size_of(arguments) + size_of(outputs) + size_of(inputs)
-    record("backward", backward(outputs, inputs), moved, 2 * workload.operations)
+    record("backward", backward(outputs, inputs), moved, 2 * operations)
     with fastgen.backend("reference"):
         row["backward"]["reference_seconds"] = seconds(backward(*graph()), threads)
     return row
@@ -177,6 +185,7 @@ def main() -> None:
     threads = thread_counts()[-1]
     torch.set_num_threads(threads)
     keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = False  # the peak is that of float32
     most = peak(given.device, threads)
     rows = []
     for name, workload in WORKLOADS.items():

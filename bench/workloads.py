@@ -23,85 +23,96 @@ class Workload:
     Attributes:
         what: sizes, for the reader.
         fused: what one pass over memory does.
-        make: the arguments of the public function, by name.
+        make: the arguments of the public function, by name, with so many times the samples.
         operations: multiplications and additions of the forward, where they and not memory set the floor.
+        on_gpu: how many times the samples a GPU gets: enough that a call takes longer than its launch, and that no
+            cache holds its tensors.
     """
 
     what: str
     fused: str
-    make: Callable[[], dict]
+    make: Callable[[int], dict]
     operations: float = 0.0
+    on_gpu: int = 32
 
 
-def _affine_coupling() -> dict:
+def _affine_coupling(many: int) -> dict:
     n, c, h, w = size((16, 24, 64, 64), (2, 4, 3, 5))
+    n *= many
     return {"x": torch.randn(n, c, h, w), "parameters": torch.randn(n, 2 * c, h, w)}
 
 
-def _elementwise(parameters: int) -> Callable[[], dict]:
+def _elementwise(parameters: int) -> Callable[[int], dict]:
     rows, width = size((4096, 64), (16, 3))
-    return lambda: {"x": 2 * torch.randn(rows, width), "parameters": torch.randn(rows, width, parameters)}
+
+    def make(many: int) -> dict:
+        shape = many * rows, width
+        return {"x": 2 * torch.randn(shape), "parameters": torch.randn(*shape, parameters)}
+
+    return make
 
 
 _N1, _C1, _O1, _T1 = size((4, 64, 128, 16000), (1, 3, 6, 40))
 
 
-def _causal_conv1d() -> dict:
-    x, weight = torch.randn(_N1, _C1, _T1), torch.randn(_O1, _C1, 2) / (2 * _C1) ** 0.5
+def _causal_conv1d(many: int) -> dict:
+    x, weight = torch.randn(many * _N1, _C1, _T1), torch.randn(_O1, _C1, 2) / (2 * _C1) ** 0.5
     return {"x": x, "weight": weight, "bias": torch.randn(_O1), "dilation": 16, "gate": "tanh_sigmoid"}
 
 
 _NI, _CI, _PI = size((64, 12, 32), (2, 4, 3))
 
 
-def _lu_conv1x1() -> dict:
+def _lu_conv1x1(many: int) -> dict:
     permutation, lower, upper = torch.linalg.lu(torch.linalg.qr(torch.randn(_CI, _CI))[0])
     diagonal = upper.diag()
     factors = {"permutation": permutation.argmax(1), "lower": lower, "upper": upper}
     factors |= {"log_s": diagonal.abs().log(), "sign": diagonal.sign(), "bias": torch.randn(_CI)}
-    return {"x": torch.randn(_NI, _CI, _PI, _PI), "log_scale": torch.randn(_CI) / 10, "inverse": True} | factors
+    return {"x": torch.randn(many * _NI, _CI, _PI, _PI), "log_scale": torch.randn(_CI) / 10, "inverse": True} | factors
 
 
 _NA, _D, _H = size((1024, 64, 512), (8, 4, 8))
 
 
-def _sequential_affine() -> dict:
+def _sequential_affine(many: int) -> dict:
     made = MADE(_D, [_H, _H])
     parameters = [p.detach() for layer in made.layers for p in (layer.weight, layer.bias)]
-    return {"u": torch.randn(_NA, _D), "parameters": parameters, "degrees": made.degrees}
+    return {"u": torch.randn(many * _NA, _D), "parameters": parameters, "degrees": made.degrees}
 
 
 _NL, _HL, _PL = size((16, 16, 28), (2, 3, 5))
 
 
-def _skew_lstm() -> dict:
-    return {"gates": torch.randn(_NL, 4 * _HL, _PL, _PL), "weight": torch.randn(4 * _HL, _HL, 3) / (3 * _HL) ** 0.5}
+def _skew_lstm(many: int) -> dict:
+    gates, weight = torch.randn(many * _NL, 4 * _HL, _PL, _PL), torch.randn(4 * _HL, _HL, 3) / (3 * _HL) ** 0.5
+    return {"gates": gates, "weight": weight}
 
 
-def _logistic_mixture() -> dict:
+def _logistic_mixture(many: int) -> dict:
     n, pixels = size((16, 32 * 32), (2, 12))
+    n *= many
     return {"level": torch.randint(0, 256, (n, pixels, 3)), "parameters": torch.randn(n, pixels, 100)}
 
 
 _N, _C, _P = size((16, 64, 32), (2, 3, 6))
 
 
-def _masked_conv2d() -> dict:
-    return {"x": torch.randn(_N, _C, _P, _P), "weight": torch.randn(_C, _C, 3, 3), "bias": torch.randn(_C), "mask": "B"}
+def _masked_conv2d(many: int) -> dict:
+    x, weight = torch.randn(many * _N, _C, _P, _P), torch.randn(_C, _C, 3, 3)
+    return {"x": x, "weight": weight, "bias": torch.randn(_C), "mask": "B"}
 
 
 _ROWS, _CODES, _WIDTH = size((16384, 512, 64), (40, 9, 5))
 
 
-def _vector_quantize() -> dict:
-    return {"x": torch.randn(_ROWS, _WIDTH), "codebook": torch.randn(_CODES, _WIDTH)}
+def _vector_quantize(many: int) -> dict:
+    return {"x": torch.randn(many * _ROWS, _WIDTH), "codebook": torch.randn(_CODES, _WIDTH)}
 
 
-def _philox_uniform() -> dict:
+def _philox_uniform(many: int) -> dict:
     samples, positions = size((64, 16384), (4, 9))
-    return {
-        "seed": 0, "samples": torch.arange(samples), "positions": torch.arange(positions), "channel": 0, "draw": 0
-    }  # fmt: skip
+    indices = {"samples": torch.arange(many * samples), "positions": torch.arange(positions)}
+    return {"seed": 0, "channel": 0, "draw": 0} | indices
 
 
 WORKLOADS = {
@@ -148,6 +159,7 @@ WORKLOADS = {
         "masked stack unit by unit, activation, affine map, log-determinant",
         _sequential_affine,
         operations=1.0 * _NA * (_D * _H + _H * _H + 2 * _H * _D),
+        on_gpu=4,  # the reference keeps every one of its passes for its backward
     ),
     "skew_lstm": Workload(
         "hidden 16, 28 x 28, batch 16",

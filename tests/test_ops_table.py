@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.workloads import WORKLOADS
 from fastgen.ops.registry import OPS
@@ -20,6 +21,14 @@ def test_every_op_has_a_workload_and_a_row_in_the_documentation():
     assert set(WORKLOADS) == PUBLIC
     page = (ROOT / "docs" / "ops.md").read_text()
     assert {name for name in PUBLIC if f"| `{name}` |" not in page} == set()
+
+
+def test_a_workload_grows_with_its_samples():
+    def numbers(workload, many: int) -> int:
+        return sum(t.numel() for t in workload.make(many).values() if isinstance(t, torch.Tensor))
+
+    for name, workload in WORKLOADS.items():
+        assert numbers(workload, 2) > numbers(workload, 1), name
 
 
 @pytest.mark.needs_extension
@@ -36,8 +45,6 @@ def test_the_command_measures_every_op(tmp_path):
 
 
 def test_a_machine_without_a_gpu_is_told_so():
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("torch finds a CUDA device")
     command = [sys.executable, "-m", "bench.ops_table", "--device", "cuda"]
