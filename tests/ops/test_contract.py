@@ -43,6 +43,11 @@ def arguments(make, dtype: torch.dtype, seed: int = 0) -> dict:
     return {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in given.items()}
 
 
+def on(device: str, given: dict) -> dict:
+    """All tensors moved there, those in lists too."""
+    return torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), given)
+
+
 def public(op, given: dict) -> tuple[Tensor, ...]:
     result = getattr(fastgen.ops, op.name)(**given)
     return result if isinstance(result, tuple) else (result,)
@@ -58,7 +63,7 @@ def differentiated(op, given: dict, cotangents: list[Tensor] | None = None) -> t
     given = given | {name: given[name].detach().requires_grad_() for name in names}
     outputs = [o for o in public(op, given) if o.is_floating_point()]
     generator = torch.Generator().manual_seed(7)
-    weights = [torch.randn(o.shape, generator=generator, dtype=torch.float32).to(o.dtype) for o in outputs]
+    weights = [torch.randn(o.shape, generator=generator, dtype=torch.float32).to(o) for o in outputs]
     gradients = torch.autograd.grad(outputs, [given[name] for name in names], weights, materialize_grads=True)
     return [o.detach() for o in outputs], list(gradients)
 
@@ -85,8 +90,7 @@ def pooled(op, make, dtype: torch.dtype, device: str = "cpu", rounded: float = 0
         for name in floats(given) if rounded else []:
             up = torch.randint(0, 2, given[name].shape, generator=signs) * 2 - 1
             given[name] = given[name] * (1 + rounded * up)
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in given.items()}
-        outputs, gradients = differentiated(op, moved)
+        outputs, gradients = differentiated(op, on(device, given))
         found.append([t.flatten().cpu() for t in outputs + gradients])
     return [torch.cat(column) for column in zip(*found, strict=True)]
 
@@ -123,8 +127,16 @@ def test_triton_values_and_gradients_are_as_exact_as_float32_allows(op, make):
 
 @pytest.mark.gpu
 @each_case()
-def test_cuda_values_and_gradients_are_as_exact_as_float32_allows(op, make):
+def test_cuda_values_and_gradients_are_as_exact_as_float32_allows(op, make, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # what cuDNN's convolutions use unless told
     check_precision(op, make, None, "cuda")
+
+
+def test_arguments_and_cotangents_are_moved_to_the_device():
+    """As the tests on a GPU need it, lists of tensors too; shown where there is none."""
+    op = OPS["sequential_affine"]
+    outputs, gradients = differentiated(op, on("meta", arguments(cases_of(op)["small"], torch.float32)))
+    assert {t.device.type for t in outputs + gradients} == {"meta"}
 
 
 @pytest.mark.needs_extension
