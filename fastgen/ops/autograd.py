@@ -33,14 +33,19 @@ def leading(function: Callable, size: int, in_dims: Sequence[int | None], argume
 
 
 def loop(function: Callable, size: int, in_dims: Sequence[int | None], arguments: Sequence) -> tuple:
-    """One call for each element of the batch."""
+    """One call for each element of the batch; for a batch of none one of zeros, which tells the results' shapes."""
+    if not size:
+        arguments = [
+            a if dim is None else a.new_zeros(*a.shape[:dim], 1, *a.shape[dim + 1 :])
+            for a, dim in zip(arguments, in_dims, strict=True)
+        ]
     rows = [
         function(*[a if dim is None else a.select(dim, i) for a, dim in zip(arguments, in_dims, strict=True)])
-        for i in range(size)
+        for i in range(max(size, 1))
     ]
     if isinstance(rows[0], tuple):
-        return tuple(torch.stack(column) for column in zip(*rows, strict=True)), tuple(0 for _ in rows[0])
-    return torch.stack(rows), 0
+        return tuple(torch.stack(column)[:size] for column in zip(*rows, strict=True)), tuple(0 for _ in rows[0])
+    return torch.stack(rows)[:size], 0
 
 
 def differentiable(op: Op, backward: Op, vmap: VmapRule) -> Callable:

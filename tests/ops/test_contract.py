@@ -227,6 +227,18 @@ def test_torch_func(op, make):
 
 
 @each_case(small=True)
+def test_vmap_over_none(op, make):
+    if op.name in ("lu_conv1x1", "masked_conv2d"):
+        pytest.skip("PyTorch's own diag and convolution cannot")
+    given = arguments(make, torch.float64)
+    names = floats(given)
+    empty = [given[name].new_zeros(0, *given[name].shape) for name in names]
+    found = torch.func.vmap(lambda *values: public(op, given | dict(zip(names, values, strict=True))))(*empty)
+    for none, one in zip(found, public(op, given), strict=True):
+        assert (none.shape, none.dtype) == ((0, *one.shape), one.dtype)
+
+
+@each_case(small=True)
 def test_compiles_without_a_graph_break(op, make):
     given = arguments(make, torch.float32)
     names = floats(given)
