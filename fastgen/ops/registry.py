@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -141,7 +141,11 @@ class Op:
         if any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in arguments):  # the kernels compute in float32
             return self.reference(*arguments)
         module = importlib.import_module(f"fastgen.triton_kernels.{self.file}")
-        return getattr(module, self.name)(*arguments)
+        kernel = getattr(module, self.name)
+        device = next(a.device for a in arguments if isinstance(a, Tensor))
+        # Triton launches on the current device
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return kernel(*arguments)
 
 
 def _has_kernel(name: str, key: str) -> bool:

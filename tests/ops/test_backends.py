@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fastgen
-from fastgen.ops import philox_uniform
+from fastgen.ops import affine_coupling, philox_uniform
 from fastgen.ops.registry import OPS
 
 
@@ -54,3 +54,16 @@ def test_a_composition_says_why_it_has_no_kernel():
     row = next(row for row in fastgen.backends() if (row.op, row.device) == ("masked_conv2d", "cpu"))
     assert row.backend == "composite"
     assert "oneDNN" in row.reason
+
+
+@pytest.mark.gpu
+def test_a_kernel_runs_on_the_device_of_its_tensors():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device")
+    x, parameters = torch.randn(3, 4), torch.randn(3, 8)
+    wanted = affine_coupling(x, parameters)
+    for device in ("cuda:1", "cuda:0"):
+        found = affine_coupling(x.to(device), parameters.to(device))
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert ours.device == torch.device(device)
+            torch.testing.assert_close(ours.cpu(), theirs)
