@@ -19,7 +19,8 @@ def vector_quantize(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
     Returns:
         codes int64 [N], ``e[codes]`` [N, D], how many rows chose each code [K], and the sum of those rows [K, D].
     """
-    nearness = x @ codebook.t() - codebook.square().sum(1) / 2
+    with torch.autocast(x.device.type, enabled=False):
+        nearness = x @ codebook.t() - codebook.square().sum(1) / 2
     codes = nearness.argmax(1)
     counts = torch.bincount(codes, minlength=len(codebook)).to(x.dtype)
     return codes, codebook[codes], counts, torch.zeros_like(codebook).index_add(0, codes, x)

@@ -107,6 +107,15 @@ def test_strided_rows_and_half_precision():
     assert torch.equal(half[0], vector_quantize(x.bfloat16().float(), codebook.bfloat16().float())[0])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_nearest_code_under_autocast_is_that_of_float32(backend):
+    x, codebook = torch.randn(2000, 64), torch.randn(300, 64)
+    with fastgen.backend(backend):
+        codes = vector_quantize(x, codebook)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(vector_quantize(x, codebook)[0], codes)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_opcheck(name):
     torch.library.opcheck(torch.ops.fastgen.vector_quantize.default, arguments(name))
