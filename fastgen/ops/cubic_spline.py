@@ -54,7 +54,7 @@ def cubic_spline(
         inverse: y to x, with the log-derivative of that.
         tails: "linear", the identity outside the interval, joined without a gap but in general with a bend; "bounded",
             defined on the interval alone; "circular", likewise, with equal derivatives at both ends.
-        bound: B for the interval [-B, B], or (left, right, bottom, top).
+        bound: B for the interval [-B, B], or (left, right, bottom, top); finite.
         min_width, min_height: as parts of the interval, greater than 0; K times each is less than 1.
 
     Returns:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from fastgen.ops.autograd import backward_of, differentiable, leading
@@ -41,7 +43,7 @@ def rq_spline(
 
     Widths are ``min_width + (1 - K min_width) softmax(raw)`` of the interval, heights likewise, derivatives
     ``min_derivative + softplus(raw)``. The inverse takes the stable root of the bin's quadratic and polishes it with a
-    Newton step. Nothing overflows for raw parameters of any finite size.
+    Newton step. Nothing overflows for raw parameters up to 1e18 in magnitude.
 
     Args:
         x: float [...]. float16 and bfloat16 are computed in float32 (autocast included).
@@ -50,9 +52,9 @@ def rq_spline(
         inverse: y to x, with the log-derivative of that.
         tails: "linear", the identity outside the interval, joined with derivative 1; "bounded", defined on the interval
             alone; "circular", likewise, with equal derivatives at both ends.
-        bound: B for the interval [-B, B], or (left, right, bottom, top).
+        bound: B for the interval [-B, B], or (left, right, bottom, top); finite.
         min_width, min_height: as parts of the interval; K times each is less than 1.
-        min_derivative: greater than 0.
+        min_derivative: finite, greater than 0.
 
     Returns:
         y [...] of x's dtype, and log |dy/dx| [...], float32 for inputs of 32 bits or fewer, else float64.
@@ -70,8 +72,8 @@ def rq_spline(
         >>> torch.allclose(back, x, atol=1e-5)
         True
     """
-    if not min_derivative > 0:
-        raise ValueError(f"min_derivative is {min_derivative}; it must be greater than 0")
+    if not 0 < min_derivative < math.inf:
+        raise ValueError(f"min_derivative is {min_derivative}; it must be finite and greater than 0")
     numbers = checked_numbers(
         x, parameters, inverse, tails, bound, min_width, min_height, reference.bins_of, least_may_be_zero=True
     )

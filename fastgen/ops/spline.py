@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -54,7 +55,10 @@ def checked_numbers(
         )
     number = TAILS.index(tails)
     bins = bins_of(parameters.shape[-1], number)
-    left, right, bottom, top = (-bound, bound, -bound, bound) if isinstance(bound, (int, float)) else bound
+    ends = (-bound, bound, -bound, bound) if isinstance(bound, (int, float)) else tuple(map(float, bound))
+    if len(ends) != 4 or not all(abs(end) < math.inf for end in ends):
+        raise ValueError(f"bound is {bound}; it must be a finite number or four, (left, right, bottom, top)")
+    left, right, bottom, top = ends
     if not (left < right and bottom < top):
         raise ValueError(f"bound is {bound}; left < right and bottom < top must hold")
     if tails == "linear" and (left, right) != (bottom, top):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -128,10 +130,13 @@ def test_an_interval_that_is_not_a_square():
         ({"parameters": torch.zeros(2, 23)}, ValueError, r"parameters has shape \(2, 23\)"),
         ({"tails": "none"}, ValueError, "tails is 'none'"),
         ({"bound": -1.0}, ValueError, "bound is -1.0"),
+        ({"bound": math.inf}, ValueError, "bound is inf; it must be a finite number or four"),
+        ({"bound": (0.0, 1.0)}, ValueError, "it must be a finite number or four"),
         ({"bound": (0.0, 1.0, 0.0, 2.0)}, ValueError, "with linear tails"),
         ({"min_width": 0.2}, ValueError, "min_width is 0.2"),
         ({"min_height": -0.1}, ValueError, "min_height is -0.1"),
         ({"min_derivative": 0.0}, ValueError, "min_derivative is 0.0"),
+        ({"min_derivative": math.inf}, ValueError, "min_derivative is inf"),
         (
             {"tails": "bounded", "parameters": torch.zeros(3, 25), "x": torch.full((3,), 4.0)},
             ValueError,
