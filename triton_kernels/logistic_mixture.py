@@ -64,6 +64,11 @@ def _load(parameters, at, first, inside, kind: tl.constexpr):
 
 
 @triton.jit
+def _at_least(log_scale, least):
+    return tl.where(log_scale < least, least, log_scale)  # tl.maximum would hide a NaN
+
+
+@triton.jit
 def _mean(parameters, at, c: tl.constexpr, inside, x0, x1, mixtures, kind: tl.constexpr, each: tl.constexpr):
     mean = _load(parameters, at, mixtures * (1 + c * each), inside, kind)
     if c == 1:
@@ -98,7 +103,7 @@ def _mixture(
     for c in tl.static_range(channels):
         x, lowest, highest = _level(level, rows, there, c, channels, top, kind)
         mean = _mean(parameters, at, c, inside, x0[:, None], x1[:, None], mixtures, kind, each)
-        log_scale = tl.maximum(_load(parameters, at, mixtures * (2 + c * each), inside, kind), least)
+        log_scale = _at_least(_load(parameters, at, mixtures * (2 + c * each), inside, kind), least)
         _, _, _, _, _, _, more, times = _bin(
             x[:, None], lowest[:, None], highest[:, None], mean, log_scale, half, log_width
         )
@@ -150,7 +155,7 @@ def logistic_mixture_backward_kernel(
         mean = _mean(parameters, at, c, inside, x0[:, None], x1[:, None], mixtures, kind, each)
         raw = _load(parameters, at, mixtures * (2 + c * each), inside, kind)
         inverse_scale, a, b, ea, eb, d, _, _ = _bin(
-            x[:, None], lowest[:, None], highest[:, None], mean, tl.maximum(raw, least), half, log_width
+            x[:, None], lowest[:, None], highest[:, None], mean, _at_least(raw, least), half, log_width
         )
         of_mean, of_scale = _of_bin(lowest[:, None], highest[:, None], inverse_scale, a, b, ea, eb, d)
         of_mean *= posterior

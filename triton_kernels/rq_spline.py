@@ -92,7 +92,7 @@ def _find(
         t -= ((s * t * t + d0 * u) / den - v / h) * den * den / (s * slope)
     else:
         t = (safe - x0) / w
-    t = tl.minimum(tl.maximum(t, 0.0), 1.0)
+    t = tl.where(t < 0.0, 0.0, tl.where(t > 1.0, 1.0, t))  # a NaN stays one
     return bin, is_in, p_w, p_h, w, h, x0, y0, d0, d1, raw0, raw1, has_first, has_second, s, bend, t
 
 

@@ -63,7 +63,7 @@ def _activation(x, kind: tl.constexpr):
     elif kind == 2:
         return _sigmoid(x)
     else:
-        return tl.where(x > 0, x, _expm1(tl.minimum(x, 0.0)))
+        return tl.where(x < 0, _expm1(tl.minimum(x, 0.0)), x)
 
 
 @triton.jit

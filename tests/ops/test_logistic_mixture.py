@@ -128,3 +128,10 @@ def test_wrong_arguments_are_named(change, error, message):
     right = {"level": torch.zeros(2, 3, dtype=torch.int64), "parameters": torch.zeros(2, 10), "levels": 8}
     with pytest.raises(error, match=message):
         logistic_mixture(**(right | change))
+
+
+@pytest.mark.gpu
+def test_on_cuda_a_log_scale_that_is_nan_is_not_taken_for_a_small_one():
+    level, parameters = torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, 3)
+    parameters[0, 2] = torch.nan
+    assert logistic_mixture(level.cuda(), parameters.cuda()).isnan().tolist() == [True, False]
