@@ -98,7 +98,7 @@ _N, _C, _P = size((16, 64, 32), (2, 3, 6))
 
 
 def _masked_conv2d(many: int) -> dict:
-    x, weight = torch.randn(many * _N, _C, _P, _P), torch.randn(_C, _C, 3, 3)
+    x, weight = torch.randn(many * _N, _C, _P, _P), torch.randn(_C, _C, 2, 3)
     return {"x": x, "weight": weight, "bias": torch.randn(_C), "mask": "B"}
 
 

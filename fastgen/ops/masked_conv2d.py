@@ -47,10 +47,11 @@ def masked_conv2d(
 
     Args:
         x: float [N, in, H, W].
-        weight: [out, in, k // 2 + 1, k]: a k x k kernel, k odd, without the rows below its centre, which nobody uses. A
-            kernel of one row, 1 x k, has the columns up to its centre: [out, in, 1, k // 2 + 1].
+        weight: [out, in, h // 2 + 1, w]: an h x w kernel, both odd, without the rows below its centre, which nobody
+            uses: of one that has them, ``weight[:, :, : h // 2 + 1]``. A kernel of one row, 1 x w, has the columns up
+            to its centre: [out, in, 1, w // 2 + 1].
         bias: [out].
-        mask: "A", "B", or what ``causal_mask`` made of it once and for all, [out, in, k // 2 + 1, k].
+        mask: "A", "B", or what ``causal_mask`` made of it once and for all, of weight's shape.
 
     Returns:
         [N, out, ceil(H / stride), ceil(W / stride)], of the dtype that ``torch.nn.functional.conv2d`` gives, autocast
@@ -66,10 +67,10 @@ def masked_conv2d(
         >>> masked_conv2d(x, weight, mask="A", colours=3).shape
         torch.Size([2, 6, 8, 8])
     """
-    if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1]:
+    if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1] or 0 in weight.shape[2:]:
         raise ValueError(
             f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; they must be [N, in, H, W] and "
-            "[out, in, k // 2 + 1, k]"
+            "[out, in, h // 2 + 1, w]"
         )
     height, width = weight.shape[2:]
     if height > 1 and width % 2 == 0:

@@ -48,6 +48,7 @@ def test_a_mask_made_before_is_the_mask_by_name():
         ({"x": torch.zeros(2, 3, 4)}, r"x has shape \(2, 3, 4\)"),
         ({"x": torch.zeros(2, 2, 4, 4)}, r"weight \(6, 3, 2, 3\)"),
         ({"weight": torch.zeros(6, 3, 2, 2)}, "weight has 2 columns"),
+        ({"weight": torch.zeros(6, 3, 0, 3)}, r"weight \(6, 3, 0, 3\)"),
         ({"mask": "C"}, "mask='C'"),
         ({"mask": torch.ones(3)}, r"mask has shape \(3,\)"),
         ({"colours": 4}, "colours=4"),
