@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ _call = differentiable(OP, BACKWARD, _vmap)
 
 def sequential_affine(
     u: Tensor,
-    parameters: Tensor | Sequence[Tensor],
+    parameters: Tensor | Iterable[Tensor],
     degrees: Sequence[Tensor],
     *,
     context: Tensor | None = None,
@@ -108,7 +108,7 @@ def sequential_affine(
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 6))
         >>> degrees = [torch.arange(3) + 1, torch.arange(8) % 2 + 1]
-        >>> x, log_det = sequential_affine(torch.randn(5, 3), list(net.parameters()), degrees)
+        >>> x, log_det = sequential_affine(torch.randn(5, 3), net.parameters(), degrees)
         >>> x.shape, log_det.shape
         (torch.Size([5, 3]), torch.Size([5]))
     """
@@ -161,9 +161,10 @@ def _widths(u: Tensor, degrees: Sequence[Tensor]) -> list[int]:
     return [len(of) for of in degrees]
 
 
-def _vector(parameters: Tensor | Sequence[Tensor], widths: list[int]) -> Tensor:
+def _vector(parameters: Tensor | Iterable[Tensor], widths: list[int]) -> Tensor:
     """All parameters, flat, of the size that the widths need."""
     if not isinstance(parameters, Tensor):
+        parameters = list(parameters)
         wanted = [shape for before, after in layer_sizes(widths) for shape in ((after, before), (after,))]
         given = [tuple(p.shape) for p in parameters]
         if given != wanted:
