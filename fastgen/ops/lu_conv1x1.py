@@ -95,7 +95,7 @@ def lu_conv1x1(
     x, lower, upper, log_s, sign, *norm = (t.contiguous() for t in in_float32(x, lower, upper, *vectors))
     diagonal, log_det = sign * log_s.exp(), log_s.sum()
     if log_scale is not None:
-        log_scale = norm.pop()
+        *norm, log_scale = norm
         scale = log_scale.exp()
         upper, diagonal, log_det = upper * scale, diagonal * scale, log_det + log_scale.sum()
     bias = norm[0] if norm else None
