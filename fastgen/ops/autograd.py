@@ -61,17 +61,17 @@ def differentiable(op: Op, backward: Op, vmap: VmapRule) -> Callable:
     def twice(inputs, gradients):
         return _vjp(backward.reference, inputs, gradients)
 
-    first = _function(op, op.reference, lambda inputs, gradients: second.apply(*gradients, *inputs), vmap)
     second = _function(backward, backward.reference, twice, vmap)
+    first = _function(op, op.reference, lambda inputs, gradients: _call(backward, second, gradients + inputs), vmap)
     _register(op, lambda inputs, gradients: backward(*gradients, *inputs))
     _register(backward, twice)
+    return lambda *arguments: _call(op, first, arguments)
 
-    def call(*arguments):
-        if torch.compiler.is_compiling():
-            return op(*arguments)
-        return first.apply(*arguments) if _is_recorded(arguments) else _below_autograd(op, arguments)
 
-    return call
+def _call(op: Op, function: type[torch.autograd.Function], arguments: tuple):
+    if torch.compiler.is_compiling():
+        return op(*arguments)
+    return function.apply(*arguments) if _is_recorded(arguments) else _below_autograd(op, arguments)
 
 
 def backward_of(reference: Callable, outputs: int) -> Callable:
@@ -169,9 +169,9 @@ def _function(op: Op, reference: Callable, pull: Callable, rule: VmapRule) -> ty
     return Function
 
 
-def _inputs(ctx) -> list:
+def _inputs(ctx) -> tuple:
     tensors = iter(ctx.saved_tensors)
-    return [next(tensors) if other is None else other[0] for other in ctx.others]
+    return tuple(next(tensors) if other is None else other[0] for other in ctx.others)
 
 
 def _register(op: Op, pull: Callable) -> None:
