@@ -179,7 +179,7 @@ def test_a_spline_keeps_its_gradients_whatever_its_first_use(without, use):
             else:
                 torch.func.vmap(transform)(x[None])
         for values in (transform(x), transform(x.double())):
-            found = torch.autograd.grad(values.sum(), list(layer.raw))
+            found = torch.autograd.grad(values.sum(), list(layer.raw), retain_graph=True)
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
