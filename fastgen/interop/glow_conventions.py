@@ -14,6 +14,7 @@ ALLOWED = {
     "norm_scale": ("log", "linear"),
     "norm_bias": ("added", "subtracted", "after_scale"),
     "padding": ("zeros", "ones"),
+    "condition": ("class", "vector"),
 }
 
 
@@ -47,6 +48,9 @@ class GlowNames:
     top: str
     """The convolution of the prior of the last latents."""
     top_log_scale: str
+    condition: str | None = None
+    """The linear map of a class or vector that is added to the prior of the last latents; None if there is none."""
+    condition_log_scale: str | None = None
     hidden_norm_bias: str | None = None
     """After the name of a hidden convolution; None if it has a bias instead of an actnorm."""
     hidden_norm_scale: str | None = None
@@ -89,6 +93,8 @@ class GlowConventions:
     """Convolutions that begin at zero are multiplied with exp(log_scale_factor logs)."""
     padding: str = "zeros"
     """Of the convolutions that begin at zero: "zeros" or "ones"."""
+    condition: str = "class"
+    """What the linear map of a condition is of: "class", one label, or "vector", such as several attributes at once."""
     data_offset: float = 0.0
     """The flow takes data of [0, 1) less this."""
 
@@ -151,9 +157,14 @@ CHAIYUJIN = GlowConventions(
         split_log_scale="flow.layers.{layer}.conv.logs",
         top="learn_top",
         top_log_scale="learn_top.logs",
+        condition="project_ycond",
+        condition_log_scale="project_ycond.logs",
         hidden_norm_bias=".actnorm.bias",
         hidden_norm_scale=".actnorm.logs",
-        ignored=("prior_h",),
+        ignored=("prior_h", "project_class.weight", "project_class.bias", "project_class.logs"),
     ),
 )
-"""github.com/chaiyujin/glow-pytorch, without classes. Its LU factors are saved without P and the signs: give those."""
+"""github.com/chaiyujin/glow-pytorch, with ``y_condition`` or without; the classifier that is trained beside it is left.
+
+Its LU factors are saved without P and the signs: give those.
+"""
