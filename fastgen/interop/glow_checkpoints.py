@@ -32,7 +32,7 @@ def glow_from_checkpoint(
     Args:
         state: as ``torch.load`` gives it; names may begin with "module.".
         event_shape: (channels, height, width) of the images.
-        conventions: what its names and numbers mean; ``ROSINALITY`` and ``CHAIYUJIN`` of
+        conventions: what its names and numbers mean; ``ROSINALITY``, ``CHAIYUJIN`` and ``Y0AST`` of
             ``fastgen.interop.glow_conventions``, or your own.
         levels: of the data.
 
@@ -209,15 +209,15 @@ def _fill_convolution(layer: InvertibleConv1x1, checkpoint: _Checkpoint, begin: 
 
 def _fill_network(coupling: nn.Module, checkpoint: _Checkpoint, begin: str) -> None:
     names, conventions, net = checkpoint.names, checkpoint.conventions, coupling.net
-    for convolution, norm, name in (
-        (net.first, net.first_norm, begin + names.first),
-        (net.second, net.second_norm, begin + names.second),
+    for convolution, norm, name, norm_names in (
+        (net.first, net.first_norm, begin + names.first, names.first_norm),
+        (net.second, net.second_norm, begin + names.second, names.second_norm),
     ):
         weight = checkpoint.take(name + ".weight")
-        if names.hidden_norm_bias is None:
+        if norm_names is None:
             bias, log_scale = checkpoint.take(name + ".bias"), torch.zeros(len(weight))
         else:
-            bias, log_scale, sign = checkpoint.norm(name + names.hidden_norm_bias, name + names.hidden_norm_scale)
+            bias, log_scale, sign = checkpoint.norm(*(begin + norm_name for norm_name in norm_names))
             weight, bias = weight * sign[:, None, None, None], bias * sign
         _copy(convolution.weight, weight, name)
         if convolution.edge_weight is not None:

@@ -51,9 +51,9 @@ class GlowNames:
     condition: str | None = None
     """The linear map of a class or vector that is added to the prior of the last latents; None if there is none."""
     condition_log_scale: str | None = None
-    hidden_norm_bias: str | None = None
-    """After the name of a hidden convolution; None if it has a bias instead of an actnorm."""
-    hidden_norm_scale: str | None = None
+    first_norm: tuple[str, str] | None = None
+    """Bias and scale of the actnorm after it; None if the convolution has a bias instead."""
+    second_norm: tuple[str, str] | None = None
     ignored: tuple[str, ...] = ()
     """Ends of names that are of no account."""
 
@@ -159,8 +159,8 @@ CHAIYUJIN = GlowConventions(
         top_log_scale="learn_top.logs",
         condition="project_ycond",
         condition_log_scale="project_ycond.logs",
-        hidden_norm_bias=".actnorm.bias",
-        hidden_norm_scale=".actnorm.logs",
+        first_norm=("f.0.actnorm.bias", "f.0.actnorm.logs"),
+        second_norm=("f.2.actnorm.bias", "f.2.actnorm.logs"),
         ignored=("prior_h", "project_class.weight", "project_class.bias", "project_class.logs"),
     ),
 )
@@ -168,3 +168,32 @@ CHAIYUJIN = GlowConventions(
 
 Its LU factors are saved without P and the signs: give those.
 """
+
+Y0AST = GlowConventions(
+    GlowNames(
+        step="flow.layers.{layer}.",
+        norm_bias="actnorm.bias",
+        norm_scale="actnorm.logs",
+        weight="invconv.weight",
+        permutation="invconv.p",
+        lower="invconv.lower",
+        upper="invconv.upper",
+        log_s="invconv.log_s",
+        sign="invconv.sign_s",
+        first="block.0.conv",
+        second="block.2.conv",
+        last="block.4.conv",
+        last_log_scale="block.4.logs",
+        split="flow.layers.{layer}.conv.conv",
+        split_log_scale="flow.layers.{layer}.conv.logs",
+        top="learn_top_fn.conv",
+        top_log_scale="learn_top_fn.logs",
+        condition="project_ycond.linear",
+        condition_log_scale="project_ycond.logs",
+        first_norm=("block.0.actnorm.bias", "block.0.actnorm.logs"),
+        second_norm=("block.2.actnorm.bias", "block.2.actnorm.logs"),
+        ignored=("prior_h", "project_class.linear.weight", "project_class.linear.bias", "project_class.logs"),
+    ),
+    data_offset=0.5,
+)
+"""github.com/y0ast/Glow-PyTorch, with ``y_condition`` or without; the classifier that is trained beside it is left."""

@@ -1,4 +1,4 @@
-"""Two small Glows with the parameters, names and conventions of public ones, independent of fastgen's layers."""
+"""Small Glows with the parameters, names and conventions of public ones, independent of fastgen's layers."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Matrix(nn.Module):
 
 
 class PublicGlow(nn.Module):
-    """What both have in common; a subclass holds the parameters and says where they are.
+    """What all have in common; a subclass holds the parameters and says where they are.
 
     Options: ``lu``, ``affine``, ``learn_top``, ``classes``, and those of ``GlowConventions`` by their names.
     """
@@ -260,6 +260,8 @@ class ZeroedLinear(nn.Linear):
 class ChaiyujinGlow(PublicGlow):
     """One list of layers, under the names of github.com/chaiyujin/glow-pytorch."""
 
+    normed, zeroed, linear = NormedConv, ZeroedConv, ZeroedLinear
+    net, top, factors = "f", "learn_top", ("p", "l", "u", "log_s", "sign_s")
     defaults: ClassVar[dict] = {
         "lu": False, "affine": True, "squeeze": "channel_major", "kept": "first", "coupling": "interleaved",
         "split_prior": "interleaved", "top_prior": "shift_first", "sigmoid_offset": 2.0, "norm_log_factor": 1.0,
@@ -274,36 +276,81 @@ class ChaiyujinGlow(PublicGlow):
             self.flow.layers.extend(self.step(c, hidden) for _ in range(self.steps))
             if i < len(channels) - 1:
                 split = nn.Module()
-                split.conv = ZeroedConv(c // 2, c)
+                split.conv = self.zeroed(c // 2, c)
                 self.flow.layers.append(split)
         if self.options["learn_top"]:
-            self.learn_top = ZeroedConv(2 * channels[-1], 2 * channels[-1])
+            setattr(self, self.top, self.zeroed(2 * channels[-1], 2 * channels[-1]))
         if classes := self.options["classes"]:
-            self.project_ycond = ZeroedLinear(classes, 2 * channels[-1])
-            self.project_class = ZeroedLinear(channels[-1], classes)
+            self.project_ycond = self.linear(classes, 2 * channels[-1])
+            self.project_class = self.linear(channels[-1], classes)
         self.prior_h = nn.Parameter(torch.zeros(2, 2 * channels[-1], 1, 1))
 
     def step(self, c: int, hidden: int) -> nn.Module:
         step = nn.Module()
         step.actnorm = ChannelScale(c, linear=False)
-        step.invconv = Factored(c, ("p", "l", "u", "log_s", "sign_s")) if self.options["lu"] else Matrix(c, (c, c))
+        step.invconv = Factored(c, self.factors) if self.options["lu"] else Matrix(c, (c, c))
         outputs = c if self.options["affine"] else c // 2
-        step.f = nn.Sequential(
-            NormedConv(c // 2, hidden, 3, self.norm),
+        net = nn.Sequential(
+            self.normed(c // 2, hidden, 3, self.norm),
             nn.ReLU(),
-            NormedConv(hidden, hidden, 1, self.norm),
+            self.normed(hidden, hidden, 1, self.norm),
             nn.ReLU(),
-            ZeroedConv(hidden, outputs),
+            self.zeroed(hidden, outputs),
         )
+        step.add_module(self.net, net)
         return step
 
     def parts(self, scale: int, step: int):
         layer = self.flow.layers[scale * (self.steps + 2) + 1 + step]
-        return layer.actnorm, layer.invconv, layer.f
+        return layer.actnorm, layer.invconv, getattr(layer, self.net)
 
     def prior(self, scale: int, kept: Tensor, condition: Tensor | None) -> Tensor:
         if scale < self.scales - 1:
             return self.flow.layers[scale * (self.steps + 2) + 1 + self.steps].conv(kept)
         zeros = torch.cat((kept, kept), 1)
-        h = self.learn_top(zeros) if self.options["learn_top"] else zeros
+        h = getattr(self, self.top)(zeros) if self.options["learn_top"] else zeros
         return h if condition is None else h + self.project_ycond(condition)[:, :, None, None]
+
+
+class InnerNormedConv(nn.Module):
+    """A convolution without bias, and an ActNorm, side by side."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int, norm: Callable) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, bias=False)
+        self.actnorm, self.norm = ChannelScale(outputs, linear=False), norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.norm(self.actnorm)
+        return self.conv(x) * scale + shift
+
+
+class InnerZeroedConv(nn.Module):
+    """A convolution in a module with the three logarithms."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.logs = nn.Parameter(torch.randn(outputs, 1, 1) / 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * (3 * self.logs).exp()
+
+
+class InnerZeroedLinear(nn.Module):
+    """A linear map in a module with the three logarithms."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear, self.logs = nn.Linear(inputs, outputs), nn.Parameter(torch.randn(outputs) / 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * (3 * self.logs).exp()
+
+
+class Y0astGlow(ChaiyujinGlow):
+    """The same under the names of github.com/y0ast/Glow-PyTorch."""
+
+    normed, zeroed, linear = InnerNormedConv, InnerZeroedConv, InnerZeroedLinear
+    net, top, factors = "block", "learn_top_fn", ("p", "lower", "upper", "log_s", "sign_s")
+    defaults: ClassVar[dict] = ChaiyujinGlow.defaults | {"data_offset": 0.5}

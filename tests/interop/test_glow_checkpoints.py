@@ -11,11 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgen.interop.glow_checkpoints import glow_from_checkpoint
-from fastgen.interop.glow_conventions import ALLOWED, CHAIYUJIN, ROSINALITY, GlowConventions
-from tests.interop.public_glow import ChaiyujinGlow, PublicGlow, RosinalityGlow
+from fastgen.interop.glow_conventions import ALLOWED, CHAIYUJIN, ROSINALITY, Y0AST, GlowConventions
+from tests.interop.public_glow import ChaiyujinGlow, PublicGlow, RosinalityGlow, Y0astGlow
 
 SHAPE = (3, 8, 8)
-PUBLIC = {"rosinality": (RosinalityGlow, ROSINALITY), "chaiyujin": (ChaiyujinGlow, CHAIYUJIN)}
+PUBLIC = {
+    "rosinality": (RosinalityGlow, ROSINALITY),
+    "chaiyujin": (ChaiyujinGlow, CHAIYUJIN),
+    "y0ast": (Y0astGlow, Y0AST),
+}
 FLAGS = [
     {"squeeze": "corner_major"},
     {"kept": "second"},
@@ -36,10 +40,11 @@ FLAGS = [
 BUILDS = {
     "rosinality": [{"lu": True}, {"lu": False}, {"affine": False}],
     "chaiyujin": [{"lu": True}, {"lu": False}, {"affine": False}, {"learn_top": False}],
+    "y0ast": [{"lu": True}, {"lu": False}, {"affine": False}, {"learn_top": False}],
 }
 CASES = [
     *[(name, build, {}) for name, builds in BUILDS.items() for build in builds],
-    *[(name, {"lu": lu}, flags) for name in PUBLIC for lu in (True, False) for flags in FLAGS],
+    *[(name, {"lu": lu}, flags) for name in ("rosinality", "chaiyujin") for lu in (True, False) for flags in FLAGS],
     ("chaiyujin", {}, {"norm_log_factor": 3.0}),
 ]
 
@@ -72,9 +77,10 @@ def test_densities_and_samples_are_those_of_the_checkpoint(name, build, flags):
 @pytest.mark.parametrize("flags", [{}, {"kept": "second"}, {"top_prior": "scale_first"}], ids=str)
 @pytest.mark.parametrize("learn_top", [True, False])
 @pytest.mark.parametrize("condition", ["class", "vector"])
+@pytest.mark.parametrize("name", ["chaiyujin", "y0ast"])
 @torch.no_grad()
-def test_a_condition_moves_the_prior_as_in_the_checkpoint(condition, learn_top, flags):
-    theirs, conventions = public("chaiyujin", {"classes": 3, "learn_top": learn_top}, flags)
+def test_a_condition_moves_the_prior_as_in_the_checkpoint(name, condition, learn_top, flags):
+    theirs, conventions = public(name, {"classes": 3, "learn_top": learn_top}, flags)
     conventions = dataclasses.replace(conventions, condition=condition)
     ours = glow_from_checkpoint(theirs.double().state_dict(), SHAPE, conventions)
     x, labels = torch.rand(4, *SHAPE, dtype=torch.float64), torch.tensor([2, 0, 1, 2])
