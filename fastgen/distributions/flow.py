@@ -184,7 +184,7 @@ class FlowDistribution(TransformedDistribution):
         base: distribution of z of event shape ``latent_shape``; None is the model's, or the standard normal with the
             dtype and device of the flow's parameters.
         context: a tensor [B, ...] or several by name; None has none.
-        validate_args: whether ``log_prob`` checks its argument; None is torch's default.
+        validate_args: whether ``log_prob`` checks its argument, and the model's base its own; None is torch's default.
 
     Raises:
         TypeError: the flow has no method ``inverse``.
@@ -222,7 +222,7 @@ class FlowDistribution(TransformedDistribution):
             latent_shape = event_shape if config is None else (prod(event_shape),)
         transform = FlowTransform(flow, event_shape, latent_shape=latent_shape, context=context)
         if base is None:
-            base = _standard(getattr(config, "base", "normal"), transform.latent_shape, flow)
+            base = _standard(getattr(config, "base", "normal"), transform.latent_shape, flow, validate_args)
         elif base.event_shape != transform.latent_shape:
             shapes = tuple(base.event_shape), tuple(transform.latent_shape)
             raise ValueError(f"base has event shape {shapes[0]}; it must be that of the latents, {shapes[1]}")
@@ -247,14 +247,15 @@ class FlowDistribution(TransformedDistribution):
         return x, self.base_dist.log_prob(z) - log_det
 
 
-def _standard(name: str, shape: torch.Size, flow: nn.Module) -> Distribution:
+def _standard(name: str, shape: torch.Size, flow: nn.Module, validate_args: bool | None) -> Distribution:
     """The standard normal or logistic distribution of latents."""
     example = next(flow.parameters(), torch.empty(0))
     zeros = torch.zeros(shape, dtype=example.dtype, device=example.device)
-    each = Normal(zeros, 1.0)
+    each = Normal(zeros, 1.0, validate_args)
     if name == "logistic":
-        each = TransformedDistribution(Uniform(zeros, torch.ones_like(zeros)), [SigmoidTransform().inv])
-    return Independent(each, len(shape))
+        uniform = Uniform(zeros, torch.ones_like(zeros), validate_args)
+        each = TransformedDistribution(uniform, [SigmoidTransform().inv], validate_args)
+    return Independent(each, len(shape), validate_args)
 
 
 def _parts(context: Context) -> Mapping[str, Tensor]:

@@ -26,10 +26,13 @@ def glow_from_checkpoint(
     are read off the state dict. 1x1 convolutions keep their LU factors if all of them have such, and if the conventions
     have fastgen's order of channels; with another order they are factored anew.
 
+    Of a checkpoint with a condition the model takes a context, which moves the prior of the last latents as it does
+    there; the other layers of ``Glow`` that see a context give it no weight until the model is trained on.
+
     Args:
         state: as ``torch.load`` gives it; names may begin with "module.".
         event_shape: (channels, height, width) of the images.
-        conventions: what its names and numbers mean; ``ROSINALITY`` and ``CHAIYUJIN`` of
+        conventions: what its names and numbers mean; ``ROSINALITY``, ``CHAIYUJIN`` and ``Y0AST`` of
             ``fastgen.interop.glow_conventions``, or your own.
         levels: of the data.
 
@@ -51,6 +54,10 @@ def glow_from_checkpoint(
     factored = all(
         checkpoint.has(checkpoint.step(i, j, steps) + names.lower) for i in range(scales) for j in range(steps)
     )
+    condition = {}
+    if names.condition and checkpoint.has(names.condition + ".weight"):
+        field = "classes" if conventions.condition == "class" else "vector"
+        condition[field] = checkpoint.take(names.condition + ".weight").shape[1]
     last_channels = len(checkpoint.take(begin + names.last + ".weight"))
     config = GlowConfig(
         event_shape=tuple(event_shape),
@@ -62,6 +69,7 @@ def glow_from_checkpoint(
         lu=factored,
         learn_top=checkpoint.has(checkpoint.at_end(names.top, scales - 1, steps) + ".weight"),
         edge_bias=conventions.padding == "ones",
+        **condition,
     )
     model = Glow(config).to(checkpoint.state[begin + names.norm_bias].dtype)
     with torch.no_grad():
@@ -74,8 +82,11 @@ def glow_from_checkpoint(
                 order = _swapped(len(order), conventions)
             if i < scales - 1:
                 _fill_prior(layers[-1].layer, checkpoint, names.split, names.split_log_scale, i, steps)
-            elif config.learn_top:
+                continue
+            if config.learn_top:
                 _fill_prior(layers[-1].layer, checkpoint, names.top, names.top_log_scale, i, steps, order)
+            if condition:
+                _fill_condition(layers[-1].layer.net, checkpoint, order)
     checkpoint.check_finished()
     return model
 
@@ -198,20 +209,22 @@ def _fill_convolution(layer: InvertibleConv1x1, checkpoint: _Checkpoint, begin: 
 
 def _fill_network(coupling: nn.Module, checkpoint: _Checkpoint, begin: str) -> None:
     names, conventions, net = checkpoint.names, checkpoint.conventions, coupling.net
-    for convolution, norm, name in (
-        (net.first, net.first_norm, begin + names.first),
-        (net.second, net.second_norm, begin + names.second),
+    for convolution, norm, name, norm_names in (
+        (net.first, net.first_norm, begin + names.first, names.first_norm),
+        (net.second, net.second_norm, begin + names.second, names.second_norm),
     ):
         weight = checkpoint.take(name + ".weight")
-        if names.hidden_norm_bias is None:
+        if norm_names is None:
             bias, log_scale = checkpoint.take(name + ".bias"), torch.zeros(len(weight))
         else:
-            bias, log_scale, sign = checkpoint.norm(name + names.hidden_norm_bias, name + names.hidden_norm_scale)
+            bias, log_scale, sign = checkpoint.norm(*(begin + norm_name for norm_name in norm_names))
             weight, bias = weight * sign[:, None, None, None], bias * sign
         _copy(convolution.weight, weight, name)
         if convolution.edge_weight is not None:
             convolution.edge_weight.zero_()
         _fill_norm(norm, bias, log_scale, name)
+    if net.context is not None:
+        net.context.weight.zero_()
     outputs = len(net.last.log_scale)
     is_affine = isinstance(coupling, AffineCoupling)
     order = _interleaved(outputs, conventions.coupling) if is_affine else torch.arange(outputs)
@@ -235,8 +248,7 @@ def _fill_prior(
     if order is None:
         outputs_order = _interleaved(outputs, conventions.split_prior)
     else:
-        shifts, scales = _interleaved(outputs, conventions.top_prior).view(-1, 2).T[:, order.argsort()]
-        outputs_order = torch.cat([shifts, scales])
+        outputs_order = _order_at_top(outputs, order, conventions)
     _fill_zero_convolution(
         coupling.net,
         checkpoint,
@@ -245,6 +257,21 @@ def _fill_prior(
         outputs_order,
         is_top=order is not None,
     )
+
+
+def _fill_condition(layer: ZeroConv2d, checkpoint: _Checkpoint, order: Tensor) -> None:
+    """Adds what a linear map of the context is, times the exponentials of its own logarithms, at the top."""
+    conventions, names = checkpoint.conventions, checkpoint.names
+    weight, bias = checkpoint.take(names.condition + ".weight"), checkpoint.take(names.condition + ".bias")
+    log_scale = checkpoint.take(names.condition_log_scale).flatten() * conventions.log_scale_factor
+    if len(bias) != len(layer.log_scale):
+        raise ValueError(
+            f"{names.condition}.bias has {len(bias)} numbers; for this event_shape it must have {len(layer.log_scale)}"
+        )
+    order = _order_at_top(len(bias), order, conventions)
+    factor = (log_scale[order] - 3 * layer.log_scale).exp()
+    layer.context.weight.copy_(factor[:, None] * weight[order])
+    layer.conv.bias += factor * bias[order]
 
 
 def _fill_zero_convolution(
@@ -264,6 +291,12 @@ def _fill_zero_convolution(
         _copy(layer.conv.weight, weight[order], name)
     _copy(layer.conv.bias, bias[order], name)
     _copy(layer.log_scale, log_scale[order], name)
+
+
+def _order_at_top(outputs: int, order: Tensor, conventions: GlowConventions) -> Tensor:
+    """Which output of the checkpoint is in each place, shifts and then scales, for channels at the places ``order``."""
+    shifts, scales = _interleaved(outputs, conventions.top_prior).view(-1, 2).T[:, order.argsort()]
+    return torch.cat([shifts, scales])
 
 
 def _interleaved(outputs: int, halves: str) -> Tensor:

@@ -14,6 +14,7 @@ ALLOWED = {
     "norm_scale": ("log", "linear"),
     "norm_bias": ("added", "subtracted", "after_scale"),
     "padding": ("zeros", "ones"),
+    "condition": ("class", "vector"),
 }
 
 
@@ -47,9 +48,12 @@ class GlowNames:
     top: str
     """The convolution of the prior of the last latents."""
     top_log_scale: str
-    hidden_norm_bias: str | None = None
-    """After the name of a hidden convolution; None if it has a bias instead of an actnorm."""
-    hidden_norm_scale: str | None = None
+    condition: str | None = None
+    """The linear map of a class or vector that is added to the prior of the last latents; None if there is none."""
+    condition_log_scale: str | None = None
+    first_norm: tuple[str, str] | None = None
+    """Bias and scale of the actnorm after it; None if the convolution has a bias instead."""
+    second_norm: tuple[str, str] | None = None
     ignored: tuple[str, ...] = ()
     """Ends of names that are of no account."""
 
@@ -89,6 +93,8 @@ class GlowConventions:
     """Convolutions that begin at zero are multiplied with exp(log_scale_factor logs)."""
     padding: str = "zeros"
     """Of the convolutions that begin at zero: "zeros" or "ones"."""
+    condition: str = "class"
+    """What the linear map of a condition is of: "class", one label, or "vector", such as several attributes at once."""
     data_offset: float = 0.0
     """The flow takes data of [0, 1) less this."""
 
@@ -151,9 +157,43 @@ CHAIYUJIN = GlowConventions(
         split_log_scale="flow.layers.{layer}.conv.logs",
         top="learn_top",
         top_log_scale="learn_top.logs",
-        hidden_norm_bias=".actnorm.bias",
-        hidden_norm_scale=".actnorm.logs",
-        ignored=("prior_h",),
+        condition="project_ycond",
+        condition_log_scale="project_ycond.logs",
+        first_norm=("f.0.actnorm.bias", "f.0.actnorm.logs"),
+        second_norm=("f.2.actnorm.bias", "f.2.actnorm.logs"),
+        ignored=("prior_h", "project_class.weight", "project_class.bias", "project_class.logs"),
     ),
 )
-"""github.com/chaiyujin/glow-pytorch, without classes. Its LU factors are saved without P and the signs: give those."""
+"""github.com/chaiyujin/glow-pytorch, with ``y_condition`` or without; the classifier that is trained beside it is left.
+
+Its LU factors are saved without P and the signs: give those.
+"""
+
+Y0AST = GlowConventions(
+    GlowNames(
+        step="flow.layers.{layer}.",
+        norm_bias="actnorm.bias",
+        norm_scale="actnorm.logs",
+        weight="invconv.weight",
+        permutation="invconv.p",
+        lower="invconv.lower",
+        upper="invconv.upper",
+        log_s="invconv.log_s",
+        sign="invconv.sign_s",
+        first="block.0.conv",
+        second="block.2.conv",
+        last="block.4.conv",
+        last_log_scale="block.4.logs",
+        split="flow.layers.{layer}.conv.conv",
+        split_log_scale="flow.layers.{layer}.conv.logs",
+        top="learn_top_fn.conv",
+        top_log_scale="learn_top_fn.logs",
+        condition="project_ycond.linear",
+        condition_log_scale="project_ycond.logs",
+        first_norm=("block.0.actnorm.bias", "block.0.actnorm.logs"),
+        second_norm=("block.2.actnorm.bias", "block.2.actnorm.logs"),
+        ignored=("prior_h", "project_class.linear.weight", "project_class.linear.bias", "project_class.logs"),
+    ),
+    data_offset=0.5,
+)
+"""github.com/y0ast/Glow-PyTorch, with ``y_condition`` or without; the classifier that is trained beside it is left."""

@@ -79,29 +79,33 @@ def _is_known(network: nn.Module) -> bool:
     """Whether a network is nflows' MADE with masks that are those of its degrees, and without batch norm or dropout."""
     if type(network) is not made.MADE or not is_plain(network) or not is_elementwise(network.activation):
         return False
-    degrees = network.initial_layer.degrees
-    features = torch.arange(network.initial_layer.in_features, device=degrees.device) + 1
-    if not is_mask_of(network.initial_layer.mask, degrees, features):
-        return False
+    residual = network.use_residual_blocks
+    kind = made.MaskedResidualBlock if residual else made.MaskedFeedforwardBlock
     for block in network.blocks:
-        if block.dropout.p and block.training:
+        if type(block) is not kind or (block.use_batch_norm if residual else block.batch_norm):
             return False
-        if type(block) is made.MaskedResidualBlock:
-            if block.use_batch_norm or not torch.equal(block.degrees, degrees):
-                return False
-            linear_maps = block.linear_layers
-        elif type(block) is made.MaskedFeedforwardBlock and not block.batch_norm:
-            linear_maps = [block.linear]
-        else:
+        if block.activation is not network.activation or (block.dropout.p and block.training):
             return False
-        if block.activation is not network.activation:
+    linear, last = _linear_maps(network), network.final_layer
+    if any(type(of) is not made.MaskedLinear or of.bias is None for of in (*linear, last)):
+        return False
+    degrees = network.initial_layer.degrees
+    if residual and not all(torch.equal(block.degrees, degrees) for block in network.blocks):
+        return False
+    features = torch.arange(network.initial_layer.in_features, device=degrees.device) + 1
+    inputs = features
+    for of in linear:
+        if not is_mask_of(of.mask, of.degrees, inputs):
             return False
-        for linear in linear_maps:
-            if not is_mask_of(linear.mask, linear.degrees, degrees):
-                return False
-            degrees = linear.degrees
-    last = network.final_layer
-    return is_mask_of(last.mask, features.repeat_interleave(last.out_features // len(features)), degrees, strict=True)
+        inputs = of.degrees
+    return is_mask_of(last.mask, features.repeat_interleave(last.out_features // len(features)), inputs, strict=True)
+
+
+def _linear_maps(network: made.MADE) -> list[nn.Module]:
+    """All but the last, in the order in which they are run."""
+    blocks = network.blocks
+    of_blocks = [block.linear_layers if network.use_residual_blocks else [block.linear] for block in blocks]
+    return [network.initial_layer, *(of for of_block in of_blocks for of in of_block)]
 
 
 def _fit(network: made.MADE, inputs: Tensor, context: Tensor | None) -> bool:
@@ -128,7 +132,7 @@ def _degrees(network: made.MADE) -> list[Tensor]:
 def _stack_parameters(network: made.MADE) -> list[Tensor]:
     """Weights and biases by turns; nflows has a feature's raw scale and shift side by side in the last."""
     found = []
-    for linear in (network.initial_layer, *(block.linear for block in network.blocks)):
+    for linear in _linear_maps(network):
         found += [linear.weight, linear.bias]
     last = network.final_layer
     return [*found, *(torch.cat([t[1::2], t[0::2]]) for t in (last.weight, last.bias))]
@@ -142,16 +146,14 @@ def _offset(network: made.MADE, context: Tensor | None) -> Tensor | None:
 def _maps(network: made.MADE, context: Tensor | None) -> list[MaskedMap]:
     """The network's linear maps in the order in which they are run."""
     features, last = _degrees(network)[0], network.final_layer
-    linear, offsets = [network.initial_layer], [_offset(network, context)]
+    offsets = [_offset(network, context)]
     for block in network.blocks:
         if network.use_residual_blocks:
-            linear += block.linear_layers
             offsets += [None if context is None else block.context_layer(context), None]
         else:
-            linear.append(block.linear)
             offsets.append(None)
     maps, inputs = [], features
-    for of, offset in zip(linear, offsets, strict=True):
+    for of, offset in zip(_linear_maps(network), offsets, strict=True):
         maps.append(MaskedMap(of.weight, of.bias, inputs, of.degrees, offset))
         inputs = of.degrees
     of_outputs = features.repeat_interleave(last.out_features // len(features)) - 1

@@ -75,26 +75,33 @@ def _is_known(net: nn.Module) -> bool:
     """Whether a network is normflows' MADE with the masks of its degrees, and without batch norm and dropout."""
     if type(net) is not made.MADE or type(net.preprocessing) is not nn.Identity or not is_plain(net):
         return False
-    inputs, layers = _feature_degrees(net), [net.initial_layer]
     for block in net.blocks:
         if (block.dropout.p and block.training) or not is_elementwise(block.activation):
             return False
         if block.activation is not net.blocks[0].activation:
             return False
-        if type(block) is made.MaskedResidualBlock:
-            if block.use_batch_norm or not torch.equal(block.degrees, layers[-1].degrees):
-                return False
-            layers += block.linear_layers
-        elif type(block) is made.MaskedFeedforwardBlock and not block.batch_norm:
-            layers.append(block.linear)
-        else:
+        is_residual = type(block) is made.MaskedResidualBlock and not block.use_batch_norm
+        if not is_residual and (type(block) is not made.MaskedFeedforwardBlock or block.batch_norm):
             return False
-    for layer in layers:
-        if type(layer) is not made.MaskedLinear or not is_mask_of(layer.mask, layer.degrees, inputs):
+    linear, last = _linear_maps(net), net.final_layer
+    if any(type(of) is not made.MaskedLinear or of.bias is None for of in (*linear, last)):
+        return False
+    inputs, of_first = _feature_degrees(net), net.initial_layer.degrees
+    if any(type(b) is made.MaskedResidualBlock and not torch.equal(b.degrees, of_first) for b in net.blocks):
+        return False
+    for of in linear:
+        if not is_mask_of(of.mask, of.degrees, inputs):
             return False
-        inputs = layer.degrees
-    last = net.final_layer
-    return type(last) is made.MaskedLinear and is_mask_of(last.mask, last.degrees, inputs, strict=True)
+        inputs = of.degrees
+    return is_mask_of(last.mask, last.degrees, inputs, strict=True)
+
+
+def _linear_maps(net: nn.Module) -> list[nn.Module]:
+    """All but the last, in the order in which they are run."""
+    found = [net.initial_layer]
+    for block in net.blocks:
+        found += block.linear_layers if type(block) is made.MaskedResidualBlock else [block.linear]
+    return found
 
 
 def _is_stack(net: nn.Module) -> bool:
@@ -121,11 +128,8 @@ def _stack_parameters(net: nn.Module) -> list[Tensor]:
 
 def _maps(net: nn.Module) -> list[MaskedMap]:
     """The network's linear maps in the order in which they are run."""
-    linear = [net.initial_layer]
-    for block in net.blocks:
-        linear += block.linear_layers if type(block) is made.MaskedResidualBlock else [block.linear]
     maps, inputs, last = [], _feature_degrees(net), net.final_layer
-    for of in linear:
+    for of in _linear_maps(net):
         maps.append(MaskedMap(of.weight, of.bias, inputs, of.degrees))
         inputs = of.degrees
     return [*maps, MaskedMap(last.weight, last.bias, inputs, last.degrees - 1)]

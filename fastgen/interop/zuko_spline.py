@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Transform
 from zuko.transforms import MonotonicRQSTransform
 
-from fastgen.interop.eligible import eligible
+from fastgen.interop.eligible import eligible, is_transformed
 from fastgen.interop.packing import packed
 from fastgen.ops import rq_spline
 
@@ -27,21 +27,25 @@ def init(self, widths, heights, derivatives, bound=5.0, slope=1e-3, **kwargs):
     Transform.__init__(self, **kwargs)
     self.__class__ = KernelSpline
     self._arguments = widths, heights, derivatives, bound, slope
+    self._parameters = KernelParameters.apply(packed([widths, heights, derivatives]), 2 * widths.shape[-1], slope)
 
 
 class KernelSpline(MonotonicRQSTransform):
     """A ``MonotonicRQSTransform`` that keeps its raw parameters: the kernel makes its bins, and only those it needs.
 
-    zuko's tables of knots and slopes are made when somebody asks for them.
+    zuko's tables of knots and slopes are made when somebody asks for them, and have the gradients that they would have
+    had at the start.
     """
 
     def __getattr__(self, name: str) -> Tensor:
         if name not in _TABLES:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         tables = MonotonicRQSTransform.__new__(MonotonicRQSTransform)
-        _init(tables, *self._arguments)
-        self.__dict__ |= {table: getattr(tables, table) for table in _TABLES}
-        return self.__dict__[name]
+        with torch.inference_mode(False), torch.set_grad_enabled(self._parameters.requires_grad):
+            _init(tables, *self._arguments)
+        if not is_transformed():  # what a transform of torch.func has seen is of no use after it
+            self.__dict__ |= {table: getattr(tables, table) for table in _TABLES}
+        return getattr(tables, name)
 
     def __reduce__(self) -> tuple:
         return functools.partial(MonotonicRQSTransform, cache_size=self._cache_size), self._arguments
@@ -67,22 +71,16 @@ class KernelSpline(MonotonicRQSTransform):
         *parts, bound, slope = self._arguments
         if not eligible("rq_spline", x, *parts):
             return None
-        parameters = self._parameters
-        shape = torch.broadcast_shapes(x.shape, parameters.shape[:-1])
+        shape = torch.broadcast_shapes(x.shape, self._parameters.shape[:-1])
         return rq_spline(
             x.expand(shape),
-            parameters.expand(*shape, -1),
+            self._parameters.expand(*shape, -1),
             inverse=inverse,
             bound=bound,
             min_width=0.0,
             min_height=0.0,
             min_derivative=_least(slope),
         )
-
-    @functools.cached_property
-    def _parameters(self) -> Tensor:
-        widths, heights, derivatives, _, slope = self._arguments
-        return KernelParameters.apply(packed([widths, heights, derivatives]), 2 * widths.shape[-1], slope)
 
 
 KernelSpline.__name__ = KernelSpline.__qualname__ = MonotonicRQSTransform.__name__

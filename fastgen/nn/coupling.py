@@ -28,11 +28,20 @@ class Coupling(nn.Module):
         if x.dim() < 2 or (self.mask is None and x.shape[1] < 2):
             raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, C, ...], to be split with C at least 2")
         if self.mask is not None:
+            self._check_mask(x.shape[1:])
             return self._transform(x, self._outputs_of(x.masked_fill(~self.mask, 0), context), inverse)
         first, second = x.tensor_split(2, 1)
         kept, changed = (second, first) if self.swap else (first, second)
         changed, log_det = self._transform(changed, self._outputs_of(kept, context), inverse)
         return torch.cat((changed, kept) if self.swap else (kept, changed), 1), log_det
+
+    def _check_mask(self, shape: torch.Size) -> None:
+        sizes = self.mask.shape
+        ends = zip(reversed(sizes), reversed(shape), strict=False)
+        if len(sizes) > len(shape) or any(size not in (1, given) for size, given in ends):
+            raise ValueError(
+                f"mask has shape {tuple(sizes)}; it must broadcast to {tuple(shape)}, the shape of a sample"
+            )
 
     def _outputs_of(self, kept: Tensor, context: Tensor | None) -> Tensor:
         return self.net(kept) if context is None else self.net(kept, context)

@@ -14,6 +14,7 @@ from fastgen.nn.flow_batch_norm import FlowBatchNorm
 from fastgen.nn.flow_sequential import FlowSequential, Inverse, chosen, no_log_det, optional_arguments
 from fastgen.nn.multi_scale import MultiScale
 from fastgen.ops.precision import in_float32
+from fastgen.ops.seeds import fold_in
 
 
 def invertible_checkpoint(
@@ -91,20 +92,24 @@ class InvertibleCheckpoint(FlowSequential):
         super().__init__(*layers)
         self.tolerance = tolerance
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """x to (z, log_det [N])."""
-        return self._rebuildable(x, context) if self._keeps_nothing() else super().forward(x, context)
+        if self._keeps_nothing():
+            return self._rebuildable(x, context, seed, inverse=False)
+        return super().forward(x, context, seed)
 
-    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(self, z: Tensor, context: Tensor | None = None, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """z to (x, log_det [N] of that)."""
-        return self._rebuildable(z, context, inverse=True) if self._keeps_nothing() else super().inverse(z, context)
+        if self._keeps_nothing():
+            return self._rebuildable(z, context, seed, inverse=True)
+        return super().inverse(z, context, seed)
 
     def _keeps_nothing(self) -> bool:
         plain = torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None
         return torch.is_grad_enabled() and not plain and len(self.layers) > 0
 
-    def _rebuildable(self, x: Tensor, context: Tensor | None, inverse: bool = False) -> tuple[Tensor, Tensor]:
-        run = _Run(list(_steps(self, inverse)), self.tolerance)
+    def _rebuildable(self, x: Tensor, context: Tensor | None, seed: int | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        run = _Run(list(_steps(self, inverse, seed)), self.tolerance)
         run.steps[0].keeps_input = True
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return _Rebuilt.apply(run, x, context, *parameters)
@@ -118,6 +123,7 @@ class _Step:
     layer: nn.Module
     inverse: bool
     keeps_input: bool
+    seed: int | None
     random: list[Tensor] | None = None
     changes_buffers: bool = False
     moments: tuple[Tensor, Tensor] | None = None
@@ -127,7 +133,7 @@ class _Step:
 
     def __call__(self, x: Tensor, context: Tensor | None, *, undo: bool = False) -> tuple[Tensor, Tensor]:
         function = self.layer.inverse if self.inverse != undo else self.layer
-        return function(x, **chosen(self.optional, context, None))
+        return function(x, **chosen(self.optional, context, self.seed))
 
     def first_call(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Runs the layer, and keeps the state of the generators if it draws from them."""
@@ -248,14 +254,15 @@ def _gradients(
     return [*grads] if needs_x else [None, *grads]
 
 
-def _steps(layer: nn.Module, inverse: bool, name: str = "") -> Iterator[_Step]:
+def _steps(layer: nn.Module, inverse: bool, seed: int | None, name: str = "") -> Iterator[_Step]:
     if isinstance(layer, Inverse):
-        yield from _steps(layer.layer, not inverse, f"{name}layer.")
+        yield from _steps(layer.layer, not inverse, seed, f"{name}layer.")
     elif type(layer) in (FlowSequential, InvertibleCheckpoint):
         for i, child in sorted(enumerate(layer.layers), reverse=inverse, key=lambda pair: pair[0]):
-            yield from _steps(child, inverse, f"{name}layers.{i}.")
+            yield from _steps(child, inverse, fold_in(seed, i), f"{name}layers.{i}.")
     else:
-        yield _Step(f"{name.rstrip('.')} ({type(layer).__name__})", layer, inverse, isinstance(layer, MultiScale))
+        called, keeps_input = f"{name.rstrip('.')} ({type(layer).__name__})", isinstance(layer, MultiScale)
+        yield _Step(called, layer, inverse, keeps_input, seed)
 
 
 def _weights(x: Tensor) -> Tensor:

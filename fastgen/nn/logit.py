@@ -16,14 +16,15 @@ class Logit(nn.Module):
     """``y = logit(alpha + (1 - 2 alpha) x)`` of x in [0, 1]: ``forward(x)``, ``inverse(y)`` return (y, log_det [N]).
 
     x is float [N, ...]; half precision is computed in float32, log_det is float32 or float64. ``inverse`` reaches a
-    little beyond [0, 1]: to ``-alpha / (1 - 2 alpha)`` on the left and as far on the right.
+    little beyond [0, 1], to ``-alpha / (1 - 2 alpha)`` on the left and as far on the right, and so ``forward`` takes
+    what lies between these.
 
     Args:
         alpha: how far the ends of the interval are kept from 0 and 1, greater than 0 and less than 0.5; 0.05 is that of
             RealNVP and Flow++ for natural images.
 
     Raises:
-        ValueError: alpha out of range; an x outside of [0, 1] (seen on the CPU).
+        ValueError: alpha out of range; an x that no y has (seen on the CPU).
 
     Reference: Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", ICLR 2017, section 4.1.
 
@@ -40,12 +41,15 @@ class Logit(nn.Module):
         self.alpha = alpha
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if x.numel() and readable(x, inverse=False):
-            least, most = (float(v) for v in x.detach().aminmax())
-            if not 0 <= least <= most <= 1:
-                raise ValueError(f"x reaches from {least:g} to {most:g}; it must lie in [0, 1]")
         (wide,) = in_float32(x)
-        y = self._log_of_squeezed(wide) - self._log_of_squeezed(1 - wide)
+        left, right = self._squeezed(wide), self._squeezed(1 - wide)
+        if x.numel() and readable(x, inverse=False) and not (left.amin() > 0 and right.amin() > 0):
+            least, most = (float(v) for v in x.detach().aminmax())
+            beyond = self.alpha / (1 - 2 * self.alpha)
+            raise ValueError(
+                f"x reaches from {least:g} to {most:g}; it must lie in [0, 1], or less than {beyond:g} beyond it"
+            )
+        y = left.log() - right.log()
         return y.to(x.dtype), -self._inverse_log_det(y)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,8 +57,8 @@ class Logit(nn.Module):
         x = (torch.sigmoid(wide) - self.alpha) / (1 - 2 * self.alpha)
         return x.to(y.dtype), self._inverse_log_det(wide)
 
-    def _log_of_squeezed(self, x: Tensor) -> Tensor:
-        return torch.log(self.alpha + (1 - 2 * self.alpha) * x)
+    def _squeezed(self, x: Tensor) -> Tensor:
+        return self.alpha + (1 - 2 * self.alpha) * x
 
     def _inverse_log_det(self, y: Tensor) -> Tensor:
         return standard_logistic_log_prob(y) - y.shape[1:].numel() * math.log(1 - 2 * self.alpha)

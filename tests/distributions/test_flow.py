@@ -233,6 +233,21 @@ class TestFlowDistribution:
         gap = (positions - (torch.arange(8000) + 0.5) / 8000).abs().max()
         assert gap < 2.0 / math.sqrt(8000)  # Kolmogorov-Smirnov: exceeded once in 1500
 
+    @pytest.mark.parametrize("name", ["realnvp", "flow_plus_plus"])
+    def test_samples_of_an_image_model_beyond_its_data_have_a_density(self, name):
+        density = FlowDistribution(create_model(name, preset="tiny").eval())
+        x, log_prob = density.rsample_with_log_prob((64,))
+        assert x.amin() < 0 or x.amax() > 1
+        torch.testing.assert_close(density.log_prob(x), log_prob, rtol=1e-4, atol=1e-2)
+
+    @pytest.mark.parametrize("base", ["normal", "logistic"])
+    def test_nothing_is_checked_if_it_is_not_asked_for(self, base):
+        model = create_model("nice", preset="tiny", event_shape=(2,), levels=0, base=base)
+        x = torch.full((1, 2), math.nan)
+        assert FlowDistribution(model, validate_args=False).log_prob(x).isnan().all()
+        with pytest.raises(ValueError, match="within the support"):
+            FlowDistribution(model, validate_args=True).log_prob(x)
+
     def test_expanded_it_is_the_same_density(self):
         density = FlowDistribution(vectors(context=True), (D,), context=randn(3, WIDTH))
         wide = density.expand((2, 3))

@@ -1,4 +1,4 @@
-"""Two small Glows with the parameters, names and conventions of public ones, independent of fastgen's layers."""
+"""Small Glows with the parameters, names and conventions of public ones, independent of fastgen's layers."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ class Matrix(nn.Module):
 
 
 class PublicGlow(nn.Module):
-    """What both have in common; a subclass holds the parameters and says where they are.
+    """What all have in common; a subclass holds the parameters and says where they are.
 
-    Options: ``lu``, ``affine``, ``learn_top``, and those of ``GlowConventions`` by their names.
+    Options: ``lu``, ``affine``, ``learn_top``, ``classes``, and those of ``GlowConventions`` by their names.
     """
 
     defaults: ClassVar[dict]
@@ -98,7 +98,7 @@ class PublicGlow(nn.Module):
         """ActNorm, 1x1 convolution and network of a step."""
         raise NotImplementedError
 
-    def prior(self, scale: int, kept: Tensor) -> Tensor:
+    def prior(self, scale: int, kept: Tensor, condition: Tensor | None) -> Tensor:
         """Means and logarithms of scales; at the last scale of zeros, or 0."""
         raise NotImplementedError
 
@@ -130,7 +130,7 @@ class PublicGlow(nn.Module):
         shift, raw = self.halves(h, self.options["coupling"])
         return shift, torch.sigmoid(raw + self.options["sigmoid_offset"])
 
-    def log_prob(self, x: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         x, total = x - self.options["data_offset"], 0
         for i in range(self.scales):
             x = squeeze(x, self.options["squeeze"])
@@ -144,17 +144,17 @@ class PublicGlow(nn.Module):
                 shift, scale = self.coupled(net, kept)
                 x, total = self.join(kept, (rest + shift) * scale), total + scale.log().flatten(1).sum(1)
             kept, rest = self.split(x) if i < self.scales - 1 else (torch.zeros_like(x), x)
-            mean, log_scale = self.prior_halves(i, kept)
+            mean, log_scale = self.prior_halves(i, kept, condition)
             density = -(((rest - mean) / log_scale.exp()) ** 2) / 2 - log_scale - math.log(2 * math.pi) / 2
             x, total = kept, total + density.flatten(1).sum(1)
         return total
 
-    def decode(self, noise: list[Tensor]) -> Tensor:
+    def decode(self, noise: list[Tensor], condition: Tensor | None = None) -> Tensor:
         """x of standard normal numbers for what leaves at each scale."""
         x = torch.empty(0)
         for i in reversed(range(self.scales)):
             top = i == self.scales - 1
-            mean, log_scale = self.prior_halves(i, torch.zeros_like(noise[i]) if top else x)
+            mean, log_scale = self.prior_halves(i, torch.zeros_like(noise[i]) if top else x, condition)
             rest = mean + log_scale.exp() * noise[i]
             x = rest if top else self.join(x, rest)
             for j in reversed(range(self.steps)):
@@ -167,9 +167,9 @@ class PublicGlow(nn.Module):
             x = unsqueeze(x, self.options["squeeze"])
         return x + self.options["data_offset"]
 
-    def prior_halves(self, scale: int, kept: Tensor) -> tuple[Tensor, Tensor]:
+    def prior_halves(self, scale: int, kept: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         order = self.options["top_prior" if scale == self.scales - 1 else "split_prior"]
-        return self.halves(self.prior(scale, kept), order)
+        return self.halves(self.prior(scale, kept, condition), order)
 
 
 class PaddedConv(nn.Module):
@@ -219,7 +219,7 @@ class RosinalityGlow(PublicGlow):
         flow = self.blocks[scale].flows[step]
         return flow.actnorm, flow.invconv, flow.coupling.net
 
-    def prior(self, scale: int, kept: Tensor) -> Tensor:
+    def prior(self, scale: int, kept: Tensor, condition: Tensor | None) -> Tensor:
         return self.blocks[scale].prior(kept)
 
 
@@ -246,13 +246,26 @@ class ZeroedConv(nn.Conv2d):
         return super().forward(x) * (3 * self.logs).exp()
 
 
+class ZeroedLinear(nn.Linear):
+    """A linear map times the exponential of three logarithms."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.logs = nn.Parameter(torch.randn(outputs) / 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (3 * self.logs).exp()
+
+
 class ChaiyujinGlow(PublicGlow):
     """One list of layers, under the names of github.com/chaiyujin/glow-pytorch."""
 
+    normed, zeroed, linear = NormedConv, ZeroedConv, ZeroedLinear
+    net, top, factors = "f", "learn_top", ("p", "l", "u", "log_s", "sign_s")
     defaults: ClassVar[dict] = {
         "lu": False, "affine": True, "squeeze": "channel_major", "kept": "first", "coupling": "interleaved",
         "split_prior": "interleaved", "top_prior": "shift_first", "sigmoid_offset": 2.0, "norm_log_factor": 1.0,
-        "norm_bias": "added", "data_offset": 0.0, "learn_top": True,
+        "norm_bias": "added", "data_offset": 0.0, "learn_top": True, "classes": 0,
     }  # fmt: skip
 
     def build(self, channels: list[int], hidden: int) -> None:
@@ -263,32 +276,81 @@ class ChaiyujinGlow(PublicGlow):
             self.flow.layers.extend(self.step(c, hidden) for _ in range(self.steps))
             if i < len(channels) - 1:
                 split = nn.Module()
-                split.conv = ZeroedConv(c // 2, c)
+                split.conv = self.zeroed(c // 2, c)
                 self.flow.layers.append(split)
         if self.options["learn_top"]:
-            self.learn_top = ZeroedConv(2 * channels[-1], 2 * channels[-1])
+            setattr(self, self.top, self.zeroed(2 * channels[-1], 2 * channels[-1]))
+        if classes := self.options["classes"]:
+            self.project_ycond = self.linear(classes, 2 * channels[-1])
+            self.project_class = self.linear(channels[-1], classes)
         self.prior_h = nn.Parameter(torch.zeros(2, 2 * channels[-1], 1, 1))
 
     def step(self, c: int, hidden: int) -> nn.Module:
         step = nn.Module()
         step.actnorm = ChannelScale(c, linear=False)
-        step.invconv = Factored(c, ("p", "l", "u", "log_s", "sign_s")) if self.options["lu"] else Matrix(c, (c, c))
+        step.invconv = Factored(c, self.factors) if self.options["lu"] else Matrix(c, (c, c))
         outputs = c if self.options["affine"] else c // 2
-        step.f = nn.Sequential(
-            NormedConv(c // 2, hidden, 3, self.norm),
+        net = nn.Sequential(
+            self.normed(c // 2, hidden, 3, self.norm),
             nn.ReLU(),
-            NormedConv(hidden, hidden, 1, self.norm),
+            self.normed(hidden, hidden, 1, self.norm),
             nn.ReLU(),
-            ZeroedConv(hidden, outputs),
+            self.zeroed(hidden, outputs),
         )
+        step.add_module(self.net, net)
         return step
 
     def parts(self, scale: int, step: int):
         layer = self.flow.layers[scale * (self.steps + 2) + 1 + step]
-        return layer.actnorm, layer.invconv, layer.f
+        return layer.actnorm, layer.invconv, getattr(layer, self.net)
 
-    def prior(self, scale: int, kept: Tensor) -> Tensor:
+    def prior(self, scale: int, kept: Tensor, condition: Tensor | None) -> Tensor:
         if scale < self.scales - 1:
             return self.flow.layers[scale * (self.steps + 2) + 1 + self.steps].conv(kept)
         zeros = torch.cat((kept, kept), 1)
-        return self.learn_top(zeros) if self.options["learn_top"] else zeros
+        h = getattr(self, self.top)(zeros) if self.options["learn_top"] else zeros
+        return h if condition is None else h + self.project_ycond(condition)[:, :, None, None]
+
+
+class InnerNormedConv(nn.Module):
+    """A convolution without bias, and an ActNorm, side by side."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int, norm: Callable) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, bias=False)
+        self.actnorm, self.norm = ChannelScale(outputs, linear=False), norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.norm(self.actnorm)
+        return self.conv(x) * scale + shift
+
+
+class InnerZeroedConv(nn.Module):
+    """A convolution in a module with the three logarithms."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.logs = nn.Parameter(torch.randn(outputs, 1, 1) / 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * (3 * self.logs).exp()
+
+
+class InnerZeroedLinear(nn.Module):
+    """A linear map in a module with the three logarithms."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear, self.logs = nn.Linear(inputs, outputs), nn.Parameter(torch.randn(outputs) / 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * (3 * self.logs).exp()
+
+
+class Y0astGlow(ChaiyujinGlow):
+    """The same under the names of github.com/y0ast/Glow-PyTorch."""
+
+    normed, zeroed, linear = InnerNormedConv, InnerZeroedConv, InnerZeroedLinear
+    net, top, factors = "block", "learn_top_fn", ("p", "lower", "upper", "log_s", "sign_s")
+    defaults: ClassVar[dict] = ChaiyujinGlow.defaults | {"data_offset": 0.5}

@@ -7,14 +7,19 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastgen.interop.glow_checkpoints import glow_from_checkpoint
-from fastgen.interop.glow_conventions import ALLOWED, CHAIYUJIN, ROSINALITY, GlowConventions
-from tests.interop.public_glow import ChaiyujinGlow, PublicGlow, RosinalityGlow
+from fastgen.interop.glow_conventions import ALLOWED, CHAIYUJIN, ROSINALITY, Y0AST, GlowConventions
+from tests.interop.public_glow import ChaiyujinGlow, PublicGlow, RosinalityGlow, Y0astGlow
 
 SHAPE = (3, 8, 8)
-PUBLIC = {"rosinality": (RosinalityGlow, ROSINALITY), "chaiyujin": (ChaiyujinGlow, CHAIYUJIN)}
+PUBLIC = {
+    "rosinality": (RosinalityGlow, ROSINALITY),
+    "chaiyujin": (ChaiyujinGlow, CHAIYUJIN),
+    "y0ast": (Y0astGlow, Y0AST),
+}
 FLAGS = [
     {"squeeze": "corner_major"},
     {"kept": "second"},
@@ -35,10 +40,11 @@ FLAGS = [
 BUILDS = {
     "rosinality": [{"lu": True}, {"lu": False}, {"affine": False}],
     "chaiyujin": [{"lu": True}, {"lu": False}, {"affine": False}, {"learn_top": False}],
+    "y0ast": [{"lu": True}, {"lu": False}, {"affine": False}, {"learn_top": False}],
 }
 CASES = [
     *[(name, build, {}) for name, builds in BUILDS.items() for build in builds],
-    *[(name, {"lu": lu}, flags) for name in PUBLIC for lu in (True, False) for flags in FLAGS],
+    *[(name, {"lu": lu}, flags) for name in ("rosinality", "chaiyujin") for lu in (True, False) for flags in FLAGS],
     ("chaiyujin", {}, {"norm_log_factor": 3.0}),
 ]
 
@@ -66,6 +72,34 @@ def test_densities_and_samples_are_those_of_the_checkpoint(name, build, flags):
     z = torch.randn(4, math.prod(SHAPE), dtype=torch.float64)
     expected = theirs.decode(latents(z, conventions.kept))
     torch.testing.assert_close(ours.inverse(z)[0], expected)
+
+
+@pytest.mark.parametrize("flags", [{}, {"kept": "second"}, {"top_prior": "scale_first"}], ids=str)
+@pytest.mark.parametrize("learn_top", [True, False])
+@pytest.mark.parametrize("condition", ["class", "vector"])
+@pytest.mark.parametrize("name", ["chaiyujin", "y0ast"])
+@torch.no_grad()
+def test_a_condition_moves_the_prior_as_in_the_checkpoint(name, condition, learn_top, flags):
+    theirs, conventions = public(name, {"classes": 3, "learn_top": learn_top}, flags)
+    conventions = dataclasses.replace(conventions, condition=condition)
+    ours = glow_from_checkpoint(theirs.double().state_dict(), SHAPE, conventions)
+    x, labels = torch.rand(4, *SHAPE, dtype=torch.float64), torch.tensor([2, 0, 1, 2])
+    given = F.one_hot(labels, 3).double() if condition == "class" else torch.rand(4, 3, dtype=torch.float64)
+    context = labels if condition == "class" else given
+    found = ours.log_prob(x, context)
+    torch.testing.assert_close(found, theirs.log_prob(x, given))
+    assert (found != ours.log_prob(x, context.roll(1, 0))).any()
+    z = torch.randn(4, math.prod(SHAPE), dtype=torch.float64)
+    expected = theirs.decode(latents(z, conventions.kept), given)
+    torch.testing.assert_close(ours.inverse(z, context)[0], expected)
+
+
+def test_a_condition_of_another_size_is_refused():
+    theirs, conventions = public("chaiyujin", {"classes": 3}, {})
+    state = theirs.state_dict()
+    state["project_ycond.bias"] = state["project_ycond.bias"][1:]
+    with pytest.raises(ValueError, match=r"project_ycond.bias has 47 numbers; .* it must have 48"):
+        glow_from_checkpoint(state, SHAPE, conventions)
 
 
 @pytest.mark.parametrize("name", PUBLIC)

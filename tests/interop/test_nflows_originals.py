@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ import fastgen
 from tests.interop.parity import count_calls
 
 transforms = pytest.importorskip("nflows.transforms", reason="nflows is not installed")
+made = pytest.importorskip("nflows.transforms.made", reason="nflows is not installed")
 base = pytest.importorskip("nflows.transforms.base", reason="nflows is not installed")
 
 
@@ -137,7 +140,49 @@ def with_another_mask() -> nn.Module:
     return layer
 
 
+class Bounded(made.MaskedLinear):
+    """A masked linear map with other weights than its parameters."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight.tanh() * self.mask, self.bias)
+
+
+class Wrapped(nn.Module):
+    """A linear map in the place of a masked one."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.linear, self.degrees = linear, linear.degrees
+
+    def forward(self, x):
+        return 2 * self.linear(x)
+
+
+def with_layer(place: str, change: Callable[[nn.Module], nn.Module], **options) -> nn.Module:
+    """A flow with one of its network's masked linear maps changed."""
+    layer = affine(**options)
+    network = layer.autoregressive_net
+    parent = network.get_submodule(place.rpartition(".")[0])
+    setattr(parent, place.rpartition(".")[2], change(network.get_submodule(place)))
+    return layer
+
+
+def bounded(linear: nn.Module) -> nn.Module:
+    linear.__class__ = Bounded
+    return linear
+
+
+def without_bias(linear: nn.Module) -> nn.Module:
+    linear.bias = None
+    return linear
+
+
 FLOWS = {
+    "subclass of a linear map": lambda: with_layer("final_layer", bounded),
+    "subclass of a block's linear map": lambda: with_layer("blocks.0.linear", bounded, use_residual_blocks=False),
+    "a linear map in another": lambda: with_layer("initial_layer", Wrapped),
+    "a block's linear map in another": lambda: with_layer("blocks.1.linear_layers.0", Wrapped),
+    "no bias": lambda: with_layer("blocks.0.linear", without_bias, use_residual_blocks=False),
     "batch norm": lambda: affine(use_batch_norm=True).eval(),
     "an activation of rows": lambda: affine(activation=nn.Softmax(-1)),
     "an activation in place": lambda: affine(activation=nn.ReLU(inplace=True), use_residual_blocks=False),

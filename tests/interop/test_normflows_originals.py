@@ -48,7 +48,34 @@ def with_hook() -> nn.Module:
     return layer
 
 
+class Doubled(nn.Module):
+    """A linear map in the place of a masked one."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x):
+        return 2 * self.linear(x)
+
+
+def with_another(name: str) -> nn.Module:
+    layer = made_with()
+    network = layer.autoregressive_net
+    setattr(network, name, Doubled(getattr(network, name)))
+    return layer
+
+
+def without_bias() -> nn.Module:
+    layer = made_with()
+    layer.autoregressive_net.blocks[0].linear.bias = None
+    return layer
+
+
 OTHERS = {
+    "no bias": without_bias,
+    "another first map": lambda: with_another("initial_layer"),
+    "another last map": lambda: with_another("final_layer"),
     "no hidden layer": lambda: made_with(num_blocks=0),
     "batch norm": lambda: made_with(use_batch_norm=True).eval(),
     "subclass": lambda: Hooked(4, 8, use_residual_blocks=False),
@@ -66,7 +93,7 @@ def test_another_autoregressive_flow_is_left_to_normflows(other, calls):
     assert all(map(torch.equal, found, expected))
 
 
-@pytest.mark.parametrize("other", ["batch norm", "subclass", "hook"])
+@pytest.mark.parametrize("other", [other for other in OTHERS if other != "no hidden layer"])
 @torch.no_grad()
 def test_a_network_that_is_more_than_its_masks_is_left_to_normflows(other):
     layer, x = OTHERS[other](), torch.randn(3, 4)

@@ -164,6 +164,33 @@ def test_tables_of_a_spline_are_made_when_they_are_asked_for():
         found.diagonal  # noqa: B018
 
 
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("use", ["values", "tables", "torch.func"])
+def test_a_spline_keeps_its_gradients_whatever_its_first_use(without, use):
+    layer, x = Spline(4, 3, bins=5, bound=2.0, slope=1e-3, scale=1.0), torch.randn(4, 3)
+    expected = torch.autograd.grad(layer.transform(x).sum(), list(layer.raw))
+    with fastgen.accelerated("zuko"):
+        transform = layer.transform
+        with without():
+            if use == "values":
+                transform(x)
+            elif use == "tables":
+                assert transform.bin(torch.zeros(4, 3, dtype=torch.long))[0].all()
+            else:
+                torch.func.vmap(transform)(x[None])
+        for values in (transform(x), transform(x.double())):
+            found = torch.autograd.grad(values.sum(), list(layer.raw), retain_graph=True)
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_spline_keeps_its_place_when_its_parameters_move_on():
+    layer, x = Spline(4, 3, bins=5, bound=2.0, slope=1e-3, scale=1.0), torch.randn(4, 3)
+    with fastgen.accelerated("zuko"):
+        transform, expected = layer.transform, layer.transform(x)
+        shaken(layer)
+        assert torch.equal(transform(x), expected)
+
+
 @pytest.mark.parametrize("batch", [(), (7,), (2, 3)])
 def test_linear_maps(batch):
     class Map(nn.Module):

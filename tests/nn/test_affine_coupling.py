@@ -60,6 +60,18 @@ def test_context_reaches_the_network_and_a_learned_scale_its_gradient():
     assert (scale.grad != 0).all()
 
 
+@pytest.mark.parametrize("shape", [(3,), (2, 4), (5, 4), (4, 1)])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_a_mask_of_another_shape_is_named(shape, inverse):
+    """Also one of the shape of the whole batch, which would mask its samples differently."""
+    for layer in (
+        AffineCoupling(nn.Linear(4, 8), mask=torch.ones(shape)),
+        AdditiveCoupling(nn.Linear(4, 4), mask=torch.ones(shape)),
+    ):
+        with pytest.raises(ValueError, match=r"mask has shape .*; it must broadcast to \(4,\), the shape of a sample"):
+            (layer.inverse if inverse else layer)(torch.zeros(5, 4))
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="swap=True"):
         AffineCoupling(nn.Identity(), mask=torch.ones(2), swap=True)

@@ -47,12 +47,17 @@ def test_without_a_seed_each_layer_draws_its_own():
     assert [layer.seeds for layer in layers] == [[None]] * 4
 
 
-def test_a_rebuilt_flow_gives_no_seed():
-    layer = Estimated()
-    flow = invertible_checkpoint(FlowSequential(layer))
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("seed", [None, 5])
+def test_a_rebuilt_flow_gives_the_seeds_of_the_plain_one_each_time(seed, inverse):
+    flow, layers = row()
+    (flow.inverse if inverse else flow)(torch.randn(3, 2), seed=seed)
+    expected = [layer.seeds.copy() for layer in layers]
+    rebuilt = invertible_checkpoint(flow)
     x = torch.randn(3, 2, requires_grad=True)
-    flow(x)[0].sum().backward()
-    assert set(layer.seeds) == {None}
+    (rebuilt.inverse if inverse else rebuilt)(x, seed=seed)[0].sum().backward()
+    assert [set(layer.seeds) for layer in layers] == [set(seeds) for seeds in expected]
+    assert all(len(layer.seeds) > 2 for layer in layers)
 
 
 def test_seeds_fold_into_64_bits_and_come_from_the_generator():

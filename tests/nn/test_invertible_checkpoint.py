@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastgen.models import create_model
 from fastgen.nn import (
     MLP,
     ActNorm,
@@ -107,6 +108,18 @@ def test_values_and_gradients_are_those_of_the_plain_flow(name, inverse):
             checkpointed(x, context)
         found, expected = (gradients(flow, start, context, inverse) for flow in (checkpointed, plain))
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["glow", "nice", "realnvp"])
+def test_of_a_model_the_flow_can_be_replaced(name):
+    model = create_model(name, preset="tiny", event_shape=(1, 8, 8)).double()
+    x = torch.rand(6, 1, 8, 8, dtype=torch.float64)
+    model.log_prob(x)
+    expected = torch.autograd.grad(model.log_prob(x).sum(), [*model.parameters()], allow_unused=True)
+    model.flow = invertible_checkpoint(model.flow)
+    found = torch.autograd.grad(model.log_prob(x).sum(), [*model.parameters()], allow_unused=True)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert model.sample(2, seed=0).shape == (2, 1, 8, 8)
 
 
 def test_the_first_batch_sets_act_norm_once_and_its_gradients_are_right():

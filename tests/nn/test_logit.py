@@ -27,9 +27,20 @@ def test_the_ends_of_the_interval_are_finite_and_half_precision_sums_in_float32(
     torch.testing.assert_close(log_det, torch.tensor([2 * (math.log(1 - 2e-6) - math.log(1e-6 * (1 - 1e-6)))]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_the_inverse_gives_is_taken(dtype):
+    y = torch.linspace(-8, 8, 100, dtype=dtype)[None]
+    x, log_det = Logit().inverse(y)
+    assert x.amin() < 0
+    assert x.amax() > 1
+    back, back_log_det = Logit()(x)
+    torch.testing.assert_close(back, y, rtol=1e-3, atol=0)
+    torch.testing.assert_close(back_log_det, -log_det)
+
+
 def test_wrong_values_are_named():
     with pytest.raises(ValueError, match=r"alpha=0\.5"):
         Logit(0.5)
-    for wrong in ([-0.1, 0.5], [0.5, 1.1], [math.nan, 0.5]):
-        with pytest.raises(ValueError, match="x reaches from"):
+    for wrong in ([-0.1, 0.5], [0.5, 1.1], [math.nan, 0.5], [-0.05 / 0.9, 0.5], [math.inf, 0.5]):
+        with pytest.raises(ValueError, match=r"x reaches from .*; it must lie in \[0, 1\], or less than 0.0555556"):
             Logit()(torch.tensor([wrong]))

@@ -86,11 +86,15 @@ class FlowModel(Model):
         """The context as one tensor [N, context_features]: the label as one-hot, then the vector.
 
         Raises:
-            ValueError: a condition is missing or not asked for, or a tensor has the wrong shape or dtype.
+            ValueError: a condition is missing or not asked for, a tensor has the wrong shape or dtype, or (seen on the
+                CPU) a label is out of range.
         """
         given = split_context(context, self.conditions)
         if not given:
             return None
+        for name, value in given.items():
+            if _is_seen(value):
+                self.conditions[name].check_values(name, value)
         dtype = next(self.parameters()).dtype
         parts = [F.one_hot(given["class"], self.config.classes).to(dtype)] if "class" in given else []
         return torch.cat([*parts, given["vector"].to(dtype)] if "vector" in given else parts, 1)
@@ -226,8 +230,15 @@ class FlowModel(Model):
             raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be [N, {', '.join(map(str, shape))}]")
 
 
+def _is_seen(x: Tensor) -> bool:
+    """Whether the values can be looked at without a wait or a break of a graph."""
+    return (
+        x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch._C._functorch.maybe_current_level()
+    )
+
+
 def _check_finite(x: Tensor) -> None:
-    if x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch._C._functorch.maybe_current_level():
+    if _is_seen(x):
         finite = torch.isfinite(x)
         if not finite.all():
             raise ValueError(f"x has {int((~finite).sum())} values that are not finite")

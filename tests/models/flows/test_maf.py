@@ -42,3 +42,12 @@ class TestMAF(FlowLaws):
 def test_a_wrong_config_is_named(config, words):
     with pytest.raises(ValueError, match=words):
         create_model("maf", preset="tiny", **config)
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_out_of_range_is_named(label):
+    model = create_model("maf", preset="tiny", event_shape=(2,), classes=3).eval()
+    labels = torch.tensor([0, label])
+    for function in (model.log_prob, model.inverse):
+        with pytest.raises(ValueError, match=r"context 'class' holds .*; it must lie in 0 to 2"):
+            function(torch.zeros(2, 2), labels)
