@@ -81,6 +81,23 @@ def test_an_operator_computes_what_pytorch_computes(name):
     scored(built(lambda: Behind(OPERATORS[name]), gain=3.0))
 
 
+class Shuffled(Behind):
+    """A convolution of groups, whose channels alternate behind it, as in ShuffleNet."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda h: h)
+        self.grouped = nn.Conv1d(9, 9, 1, groups=3)
+        self.conv, self.output = nn.Conv1d(1, 9, 2), nn.Conv1d(9, HEAD.levels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(F.pad(x[:, None], (2, -1)))
+        return self.output(h + F.silu(F.channel_shuffle(self.grouped(h), 3)))
+
+
+def test_channels_of_groups_may_alternate():
+    scored(built(Shuffled, gain=3.0))
+
+
 class Tables(nn.Module):
     """Coarse and fine digits of a token, each looked up in a table by indexing."""
 
