@@ -61,7 +61,7 @@ def compile_module(
         return analyse(module, shape, head.resolve(shape), order, predicts, adapter, context, dtype)
 
     steps = event_grid(event_shape)[1][-1]
-    if order == "time":
+    if isinstance(order, str) and order == "time":
         framed = layout is not None and bool(layout.frames())
         grain = math.lcm(_GRAIN, *[steps // math.gcd(steps, frames) for frames in (layout.frames() if layout else [])])
         rest = steps % grain if framed else 0

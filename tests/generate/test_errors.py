@@ -180,6 +180,7 @@ HEAD = heads.Categorical(5, to_input="unit")
     [
         ({"event_shape": (1, 9, 7, 2)}, r"event_shape must be \(C, H, W\), .* got \(1, 9, 7, 2\)"),
         ({"event_shape": ()}, r"event_shape must be .* got \(\)"),
+        ({"event_shape": (1, 9.5, 7)}, r"event_shape must be .*, got \(1, 9.5, 7\)"),
         ({"event_shape": (1, 0, 7)}, r"event_shape must be .*positive sizes, got \(1, 0, 7\)"),
         ({"event_shape": (2, 9, 7)}, r"event_shape \(2, 9, 7\).*expected input.*to have 1 channels"),
         ({"head": "categorical"}, "head must be one of fastgen.heads, got 'categorical'"),
