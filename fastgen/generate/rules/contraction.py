@@ -256,6 +256,9 @@ def _depthwise(
                 graph.assume(weights.recipe, lambda w: not w.any())
                 continue
             tap = torch.from_numpy(_take(lanes[:, :, c].numpy(), [taps[d][k] for d, k in enumerate(at)]))
+            if not tap.any():  # all padding
+                graph.padding_only = True
+                continue
             term = mul(graph, Value(tap), weights)
             total = term if total is None else add(graph, total, term)
     if bias is not None:
