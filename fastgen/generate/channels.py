@@ -142,7 +142,7 @@ def channel_dim(graph: Graph, shape: Sequence[int], operands: Sequence[Value | C
                 if shape[d] == 1:
                     continue
                 line = ids[tuple(slice(None) if e == d else i for e, i in enumerate(index))].numpy()
-                line = line[line > 0]
+                line = np.sort(line[line > 0])  # neighbours may lie in different nodes, after a channel shuffle
                 if len(line) < 2:
                     continue
                 if (line == line[0]).all():

@@ -16,6 +16,7 @@ from fastgen.generate.export import Exported, state_of
 from fastgen.generate.heads import Head
 from fastgen.generate.orders import event_grid
 from fastgen.generate.program import UNBOUNDED, Program
+from fastgen.generate.reach import distances
 
 STREAM = 1 << 36
 """Steps of a program that has no end."""
@@ -45,7 +46,8 @@ def compile_module(
     """Analyse a module and give the program of its event.
 
     Images, features and short sequences are analysed at their shape. A long sequence is analysed at two lengths past
-    the reach of its layers, and the program follows from the two; it has no end unless a context has frames.
+    the reach of its operators (of all of them together, where one finds nothing but padding), and the program follows
+    from the two; it has no end unless a context has frames.
     """
     dtype = head.to_input(torch.zeros((1, *event_shape), dtype=torch.int64 if head.levels else torch.float32)).dtype
 
@@ -59,11 +61,15 @@ def compile_module(
         return analyse(module, shape, head.resolve(shape), order, predicts, adapter, context, dtype)
 
     steps = event_grid(event_shape)[1][-1]
-    if order == "time":
+    if isinstance(order, str) and order == "time":
         framed = layout is not None and bool(layout.frames())
         grain = math.lcm(_GRAIN, *[steps // math.gcd(steps, frames) for frames in (layout.frames() if layout else [])])
         rest = steps % grain if framed else 0
-        length = -(-(2 * _reach(module) + 40) // grain) * grain + rest
+
+        def past(reach: int) -> int:
+            return -(-(2 * reach + 40) // grain) * grain + rest
+
+        length = past(_reach(module))
         while length + grain < steps:
             try:
                 short, long = at(length), at(length + grain)
@@ -72,6 +78,11 @@ def compile_module(
             except (CompileError, RuntimeError, ValueError):
                 short = long = None
             if short is not None and long is not None:
+                bridged = distances(short.exported, long.exported, grain)
+                needed = past(sum(bridged) if short.traced.graph.padding_only else max(bridged, default=1))
+                if needed > length:
+                    length = needed
+                    continue
                 times = ((steps if framed else STREAM) - length) // grain
                 program = extrapolate(short.lowered.program, long.lowered.program, times)
                 if program is not None:
@@ -91,7 +102,7 @@ def _compiled(analysis: Analysis, program: Program) -> Compiled:
 
 
 def _reach(module: nn.Module) -> int:
-    """The longest distance between the taps of one layer."""
+    """The longest distance between the taps of one layer, as its attributes tell: what to try first."""
     reach = 1
     for layer in module.modules():
         size, dilation = getattr(layer, "kernel_size", None), getattr(layer, "dilation", None)

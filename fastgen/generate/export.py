@@ -15,6 +15,8 @@ from torch.utils._pytree import tree_any, tree_map
 
 from fastgen.generate.errors import CompileError, UnsupportedOperator
 from fastgen.generate.graph import Channels, Constant, Graph, Node, Recipe, Value
+from fastgen.generate.masks import WRITES, check_softmax_masks, writes_weights
+from fastgen.generate.places import arguments_of, name_of, where_of
 from fastgen.generate.rules import RULES
 
 aten = torch.ops.aten
@@ -64,15 +66,20 @@ def export(module: nn.Module, x: Tensor, context, adapter: Callable | None = Non
         wrapped = _Adapted(module, adapter).eval()
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if _writes_weights(module):
-                raise CompileError(_WRITES)
+            if writes_weights(module):
+                raise CompileError(WRITES)
             try:
-                wrapped(*arguments)  # some modules register buffers on their first call
+                output = wrapped(*arguments)  # some modules register buffers on their first call
             except Exception as error:
                 raise CompileError(
                     f"{type(module).__name__} does not take an input {list(x.shape)}, {x.dtype} (a batch of {BATCH} of "
                     f"event_shape {tuple(x.shape[1:])}): {type(error).__name__}: {error}"
                 ) from error
+            if not isinstance(output, Tensor):
+                raise CompileError(
+                    f"{type(module).__name__} returns a {type(output).__name__}, not a tensor; pass an adapter that "
+                    "takes the head's parameters from it, such as adapter=lambda output: output[0]"
+                )
             try:
                 program = torch.export.export(wrapped, arguments)
                 if not all(_has_rule(node) for node in program.graph.nodes):
@@ -88,9 +95,10 @@ def export(module: nn.Module, x: Tensor, context, adapter: Callable | None = Non
     finally:
         module.train(training)
     signature = program.graph_signature
-    if signature.buffers_to_mutate or getattr(signature, "parameters_to_mutate", None):
-        names = [n.removeprefix("module.") for n in signature.buffers_to_mutate.values()]
-        raise CompileError(f"forward writes to {', '.join(map(repr, names))}; " + _WRITES)
+    written = signature.buffers_to_mutate | signature.parameters_to_mutate
+    if written:
+        names = [n.removeprefix("module.") for n in written.values()]
+        raise CompileError(f"forward writes to {', '.join(map(repr, names))}; " + WRITES)
     lifted = {p: program.constants[n] for p, n in signature.inputs_to_lifted_tensor_constants.items()}
     parameters = dict(signature.inputs_to_parameters) | dict(signature.inputs_to_buffers)
     for placeholder, name in list(parameters.items()):
@@ -118,99 +126,12 @@ _PLAIN = (
 )  # fmt: skip
 _COMPOSITE = (aten.as_strided.default,)
 
-_WRITES = (
-    "the module writes to its own weights in forward (a mask applied as `self.weight.data *= self.mask`, usually). "
-    "Use fastgen.generate.freeze_masks(module), which folds such masks into the weights once."
-)
-
-
-def _writes_weights(module: nn.Module) -> bool:
-    """Whether the source of a forward writes to ``weight.data``: torch.export would not see it."""
-    for kind in {type(m) for m in module.modules() if not type(m).__module__.startswith("torch.")}:
-        try:
-            source = inspect.getsource(kind.forward)
-        except (OSError, TypeError):
-            continue
-        for line in source.splitlines():
-            code = line.split("#")[0].replace(" ", "")
-            if (
-                ".data*=" in code
-                or ".data.mul_(" in code
-                or (".data=" in code and "self." in code)
-                or ".data[" in code.split("=")[0]
-            ):
-                return True
-    return False
-
 
 def state_of(exported: Exported, module: nn.Module) -> dict[str, Tensor]:
     """The placeholders' tensors, taken from the module as it is now."""
     state = dict(module.state_dict(keep_vars=False)) | dict(module.named_buffers())
     tensors = {p: state[n.removeprefix("module.")].detach() for p, n in exported.parameters.items()}
     return tensors | exported.constants
-
-
-def _where(node: FxNode) -> str:
-    stack = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
-    files = [i for i, line in enumerate(stack) if line.startswith("File ")]
-    own = [i for i in files if "/torch/" not in stack[i]] or files
-    if not own:
-        return "an unknown source line"
-    line = stack[own[-1]]
-    code = stack[own[-1] + 1] if own[-1] + 1 < len(stack) else ""
-    return f"{line} `{code}`" if code else line
-
-
-def _name(node: FxNode) -> str:
-    modules = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-    path = modules[-1].removeprefix("L['self'].").replace("module.", "", 1) if modules else ""
-    return f"{path or 'forward'} ({node.name})"
-
-
-def _finite_mask(node: FxNode, number: float) -> bool:
-    """Whether a masked fill or added mask of ``number`` reaches a softmax."""
-    if not -1e30 < number <= -1e3:
-        return False
-    pending, seen = [node], set()
-    while pending:
-        for user in pending.pop().users:
-            if user in seen:
-                continue
-            seen.add(user)
-            if user.target in (aten.softmax.int, aten._softmax.default, aten.log_softmax.int):
-                return True
-            if user.target in (
-                aten.add.Tensor,
-                aten.mul.Tensor,
-                aten.view.default,
-                aten.expand.default,
-                aten._to_copy.default,
-            ):
-                pending.append(user)
-    return False
-
-
-_MASKING = (
-    aten.masked_fill.Scalar, aten.masked_fill.Tensor, aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf,
-    aten.add.Tensor, aten.sub.Tensor,
-)  # fmt: skip
-
-
-def _check_masks(exported: Exported, state: dict[str, Tensor]) -> None:
-    for node in exported.graph_module.graph.nodes:
-        if node.target not in _MASKING:
-            continue
-        for argument in (*node.args, *node.kwargs.values()):
-            number = argument
-            if isinstance(argument, FxNode) and argument.name in state:
-                tensor = state[argument.name]
-                finite = tensor[torch.isfinite(tensor)] if tensor.is_floating_point() else tensor[:0]
-                number = float(finite.min()) if finite.numel() else None
-            if isinstance(number, (int, float)) and _finite_mask(node, number):
-                raise CompileError(
-                    f"a softmax is masked with the finite number {number:g} at {_name(node)}, {_where(node)}: masked "
-                    'positions keep a weight. Mask with float("-inf").'
-                )
 
 
 def trace(
@@ -223,9 +144,9 @@ def trace(
     contexts: list[Node] = []
     source = None
     pending = {node: len(node.users) for node in exported.graph_module.graph.nodes}
-    _check_masks(exported, state)
+    check_softmax_masks(exported.graph_module.graph.nodes, state)
     for node in exported.graph_module.graph.nodes:
-        graph.name, graph.where = _name(node), _where(node)
+        graph.name, graph.where = name_of(node), where_of(node)
         if node.op == "placeholder":
             if node.name in exported.users:
                 example = node.meta["val"]
@@ -240,10 +161,15 @@ def trace(
                 environment[node] = _constant(node.name, tensor)
             continue
         if node.op == "output":
-            (output,) = [o for o in tree_map(lambda n: environment[n], node.args[0]) if o is not None][:1]
+            (output,) = (environment[n] for n in node.args[0])
             if not isinstance(output, Value):
                 raise CompileError("the module's output does not depend on its input")
             return Traced(graph, source, contexts, output, folded)
+        if _draws_noise(node):
+            raise CompileError(
+                f"forward draws random numbers at {graph.name}, {graph.where}, so the network is no function of its "
+                "input. Dropout must be off in eval (nn.Dropout, or F.dropout with training=self.training)"
+            )
         arguments = tree_map(
             lambda n: environment[n] if isinstance(n, FxNode) else n, (list(node.args), dict(node.kwargs))
         )
@@ -256,6 +182,14 @@ def trace(
             if not pending[read]:
                 del environment[read]
     raise AssertionError("an exported graph ends with its output")
+
+
+def _draws_noise(node: FxNode) -> bool:
+    """Whether the operator is random; dropout that is off is not."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    given = arguments_of(node)
+    return given.get("train", given.get("training", True)) and given.get("p") != 0
 
 
 def _constant(name: str, tensor: Tensor) -> Constant:
@@ -303,15 +237,24 @@ def _apply(graph: Graph, node: FxNode, args, kwargs):
         return None
     if target in (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default):
         before, after = node.args[0].meta["val"].dtype, node.meta["val"].dtype
+        if after == torch.bool:
+            return RULES[aten.ne.Scalar](graph, args[0], 0.0)
         if before.is_floating_point and not after.is_floating_point:
             return RULES[aten.trunc.default](graph, args[0])
         return args[0]
     if target not in RULES:
         raise UnsupportedOperator(graph, f"operator {target}")
     rule = RULES[target]
-    if "operator" in inspect.signature(rule).parameters:
-        kwargs = kwargs | {"operator": target}
-    return rule(graph, *args, **kwargs)
+    wanted = inspect.signature(rule).parameters
+    told = {"operator": target, "result": node.meta["val"].dtype if "result" in wanted else None}
+    kwargs = kwargs | {name: value for name, value in told.items() if name in wanted}
+    try:
+        return rule(graph, *args, **kwargs)
+    except CompileError:
+        raise
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        use = f"this use of operator {target} ({type(error).__name__}: {error})"
+        raise UnsupportedOperator(graph, use) from error
 
 
 def _context(graph: Graph, example: Tensor, number: int) -> tuple[Node, Value]:
@@ -324,35 +267,6 @@ def _context(graph: Graph, example: Tensor, number: int) -> tuple[Node, Value]:
     node = graph.add("context", rows_shape, channels, [run], context=number)
     ids = graph.ids(node)
     return node, Value(ids.movedim(-1, 1) if example.dim() >= 2 else ids[..., 0])
-
-
-def freeze_masks(module: nn.Module) -> nn.Module:
-    """A copy of ``module`` whose masked layers multiply by their mask in a differentiable way.
-
-    For the common public pattern ``self.weight.data *= self.mask; return super().forward(x)``: every submodule that has
-    both a ``weight`` and a buffer or attribute ``mask`` of its shape gets ``weight * mask`` folded in, and its forward
-    no longer writes.
-
-    Raises:
-        ValueError: nothing in ``module`` follows the pattern.
-    """
-    import copy
-
-    frozen = copy.deepcopy(module)
-    found = 0
-    for layer in frozen.modules():
-        mask, weight = getattr(layer, "mask", None), getattr(layer, "weight", None)
-        if isinstance(mask, Tensor) and isinstance(weight, Tensor) and mask.shape == weight.shape:
-            base = next((b for b in type(layer).__mro__ if b.__module__.startswith("torch.nn")), None)
-            if base is None:
-                continue
-            with torch.no_grad():
-                weight.mul_(mask.to(weight.dtype))
-            layer.__class__ = base
-            found += 1
-    if not found:
-        raise ValueError("module has no layer with a `weight` and a `mask` of its shape; nothing to freeze")
-    return frozen
 
 
 def check_finite(state: dict[str, Tensor], names: Sequence[str]) -> None:

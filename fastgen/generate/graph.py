@@ -32,6 +32,8 @@ class Graph:
         self.values: list[float] = []
         self.assumptions: list[tuple[str, Recipe, Callable[[Tensor], bool]]] = []
         """What must still hold of constants when the parameters change, and where."""
+        self.padding_only = False
+        """Whether an operator reads something that is a constant everywhere; in a longer event it might not be."""
         self.bases = np.empty(0, np.int64)
         self.widest = 1
         self._owners: dict[int, tuple[StorageWeakRef, Node]] = {}
@@ -114,6 +116,7 @@ class Graph:
         """The pieces behind one id a row, and the constants (value, where) among them, zero left out."""
         pieces, constants = [], []
         present = ids > 0
+        self.padding_only |= not present.any()
         if present.any():
             found = ids[present]
             node_of = np.searchsorted(self.bases, found, side="right") - 1

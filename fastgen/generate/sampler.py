@@ -73,8 +73,8 @@ class Sampler:
         machine: str | None = None,
         threads: int | None = None,
     ) -> None:
+        event_grid(tuple(event_shape))
         self.event_shape = tuple(int(n) for n in event_shape)
-        event_grid(self.event_shape)
         if not isinstance(head, Head):
             raise ValueError(f"head must be one of fastgen.heads, got {head!r}")
         if weights not in WEIGHTS:

@@ -297,7 +297,9 @@ class Scheduler:
             return None
         first, last = -(-ready // self.row_length), deadline // 2 // self.row_length
         times = regular_times(q, np.zeros_like(q), first, last, (max(1, likely), 0))
-        return None if times is None else (max(1, times[0]), 0, times[2] if times[0] else times[2] - int(q[0]))
+        if times is None or (times[0] < 1 and (q != q[0]).any()):
+            return None
+        return max(1, times[0]), 0, times[2] if times[0] else times[2] - int(q[0])
 
     def _lattice(self, kind, times, q, w, positions, pieces, rows) -> Lattice | None:
         row_step, column_step, delay = times
@@ -308,7 +310,9 @@ class Scheduler:
             phases = np.full(len(q), -1, np.int64)
         elif kind == ROW:
             phases = 2 * (row_step * q + delay) * self.row_length
-        elif (column_step < 1 and (w != w[0]).any()) or (row_step % self.row_length and (q != q[0]).any()):
+        elif (column_step < 1 and (w != w[0]).any()) or (
+            (row_step < 1 or row_step % self.row_length) and (q != q[0]).any()
+        ):
             return None
         else:
             phases = 2 * (row_step * q + column_step * w + delay) + 1

@@ -78,6 +78,20 @@ def test_masks_in_forward_are_refused_and_freeze_masks_folds_them():
     assert torch.equal(compiled.sample(4, seed=1), compiled.sample_naive(4, seed=1))
 
 
+class WrittenMask(nn.Conv1d):
+    """A mask that is multiplied into the weight without ``.data``."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.weight.mul_(torch.tensor([1.0, 0.0]))
+        return super().forward(F.pad(x[:, None], (1, 0)))
+
+
+def test_a_parameter_that_forward_writes_to_is_named():
+    with pytest.raises(CompileError, match=r"forward writes to 'weight'.*freeze_masks"):
+        make(WrittenMask(1, 3, 2), (8,), heads.Categorical(3, to_input="unit"), "time")
+
+
 def test_freeze_masks_leaves_the_module_alone_and_refuses_one_without_masks():
     module = WRONG["writes_weights"]()[0]
     before = copy.deepcopy(module.state_dict())
@@ -104,6 +118,49 @@ def test_what_cannot_be_exported_is_said():
         make(Constant(), (8,), heads.Categorical(4, to_input="unit"), "time")
 
 
+class Random(nn.Module):
+    def __init__(self, noise) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.noise(F.pad(x, (1, -1)))
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [lambda h: F.dropout(h, 0.5), lambda h: h + torch.randn(h.shape), lambda h: h + torch.rand_like(h)],
+)
+def test_a_network_that_draws_noise_is_refused(noise):
+    with pytest.raises(CompileError, match=r"forward draws random numbers at .*test_errors\.py"):
+        make(Random(noise), (8,), heads.Bernoulli(to_input="unit"), "time")
+
+
+def test_an_output_that_is_no_tensor_needs_an_adapter():
+    module, event_shape, head = (
+        Random(lambda h: {"logits": torch.tanh(h + 0.5), "hidden": h}),
+        (8,),
+        heads.Bernoulli(to_input="unit"),
+    )
+    with pytest.raises(CompileError, match="Random returns a dict, not a tensor; pass an adapter"):
+        make(module, event_shape, head, "time")
+    compiled = make(module, event_shape, head, "time", adapter=lambda output: output["logits"])
+    assert torch.equal(compiled.sample(3, seed=1), compiled.sample_naive(3, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("use", "said"),
+    [
+        (lambda h: F.conv1d(h[:, None], h[:1, None, :3], padding=1)[:, 0], "conv1d"),
+        (lambda h: torch.zeros(3, 4)[h.long(), h.long()], "index"),
+        (lambda h: h.long() & 1, "bits|__and__|bitwise_and"),
+    ],
+)
+def test_a_use_of_an_operator_without_a_rule_is_named_with_its_line(use, said):
+    with pytest.raises(UnsupportedOperator, match=rf"({said}).*test_errors\.py.*register_rule"):
+        make(Random(use), (8,), heads.Bernoulli(to_input="unit"), "time")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(value):
     module = copy.deepcopy(case("masked_stack").module)
@@ -123,6 +180,7 @@ HEAD = heads.Categorical(5, to_input="unit")
     [
         ({"event_shape": (1, 9, 7, 2)}, r"event_shape must be \(C, H, W\), .* got \(1, 9, 7, 2\)"),
         ({"event_shape": ()}, r"event_shape must be .* got \(\)"),
+        ({"event_shape": (1, 9.5, 7)}, r"event_shape must be .*, got \(1, 9.5, 7\)"),
         ({"event_shape": (1, 0, 7)}, r"event_shape must be .*positive sizes, got \(1, 0, 7\)"),
         ({"event_shape": (2, 9, 7)}, r"event_shape \(2, 9, 7\).*expected input.*to have 1 channels"),
         ({"head": "categorical"}, "head must be one of fastgen.heads, got 'categorical'"),

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
+import fastgen
 from tests.generate.compiled import CASES, FAST, case, sampler
+from tests.generate.seeded import built
 
 SEQUENCES = [name for name in CASES if name.startswith(("wavenet", "tokens", "temporal", "causal_unet", "bytenet"))]
 SMALL = ["masked_stack", "made_permuted", "causal_unet"]
@@ -175,3 +180,36 @@ def test_a_module_in_training_is_used_in_eval_mode_and_stays_in_training():
     levels = case("pixelcnn_pp").levels(2)
     assert torch.equal(made.log_prob(levels), sampler("pixelcnn_pp").log_prob(levels))
     assert module.training
+
+
+class Depthwise(nn.Module):
+    """Masked depthwise convolutions, one layer used twice."""
+
+    def __init__(self, dim: int = 8) -> None:
+        super().__init__()
+        self.first, self.again = nn.Conv2d(1, dim, 5, padding=2), nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.output = nn.Conv2d(dim, 5, 1)
+        for layer, centre in ((self.first, 0), (self.again, 1)):
+            mask, middle = torch.zeros_like(layer.weight), layer.kernel_size[0] // 2
+            mask[:, :, :middle], mask[:, :, middle, : middle + centre] = 1, 1
+            layer.register_buffer("mask", mask)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = F.conv2d(x, self.first.weight * self.first.mask, self.first.bias, padding=2)
+        for _ in range(2):
+            h = h + F.mish(F.conv2d(h, self.again.weight * self.again.mask, padding=1, groups=len(self.again.weight)))
+        return self.output(h)
+
+
+@pytest.mark.parametrize("size", [(1, 6, 1), (1, 1, 6), (1, 1, 1), (1, 5, 2)])
+def test_an_image_may_have_one_column_or_one_row(size):
+    compiled = fastgen.Sampler(
+        built(Depthwise), event_shape=size, head=fastgen.heads.Categorical(5, to_input="unit"), machine=FAST
+    )
+    assert torch.equal(compiled.sample(4, seed=2), compiled.sample_naive(4, seed=2))
+
+
+def test_an_order_may_be_an_array():
+    made = case("made_permuted")
+    array = fastgen.Sampler(made.module, made.event_shape, made.head, order=np.array(made.order), machine=FAST)
+    assert torch.equal(array.sample(3, seed=1), sampler("made_permuted").sample(3, seed=1))

@@ -6,7 +6,7 @@ others ``Constant``, and returns a ``Value`` (or a tuple of them, or a ``Constan
 
 from __future__ import annotations
 
-from fastgen.generate.rules import contraction, elementwise, movement, reduction
+from fastgen.generate.rules import activation, contraction, elementwise, movement, reduction
 from fastgen.generate.rules.registry import RULES, register_rule
 
-__all__ = ["RULES", "contraction", "elementwise", "movement", "reduction", "register_rule"]
+__all__ = ["RULES", "activation", "contraction", "elementwise", "movement", "reduction", "register_rule"]

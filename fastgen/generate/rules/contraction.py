@@ -119,6 +119,12 @@ def embedding(graph: Graph, weight: Constant, x: Value, *_, **__) -> Value:
     return graph.contract(x.shape, inputs, _matrix(weight, lambda w: w), None)
 
 
+def lookup(graph: Graph, table: Constant, x: Value) -> Value:
+    """``table[x]`` along the first dimension of ``table``: an embedding."""
+    rows = embedding(graph, derive(lambda t: t.reshape(t.shape[0], -1), table), x)
+    return Value(rows.ids.reshape(*x.shape, *table.tensor.shape[1:]))
+
+
 @register_rule(aten.one_hot.default)
 def one_hot(graph: Graph, x: Value, classes: int) -> Value:
     if classes < 1:
@@ -250,6 +256,9 @@ def _depthwise(
                 graph.assume(weights.recipe, lambda w: not w.any())
                 continue
             tap = torch.from_numpy(_take(lanes[:, :, c].numpy(), [taps[d][k] for d, k in enumerate(at)]))
+            if not tap.any():  # all padding
+                graph.padding_only = True
+                continue
             term = mul(graph, Value(tap), weights)
             total = term if total is None else add(graph, total, term)
     if bias is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -142,12 +143,12 @@ for _name, _opcode, _swap in (
     register_rule(getattr(aten, _name).Tensor, getattr(aten, _name).Scalar)(_compare)
 
 
-@register_rule(aten.maximum.default)
+@register_rule(aten.maximum.default, aten.max.other)
 def maximum(graph: Graph, a: Operand, b: Operand) -> Value:
     return graph.map("max", constant(a), constant(b))
 
 
-@register_rule(aten.minimum.default)
+@register_rule(aten.minimum.default, aten.min.other)
 def minimum(graph: Graph, a: Operand, b: Operand) -> Value:
     return graph.map("min", constant(a), constant(b))
 
@@ -179,101 +180,90 @@ def masked_fill(graph: Graph, x: Value, mask: Value | Constant, value: Operand) 
     return where(graph, mask, constant(value), x)
 
 
+@register_rule(aten.remainder.Scalar, aten.remainder.Tensor)
+def remainder(graph: Graph, a: Operand, b: Operand) -> Value:
+    return sub(graph, a, mul(graph, floor_divide(graph, a, b), b))
+
+
+@register_rule(aten.fmod.Scalar, aten.fmod.Tensor)
+def fmod(graph: Graph, a: Operand, b: Operand) -> Value:
+    return sub(graph, a, mul(graph, div_mode(graph, a, b, "trunc"), b))
+
+
+def _either(graph: Graph, rule: Callable, fold: Callable, a: Operand, b: Operand) -> Value | Constant:
+    """``rule``, or ``fold`` where neither operand depends on the input."""
+    if isinstance(a, Value) or isinstance(b, Value):
+        return rule(graph, a, b)
+    return derive(fold, constant(a), constant(b))
+
+
+@register_rule(aten.addcmul.default)
+def addcmul(graph: Graph, x: Operand, a: Operand, b: Operand, *, value: float = 1) -> Value:
+    return add(graph, x, _either(graph, mul, torch.mul, a, b), value)
+
+
+@register_rule(aten.addcdiv.default)
+def addcdiv(graph: Graph, x: Operand, a: Operand, b: Operand, *, value: float = 1) -> Value:
+    return add(graph, x, _either(graph, div, torch.div, a, b), value)
+
+
+@register_rule(aten.lerp.Scalar, aten.lerp.Tensor)
+def lerp(graph: Graph, a: Operand, b: Operand, weight: Operand) -> Value:
+    return add(graph, a, _either(graph, mul, torch.mul, weight, _either(graph, sub, torch.sub, b, a)))
+
+
+@register_rule(aten.logaddexp.default)
+def logaddexp(graph: Graph, a: Operand, b: Operand) -> Value:
+    smaller = graph.map("exp", graph.map("neg", graph.map("abs", sub(graph, a, b))))
+    return graph.map("add", maximum(graph, a, b), graph.map("log1p", smaller))
+
+
+for _operator, _base in (aten.log2, 2), (aten.log10, 10):
+    register_rule(_operator.default)(lambda graph, x, _base=_base: mul(graph, graph.map("log", x), 1 / math.log(_base)))
+
+
+@register_rule(aten.exp2.default)
+def exp2(graph: Graph, x: Value) -> Value:
+    return graph.map("pow", constant(2.0), x)
+
+
+# ---- truth values
+
+
 @register_rule(aten.logical_not.default, aten.bitwise_not.default)
-def logical_not(graph: Graph, x: Value) -> Value:
+def logical_not(graph: Graph, x: Value, *, result: torch.dtype) -> Value:
+    _only_booleans(graph, result)
     return graph.map("eq", x, constant(0.0))
 
 
-@register_rule(aten.logical_and.default, aten.bitwise_and.Tensor)
-def logical_and(graph: Graph, a: Operand, b: Operand) -> Value:
-    return graph.map("mul", *(graph.map("ne", o, constant(0.0)) if isinstance(o, Value) else o for o in (a, b)))
+@register_rule(aten.logical_and.default, aten.bitwise_and.Tensor, aten.__and__.Tensor)
+def logical_and(graph: Graph, a: Operand, b: Operand, *, result: torch.dtype) -> Value:
+    _only_booleans(graph, result)
+    return graph.map("mul", _truth(graph, a), _truth(graph, b))
 
 
-# ---- activations
+@register_rule(aten.logical_or.default, aten.bitwise_or.Tensor, aten.__or__.Tensor)
+def logical_or(graph: Graph, a: Operand, b: Operand, *, result: torch.dtype) -> Value:
+    _only_booleans(graph, result)
+    return graph.map("max", _truth(graph, a), _truth(graph, b))
 
 
-@register_rule(aten.elu.default)
-def elu(graph: Graph, x: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Value:
-    if input_scale != 1:
-        positive, negative = (
-            mul(graph, x, scale),
-            mul(graph, graph.map("expm1", mul(graph, x, input_scale)), alpha * scale),
-        )
-        return graph.map("where", graph.map("lt", constant(0.0), x), positive, negative)
-    y = graph.map("elu", x, x=float(alpha))
-    return y if scale == 1 else mul(graph, y, scale)
+@register_rule(aten.logical_xor.default, aten.bitwise_xor.Tensor, aten.__xor__.Tensor)
+def logical_xor(graph: Graph, a: Operand, b: Operand, *, result: torch.dtype) -> Value:
+    _only_booleans(graph, result)
+    return graph.map("ne", _truth(graph, a), _truth(graph, b))
 
 
-@register_rule(aten.selu.default)
-def selu(graph: Graph, x: Value) -> Value:
-    return mul(graph, graph.map("elu", x, x=1.6732632423543772), 1.0507009873554805)
+def _truth(graph: Graph, x: Operand) -> Value | Constant:
+    return graph.map("ne", x, constant(0.0)) if isinstance(x, Value) else derive(lambda t: t != 0, constant(x))
 
 
-@register_rule(aten.celu.default)
-def celu(graph: Graph, x: Value, alpha: float = 1.0) -> Value:
-    return elu(graph, x, alpha, 1.0, 1.0 / alpha)
+def _only_booleans(graph: Graph, result: torch.dtype) -> None:
+    if result != torch.bool:
+        raise UnsupportedOperator(graph, "an operator on the bits of integers")
 
 
-@register_rule(aten.leaky_relu.default)
-def leaky_relu(graph: Graph, x: Value, slope: float = 0.01) -> Value:
-    return graph.map("leaky_relu", x, x=float(slope))
-
-
-@register_rule(aten.prelu.default)
-def prelu(graph: Graph, x: Value, weight: Constant) -> Value:
-    if weight.tensor.numel() > 1:
-        weight = derive(lambda t: t.reshape(1, -1, *[1] * (x.ids.dim() - 2)), weight)
-    return graph.map("where", graph.map("lt", constant(0.0), x), x, graph.map("mul", x, weight))
-
-
-@register_rule(aten.gelu.default)
-def gelu(graph: Graph, x: Value, approximate: str = "none") -> Value:
-    if approximate == "none":
-        return graph.map("gelu", x)
-    cubic = graph.map("mul", graph.map("mul", x, x), x)
-    inner = mul(graph, graph.map("add", x, mul(graph, cubic, 0.044715)), math.sqrt(2 / math.pi))
-    return mul(graph, graph.map("mul", x, add(graph, graph.map("tanh", inner), 1.0)), 0.5)
-
-
-@register_rule(aten.silu.default)
-def silu(graph: Graph, x: Value) -> Value:
-    return graph.map("mul", x, graph.map("sigmoid", x))
-
-
-@register_rule(aten.mish.default)
-def mish(graph: Graph, x: Value) -> Value:
-    return graph.map("mul", x, graph.map("tanh", softplus(graph, x)))
-
-
-@register_rule(aten.softplus.default)
-def softplus(graph: Graph, x: Value, beta: float = 1, threshold: float = 20) -> Value:
-    return graph.map("softplus", x, x=float(beta), y=float(threshold))
-
-
-@register_rule(aten.log_sigmoid.default)
-def log_sigmoid(graph: Graph, x: Value) -> Value:
-    return graph.map("neg", graph.map("softplus", graph.map("neg", x), x=1.0, y=20.0))
-
-
-@register_rule(aten.relu6.default)
-def relu6(graph: Graph, x: Value) -> Value:
-    return clamp(graph, x, 0.0, 6.0)
-
-
-@register_rule(aten.hardsigmoid.default)
-def hardsigmoid(graph: Graph, x: Value) -> Value:
-    return mul(graph, relu6(graph, add(graph, x, 3.0)), 1 / 6)
-
-
-@register_rule(aten.hardswish.default)
-def hardswish(graph: Graph, x: Value) -> Value:
-    return graph.map("mul", x, hardsigmoid(graph, x))
-
-
-@register_rule(aten.glu.default)
-def glu(graph: Graph, x: Value, dim: int = -1) -> Value:
-    a, b = x.ids.chunk(2, dim)
-    return graph.map("mul", Value(a), graph.map("sigmoid", Value(b)))
+# ---- batch norm
 
 
 @register_rule(aten._native_batch_norm_legit_no_training.default)

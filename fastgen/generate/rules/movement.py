@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastgen.generate.graph import Constant, Graph, Value
+from fastgen.generate.rules.contraction import lookup
 from fastgen.generate.rules.registry import register_rule
 
 aten = torch.ops.aten
@@ -59,6 +60,14 @@ def same(graph: Graph, x: Value, *_, **__) -> Value:
     return x
 
 
+@register_rule(aten.copy.default)
+def copy(graph: Graph, x: Value | Constant, source: Value | Constant, *_) -> Value:
+    """What an assignment to a slice writes."""
+    shape = x.shape if isinstance(x, Value) else x.tensor.shape
+    ids = source.ids if isinstance(source, Value) else graph.constant_ids(source)
+    return Value(ids.expand(shape))
+
+
 def _through_float(operator):
     """For operators without an integer kernel; ids are exact in float64."""
 
@@ -90,15 +99,27 @@ def pad(graph: Graph, x: Value, padding, mode="constant", value=None) -> Value:
 
 
 @register_rule(aten.index.Tensor)
-def index(graph: Graph, x: Value, indices) -> Value:
-    return Value(aten.index.Tensor(x.ids, [i.tensor if isinstance(i, Constant) else i for i in indices]))
+def index(graph: Graph, x: Value | Constant, indices) -> Value:
+    if isinstance(x, Constant):
+        (where,) = indices
+        return lookup(graph, x, where)
+    return Value(aten.index.Tensor(x.ids, [_fixed(graph, i) if isinstance(i, Constant) else i for i in indices]))
+
+
+def _fixed(graph: Graph, where: Constant) -> Tensor:
+    """Where to read, which new parameters must not change."""
+    graph.assume(where.recipe, lambda t: torch.equal(t, where.tensor))
+    return where.tensor
 
 
 @register_rule(aten.index_select.default, aten.gather.default)
-def index_select(graph: Graph, x: Value, dim: int, where: Constant, **_) -> Value:
-    if x.ids.dim() == where.tensor.dim() and where.tensor.dim() > 1:
-        return Value(torch.gather(x.ids, dim, where.tensor))
-    return Value(torch.index_select(x.ids, dim, where.tensor))
+def index_select(graph: Graph, x: Value | Constant, dim: int, where: Value | Constant, **_) -> Value:
+    if isinstance(x, Constant) and where.ids.dim() == 1 and dim == 0:
+        return lookup(graph, x, where)
+    at = _fixed(graph, where)
+    if x.ids.dim() == at.dim() and at.dim() > 1:
+        return Value(torch.gather(x.ids, dim, at))
+    return Value(torch.index_select(x.ids, dim, at))
 
 
 @register_rule(
