@@ -2,7 +2,7 @@
 
 Its affine transform (a soft-clipped exponent) and its coupling stay as they are: no kernel of fastgen's is faster at
 them than what PyTorch runs for zuko. Flows that exist already are accelerated, as they make their splines anew for
-every call; a ``MonotonicRQSTransform`` that exists stays as it is.
+every call; a ``MonotonicRQSTransform`` that exists stays as it is. Masked linear maps multiply by numbers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from zuko import flows, nn, transforms
 
-from fastgen.interop import zuko_autoregressive, zuko_spline
+from fastgen.interop import zuko_autoregressive, zuko_masked_linear, zuko_spline
 from fastgen.interop.known_source import check_known
 from fastgen.interop.patching import Patches
 
@@ -64,6 +64,7 @@ def patch() -> None:
     PATCHES.replace(transforms.MonotonicRQSTransform, "__init__", zuko_spline.init)
     PATCHES.replace(transforms.AutoregressiveTransform, "_inverse", zuko_autoregressive.inverse)
     PATCHES.replace(transforms.LULinearTransform, "_inverse", _solve_all)
+    PATCHES.replace(nn.MaskedLinear, "forward", zuko_masked_linear.forward)
 
 
 @functools.wraps(_lu_inverse)

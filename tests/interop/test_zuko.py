@@ -274,6 +274,32 @@ def test_others_are_left_to_zuko(name, calls):
     assert torch.equal(found, expected)
 
 
+MASKS = {
+    "the first": lambda linear: None,
+    "written to": lambda linear: linear.mask.logical_not_(),
+    "another": lambda linear: setattr(linear, "mask", ~linear.mask),
+    "loaded": lambda linear: linear.load_state_dict(linear.state_dict() | {"mask": ~linear.mask}),
+    "of double precision": lambda linear: linear.double(),
+}
+
+
+@pytest.mark.parametrize("change", MASKS)
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_masked_linear_map_has_the_mask_of_the_moment(change, inference):
+    linear, x = zuko.nn.MaskedLinear(torch.rand(7, 5) > 0.5), torch.randn(3, 5)
+    with fastgen.accelerated("zuko"):
+        with torch.inference_mode(inference):
+            linear(x)
+        MASKS[change](linear)
+        x = x.to(linear.weight.dtype)
+        found = linear(x)
+        gradients = torch.autograd.grad(found.square().sum(), [*linear.parameters()])
+    expected = linear(x)
+    assert torch.equal(found, expected)
+    for one, other in zip(gradients, torch.autograd.grad(expected.square().sum(), [*linear.parameters()]), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_derivatives_of_torch_func_are_left_to_zuko(calls):
     flow, x = zuko.flows.NSF(5, transforms=1), torch.randn(5)
     expected = torch.func.jacrev(lambda x: flow().transform(x))(x)
