@@ -95,20 +95,23 @@ class KernelParameters(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, raw: Tensor, sizes: int, slope: float) -> Tensor:
-        ctx.save_for_backward(raw)
-        ctx.sizes, ctx.slope = sizes, slope
-        found = raw / _stretch(raw, sizes, slope)
-        slopes = found[..., sizes:].contiguous().exp_().sub_(_least(slope))  # PyTorch is slow at exp of a slice
+        stretch = _stretch(raw, sizes, slope)
+        found = raw / stretch
+        exp = found[..., sizes:].contiguous().exp()  # PyTorch is slow at exp of a slice
+        slopes = exp - _least(slope)
         found[..., sizes:] = slopes.neg().expm1_().neg_().log_().add_(slopes)
+        ctx.save_for_backward(raw, stretch, exp)
+        ctx.sizes, ctx.slope = sizes, slope
         return found
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (raw,) = ctx.saved_tensors
-        stretch = _stretch(raw, ctx.sizes, ctx.slope)
-        gradient = gradient / stretch.square()
-        slopes = (raw[..., ctx.sizes :] / stretch[..., ctx.sizes :]).exp()
-        gradient[..., ctx.sizes :] *= slopes / (_least(ctx.slope) - slopes).expm1().neg()
+        raw, stretch, exp = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            stretch = _stretch(raw, ctx.sizes, ctx.slope)
+            exp = (raw / stretch)[..., ctx.sizes :].exp()
+        gradient = gradient / stretch / stretch
+        gradient[..., ctx.sizes :] *= exp / (_least(ctx.slope) - exp).expm1().neg()
         return gradient, None, None
 
 
