@@ -87,6 +87,11 @@ inline void store_vector(T* p, V v) {
 template <typename V, typename T>
 inline V load_first(const T* p, std::ptrdiff_t n) {
   if (n >= kWidth) return load_vector<V>(p);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return (V)_mm512_mask_loadu_ps((__m512)broadcast(p[n - 1]), static_cast<__mmask16>((1u << n) - 1), p);
+  }
+#endif
   V v;
   for (std::ptrdiff_t i = 0; i < kWidth; ++i) v[i] = p[i < n ? i : n - 1];
   return v;
@@ -94,6 +99,11 @@ inline V load_first(const T* p, std::ptrdiff_t n) {
 template <typename V, typename T>
 inline void store_first(T* p, V v, std::ptrdiff_t n) {
   if (n >= kWidth) return store_vector(p, v);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+  }
+#endif
   for (std::ptrdiff_t i = 0; i < n; ++i) p[i] = v[i];
 }
 

@@ -3,6 +3,7 @@
 
 #include "common/partition.h"
 #include "cpu/rq_spline.h"
+#include "cpu/rq_spline_soft_clip.h"
 
 namespace fastgen {
 namespace {
@@ -198,6 +199,12 @@ void backward(const RqSplineShape& given, const RqSplineData<T>& data, std::int6
 
 const RqSplineKernels& FASTGEN_OF_ISA(rq_spline_kernels)() {
   static const RqSplineKernels kernels = {kWidth, forward<float>, forward<double>, backward<float>, backward<double>};
+  return kernels;
+}
+
+const SoftClipKernels& FASTGEN_OF_ISA(soft_clip_kernels)() {
+  static const SoftClipKernels kernels = {soft_clip<false, float>, soft_clip<false, double>, soft_clip<true, float>,
+                                          soft_clip<true, double>};
   return kernels;
 }
 

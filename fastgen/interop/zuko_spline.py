@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from numbers import Real
 
 import torch
@@ -14,6 +13,7 @@ from zuko.transforms import MonotonicRQSTransform
 from fastgen.interop.eligible import eligible, is_transformed
 from fastgen.interop.packing import packed
 from fastgen.ops import rq_spline
+from fastgen.ops.soft_clip import soft_clip
 
 _init = MonotonicRQSTransform.__init__
 _TABLES = "horizontal", "vertical", "derivatives"
@@ -27,7 +27,8 @@ def init(self, widths, heights, derivatives, bound=5.0, slope=1e-3, **kwargs):
     Transform.__init__(self, **kwargs)
     self.__class__ = KernelSpline
     self._arguments = widths, heights, derivatives, bound, slope
-    self._parameters = KernelParameters.apply(packed([widths, heights, derivatives]), 2 * widths.shape[-1], slope)
+    raw = packed([widths, heights, derivatives])
+    self._parameters = soft_clip(raw, 2 * widths.shape[-1], slope, _least(slope))
 
 
 class KernelSpline(MonotonicRQSTransform):
@@ -84,41 +85,6 @@ class KernelSpline(MonotonicRQSTransform):
 
 
 KernelSpline.__name__ = KernelSpline.__qualname__ = MonotonicRQSTransform.__name__
-
-
-class KernelParameters(torch.autograd.Function):
-    """What the kernel's softmax and softplus make zuko's bins and slopes of, from zuko's raw parameters a [..., P].
-
-    With c = -log(slope), the first ``sizes`` numbers, of widths and heights, become a / (1 + 2 |a| / c); the others
-    log(exp(s) - 1), s = exp(a / (1 + |a| / c)) less what the kernel adds.
-    """
-
-    @staticmethod
-    def forward(ctx, raw: Tensor, sizes: int, slope: float) -> Tensor:
-        stretch = _stretch(raw, sizes, slope)
-        found = raw / stretch
-        exp = found[..., sizes:].contiguous().exp()  # PyTorch is slow at exp of a slice
-        slopes = exp - _least(slope)
-        found[..., sizes:] = slopes.neg().expm1_().neg_().log_().add_(slopes)
-        ctx.save_for_backward(raw, stretch, exp)
-        ctx.sizes, ctx.slope = sizes, slope
-        return found
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        raw, stretch, exp = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
-            stretch = _stretch(raw, ctx.sizes, ctx.slope)
-            exp = (raw / stretch)[..., ctx.sizes :].exp()
-        gradient = gradient / stretch / stretch
-        gradient[..., ctx.sizes :] *= exp / (_least(ctx.slope) - exp).expm1().neg()
-        return gradient, None, None
-
-
-def _stretch(raw: Tensor, sizes: int, slope: float) -> Tensor:
-    softness = raw.new_full((raw.shape[-1],), -1 / math.log(slope))
-    softness[:sizes] *= 2
-    return raw.abs().mul_(softness).add_(1)
 
 
 def _least(slope: float) -> float:

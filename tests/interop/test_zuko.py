@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import pickle
 import random
 from collections.abc import Callable
@@ -136,15 +135,6 @@ def test_a_spline_of_one_bin_is_the_identity(direction):
         y, log_det = DIRECTIONS[direction](layer, x)
     torch.testing.assert_close(y, x)
     assert log_det.abs().max() <= 4 * EPSILON
-
-
-@pytest.mark.parametrize("slope", [1e-3, 0.5])
-def test_raw_parameters_have_first_and_second_derivatives(slope):
-    parameters = importlib.import_module("fastgen.interop.zuko_spline").KernelParameters.apply
-    raw = 3 * torch.randn(4, 8, dtype=torch.float64)
-    raw.requires_grad_()
-    assert torch.autograd.gradcheck(parameters, (raw, 6, slope))
-    assert torch.autograd.gradgradcheck(parameters, (raw, 6, slope))
 
 
 def test_tables_of_a_spline_are_made_when_they_are_asked_for():
