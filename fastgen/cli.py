@@ -147,7 +147,3 @@ def _info(arguments: list[str]) -> int:
         print(f"{entry.op} on {entry.device}: {entry.backend} ({entry.reason})")
     print(f"models: {', '.join(fastgen.list_models())}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -145,7 +145,7 @@ def _start(arguments: list[str], folder: Path, rows: int) -> subprocess.Popen:
     """Starts the command line in a process of its own and waits until it has logged so many steps."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "fastgen.cli", *arguments],
+        [sys.executable, "-m", "fastgen", *arguments],
         env=environment,
         cwd=folder,
         stderr=subprocess.PIPE,

@@ -32,7 +32,7 @@ ALLOWED = {
     "training": {"", "version", "data", "distributions", "generate", "metrics", "models", "plots"},
     "interop": {"", "ops", "nn", "distributions", "generate", "models"},
 }
-TOP = {"", "cli", "demo", "bench"}
+TOP = {"", "__main__", "cli", "demo", "bench"}
 
 LONG = 400
 

@@ -18,8 +18,8 @@ SUFFIXES = (".wav",)
 def load_audio_folder(folder: Path, window: int, sample_rate: int | None = None, levels: int = 256) -> Dataset:
     """Every WAV file below ``folder``, mixed to one channel; sub-folders as in ``files.find``.
 
-    ``sample_rate``: every file is resampled to it; without it all files must have one rate. Raises ValueError for an
-    unreadable file, or rates that differ.
+    ``sample_rate``: every file is resampled to it; without it all files must have one rate. Raises ValueError for a
+    file that cannot be read, is empty or holds NaN or infinity, and for rates that differ.
     """
     files = find(folder, SUFFIXES)
     recordings = [read(path) for path in files.paths]
@@ -72,6 +72,8 @@ def read(path: Path) -> tuple[np.ndarray, int]:
         raise ValueError(f"{path} cannot be read as audio: {error}") from error
     if not len(samples):
         raise ValueError(f"{path} holds no samples")
+    if not np.isfinite(samples).all():
+        raise ValueError(f"{path} holds samples that are not finite")
     return samples.mean(axis=1), rate
 
 

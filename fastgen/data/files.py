@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,15 +29,22 @@ class Files:
     parts: dict[str, np.ndarray]
 
 
+def visible(folder: Path) -> Iterator[Path]:
+    """Every file below ``folder``, but hidden ones and those in hidden folders."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
+
+
 def find(folder: Path, suffixes: tuple[str, ...]) -> Files:
-    """Every file below ``folder`` whose suffix is one of ``suffixes`` (lower case), hidden ones left out.
+    """Every file below ``folder`` that is ``visible`` and whose suffix is one of ``suffixes`` (lower case).
 
     ``folder/file`` has no class, ``folder/<class>/file`` has one. If ``folder`` has a sub-folder ``train``, then the
     first level names the split (train, validation or val, test) and the class comes below it; a split that is absent
     is cut from train. Otherwise the files are split 80 / 10 / 10, always in the same way. Raises ValueError for a
     folder without such files, or where some files have a class and others none.
     """
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and not p.name.startswith("."))
+    paths = sorted(path for path in visible(folder) if path.suffix.lower() in suffixes)
     if not paths:
         raise ValueError(f"no {' or '.join(suffixes)} file in {folder}")
     places = [path.relative_to(folder).parts[:-1] for path in paths]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +14,8 @@ from fastgen.data.dataset import Dataset, Split, quantise
 from fastgen.data.files import find
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-_GREY_MODES = ("1", "L", "LA")
+_DEEP_MODES = ("I;16", "I;16L", "I;16B")
+_GREY_MODES = ("1", "L", "LA", *_DEEP_MODES)
 
 Colour = Literal["auto", "grey", "rgb"]
 
@@ -21,8 +24,9 @@ def load_image_folder(folder: Path, size: int | None = None, colour: Colour = "a
     """Every image below ``folder``; sub-folders as in ``files.find``.
 
     ``size``: the shorter side is resized to it and the centre cropped to a square; without it all images must have
-    one size. ``colour``: "grey" gives (1, H, W), "rgb" (3, H, W), "auto" grey if every file is grey. Raises
-    ValueError for an unreadable image, or sizes that differ.
+    one size. ``colour``: "grey" gives (1, H, W), "rgb" (3, H, W), "auto" grey if every file is grey. Of 16-bit pixels
+    the upper eight bits are read; transparency is dropped. Raises ValueError for an unreadable image, pixels of 32
+    bits, or sizes that differ.
     """
     files = find(folder, SUFFIXES)
     if size is not None and size < 1:
@@ -52,21 +56,30 @@ def square(image, size: int):
 
 
 def _mode(path: Path) -> str:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return image.mode
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    with _opened(path) as image:
+        return image.mode
 
 
 def _read(path: Path, size: int | None, mode: str) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
+    with _opened(path) as image:
+        converted = _eight_bits(image).convert(mode)
+    return np.asarray(converted if size is None else square(converted, size))
+
+
+def _eight_bits(image):
+    from PIL import Image
+
+    if image.mode in ("I", "F"):
+        raise ValueError("it has 32-bit pixels; 8 or 16 bits are allowed")
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode in _DEEP_MODES else image
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator:
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
-            converted = image.convert(mode)
-    except (UnidentifiedImageError, OSError) as error:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
-    return np.asarray(converted if size is None else square(converted, size))

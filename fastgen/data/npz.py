@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from fastgen.data.audio import windowed
+from fastgen.data.audio import resample, windowed
 from fastgen.data.dataset import SPLITS, Dataset, Split, partition, quantise
 from fastgen.data.images import Colour, square
 from fastgen.data.vectors import vectors
@@ -30,7 +32,8 @@ def load_npz(
     integers ``[N]``.
 
     Speech: ``waveform`` int16 or float ``[samples]``, ``offsets`` ``[N + 1]``, so that recording i is
-    ``waveform[offsets[i]:offsets[i + 1]]``, optional ``labels``, ``speakers``, ``sample_rate``.
+    ``waveform[offsets[i]:offsets[i + 1]]``, optional ``labels``, ``speakers``, ``sample_rate``. It is resampled to the
+    ``sample_rate`` that is asked for, which an archive that says none is taken to have.
 
     Vectors: ``data`` float ``[N, D]``, or ``train`` and ``test`` (``validation`` too, or cut from train); optional
     ``columns``, their D names, and ``labels`` or ``train_labels``, ...
@@ -38,9 +41,12 @@ def load_npz(
     ``label`` names the array that says the class of an example. Raises ValueError that says what is missing or wrong.
     """
     try:
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise ValueError("it is damaged, or of another kind")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as an .npz archive: {error}") from error
     if "waveform" in arrays:
         return _speech(path, arrays, window, sample_rate, levels, label)
@@ -55,28 +61,34 @@ def load_npz(
 
 
 def _split(
-    arrays: dict[str, np.ndarray], whole: str, declared: str, label: str
+    path: Path, arrays: dict[str, np.ndarray], whole: str, declared: str, label: str
 ) -> tuple[np.ndarray, np.ndarray | None, dict[str, np.ndarray]]:
     """The array called ``whole``, or those called ``declared`` after their splits; their labels, and the splits."""
+    given = [name for name in SPLITS if declared.format(name) in arrays]
+    found = [arrays[name] for name in ([whole] if whole in arrays else map(declared.format, given))]
+    if not all(array.ndim for array in found):
+        raise ValueError(f"{path}: one of the arrays is a single number; [N, ...] is needed")
+    if len(shapes := {array.shape[1:] for array in found}) > 1:
+        raise ValueError(f"{path}: the splits have examples of shapes {' and '.join(map(str, sorted(shapes)))}")
     if whole in arrays:
         return arrays[whole], arrays.get(label), partition(len(arrays[whole]))
-    given = [name for name in SPLITS if declared.format(name) in arrays]
-    examples = np.concatenate([arrays[declared.format(name)] for name in given])
+    examples = np.concatenate(found)
     with_labels = all(f"{name}_{label}" in arrays for name in given)
     labels = np.concatenate([arrays[f"{name}_{label}"] for name in given]) if with_labels else None
-    ends = np.cumsum([0] + [len(arrays[declared.format(name)]) for name in given])
+    ends = np.cumsum([0, *map(len, found)])
     parts = {name: np.arange(ends[i], ends[i + 1]) for i, name in enumerate(given)}
-    cut = partition(len(parts["train"]))
-    for name in set(SPLITS) - set(given):
-        parts[name] = cut[name]
-        parts["train"] = np.setdiff1d(parts["train"], cut[name])
+    if absent := set(SPLITS) - set(given):
+        cut = partition(len(parts["train"]))
+        for name in absent:
+            parts[name] = cut[name]
+            parts["train"] = np.setdiff1d(parts["train"], cut[name])
     return examples, labels, parts
 
 
 def _images(
     path: Path, arrays: dict[str, np.ndarray], size: int | None, colour: Colour, levels: int, label: str
 ) -> Dataset:
-    images, labels, parts = _split(arrays, "images", "{}_images", label)
+    images, labels, parts = _split(path, arrays, "images", "{}_images", label)
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
         raise ValueError(
             f"{path}: images are {images.dtype} {images.shape}; uint8 [N, H, W] or [N, H, W, 1 or 3] are allowed"
@@ -107,22 +119,31 @@ def _speech(
     if "offsets" not in arrays:
         raise ValueError(f"{path} has waveform but not offsets: recording i is waveform[offsets[i]:offsets[i + 1]]")
     waveform, offsets = arrays["waveform"], arrays["offsets"]
+    kinds = waveform.dtype, offsets.dtype
+    signed = np.issubdtype(kinds[0], np.signedinteger)
+    if waveform.ndim != 1 or not (signed or np.issubdtype(kinds[0], np.floating)):
+        raise ValueError(
+            f"{path}: waveform is {kinds[0]} {waveform.shape}; signed integers or floats [samples] are needed"
+        )
+    if offsets.ndim != 1 or not np.issubdtype(kinds[1], np.integer):
+        raise ValueError(f"{path}: offsets are {kinds[1]} {offsets.shape}; integers [N + 1] are needed")
+    if not np.isfinite(waveform).all():
+        raise ValueError(f"{path}: waveform holds samples that are not finite")
     if len(offsets) < 2 or offsets[0] < 0 or offsets[-1] > len(waveform) or (np.diff(offsets) < 1).any():
         raise ValueError(f"{path}: offsets must increase from 0 to at most {len(waveform)}, the length of waveform")
-    rate = int(arrays["sample_rate"]) if "sample_rate" in arrays else sample_rate
-    if rate is None:
+    stored = arrays.get("sample_rate", np.array(sample_rate or 0))
+    if stored.size != 1 or stored.dtype.kind not in "iuf" or stored < 1:
         raise ValueError(f"{path} does not say its sample rate: give it")
-    scale = -float(np.iinfo(waveform.dtype).min) if np.issubdtype(waveform.dtype, np.signedinteger) else 1.0
-    recordings = [waveform[a:b] / scale for a, b in pairwise(offsets)]
+    rate = int(stored.item())
+    target = rate if sample_rate is None else sample_rate
+    scale = -float(np.iinfo(waveform.dtype).min) if signed else 1.0
+    recordings = [resample(waveform[a:b] / scale, rate, target) for a, b in pairwise(offsets)]
     codes, classes = _classes(path, arrays.get(label), len(recordings), arrays, label)
-    return windowed(path.stem, recordings, codes, classes, partition(len(recordings)), rate, window, levels)
+    return windowed(path.stem, recordings, codes, classes, partition(len(recordings)), target, window, levels)
 
 
 def _vectors(path: Path, arrays: dict[str, np.ndarray], label: str) -> Dataset:
-    widths = {arrays[name].shape[1:] for name in ("data", *SPLITS) if name in arrays}
-    if len(widths) > 1:
-        raise ValueError(f"{path}: the splits have rows of {' and '.join(map(str, sorted(widths)))} numbers")
-    values, labels, parts = _split(arrays, "data", "{}", label)
+    values, labels, parts = _split(path, arrays, "data", "{}", label)
     if not np.issubdtype(values.dtype, np.floating) or values.ndim != 2 or not values.shape[1]:
         raise ValueError(f"{path}: data are {values.dtype} {values.shape}; float [N, D] is allowed")
     columns = tuple(map(str, arrays.get("columns", ())))

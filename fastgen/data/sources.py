@@ -9,6 +9,7 @@ from fastgen.data.audio import SUFFIXES as AUDIO_SUFFIXES
 from fastgen.data.audio import load_audio_folder
 from fastgen.data.dataset import Dataset
 from fastgen.data.digits import load_digits
+from fastgen.data.files import visible
 from fastgen.data.images import SUFFIXES as IMAGE_SUFFIXES
 from fastgen.data.images import Colour, load_image_folder
 from fastgen.data.npz import load_npz
@@ -33,7 +34,7 @@ class DataConfig:
     window: int = 2048
     """Audio: number of samples in a training window."""
     sample_rate: int | None = None
-    """Audio: resample to this many Hz; without it all must have one rate."""
+    """Audio: resample to this many Hz; without it all must have one rate. An archive that says no rate has this one."""
     label: str = "labels"
     """.npz, .csv: the array or column with the class of each example (labels, speakers, ...)."""
     examples: int = 50_000
@@ -57,7 +58,7 @@ def load(config: DataConfig) -> Dataset:
             f"data source {config.source!r} is neither {', '.join(NAMED)} nor an existing folder, .npz or .csv file"
         )
     if path.is_dir():
-        suffixes = {p.suffix.lower() for p in path.rglob("*") if p.is_file()}
+        suffixes = {file.suffix.lower() for file in visible(path)}
         images, audio = suffixes.intersection(IMAGE_SUFFIXES), suffixes.intersection(AUDIO_SUFFIXES)
         if images and audio:
             raise ValueError(

@@ -235,9 +235,12 @@ class FlowDistribution(TransformedDistribution):
         return super().expand(torch.Size(batch_shape), new)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
+        empty = isinstance(value, Tensor) and not value.numel()
+        if self._validate_args and not empty:  # torch's constraints cannot look at a batch of none
             self._validate_sample(value)
         z, log_det = self.transforms[0].to_noise(value)
+        if empty:
+            return log_det.expand(torch.broadcast_shapes(log_det.shape, self.batch_shape))
         return self.base_dist.log_prob(z) + log_det
 
     def rsample_with_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:

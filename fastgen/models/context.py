@@ -45,11 +45,12 @@ class Condition:
         return torch.zeros(n, *sizes, dtype=torch.int64 if self.classes else torch.float32)
 
 
-def split_context(context: Context, conditions: dict[str, Condition]) -> dict[str, Tensor]:
+def split_context(context: Context, conditions: dict[str, Condition], n: int | None = None) -> dict[str, Tensor]:
     """The tensors by name.
 
     Raises:
-        ValueError: a condition is missing or not asked for, or a tensor has the wrong shape or dtype.
+        ValueError: a condition is missing or not asked for, a tensor has the wrong shape or dtype, or (with ``n``, the
+            size of the batch) another number of rows.
     """
     if context is None:
         given = {}
@@ -64,14 +65,13 @@ def split_context(context: Context, conditions: dict[str, Condition]) -> dict[st
         raise ValueError(f"context has {sorted(given) or 'nothing'}; the model takes {sorted(conditions) or 'nothing'}")
     for name, condition in conditions.items():
         condition.check(name, given[name])
+        rows = len(given[name])
+        if n is not None and rows != n:
+            raise ValueError(f"context {name!r} has {rows} rows; it must have one for each of the {n} samples")
     return given
 
 
 def check_context(context: Context, conditions: dict[str, Condition], n: int) -> None:
-    """Raises ValueError for what ``split_context`` refuses, for a batch other than n, and for labels out of range."""
-    for name, value in split_context(context, conditions).items():
-        if value.shape[0] != n:
-            raise ValueError(
-                f"context {name!r} has {value.shape[0]} rows; it must have one for each of the {n} samples"
-            )
+    """Raises ValueError for what ``split_context`` refuses for a batch of n, and for labels out of range."""
+    for name, value in split_context(context, conditions, n).items():
         conditions[name].check_values(name, value)

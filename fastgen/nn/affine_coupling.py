@@ -25,7 +25,8 @@ class AffineCoupling(Coupling):
         interleaved: the network's shifts and scales alternate in the channels.
 
     Raises:
-        ValueError: a mask with ``swap``; an unknown parameterisation or shapes that do not fit, when it is called.
+        ValueError: a mask with ``swap``, or of other numbers than 0 and 1; an unknown parameterisation or shapes that
+            do not fit, when it is called.
 
     References: Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", ICLR 2017; Kingma, Dhariwal, "Glow",
     NeurIPS 2018.

@@ -13,6 +13,8 @@ class Coupling(nn.Module):
         super().__init__()
         if mask is not None and swap:
             raise ValueError("swap=True is of the split form; with a mask give 1 - mask")
+        if mask is not None and not mask.is_meta and not ((mask == 0) | (mask == 1)).all():
+            raise ValueError("mask holds other numbers than 0 and 1; it must be 1 where x is kept, 0 elsewhere")
         self.net, self.swap = net, swap
         self.register_buffer("mask", None if mask is None else mask != 0)
 

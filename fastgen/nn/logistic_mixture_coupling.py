@@ -29,7 +29,8 @@ class LogisticMixtureCoupling(Coupling):
         swap: of the split form: keep the second part and transform the first.
 
     Raises:
-        ValueError: ``components`` below 1; a mask with ``swap``; shapes that do not fit, when it is called.
+        ValueError: ``components`` below 1; a mask with ``swap``, or of other numbers than 0 and 1; shapes that do not
+            fit, when it is called.
 
     Reference: Ho, Chen, Srinivas, Duan, Abbeel, "Flow++", ICML 2019.
 

@@ -25,8 +25,8 @@ class SplineCoupling(Coupling):
         swap: of the split form: keep the second part and transform the first.
 
     Raises:
-        ValueError: a mask with ``swap`` or ``unconditional``; shapes that do not fit, or a value outside the interval
-            of a spline without tails, when it is called.
+        ValueError: a mask with ``swap`` or ``unconditional``, or of other numbers than 0 and 1; shapes that do not fit,
+            or a value outside the interval of a spline without tails, when it is called.
 
     Reference: Durkan, Bekasov, Murray, Papamakarios, "Neural spline flows", NeurIPS 2019.
 

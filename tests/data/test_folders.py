@@ -57,6 +57,25 @@ def test_size_crops_the_centre_and_colour_is_converted(tmp_path):
     assert (_every(data) == 100 * 16 // 256).all()
 
 
+def test_pixels_of_16_bits_give_their_upper_eight(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 65536, (4, 6, 6)).astype(np.uint16)
+    for i, image in enumerate(deep):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    data = load(DataConfig(str(tmp_path)))
+    assert data.event_shape == (1, 6, 6)
+    assert {image.numpy().tobytes() for image in _every(data)} == {(i // 256).astype(np.uint8).tobytes() for i in deep}
+    assert load(DataConfig(str(tmp_path), colour="rgb")).event_shape == (3, 6, 6)
+    Image.fromarray(np.zeros((6, 6), np.float32)).save(tmp_path / "4.tif")
+    with pytest.raises(ValueError, match=r"4.tif cannot be read as an image: it has 32-bit pixels; 8 or 16"):
+        load(DataConfig(str(tmp_path)))
+
+
+def test_what_is_hidden_is_not_read(tmp_path):
+    _images(tmp_path, ["0.png", "1.png", "2.png", ".3.png", ".cache/4.png"])
+    _tone(tmp_path / ".cache" / "a.wav")
+    assert sum(map(len, load(DataConfig(str(tmp_path))).splits.values())) == 3
+
+
 def test_class_folders_become_labels(tmp_path):
     _images(tmp_path, [f"{name}/{i}.png" for name in ("cat", "ant") for i in range(5)])
     data = load(DataConfig(str(tmp_path)))
@@ -119,6 +138,9 @@ def test_wav_files_are_resampled(tmp_path):
 def test_unreadable_wav_is_named(tmp_path):
     for i in range(3):
         _tone(tmp_path / f"{i}.wav")
+    soundfile.write(tmp_path / "1.wav", np.array([0.0, np.nan]), 8000, subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"1.wav holds samples that are not finite"):
+        load(DataConfig(str(tmp_path)))
     (tmp_path / "1.wav").write_bytes(b"RIFF")
     with pytest.raises(ValueError, match=r"1.wav cannot be read as audio"):
         load(DataConfig(str(tmp_path)))

@@ -54,6 +54,25 @@ def test_size_and_colour(tmp_path):
     assert all((split.values == 1).all() for split in data.splits.values())
 
 
+def test_splits_that_are_all_declared_may_be_small(tmp_path):
+    pixels = _pixels(4, 2, 2)
+    path = _save(tmp_path, train_images=pixels[:2], validation_images=pixels[2:3], test_images=pixels[3:])
+    assert [len(load(DataConfig(path)).splits[name]) for name in SPLITS] == [2, 1, 1]
+
+
+def test_speech_is_resampled(tmp_path):
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(4 * 1600) / 16000)
+    path = _save(tmp_path, waveform=tone, offsets=np.arange(0, 6401, 1600), sample_rate=np.array(16000))
+    assert load(DataConfig(path, window=1600)).sample_rate == 16000
+    data = load(DataConfig(path, window=800, sample_rate=8000))
+    assert (data.sample_rate, data.event_shape) == (8000, (800,))
+    clips = mulaw.decode(torch.cat([data.splits[name].values for name in SPLITS]).numpy())
+    assert len(clips) == 4
+    assert (np.abs(np.fft.rfft(clips)).argmax(1) == 44).all()  # 440 Hz of 800 samples at 8 kHz
+    with pytest.raises(ValueError, match="sample_rate is 0; a positive number"):
+        load(DataConfig(path, sample_rate=0))
+
+
 def test_speech(tmp_path):
     waveform = np.random.default_rng(0).integers(-32768, 32768, 90, dtype=np.int16)
     path = _save(
@@ -81,6 +100,19 @@ def test_speech(tmp_path):
         ({"images": _pixels(4, 2, 2), "labels": np.zeros(3, int)}, r"labels are int64 \(3,\); 4 integers"),
         ({"images": _pixels(4, 2, 2), "labels": np.zeros(4)}, r"labels are float64 \(4,\); 4 integers"),
         ({"images": _pixels(2, 2, 2)}, "2 examples found; at least 3"),
+        ({"images": np.array(3, np.uint8)}, "one of the arrays is a single number"),
+        ({"train_images": _pixels(9, 2, 2), "test_images": _pixels(3, 2, 4)}, r"of shapes \(2, 2\) and \(2, 4\)"),
+        (
+            {"waveform": np.zeros(9, np.uint8), "offsets": np.array([0, 9])},
+            r"waveform is uint8 \(9,\); signed integers",
+        ),
+        ({"waveform": np.zeros((9, 2)), "offsets": np.array([0, 9])}, r"waveform is float64 \(9, 2\)"),
+        ({"waveform": np.full(9, np.nan), "offsets": np.array([0, 9])}, "samples that are not finite"),
+        (
+            {"waveform": np.zeros(9), "offsets": np.array([0.0, 9.0])},
+            r"offsets are float64 \(2,\); integers \[N \+ 1\]",
+        ),
+        ({"waveform": np.zeros(9), "offsets": np.array([0, 9]), "sample_rate": np.ones(2)}, "not say its sample rate"),
         ({"waveform": np.zeros(9, np.int16)}, "has waveform but not offsets"),
         ({"waveform": np.zeros(9, np.int16), "offsets": np.array([0, 5, 3])}, "offsets must increase"),
         ({"waveform": np.zeros(9, np.int16), "offsets": np.array([0, 5, 12])}, "at most 9"),
@@ -92,9 +124,15 @@ def test_npz_refuses(tmp_path, arrays, message):
 
 
 def test_npz_refuses_what_is_no_archive(tmp_path):
-    (tmp_path / "x.npz").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"cannot be read as an \.npz archive"):
-        load(DataConfig(str(tmp_path / "x.npz")))
+    path = Path(_save(tmp_path, images=_pixels(30, 8, 8)))
+    whole = path.read_bytes()
+    changed = bytearray(whole)
+    changed[300] ^= 255
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    for content in (b"nothing", b"", whole[: len(whole) // 2], bytes(changed), (tmp_path / "x.npy").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"x\.npz cannot be read as an \.npz archive"):
+            load(DataConfig(str(path)))
 
 
 def test_the_windows_of_spoken_digits_keep_their_speaker():

@@ -115,7 +115,7 @@ def test_a_wrong_table_is_refused(tmp_path, text, message):
         ({"data": np.zeros(5)}, r"data are float64 \(5,\)"),
         ({"data": np.full((5, 2), math.nan)}, r"row 0, column 'x0' holds nan; .*10 are not"),
         ({"data": _table(), "columns": np.array(["a"])}, "columns has 1 names for 3 columns"),
-        ({"train": _table(), "test": _table(d=2)}, r"rows of \(2,\) and \(3,\) numbers"),
+        ({"train": _table(), "test": _table(d=2)}, r"examples of shapes \(2,\) and \(3,\)"),
         ({"data": _table(), "labels": np.zeros(3, int)}, "40 integers from 0 on are needed"),
     ],
 )

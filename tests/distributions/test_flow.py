@@ -288,6 +288,15 @@ class TestFlowDistribution:
         single = FlowDistribution(vectors().float(), (D,))
         assert single.sample().dtype == single.log_prob(torch.zeros(D)).dtype == torch.float32
 
+    def test_a_batch_of_none_has_no_densities(self):
+        plain = FlowDistribution(vectors(), (D,), validate_args=True)
+        assert plain.log_prob(randn(0, D)).shape == (0,)
+        assert plain.expand((3,)).log_prob(randn(0, 1, D)).shape == (0, 3)
+        with pytest.raises(ValueError, match="x has shape"):
+            plain.log_prob(randn(0, D + 1))
+        conditioned = FlowDistribution(vectors(context=True), (D,), context=randn(3, WIDTH), validate_args=True)
+        assert conditioned.log_prob(randn(0, 1, D)).shape == (0, 3)
+
     def test_the_divergence_of_one_flow_is_that_of_its_bases(self):
         layer, base = vectors(), Independent(Normal(torch.ones(D, dtype=torch.float64), 2.0), 1)
         p, q = FlowDistribution(layer, (D,)), FlowDistribution(layer, (D,), base=base)

@@ -72,6 +72,13 @@ def test_a_mask_of_another_shape_is_named(shape, inverse):
             (layer.inverse if inverse else layer)(torch.zeros(5, 4))
 
 
+@pytest.mark.parametrize("entry", [0.5, -1.0, 2.0, float("nan")])
+def test_a_mask_of_other_numbers_is_named(entry):
+    with pytest.raises(ValueError, match="mask holds other numbers than 0 and 1"):
+        AdditiveCoupling(nn.Linear(2, 2), mask=torch.tensor([1.0, entry]))
+    AdditiveCoupling(nn.Linear(2, 2), mask=torch.tensor([1.0, entry], device="meta"))
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="swap=True"):
         AffineCoupling(nn.Identity(), mask=torch.ones(2), swap=True)

@@ -82,14 +82,14 @@ class FlowModel(Model):
             found["vector"] = Condition((self.config.vector,))
         return found
 
-    def encode(self, context: Context) -> Tensor | None:
-        """The context as one tensor [N, context_features]: the label as one-hot, then the vector.
+    def encode(self, context: Context, n: int) -> Tensor | None:
+        """The context of a batch of n as one tensor [n, context_features]: the label as one-hot, then the vector.
 
         Raises:
-            ValueError: a condition is missing or not asked for, a tensor has the wrong shape or dtype, or (seen on the
-                CPU) a label is out of range.
+            ValueError: a condition is missing or not asked for, a tensor has the wrong shape, number of rows or dtype,
+                or (seen on the CPU) a label is out of range.
         """
-        given = split_context(context, self.conditions)
+        given = split_context(context, self.conditions, n)
         if not given:
             return None
         for name, value in given.items():
@@ -105,12 +105,12 @@ class FlowModel(Model):
         ``seed`` is of the noise of a model that estimates its log-determinant; None draws it from PyTorch's generator.
         """
         self._check(x, "x", self.config.event_shape)
-        return self.flow(x, self.encode(context), seed)
+        return self.flow(x, self.encode(context, len(x)), seed)
 
     def inverse(self, z: Tensor, context: Context = None, *, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """z [N, D] to (x [N, *event_shape], log_det [N] of that)."""
         self._check(z, "z", (prod(self.config.event_shape),))
-        return self.flow.inverse(z, self.encode(context), seed)
+        return self.flow.inverse(z, self.encode(context, len(z)), seed)
 
     def log_prob(self, x: Tensor, context: Context = None, *, seed: int | None = None) -> Tensor:
         """Log-density [N] in nats of real x [N, *event_shape]; for discrete data, that of dequantized x in [0, 1).
@@ -155,7 +155,7 @@ class FlowModel(Model):
             raise ValueError(f"noise has shape {tuple(noise.shape)}; it must be that of levels, {tuple(levels.shape)}")
         log_q: Tensor | float = 0.0
         if self.dequantization is not None:
-            noise, log_q = self.dequantization(levels, noise, self.encode(context))
+            noise, log_q = self.dequantization(levels, noise, self.encode(context, len(levels)))
         x = (levels + noise) / count
         return self.log_prob(x, context, seed=seed) - log_q - prod(levels.shape[1:]) * math.log(count)
 

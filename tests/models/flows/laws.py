@@ -152,6 +152,18 @@ class FlowLaws:
             changed = (value + 1) % model.config.classes if name == "class" else value + 1
             assert (model.log_prob(x, context | {name: changed}) != base).all()
 
+    def test_a_context_of_another_number_of_rows_is_named(self, case):
+        if not self.cases[case].get("classes") and not self.cases[case].get("vector"):
+            pytest.skip("this case has no context")
+        model = self.make(self.cases[case])
+        x, context = self.data(model, 4)
+        z = torch.zeros(4, x[0].numel(), dtype=x.dtype)
+        for rows in (1, 3):
+            fewer = {name: value[:rows] for name, value in context.items()}
+            for function, given in ((model, x), (model.log_prob, x), (model.inverse, z)):
+                with pytest.raises(ValueError, match=f"has {rows} rows; it must have one for each of the 4 samples"):
+                    function(given, fewer)
+
     def test_the_density_of_the_plane_integrates_to_one(self):
         if self.plane is None:
             pytest.skip("the model is of images")

@@ -29,10 +29,10 @@ class TestFlowPlusPlus(FlowLaws):
         model = self.make(self.discrete)
         levels, noise = torch.randint(0, 17, (4, 1, 2, 4)), torch.rand(4, 1, 2, 4, dtype=torch.float64)
         _, context = self.data(model, 4)
-        log_q = model.dequantization(levels, noise, model.encode(context))[1]
+        log_q = model.dequantization(levels, noise, model.encode(context, 4))[1]
         for name, value in context.items():
             changed = context | {name: (value + 1) % 3 if name == "class" else value + 1}
-            assert (model.dequantization(levels, noise, model.encode(changed))[1] != log_q).all()
+            assert (model.dequantization(levels, noise, model.encode(changed, 4))[1] != log_q).all()
 
     @torch.no_grad()
     def test_dropout_acts_in_training_alone(self):

@@ -39,7 +39,7 @@ class TestGlow(FlowLaws):
             layer.sign.fill_(1)
             layer.permutation.copy_(torch.arange(layer.channels))
         x, context = self.data(model, 3)
-        encoded = model.encode(context)
+        encoded = model.encode(context, len(context["class"]))
         kept, done = torch.nn.functional.pixel_unshuffle(x, 2).chunk(2, 1)
         split, top = first[-1].layer.net(kept, encoded), second[-1].layer.net(torch.zeros(3, 8, 1, 1).double(), encoded)
         wanted = Normal(split[:, ::2], split[:, 1::2].exp()).log_prob(done).flatten(1).sum(1)
