@@ -75,21 +75,16 @@ class AutoregressiveModel(Model):
         current = self.state_dict()
         compiled = self._compiled.get(key)
         if compiled is None:
-            training = self.training
-            self.eval()
-            try:
-                sampler = fastgen.Sampler(
-                    self,
-                    event_shape=event_shape,
-                    head=self.head,
-                    order=self.order,
-                    weights=weights,
-                    predicts=self.predicts,
-                    example_context=self.example_context(event_shape=event_shape),
-                    machine=machine,
-                )
-            finally:
-                self.train(training)
+            sampler = fastgen.Sampler(
+                self,
+                event_shape=event_shape,
+                head=self.head,
+                order=self.order,
+                weights=weights,
+                predicts=self.predicts,
+                example_context=self.example_context(event_shape=event_shape),
+                machine=machine,
+            )
         elif all(torch.equal(current[name], value) for name, value in compiled.weights.items()):
             return compiled.sampler
         else:
