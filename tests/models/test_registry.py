@@ -99,6 +99,18 @@ def test_a_sampler_is_built_once_and_refreshed_when_weights_change(monkeypatch):
     assert sampler.refreshed == 1
 
 
+def test_weights_that_were_zero_when_a_sampler_was_compiled_may_be_trained():
+    model = tiny("wavenet", event_shape=(12,)).eval()
+    layer = next(m for m in model.modules() if isinstance(m, torch.nn.Conv1d))
+    trained = layer.weight.detach().clone()
+    torch.nn.init.zeros_(layer.weight)
+    folded = model.sampler()
+    with torch.no_grad():
+        layer.weight.copy_(trained)
+    assert torch.equal(model.sample(3, seed=1), model.sampler().sample_naive(3, seed=1))
+    assert model.sampler() is not folded
+
+
 def test_copies_leave_the_sampler_behind(monkeypatch):
     monkeypatch.setitem(vars(fastgen), "Sampler", FakeSampler)
     model = tiny("pixelcnn")
