@@ -19,16 +19,17 @@ PACKAGES = ("fastgen", "triton_kernels", "bench")
 # part of fastgen -> the parts it may import; "" is fastgen/__init__.py itself
 ALLOWED = {
     "version": set(),
+    "eval_mode": set(),
     "triton_kernels": set(),
     "reference": set(),
     "ops": {"", "reference", "triton_kernels"},
     "distributions": {"", "reference", "ops"},
     "nn": {"", "reference", "ops", "distributions"},
-    "generate": {"", "_C", "version", "reference", "ops", "distributions"},
+    "generate": {"", "_C", "version", "eval_mode", "reference", "ops", "distributions"},
     "models": {"", "version", "ops", "nn", "distributions", "generate"},
     "data": {""},
     "plots": {"", "generate"},
-    "metrics": {"", "data", "distributions", "models"},
+    "metrics": {"", "eval_mode", "data", "distributions", "models"},
     "training": {"", "version", "data", "distributions", "generate", "metrics", "models", "plots"},
     "interop": {"", "ops", "nn", "distributions", "generate", "models"},
 }

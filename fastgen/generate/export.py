@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import Node as FxNode
 from torch.utils._pytree import tree_any, tree_map
 
+from fastgen.eval_mode import eval_mode
 from fastgen.generate.errors import CompileError, UnsupportedOperator
 from fastgen.generate.graph import Channels, Constant, Graph, Node, Recipe, Value
 from fastgen.generate.masks import WRITES, check_softmax_masks, writes_weights
@@ -43,7 +44,9 @@ class Traced:
     """How to make every folded constant again, in order."""
 
 
-class _Adapted(nn.Module):
+class Adapted(nn.Module):
+    """``adapter(module(x[, context]))``."""
+
     def __init__(self, module: nn.Module, adapter: Callable | None) -> None:
         super().__init__()
         self.module, self.adapter = module, adapter
@@ -59,41 +62,36 @@ def export(module: nn.Module, x: Tensor, context, adapter: Callable | None = Non
     Raises:
         CompileError: the module cannot be exported; the message says what to change.
     """
-    training = module.training
-    module.eval()
-    try:
-        arguments = (x,) if context is None else (x, context)
-        wrapped = _Adapted(module, adapter).eval()
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if writes_weights(module):
-                raise CompileError(WRITES)
-            try:
-                output = wrapped(*arguments)  # some modules register buffers on their first call
-            except Exception as error:
-                raise CompileError(
-                    f"{type(module).__name__} does not take an input {list(x.shape)}, {x.dtype} (a batch of {BATCH} of "
-                    f"event_shape {tuple(x.shape[1:])}): {type(error).__name__}: {error}"
-                ) from error
-            if not isinstance(output, Tensor):
-                raise CompileError(
-                    f"{type(module).__name__} returns a {type(output).__name__}, not a tensor; pass an adapter that "
-                    "takes the head's parameters from it, such as adapter=lambda output: output[0]"
-                )
-            try:
-                program = torch.export.export(wrapped, arguments)
-                if not all(_has_rule(node) for node in program.graph.nodes):
-                    program = program.run_decompositions({})
-            except CompileError:
-                raise
-            except Exception as error:
-                reason = next(iter(str(error).strip().splitlines()), "")
-                raise CompileError(
-                    f"torch.export does not take {type(module).__name__}: {type(error).__name__}: {reason}. "
-                    "The forward must be free of data-dependent Python control flow and of writes to parameters."
-                ) from error
-    finally:
-        module.train(training)
+    arguments = (x,) if context is None else (x, context)
+    wrapped = Adapted(module, adapter)
+    with eval_mode(wrapped), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if writes_weights(module):
+            raise CompileError(WRITES)
+        try:
+            output = wrapped(*arguments)  # some modules register buffers on their first call
+        except Exception as error:
+            raise CompileError(
+                f"{type(module).__name__} does not take an input {list(x.shape)}, {x.dtype} (a batch of {BATCH} of "
+                f"event_shape {tuple(x.shape[1:])}): {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(output, Tensor):
+            raise CompileError(
+                f"{type(module).__name__} returns a {type(output).__name__}, not a tensor; pass an adapter that "
+                "takes the head's parameters from it, such as adapter=lambda output: output[0]"
+            )
+        try:
+            program = torch.export.export(wrapped, arguments)
+            if not all(_has_rule(node) for node in program.graph.nodes):
+                program = program.run_decompositions({})
+        except CompileError:
+            raise
+        except Exception as error:
+            reason = next(iter(str(error).strip().splitlines()), "")
+            raise CompileError(
+                f"torch.export does not take {type(module).__name__}: {type(error).__name__}: {reason}. "
+                "The forward must be free of data-dependent Python control flow and of writes to parameters."
+            ) from error
     signature = program.graph_signature
     written = signature.buffers_to_mutate | signature.parameters_to_mutate
     if written:

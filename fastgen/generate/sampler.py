@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from fastgen.eval_mode import eval_mode
 from fastgen.generate.compile import Compiled, compile_module, refreshed
 from fastgen.generate.contexts import ContextLayout, context_leaves, position_major
 from fastgen.generate.errors import CompileError
 from fastgen.generate.explain import Explanation, explain
+from fastgen.generate.export import Adapted
 from fastgen.generate.heads import Head, from_config, to_config
 from fastgen.generate.known import given_levels, known_levels, known_spans
 from fastgen.generate.machines import check_threads, default_machine, make_machine
@@ -262,19 +264,13 @@ class Sampler:
 
     def forward(self, inputs: Tensor, leaves: list[Tensor]) -> Tensor:
         """The head's parameters from the module's input, shifted by one where ``predicts="next"``."""
-        module = self._module()
+        network = Adapted(self._module(), self.adapter)
         if self.predicts == "next":
             flat = inputs.flatten(-2) if self.order.name == "raster" else inputs
             first = torch.full_like(flat[..., :1], self.start_value)
             inputs = torch.cat([first, flat[..., :-1]], -1).reshape(inputs.shape)
-        training = module.training
-        module.eval()
-        try:
-            contexts = () if self.layout is None else (self.layout.module_context(leaves),)
-            out = module(inputs, *contexts)
-        finally:
-            module.train(training)
-        return out if self.adapter is None else self.adapter(out)
+        with eval_mode(network):
+            return network(inputs, None if self.layout is None else self.layout.module_context(leaves))
 
     # ---- the sampler itself
 

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastgen.eval_mode import eval_mode
 from fastgen.metrics.divergence import Divergence, kl_divergence
 
 Unit = Literal["bits/dim", "nats"]
@@ -81,10 +82,5 @@ def evaluate(model: torch.nn.Module, batches, dimensions: int) -> Evaluation:
 
 def score(model: torch.nn.Module, batches) -> Tensor:
     """``model.score(x, context)`` over ``batches`` of ``(x, context)``, in eval mode: float64 ``[N]`` on the CPU."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            return torch.cat([model.score(x, context).double().cpu() for x, context in batches])
-    finally:
-        model.train(training)
+    with eval_mode(model), torch.no_grad():
+        return torch.cat([model.score(x, context).double().cpu() for x, context in batches])

@@ -182,6 +182,28 @@ def test_a_module_in_training_is_used_in_eval_mode_and_stays_in_training():
     assert module.training
 
 
+class Normalised(nn.Module):
+    def __init__(self, dim: int = 6) -> None:
+        super().__init__()
+        self.conv, self.norm, self.output = nn.Conv1d(1, dim, 3), nn.BatchNorm1d(dim), nn.Conv1d(dim, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output(torch.relu(self.norm(self.conv(F.pad(x[:, None], (3, -1))))))
+
+
+def test_every_part_keeps_its_mode_and_an_adapter_is_in_eval_mode_too():
+    module, adapter = Normalised().train(), nn.Dropout(0.5).train()
+    module.norm.eval()
+    made = fastgen.Sampler(
+        module, (12,), fastgen.heads.Categorical(5, to_input="unit"), order="time", adapter=adapter, machine=FAST
+    )
+    assert torch.equal(made.sample(3, seed=1), made.sample_naive(3, seed=1))
+    assert module.training
+    assert module.conv.training
+    assert adapter.training
+    assert not module.norm.training
+
+
 class Depthwise(nn.Module):
     """Masked depthwise convolutions, one layer used twice."""
 

@@ -63,7 +63,9 @@ def test_evaluate_is_in_eval_mode_and_restores_the_mode():
             return -levels.sum(1).double()
 
     model = Model().train()
+    model.frozen = torch.nn.BatchNorm1d(4).eval()
     scored = evaluate(model, [(torch.ones(2, 4), None), (torch.zeros(1, 4), None)], 4)
     assert model.training
+    assert not model.frozen.training
     assert scored.nats == pytest.approx(8 / 3)
     assert scored.count == 3

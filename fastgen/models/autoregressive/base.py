@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fastgen
+from fastgen.generate.errors import CompileError
 from fastgen.generate.heads import Head
 from fastgen.models.base import Model, ModelConfig
 from fastgen.models.context import Context, check_context
@@ -67,34 +68,28 @@ class AutoregressiveModel(Model):
     ) -> fastgen.Sampler:
         """``fastgen.Sampler`` with this model's head and order, for an event shape (the config's).
 
-        It is compiled once, and refreshed whenever the model's weights have changed since.
+        It is compiled once, refreshed whenever the model's weights have changed since, and compiled again where weights
+        that were zero, which it left out, no longer are.
         """
         event_shape = tuple(event_shape or self.config.event_shape)
         example = next(self.parameters())
         key = (event_shape, weights, machine, example.dtype, example.device)
         current = self.state_dict()
         compiled = self._compiled.get(key)
-        if compiled is None:
-            training = self.training
-            self.eval()
-            try:
-                sampler = fastgen.Sampler(
-                    self,
-                    event_shape=event_shape,
-                    head=self.head,
-                    order=self.order,
-                    weights=weights,
-                    predicts=self.predicts,
-                    example_context=self.example_context(event_shape=event_shape),
-                    machine=machine,
-                )
-            finally:
-                self.train(training)
-        elif all(torch.equal(current[name], value) for name, value in compiled.weights.items()):
+        if compiled is not None and all(torch.equal(current[name], old) for name, old in compiled.weights.items()):
             return compiled.sampler
-        else:
-            sampler = compiled.sampler
-            sampler.refresh()
+        sampler = None if compiled is None else _refreshed(compiled.sampler)
+        if sampler is None:
+            sampler = fastgen.Sampler(
+                self,
+                event_shape=event_shape,
+                head=self.head,
+                order=self.order,
+                weights=weights,
+                predicts=self.predicts,
+                example_context=self.example_context(event_shape=event_shape),
+                machine=machine,
+            )
         self._compiled[key] = _Compiled(sampler, {name: value.detach().clone() for name, value in current.items()})
         return sampler
 
@@ -125,3 +120,12 @@ class AutoregressiveModel(Model):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the compiled samplers behind."""
         return {**super().__getstate__(), "_compiled": {}}
+
+
+def _refreshed(sampler: fastgen.Sampler) -> fastgen.Sampler | None:
+    """The sampler with its module's weights; None where it left out zeros that no longer are."""
+    try:
+        sampler.refresh()
+    except CompileError:
+        return None
+    return sampler
