@@ -32,7 +32,7 @@ class SplineTransform(nn.Module):
 
     Raises:
         ValueError: fewer than one bin, an unknown name; when it is called, numbers and shapes that the op refuses, and
-            a value outside the interval of a spline without tails (it is not looked for under ``torch.compile``).
+            a value outside the interval of a spline without tails (where the op looks for one).
 
     References: Durkan, Bekasov, Murray, Papamakarios, "Neural spline flows", NeurIPS 2019, and "Cubic-spline flows",
     2019.

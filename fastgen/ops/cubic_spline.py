@@ -62,7 +62,8 @@ def cubic_spline(
 
     Raises:
         TypeError: x and parameters are not floating point.
-        ValueError: shapes or numbers that do not fit; a value outside the interval of a spline without tails.
+        ValueError: shapes or numbers that do not fit; a value outside the interval of a spline without tails. On a GPU
+            and under ``torch.compile`` and ``torch.func`` such values are not looked for, and stay what they are.
 
     Reference: Durkan, Bekasov, Murray, Papamakarios, "Cubic-spline flows", 2019.
 

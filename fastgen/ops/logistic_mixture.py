@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastgen.ops.arguments import has_numbers
 from fastgen.ops.autograd import backward_of, differentiable, leading
 from fastgen.ops.precision import in_float32
 from fastgen.ops.registry import Op
@@ -65,7 +66,8 @@ def logistic_mixture(level: Tensor, parameters: Tensor, *, levels: int = 256, mi
 
     Raises:
         TypeError: level is not of integers, parameters not floating point.
-        ValueError: shapes or numbers that do not fit; a level outside 0 .. L-1.
+        ValueError: shapes or numbers that do not fit; a level outside 0 .. L-1. On a GPU and under ``torch.compile``
+            and ``torch.func`` such levels are not looked for, and what they get is not defined.
 
     Reference: Salimans, Karpathy, Chen, Kingma, "PixelCNN++", ICLR 2017.
 
@@ -93,7 +95,7 @@ def logistic_mixture(level: Tensor, parameters: Tensor, *, levels: int = 256, mi
             f"parameters has shape {tuple(parameters.shape)} and level {tuple(level.shape)}; all dimensions but the "
             "last must broadcast"
         ) from None
-    if not torch.compiler.is_compiling() and not torch._C._functorch.maybe_current_level():
+    if has_numbers(level):
         _check_range(level, levels)
     (parameters,) = in_float32(parameters)
     level = level.to(torch.int64).expand(*shape, level.shape[-1])
@@ -101,7 +103,7 @@ def logistic_mixture(level: Tensor, parameters: Tensor, *, levels: int = 256, mi
 
 
 def _check_range(level: Tensor, levels: int) -> None:
-    if level.numel() and level.device.type == "cpu":  # elsewhere it would wait for the device
+    if level.numel():
         least, most = map(int, level.aminmax())
         if least < 0 or most >= levels:
             raise ValueError(f"level reaches from {least} to {most}; it must be in 0 to {levels - 1}")

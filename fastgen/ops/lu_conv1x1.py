@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgen.ops.arguments import has_numbers
 from fastgen.ops.autograd import backward_of, differentiable, loop
 from fastgen.ops.precision import in_float32
 from fastgen.ops.registry import Op
@@ -147,14 +148,5 @@ def _check(
             )
     if permutation.dtype != torch.int64:
         raise TypeError(f"permutation has dtype {permutation.dtype}; it must be int64")
-    if not _has_numbers(permutation):
-        return
-    if sorted(permutation.tolist()) != list(range(channels)):
+    if has_numbers(permutation) and sorted(permutation.tolist()) != list(range(channels)):
         raise ValueError(f"permutation is {permutation.tolist()}; it must have every number below {channels} once")
-
-
-def _has_numbers(tensor: Tensor) -> bool:
-    """Whether they can be read here and now: on the CPU, not under torch.compile or torch.func."""
-    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level():
-        return False
-    return tensor.device.type == "cpu"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from fastgen.ops.arguments import has_numbers
 from fastgen.ops.autograd import backward_of, differentiable, loop
 from fastgen.ops.precision import in_float32
 from fastgen.ops.registry import Op
@@ -149,7 +150,7 @@ def _widths(u: Tensor, degrees: Sequence[Tensor]) -> list[int]:
         if of.dim() != 1 or not len(of) or (i == 0 and len(of) != features):
             wanted = f"[{features}], as u has features" if i == 0 else "[H], H at least 1"
             raise ValueError(f"degrees[{i}] has shape {tuple(of.shape)}; it must be {wanted}")
-        if not _has_numbers(of):
+        if not has_numbers(of):
             continue
         numbers = of.tolist()
         if i == 0 and sorted(numbers) != list(range(1, features + 1)):
@@ -175,10 +176,3 @@ def _vector(parameters: Tensor | Iterable[Tensor], widths: list[int]) -> Tensor:
             f"parameters has shape {tuple(parameters.shape)}; for these degrees it must be {(parameter_count(widths),)}"
         )
     return parameters
-
-
-def _has_numbers(tensor: Tensor) -> bool:
-    """Whether they can be read here and now: on the CPU, not under torch.compile or torch.func."""
-    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level():
-        return False
-    return tensor.device.type == "cpu"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
+from fastgen.ops.arguments import has_numbers
 from fastgen.reference.rq_spline import TAILS
 
 NUMBERS = "bool inverse, int tails, float left, float right, float bottom, float top, float min_width, float min_height"
@@ -67,7 +67,7 @@ def checked_numbers(
         if not (0 <= least * bins < 1 and (least_may_be_zero or least > 0)):
             lowest = "at least 0" if least_may_be_zero else "greater than 0"
             raise ValueError(f"{name} is {least}; it must be {lowest} and less than 1 / {bins}")
-    if tails != "linear" and not torch.compiler.is_compiling() and not torch._C._functorch.maybe_current_level():
+    if tails != "linear" and has_numbers(x):
         _check_inside(x, *((bottom, top) if inverse else (left, right)))
     return inverse, number, *map(float, (left, right, bottom, top, min_width, min_height))
 

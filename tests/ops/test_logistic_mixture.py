@@ -130,6 +130,12 @@ def test_wrong_arguments_are_named(change, error, message):
         logistic_mixture(**(right | change))
 
 
+def test_levels_are_read_where_that_waits_for_no_device():
+    level, parameters = torch.full((2, 3), 8, device="meta"), torch.zeros(2, 10, device="meta")
+    with fastgen.backend("reference"):
+        assert logistic_mixture(level, parameters, levels=8).shape == (2,)
+
+
 @pytest.mark.gpu
 def test_on_cuda_a_log_scale_that_is_nan_is_not_taken_for_a_small_one():
     level, parameters = torch.zeros(2, 1, dtype=torch.int64), torch.zeros(2, 3)

@@ -122,6 +122,20 @@ def test_an_interval_that_is_not_a_square():
     torch.testing.assert_close(inverse, -log_det, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("tails", ["bounded", "circular"])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_values_are_read_where_that_waits_for_no_device(tails, inverse):
+    x, parameters = made(5, tails, 1.0, 0)
+    x[::2] += 7
+    with pytest.raises(ValueError, match="x reaches from"):
+        rq_spline(x, parameters, tails=tails, inverse=inverse)
+    y, log_det = torch.func.vmap(lambda x, p: rq_spline(x, p, tails=tails, inverse=inverse))(x, parameters)
+    assert torch.equal(y[::2], x[::2])
+    assert not log_det[::2].any()
+    elsewhere, _ = rq_spline(x.to("meta"), parameters.to("meta"), tails=tails, inverse=inverse)
+    assert elsewhere.shape == x.shape
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

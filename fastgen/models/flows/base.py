@@ -14,6 +14,7 @@ from fastgen.distributions import standard_logistic_log_prob, standard_normal_lo
 from fastgen.models.base import Model, ModelConfig
 from fastgen.models.context import Condition, Context, check_context, split_context
 from fastgen.nn import FixedPointNotConverged, SolverLimitExceeded
+from fastgen.ops.arguments import has_numbers
 from fastgen.ops.philox_uniform import philox_uniform
 from fastgen.ops.seeds import fold_in
 
@@ -93,7 +94,7 @@ class FlowModel(Model):
         if not given:
             return None
         for name, value in given.items():
-            if _is_seen(value):
+            if has_numbers(value):
                 self.conditions[name].check_values(name, value)
         dtype = next(self.parameters()).dtype
         parts = [F.one_hot(given["class"], self.config.classes).to(dtype)] if "class" in given else []
@@ -230,15 +231,8 @@ class FlowModel(Model):
             raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be [N, {', '.join(map(str, shape))}]")
 
 
-def _is_seen(x: Tensor) -> bool:
-    """Whether the values can be looked at without a wait or a break of a graph."""
-    return (
-        x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch._C._functorch.maybe_current_level()
-    )
-
-
 def _check_finite(x: Tensor) -> None:
-    if _is_seen(x):
+    if has_numbers(x):
         finite = torch.isfinite(x)
         if not finite.all():
             raise ValueError(f"x has {int((~finite).sum())} values that are not finite")

@@ -1,0 +1,16 @@
+"""What the checks of arguments have in common."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether they can be read here and now: on the CPU, not under torch.compile or torch.func.
+
+    On a GPU reading would wait for the device, in every call, and rule out CUDA graphs.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level():
+        return False
+    return tensor.device.type == "cpu"
