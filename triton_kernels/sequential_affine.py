@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SAMPLES, ROWS, DEPTH, TOGETHER = 16, 16, 64, 16
-"""Of a program; of a product; summed in one step of it; degrees."""
+SAMPLES, ROWS, DEPTH, TOGETHER, REGISTERS = 16, 16, 32, 16, 255
+"""Of a program; of a product; summed in one step of it; degrees; all, for ptxas spills to get by with fewer."""
 
 
 @triton.jit
@@ -324,7 +324,7 @@ class _Stack:
 
 
 def _constants(activation: int, parameterisation: int) -> dict:
-    sizes = {"block": SAMPLES, "rows": ROWS, "depth": DEPTH, "together": TOGETHER}
+    sizes = {"block": SAMPLES, "rows": ROWS, "depth": DEPTH, "together": TOGETHER, "maxnreg": REGISTERS}
     return {"activation": activation, "parameterisation": parameterisation} | sizes
 
 
