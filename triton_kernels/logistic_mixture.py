@@ -59,8 +59,8 @@ def _of_bin(lowest, highest, inverse_scale, a, b, ea, eb, d):
 
 
 @triton.jit
-def _load(parameters, at, first, inside, kind: tl.constexpr):
-    return tl.load(parameters + at + first, mask=inside, other=0.0).to(kind)
+def _load(parameters, at, first, inside):
+    return tl.load(parameters + at + first, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -69,41 +69,41 @@ def _at_least(log_scale, least):
 
 
 @triton.jit
-def _mean(parameters, at, c: tl.constexpr, inside, x0, x1, mixtures, kind: tl.constexpr, each: tl.constexpr):
-    mean = _load(parameters, at, mixtures * (1 + c * each), inside, kind)
+def _mean(parameters, at, c: tl.constexpr, inside, x0, x1, mixtures, each: tl.constexpr):
+    mean = _load(parameters, at, mixtures * (1 + c * each), inside)
     if c == 1:
-        mean += _tanh(_load(parameters, at, mixtures * 3, inside, kind)) * x0
+        mean += _tanh(_load(parameters, at, mixtures * 3, inside)) * x0
     if c == 2:
-        mean += _tanh(_load(parameters, at, mixtures * 6, inside, kind)) * x0
-        mean += _tanh(_load(parameters, at, mixtures * 9, inside, kind)) * x1
+        mean += _tanh(_load(parameters, at, mixtures * 6, inside)) * x0
+        mean += _tanh(_load(parameters, at, mixtures * 9, inside)) * x1
     return mean
 
 
 @triton.jit
-def _level(level, rows, there, c: tl.constexpr, channels: tl.constexpr, top, kind: tl.constexpr):
+def _level(level, rows, there, c: tl.constexpr, channels: tl.constexpr, top):
     value = tl.load(level + rows * channels + c, mask=there, other=0)
-    return value.to(kind) * 2.0 / top - 1.0, value == 0, value == top
+    return value.to(tl.float32) * 2.0 / top - 1.0, value == 0, value == top
 
 
 @triton.jit
 def _mixture(
     level, parameters, rows, there, at, inside, mixtures, top, half, log_width, least,
-    channels: tl.constexpr, each: tl.constexpr, kind: tl.constexpr,
+    channels: tl.constexpr, each: tl.constexpr,
 ):  # fmt: skip
     """The terms of the sum over components relative to exp(top), their sum, and those of the logits."""
-    logits = tl.load(parameters + at, mask=inside, other=-3e38).to(kind)
+    logits = tl.load(parameters + at, mask=inside, other=-3e38).to(tl.float32)
     logits -= tl.max(logits, 1)[:, None]
     weights = tl.exp(logits)
     exponent = logits
     ratio = weights * 0.0 + 1.0
-    x0, _, _ = _level(level, rows, there, 0, channels, top, kind)
+    x0, _, _ = _level(level, rows, there, 0, channels, top)
     x1 = x0
     if channels == 3:
-        x1, _, _ = _level(level, rows, there, 1, channels, top, kind)
+        x1, _, _ = _level(level, rows, there, 1, channels, top)
     for c in tl.static_range(channels):
-        x, lowest, highest = _level(level, rows, there, c, channels, top, kind)
-        mean = _mean(parameters, at, c, inside, x0[:, None], x1[:, None], mixtures, kind, each)
-        log_scale = _at_least(_load(parameters, at, mixtures * (2 + c * each), inside, kind), least)
+        x, lowest, highest = _level(level, rows, there, c, channels, top)
+        mean = _mean(parameters, at, c, inside, x0[:, None], x1[:, None], mixtures, each)
+        log_scale = _at_least(_load(parameters, at, mixtures * (2 + c * each), inside), least)
         _, _, _, _, _, _, more, times = _bin(
             x[:, None], lowest[:, None], highest[:, None], mean, log_scale, half, log_width
         )
@@ -119,14 +119,13 @@ def logistic_mixture_kernel(
     level, parameters, log_prob, count, mixtures, top, half, log_width, least,
     channels: tl.constexpr, each: tl.constexpr, block: tl.constexpr, wide: tl.constexpr,
 ):  # fmt: skip
-    kind: tl.constexpr = tl.float64 if log_prob.dtype.element_ty == tl.float64 else tl.float32
     rows = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     there = rows < count
     m = tl.arange(0, wide)
     inside = there[:, None] & (m < mixtures)[None, :]
     at = rows[:, None] * (mixtures * (1 + channels * each)) + m[None, :]
     terms, exponent, weights, _, _ = _mixture(
-        level, parameters, rows, there, at, inside, mixtures, top, half, log_width, least, channels, each, kind
+        level, parameters, rows, there, at, inside, mixtures, top, half, log_width, least, channels, each
     )
     value = exponent + (tl.log(tl.sum(terms, 1)) - tl.log(tl.sum(weights, 1)))
     tl.store(log_prob + rows, value, mask=there)
@@ -137,23 +136,22 @@ def logistic_mixture_backward_kernel(
     grad, level, parameters, grad_parameters, count, mixtures, top, half, log_width, least,
     channels: tl.constexpr, each: tl.constexpr, block: tl.constexpr, wide: tl.constexpr,
 ):  # fmt: skip
-    kind: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
     rows = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     there = rows < count
     m = tl.arange(0, wide)
     inside = there[:, None] & (m < mixtures)[None, :]
     at = rows[:, None] * (mixtures * (1 + channels * each)) + m[None, :]
     terms, _, weights, x0, x1 = _mixture(
-        level, parameters, rows, there, at, inside, mixtures, top, half, log_width, least, channels, each, kind
+        level, parameters, rows, there, at, inside, mixtures, top, half, log_width, least, channels, each
     )
-    given = tl.load(grad + rows, mask=there, other=0.0).to(kind)[:, None]
+    given = tl.load(grad + rows, mask=there, other=0.0).to(tl.float32)[:, None]
     total = tl.sum(terms, 1)[:, None]
     posterior = given * tl.where(total > 0, terms / tl.where(total > 0, total, 1.0), 0.0)
     tl.store(grad_parameters + at, posterior - given * (weights / tl.sum(weights, 1)[:, None]), mask=inside)
     for c in tl.static_range(channels):
-        x, lowest, highest = _level(level, rows, there, c, channels, top, kind)
-        mean = _mean(parameters, at, c, inside, x0[:, None], x1[:, None], mixtures, kind, each)
-        raw = _load(parameters, at, mixtures * (2 + c * each), inside, kind)
+        x, lowest, highest = _level(level, rows, there, c, channels, top)
+        mean = _mean(parameters, at, c, inside, x0[:, None], x1[:, None], mixtures, each)
+        raw = _load(parameters, at, mixtures * (2 + c * each), inside)
         inverse_scale, a, b, ea, eb, d, _, _ = _bin(
             x[:, None], lowest[:, None], highest[:, None], mean, _at_least(raw, least), half, log_width
         )
@@ -165,12 +163,12 @@ def logistic_mixture_backward_kernel(
             grad_parameters + at + first + mixtures, tl.where(raw >= least, of_scale * posterior, 0.0), mask=inside
         )
         if c == 1:
-            shift = _tanh(_load(parameters, at, mixtures * 3, inside, kind))
+            shift = _tanh(_load(parameters, at, mixtures * 3, inside))
             tl.store(grad_parameters + at + mixtures * 3, of_mean * x0[:, None] * (1.0 - shift * shift), mask=inside)
         if c == 2:
-            shift = _tanh(_load(parameters, at, mixtures * 6, inside, kind))
+            shift = _tanh(_load(parameters, at, mixtures * 6, inside))
             tl.store(grad_parameters + at + mixtures * 6, of_mean * x0[:, None] * (1.0 - shift * shift), mask=inside)
-            shift = _tanh(_load(parameters, at, mixtures * 9, inside, kind))
+            shift = _tanh(_load(parameters, at, mixtures * 9, inside))
             tl.store(grad_parameters + at + mixtures * 9, of_mean * x1[:, None] * (1.0 - shift * shift), mask=inside)
 
 
