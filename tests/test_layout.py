@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -140,6 +141,13 @@ def test_every_file_of_a_floor_belongs_to_an_op(folder):
 
 def test_every_kernel_file_belongs_to_an_op():
     assert {p.stem.removesuffix("_simd") for p in (ROOT / "csrc" / "cpu").glob("*.cpp")} <= set(PUBLIC) | OVER_OPS
+
+
+def test_places_in_tensors_of_2_31_elements_do_not_overflow():
+    """A Triton program's number is 64 bits wide before it is multiplied or divided, or the launcher refuses them."""
+    narrow = re.compile(r"tl\.program_id\(\d\)\s*[*/%]")
+    sources = {str(p): (ROOT / p).read_text() for p in files("*.py", folders=["triton_kernels"])}
+    assert [path for path, text in sources.items() if narrow.search(text) and "1 << 31" not in text] == []
 
 
 def test_a_file_has_one_subject():

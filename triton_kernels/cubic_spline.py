@@ -89,7 +89,7 @@ def _find(
     """The bin of every element, its neighbours, the sigmoids of both ends, and where in the bin the element is."""
     j = tl.arange(0, padded)[None, :]
     inside = (j < bins) & present[:, None]
-    start = element.to(tl.int64)[:, None] * count
+    start = element[:, None] * count
     p_w = softmax(tl.load(raw + start + j, mask=inside, other=0.0).to(tl.float32), j < bins)
     p_h = softmax(tl.load(raw + start + bins + j, mask=inside, other=0.0).to(tl.float32), j < bins)
     widths = tl.where(j < bins, (right - left) * (min_width + (1.0 - min_width * bins) * p_w), 0.0)
@@ -110,7 +110,7 @@ def _find(
     s_after = tl.where(last, h, at(heights, following, j)) / w_after
     x0 = (left + before(widths, bin, j)).to(tl.float32)
     y0 = (bottom + before(heights, bin, j)).to(tl.float32)
-    ends = raw + element.to(tl.int64) * count + 2 * bins
+    ends = raw + element * count + 2 * bins
     part0 = sigmoid(tl.load(ends, mask=present & first, other=0.0).to(tl.float32))
     part1 = sigmoid(tl.load(ends + 1, mask=present & last, other=0.0).to(tl.float32))
     inner0, _, _, _, _ = _joint(w_before, s_before, w, s)
@@ -130,7 +130,7 @@ def cubic_spline_kernel(
     inverse: tl.constexpr, circular: tl.constexpr, bins: tl.constexpr, padded: tl.constexpr, count: tl.constexpr,
     steps: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    element = tl.program_id(0) * block + tl.arange(0, block)
+    element = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     present = element < elements
     given = tl.load(x + element, mask=present, other=0.0).to(tl.float32)
     _, is_in, _, _, w, h, x0, y0, s, _, _, _, _, _, _, d0, d1, t = _find(
@@ -164,7 +164,7 @@ def cubic_spline_backward_kernel(
     inverse: tl.constexpr, circular: tl.constexpr, bins: tl.constexpr, padded: tl.constexpr, count: tl.constexpr,
     steps: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    element = tl.program_id(0) * block + tl.arange(0, block)
+    element = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     present = element < elements
     given = tl.load(x + element, mask=present, other=0.0).to(tl.float32)
     bin, is_in, p_w, p_h, w, _, _, _, s, w_before, s_before, w_after, s_after, part0, part1, d0, d1, t = _find(
@@ -199,7 +199,7 @@ def cubic_spline_backward_kernel(
     of_w += of_d0 * tl.where(first, 0.0, w0_here) + of_d1 * tl.where(last, 0.0, w1_here)
     of_h = of_y * t * t * (3.0 - 2.0 * t) + of_s / w
     j = tl.arange(0, padded)[None, :]
-    start = element.to(tl.int64)[:, None] * count
+    start = element[:, None] * count
     inside = (j < bins) & present[:, None]
     of_w_before = of_d0 * w0_before - of_s_before * s_before / w_before
     of_w_after = of_d1 * w1_after - of_s_after * s_after / w_after
@@ -208,7 +208,7 @@ def cubic_spline_backward_kernel(
     g = _softmax_backward(p_h, j, bin, previous, following, of_y, of_s_before / w_before, of_h, of_s_after / w_after)
     tl.store(grad_parameters + start + bins + j, (top - bottom) * (1.0 - min_height * bins) * g, mask=inside)
     if not circular:
-        ends = grad_parameters + element.to(tl.int64) * count + 2 * bins
+        ends = grad_parameters + element * count + 2 * bins
         part = 3.0 * s * (1.0 - 2.0 * LEAST)
         tl.store(ends, tl.where(first, of_d0 * part * part0 * (1.0 - part0), 0.0), mask=present)
         tl.store(ends + 1, tl.where(last, of_d1 * part * part1 * (1.0 - part1), 0.0), mask=present)

@@ -118,8 +118,13 @@ def _solve(
     transposed: bool = False,
     between: Tensor | None = None,
 ) -> Tensor:
-    solved = torch.empty_like(given)
     samples, channels, positions = given.shape
+    if channels * max(channels, positions) >= 1 << 31:
+        raise ValueError(
+            f"a sample has {channels} channels and {positions} positions; the kernel on the GPU takes fewer than 2**31 "
+            "elements a sample and a matrix"
+        )
+    solved = torch.empty_like(given)
     count = samples * positions
     if count:
         lu_conv1x1_kernel[(triton.cdiv(count, POSITIONS),)](

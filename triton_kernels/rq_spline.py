@@ -51,7 +51,7 @@ def _find(
     """The bin of every element, and where in it the element is."""
     j = tl.arange(0, padded)[None, :]
     inside = (j < bins) & present[:, None]
-    start = element.to(tl.int64)[:, None] * count
+    start = element[:, None] * count
     p_w = softmax(tl.load(raw + start + j, mask=inside, other=0.0).to(tl.float32), j < bins)
     p_h = softmax(tl.load(raw + start + bins + j, mask=inside, other=0.0).to(tl.float32), j < bins)
     widths = tl.where(j < bins, (right - left) * (min_width + (1.0 - min_width * bins) * p_w), 0.0)
@@ -66,7 +66,7 @@ def _find(
     w, h = at(widths, bin, j), at(heights, bin, j)
     x0 = (left + before(widths, bin, j)).to(tl.float32)
     y0 = (bottom + before(heights, bin, j)).to(tl.float32)
-    derivatives = raw + element.to(tl.int64) * count + 2 * bins
+    derivatives = raw + element * count + 2 * bins
     if tails == 1:
         first, second, has_first, has_second = bin - 1, bin, bin > 0, bin < bins - 1
     else:
@@ -102,7 +102,7 @@ def rq_spline_kernel(
     inverse: tl.constexpr, tails: tl.constexpr, bins: tl.constexpr, padded: tl.constexpr, count: tl.constexpr,
     block: tl.constexpr,
 ):  # fmt: skip
-    element = tl.program_id(0) * block + tl.arange(0, block)
+    element = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     present = element < elements
     given = tl.load(x + element, mask=present, other=0.0).to(tl.float32)
     _, is_in, _, _, w, h, x0, y0, d0, d1, _, _, _, _, s, bend, t = _find(
@@ -127,7 +127,7 @@ def rq_spline_backward_kernel(
     inverse: tl.constexpr, tails: tl.constexpr, bins: tl.constexpr, padded: tl.constexpr, count: tl.constexpr,
     block: tl.constexpr,
 ):  # fmt: skip
-    element = tl.program_id(0) * block + tl.arange(0, block)
+    element = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     present = element < elements
     given = tl.load(x + element, mask=present, other=0.0).to(tl.float32)
     bin, is_in, p_w, p_h, w, h, _, _, d0, d1, raw0, raw1, has_first, has_second, s, bend, t = _find(
@@ -159,7 +159,7 @@ def rq_spline_backward_kernel(
     of_x0, of_w = -of_t / w, -of_t * t / w - of_s * s / w
     of_h, of_y0 = of_y * num / den + of_s / w, of_y
     j = tl.arange(0, padded)[None, :]
-    start = element.to(tl.int64)[:, None] * count
+    start = element[:, None] * count
     inside = (j < bins) & present[:, None]
     is_before, here = j < bin[:, None], j == bin[:, None]
     g = tl.where(is_before, of_x0[:, None], tl.where(here, of_w[:, None], 0.0))
@@ -226,7 +226,7 @@ def compiled(forward, backward, numbers: tuple[str, ...], constants: list[dict])
         forward: ("y", "log_det", "x", "parameters"),
         backward: ("grad_x", "grad_parameters", "grad_y", "grad_log_det", "x", "parameters"),
     }
-    types = {"elements": "i32"} | dict.fromkeys(numbers, "fp32")
+    types = {"elements": "i64"} | dict.fromkeys(numbers, "fp32")
     return [(kernel, dict.fromkeys(names, "*fp32") | types, c) for kernel, names in tensors.items() for c in constants]
 
 

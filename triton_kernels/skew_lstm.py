@@ -34,7 +34,7 @@ def _tanh(x):
 def _places(step, samples, hidden, steps, positions, block: tl.constexpr):
     """Of the elements [hidden, samples, positions]: place in a product, position, place in [N, H, R, L], of gate i."""
     e = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    width = samples * positions
+    width = samples.to(tl.int64) * positions
     unit, place = e // width, e % width
     n, position = place // positions, place % positions
     in_steps = ((n * hidden + unit) * steps + step) * positions + position

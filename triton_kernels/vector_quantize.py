@@ -66,6 +66,8 @@ def vector_quantize(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
     """See ``fastgen.ops.vector_quantize``. The sums are added in no fixed order."""
     x, codebook = x.contiguous(), codebook.contiguous()
     rows, (count, width) = x.shape[0], codebook.shape
+    if rows > (1 << 31) - ROWS:  # 64 bits for the row's number spill registers
+        raise ValueError(f"x has {rows} rows; the kernel on the GPU takes {(1 << 31) - ROWS} at most")
     codes, quantized = x.new_empty(rows, dtype=torch.int64), torch.empty_like(x)
     counts, sums = x.new_zeros(count), torch.zeros_like(codebook)
     if rows:

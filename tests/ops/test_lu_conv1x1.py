@@ -202,6 +202,16 @@ def test_wrong_arguments_are_named(changed, error, words, inverse):
         lu_conv1x1(**VALID | changed, inverse=inverse)
 
 
+@pytest.mark.parametrize(("channels", "positions"), [(2, 1 << 30), (46341, 1)])
+def test_the_triton_kernel_refuses_samples_that_its_offsets_do_not_reach(channels, positions):
+    pytest.importorskip("triton")
+    from fastgen.triton_kernels.lu_conv1x1 import lu_conv1x1 as launch
+
+    y, square = torch.empty(1, channels, positions, device="meta"), torch.empty(channels, channels, device="meta")
+    with pytest.raises(ValueError, match=f"{channels} channels and {positions} positions.*fewer than 2\\*\\*31"):
+        launch(y, square[0].long(), square, square, square[0], square[0])
+
+
 @pytest.mark.needs_extension
 def test_the_op_itself_refuses_a_permutation_that_leaves_memory():
     y, square, vector = torch.zeros(1, 3, 2), torch.zeros(3, 3), torch.ones(3)

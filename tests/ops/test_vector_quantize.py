@@ -132,6 +132,14 @@ def test_vmap_and_compile():
     )
 
 
+def test_the_triton_kernel_refuses_more_rows_than_it_counts():
+    pytest.importorskip("triton")
+    from fastgen.triton_kernels.vector_quantize import vector_quantize as launch
+
+    with pytest.raises(ValueError, match="x has 2147483648 rows"):
+        launch(torch.empty(1 << 31, 1, device="meta"), torch.empty(2, 1, device="meta"))
+
+
 @pytest.mark.parametrize(
     ("x", "codebook", "error", "message"),
     [
