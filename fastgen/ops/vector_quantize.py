@@ -49,11 +49,12 @@ def vector_quantize(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
     Returns:
         codes int64 [N]; the codes themselves, e[codes], [N, D] of x's dtype; how many rows chose each code [K]; the sum
         of those rows [K, D]. The last two are float32 for inputs of 32 bits or fewer, else float64. A row with a NaN is
-        near to nothing: which code it gets is not defined.
+        near to nothing: which code it gets is not defined, nor where ``x[n] . e[k]`` or ``|e[k]|^2`` overflows, as
+        float32 does with numbers of some 1e19.
 
     Raises:
         TypeError: x or codebook is not floating point.
-        ValueError: shapes that do not fit, no codes.
+        ValueError: shapes that do not fit, no codes; on a GPU, 2**31 rows.
 
     Reference: van den Oord, Vinyals, Kavukcuoglu, "Neural discrete representation learning", NeurIPS 2017.
 
