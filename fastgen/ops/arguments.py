@@ -14,3 +14,9 @@ def has_numbers(tensor: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level():
         return False
     return tensor.device.type == "cpu"
+
+
+def check_device(name: str, tensor: Tensor, wanted_of: str, wanted: torch.device) -> None:
+    """ValueError for a tensor that is not on the device of the argument ``wanted_of``."""
+    if tensor.device != wanted:
+        raise ValueError(f"{name} is on {tensor.device}; it must be on the device of {wanted_of}, {wanted}")

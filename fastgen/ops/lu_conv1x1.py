@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgen.ops.arguments import has_numbers
+from fastgen.ops.arguments import check_device, has_numbers
 from fastgen.ops.autograd import backward_of, differentiable, loop
 from fastgen.ops.precision import in_float32
 from fastgen.ops.registry import Op
@@ -78,7 +78,8 @@ def lu_conv1x1(
 
     Raises:
         TypeError: a tensor that is not floating point, a permutation that is not int64.
-        ValueError: shapes that do not fit; on the CPU, a permutation that is none.
+        ValueError: shapes that do not fit, tensors on two devices; on the CPU, a permutation that is none; on a GPU,
+            from the inverse, 2**31 elements a sample.
 
     Reference: Kingma, Dhariwal, "Glow: generative flow with invertible 1x1 convolutions", NeurIPS 2018.
 
@@ -146,6 +147,7 @@ def _check(
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}; for x of shape {tuple(x.shape)} it must be {wanted}"
             )
+        check_device(name, tensor, "x", x.device)
     if permutation.dtype != torch.int64:
         raise TypeError(f"permutation has dtype {permutation.dtype}; it must be int64")
     if has_numbers(permutation) and sorted(permutation.tolist()) != list(range(channels)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastgen.ops.arguments import check_device
 from fastgen.ops.registry import Op
 from fastgen.reference import philox_uniform as reference
 
@@ -71,8 +72,5 @@ def philox_uniform(seed: int, samples: Tensor, positions: Tensor, channel: int, 
             raise TypeError(f"{name} has dtype {tensor.dtype}; it must be torch.int64")
         if tensor.ndim != 1:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be one-dimensional")
-    if samples.device != positions.device:
-        raise ValueError(
-            f"positions are on {positions.device}; they must be on the device of samples, {samples.device}"
-        )
+    check_device("positions", positions, "samples", samples.device)
     return OP(seed, samples, positions, channel, draw)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fastgen.ops.arguments import has_numbers
+from fastgen.ops.arguments import check_device, has_numbers
 from fastgen.ops.autograd import backward_of, differentiable, loop
 from fastgen.ops.precision import in_float32
 from fastgen.ops.registry import Op
@@ -100,7 +100,7 @@ def sequential_affine(
 
     Raises:
         TypeError: a tensor that is not floating point; degrees that are not int64.
-        ValueError: an unknown name, shapes or numbers that do not fit.
+        ValueError: an unknown name, shapes or numbers that do not fit, tensors on two devices.
 
     References: Papamakarios, Pavlakou, Murray, "Masked autoregressive flow for density estimation", NeurIPS 2017;
     Germain, Gregor, Murray, Larochelle, "MADE", ICML 2015; Kingma et al., "Improved variational inference with inverse
@@ -130,6 +130,7 @@ def sequential_affine(
     for name, tensor in (("u", u), ("parameters", vector), ("context", offset)):
         if not tensor.is_floating_point():
             raise TypeError(f"{name} has dtype {tensor.dtype}; it must be floating point")
+        check_device(name, tensor, "u", u.device)
     names = list(ACTIVATIONS).index(activation), PARAMETERISATIONS.index(parameterisation)
     x, log_det = _call(*in_float32(u, offset, vector), torch.cat(list(degrees)), widths, *names, min_scale, bound)
     return x.to(u.dtype), log_det
@@ -150,6 +151,7 @@ def _widths(u: Tensor, degrees: Sequence[Tensor]) -> list[int]:
         if of.dim() != 1 or not len(of) or (i == 0 and len(of) != features):
             wanted = f"[{features}], as u has features" if i == 0 else "[H], H at least 1"
             raise ValueError(f"degrees[{i}] has shape {tuple(of.shape)}; it must be {wanted}")
+        check_device(f"degrees[{i}]", of, "u", u.device)
         if not has_numbers(of):
             continue
         numbers = of.tolist()

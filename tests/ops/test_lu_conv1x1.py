@@ -194,6 +194,8 @@ VALID = {
         ({"sign": torch.ones(3, dtype=torch.int64)}, TypeError, "sign has dtype"),
         ({"bias": torch.zeros(3, 1)}, ValueError, "bias has shape"),
         ({"log_scale": torch.zeros(1)}, ValueError, "log_scale has shape"),
+        ({"permutation": torch.arange(3, device="meta")}, ValueError, "permutation is on meta.* of x, cpu"),
+        ({"bias": torch.zeros(3, device="meta")}, ValueError, "bias is on meta"),
     ],
 )
 @pytest.mark.parametrize("inverse", [False, True])

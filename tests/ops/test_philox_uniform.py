@@ -173,7 +173,7 @@ def test_is_declared_not_differentiable():
         ({"draw": 1 << 16}, ValueError, "draw is 65536"),
         ({"samples": torch.zeros(2)}, TypeError, "samples has dtype torch.float32"),
         ({"positions": torch.zeros(2, 2, dtype=torch.int64)}, ValueError, r"positions has shape \(2, 2\)"),
-        ({"positions": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, "positions are on meta"),
+        ({"positions": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, "positions is on meta"),
     ],
 )
 def test_wrong_arguments_are_named(change, error, message):

@@ -242,6 +242,12 @@ def test_degrees_of_a_layer_by_default():
         ({"degrees": [torch.arange(3), torch.zeros(4, dtype=torch.int64)]}, ValueError, "every number from 1 to 3"),
         ({"degrees": [torch.arange(3) + 1, torch.full((4,), 5)]}, ValueError, r"degrees\[1\] reaches from 5 to 5"),
         ({"degrees": [torch.arange(3) + 1, torch.zeros(4)]}, TypeError, r"degrees\[1\] has dtype"),
+        (
+            {"degrees": [torch.arange(3) + 1, torch.zeros(4, dtype=torch.int64, device="meta")]},
+            ValueError,
+            r"degrees\[1\] is on meta.* of u, cpu",
+        ),
+        ({"context": torch.zeros(2, 4, device="meta")}, ValueError, "context is on meta"),
     ],
 )
 def test_wrong_arguments_are_named(changed, error, words):
