@@ -11,7 +11,7 @@ from fastgen.ops.field import Field
 from fastgen.reference.hutchinson_trace import CONV
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ConvField(Field):
     """x [N, C, H, W] to the same shape through convolutions with an activation between them, at least one.
 

@@ -102,7 +102,7 @@ def _compiled(device: str) -> bool:
     return all(op.refusal("cpu", device) is None for op in _KERNELS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DenseField(Field):
     """x [N, D] to [N, D] through affine maps with an activation between them, at least one.
 

@@ -22,6 +22,14 @@ def test_the_closed_form_is_exact_and_chosen_by_name():
         torch.testing.assert_close(trace, jacobian(field, x).diagonal(dim1=1, dim2=2).sum(1))
 
 
+def test_a_field_equals_itself_alone():
+    weights, biases = [torch.ones(2, 2), torch.ones(2, 2)], [torch.zeros(2), torch.zeros(2)]
+    field, other = (DenseField(weights, biases, "tanh") for _ in range(2))
+    assert field == field
+    assert field != other
+    assert len({field, other}) == 2
+
+
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian", "hutch++", "exact"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
