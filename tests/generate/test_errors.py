@@ -226,6 +226,7 @@ MASK = torch.zeros(2, 1, 9, 7, dtype=torch.bool)
         ({"temperature": 0.0}, "temperature is 0.0; it must be a finite number above 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": 1e-320}, "temperature is 1e-320; it must be 1.2e-38 or more"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"top_k": -1}, "top_k is -1"),
