@@ -118,11 +118,16 @@ def test_a_state_that_is_copied_can_be_rewound():
 def test_wrong_uses_are_refused(tmp_path):
     compiled = sampler("masked_stack")
     state = compiled.start(2, seed=0)
-    for indices in ([], [2], [-1], [0, 5]):
+    for indices in ([], [2], [-1], [0, 5], [0.5], [True], 0, [[0]]):
         with pytest.raises(ValueError, match=r"indices must be one or more of 0 \.\. 1, got"):
             state.fork(indices)
-    with pytest.raises(ValueError, match="steps must be 0 or more, got -1"):
-        compiled.advance(state, -1)
+    for steps in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"steps must be an integer, 0 or more, got {steps}"):
+            compiled.advance(state, steps)
+    for first in (-1, 0.5, 2**48):
+        for use in (lambda first: compiled.start(1, first_sample=first), lambda first: state.fork([0], False, first)):
+            with pytest.raises(ValueError, match=rf"first_sample must be an integer in 0 \.\. \d+, got {first}"):
+                use(first)
     state.save(tmp_path / "state.safetensors")
     with pytest.raises(ValueError, match="is a state of another program"):
         sampler("causal_unet").load_state(tmp_path / "state.safetensors")
