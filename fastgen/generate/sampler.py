@@ -328,7 +328,7 @@ class Sampler:
         """A sampler from ``save``'s file. It has no module: ``sample_naive``, ``log_prob`` and ``refresh`` raise.
 
         Raises:
-            ValueError: the machine or the number of threads is none that there is.
+            ValueError: the file holds no sampler; the machine or the number of threads is none that there is.
         """
         program, saved = Program.load(path)
         sampler = cls.__new__(cls)
@@ -346,7 +346,7 @@ class Sampler:
         """The state that ``State.save`` wrote with this sampler's program.
 
         Raises:
-            ValueError: the file holds a state of another program.
+            ValueError: the file holds no state, or one of another program.
         """
         return load_state(path, self)
 

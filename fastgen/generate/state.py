@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, safe_open, save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastgen.generate.arguments import as_tensor
+from fastgen.generate.program import read_metadata
 from fastgen.generate.run import Run, sample_indices
 
 if TYPE_CHECKING:
@@ -76,10 +77,12 @@ def load_state(path, sampler: Sampler) -> State:
     """The state that ``State.save`` wrote with the program of ``sampler``.
 
     Raises:
-        ValueError: the file holds a state of another program.
+        ValueError: the file holds no state, or one of another program.
     """
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
+    metadata = read_metadata(path)
+    if "state" not in metadata:
+        held = "a sampler, which Sampler.load reads" if "program" in metadata else "none"
+        raise ValueError(f"{path} must hold a state, as State.save writes it, got {held}")
     if metadata.get("program") != sampler.fingerprint:
         raise ValueError(
             f"{path} is a state of another program ({metadata.get('program')}); this one is {sampler.fingerprint}"

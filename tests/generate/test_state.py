@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+import fastgen
 from tests.generate.compiled import CASES, case, sampler
 
 NAMES = [
@@ -131,3 +133,21 @@ def test_wrong_uses_are_refused(tmp_path):
     state.save(tmp_path / "state.safetensors")
     with pytest.raises(ValueError, match="is a state of another program"):
         sampler("causal_unet").load_state(tmp_path / "state.safetensors")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    compiled, path = sampler("masked_stack"), tmp_path / "file.safetensors"
+    compiled.save(path)
+    with pytest.raises(ValueError, match=r"must hold a state, .* got a sampler, which Sampler\.load reads"):
+        compiled.load_state(path)
+    compiled.start(1).save(path)
+    with pytest.raises(ValueError, match=r"must hold a sampler, .* got a state, which load_state reads"):
+        fastgen.Sampler.load(path)
+    save_file({"weight": torch.zeros(2)}, path)
+    for load, wanted in ((fastgen.Sampler.load, "a sampler"), (compiled.load_state, "a state")):
+        with pytest.raises(ValueError, match=rf"must hold {wanted}, .* got none"):
+            load(path)
+    path.write_text("no tensors")
+    for load in (fastgen.Sampler.load, compiled.load_state):
+        with pytest.raises(ValueError, match="is no safetensors file"):
+            load(path)
