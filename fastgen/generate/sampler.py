@@ -45,10 +45,11 @@ class Sampler:
         head: how outputs are read, scored and drawn; see ``fastgen.heads``.
         order: "raster", "raster-subpixel", "time", "features", or the positions in the order in which they are drawn.
         weights: "float32", or "bfloat16" or "int8": rounded weights, an approximation.
-        predicts: "same" where output t scores element t, "next" where it scores element t + 1; then the network first
-            reads ``start``.
+        predicts: "same" where output t scores element t, "next" (orders "time" and "raster" only) where it scores
+            element t + 1; then the network first reads ``start``.
         adapter: applied to the module's output, to bring it to a layout that the head reads.
-        example_context: a context (or dict of contexts) of any batch size, if the module takes one.
+        example_context: a context (or dict of contexts) of any batch size, if the module takes one: ``[N]`` or
+            ``[N, C]``, or what has positions ``[N, C, F]`` (F frames of a sequence), ``[N, C, H, W]``.
         start: the input value before the first element, for ``predicts="next"``.
         machine: "cpu" or "reference"; by default "cpu" where the compiled extension is there.
         threads: threads of the cpu machine; by default PyTorch's number.
