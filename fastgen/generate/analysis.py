@@ -121,6 +121,16 @@ def _pieces(graph: Graph, table: Tensor) -> list[Piece]:
     return pieces
 
 
+def check_start(traced: Traced, start: float) -> None:
+    """Raises ValueError where the network looks up the event's values in a table that has no row ``start``."""
+    for node in traced.graph.nodes:
+        for term in [t for run in node.runs for t in run.terms or () if t.index and t.piece.node is traced.input]:
+            rows = len(term.weight_rows)
+            if start not in range(rows):
+                allowed = f"a whole number in 0 .. {rows - 1}, the rows of {node.name}, {node.where}"
+                raise ValueError(f"start must be {allowed}, got {start}")
+
+
 # ---- causality
 
 

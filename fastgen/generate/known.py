@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from fastgen.generate.arguments import as_tensor
 from fastgen.generate.heads import Head
 from fastgen.generate.orders import Order
 
@@ -17,6 +18,7 @@ def given_levels(head: Head, levels: Tensor, batch: int, name: str, shape: Seque
     Raises:
         ValueError: the shape is another, or a level is none of the head's; ``name`` is what the message calls them.
     """
+    levels = as_tensor(name, levels)
     if tuple(levels.shape[1:]) != tuple(shape) or levels.shape[0] not in (1, batch):
         raise ValueError(
             f"{name} must have shape [{batch} or 1, {', '.join(map(str, shape))}], got {list(levels.shape)}"
@@ -37,6 +39,7 @@ def known_levels(
         return None, None
     if known is None or mask is None:
         raise ValueError("known and known_mask go together; one of them is missing")
+    mask = as_tensor("known_mask", mask)
     sizes = ", ".join(map(str, event_shape))
     if mask.dtype != torch.bool or mask.dim() != len(event_shape) + 1:
         raise ValueError(f"known_mask must be boolean [N, {sizes}], got {mask.dtype} {list(mask.shape)}")

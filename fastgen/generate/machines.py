@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 import fastgen
+from fastgen.generate.arguments import check_integer
 from fastgen.generate.heads import Head
 from fastgen.generate.program import Program
 
@@ -15,11 +16,7 @@ def check_threads(threads: int | None) -> int:
     Raises:
         ValueError: it is no integer, or below 1.
     """
-    if threads is None:
-        return torch.get_num_threads()
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"threads must be an integer, 1 or more, got {threads!r}")
-    return threads
+    return torch.get_num_threads() if threads is None else check_integer("threads", threads, 1)
 
 
 def default_machine() -> str:

@@ -45,6 +45,7 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, safe_open, save_file
 
 PROLOGUE, ROW, PIXEL = 0, 1, 2
@@ -227,9 +228,11 @@ class Program:
 
     @classmethod
     def load(cls, path) -> tuple[Program, dict]:
-        with safe_open(path, "pt") as file:
-            metadata = json.loads(file.metadata()["program"])
-        return cls.from_tensors(load_file(path)), metadata
+        metadata = read_metadata(path)
+        if "program" not in metadata or "state" in metadata:
+            held = "a state, which load_state reads" if "state" in metadata else "none"
+            raise ValueError(f"{path} must hold a sampler, as Sampler.save writes it, got {held}")
+        return cls.from_tensors(load_file(path)), json.loads(metadata["program"])
 
     @property
     def fingerprint(self) -> str:
@@ -242,6 +245,15 @@ class Program:
 
     def tables(self) -> dict[str, np.ndarray]:
         return {name: tensor.numpy() for name, tensor in self.to_tensors().items()}
+
+
+def read_metadata(path) -> dict[str, str]:
+    """What a safetensors file says of itself; raises ValueError where it is no such file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from error
 
 
 _RECORDS = {

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from fastgen.generate.arguments import check_integer
 
 
 @dataclass
@@ -42,7 +45,12 @@ class Run:
 
 def check_batch(batch: int, seed: int) -> None:
     """Raises ValueError unless ``batch`` is an integer, 1 or more, and ``seed`` one in ``0 .. 2**63 - 1``."""
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise ValueError(f"the number of samples must be an integer, 1 or more, got {batch!r}")
+    check_integer("the number of samples", batch, 1)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an integer in 0 .. 2**63 - 1, got {seed!r}")
+
+
+def sample_indices(first: int, count: int) -> Tensor:
+    """``first, first + 1, ...``; raises ValueError unless all are sample indices of the noise."""
+    check_integer("first_sample", first, 0, (1 << 48) - count)
+    return torch.arange(first, first + count)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.eval_mode import eval_mode
+from fastgen.generate.analysis import check_start
+from fastgen.generate.arguments import as_tensor, check_integer, finite_number
 from fastgen.generate.compile import Compiled, compile_module, refreshed
 from fastgen.generate.contexts import ContextLayout, context_leaves, position_major
 from fastgen.generate.errors import CompileError
@@ -20,7 +22,7 @@ from fastgen.generate.naive import sample_naive
 from fastgen.generate.orders import event_grid, make_order
 from fastgen.generate.program import Program
 from fastgen.generate.progress import progress_bar
-from fastgen.generate.run import Run, check_batch
+from fastgen.generate.run import Run, check_batch, sample_indices
 from fastgen.generate.state import State, load_state
 
 WEIGHTS = ("float32", "bfloat16", "int8")
@@ -43,10 +45,11 @@ class Sampler:
         head: how outputs are read, scored and drawn; see ``fastgen.heads``.
         order: "raster", "raster-subpixel", "time", "features", or the positions in the order in which they are drawn.
         weights: "float32", or "bfloat16" or "int8": rounded weights, an approximation.
-        predicts: "same" where output t scores element t, "next" where it scores element t + 1; then the network first
-            reads ``start``.
+        predicts: "same" where output t scores element t, "next" (orders "time" and "raster" only) where it scores
+            element t + 1; then the network first reads ``start``.
         adapter: applied to the module's output, to bring it to a layout that the head reads.
-        example_context: a context (or dict of contexts) of any batch size, if the module takes one.
+        example_context: a context (or dict of contexts) of any batch size, if the module takes one: ``[N]`` or
+            ``[N, C]``, or what has positions ``[N, C, F]`` (F frames of a sequence), ``[N, C, H, W]``.
         start: the input value before the first element, for ``predicts="next"``.
         machine: "cpu" or "reference"; by default "cpu" where the compiled extension is there.
         threads: threads of the cpu machine; by default PyTorch's number.
@@ -87,12 +90,14 @@ class Sampler:
         if predicts == "next" and self.order.name not in ("time", "raster"):
             raise ValueError(f"predicts='next' needs order 'time' or 'raster', got {self.order.name!r}")
         self.module, self.head = module, head.resolve(self.event_shape)
-        self.predicts, self.adapter, self.start_value = predicts, adapter, float(start)
+        self.predicts, self.adapter, self.start_value = predicts, adapter, finite_number("start", start)
         self.weights, self.threads = weights, check_threads(threads)
         self.layout = ContextLayout(example_context) if example_context is not None else None
         self._finish(
             compile_module(module, self.event_shape, self.head, order, predicts, adapter, self.layout), machine
         )
+        if predicts == "next":
+            check_start(self.compiled.analysis.traced, self.start_value)
 
     def _finish(self, compiled: Compiled, machine: str | None) -> None:
         self.compiled = compiled
@@ -169,10 +174,10 @@ class Sampler:
         """
         if self.order.name != "time":
             raise ValueError(f"stream needs order 'time'; this sampler has order {self.order.name!r}")
-        if chunk < 1:
-            raise ValueError(f"chunk must be 1 or more, got {chunk}")
-        given = 0 if prompt is None else prompt.shape[-1]
-        total = self.program.steps if steps is None else given + steps
+        check_integer("chunk", chunk, 1)
+        prompt = None if prompt is None else as_tensor("prompt", prompt)
+        given = 0 if prompt is None or not prompt.dim() else prompt.shape[-1]
+        total = self.program.steps if steps is None else given + check_integer("steps", steps, 1)
         if not 0 < total <= self.program.steps:
             raise ValueError(f"steps must be 1 .. {self.program.steps - given}, got {steps}")
         channels = self.order.steps.shape[0]
@@ -224,10 +229,9 @@ class Sampler:
         """Go ``steps`` further (to the end at most), in place; returns ``state``.
 
         Raises:
-            ValueError: ``steps`` is negative.
+            ValueError: ``steps`` is no integer, or negative.
         """
-        if steps < 0:
-            raise ValueError(f"steps must be 0 or more, got {steps}")
+        check_integer("steps", steps, 0)
         end = min(state.step + steps, self.steps)
         bar = progress_bar(end - state.step, "generating") if progress else None
         part = max(1, (end - state.step) // _PROGRESS_PARTS) if progress else end
@@ -325,7 +329,7 @@ class Sampler:
         """A sampler from ``save``'s file. It has no module: ``sample_naive``, ``log_prob`` and ``refresh`` raise.
 
         Raises:
-            ValueError: the machine or the number of threads is none that there is.
+            ValueError: the file holds no sampler; the machine or the number of threads is none that there is.
         """
         program, saved = Program.load(path)
         sampler = cls.__new__(cls)
@@ -343,7 +347,7 @@ class Sampler:
         """The state that ``State.save`` wrote with this sampler's program.
 
         Raises:
-            ValueError: the file holds a state of another program.
+            ValueError: the file holds no state, or one of another program.
         """
         return load_state(path, self)
 
@@ -370,7 +374,7 @@ class Sampler:
             state=torch.zeros(batch, stride),
             contexts=[position_major(leaf) for leaf in leaves],
             seed=seed,
-            samples=torch.arange(first_sample, first_sample + batch),
+            samples=sample_indices(first_sample, batch),
             levels=torch.zeros(batch, channels, window or positions) if known is None else known,
             known=known_mask,
             log_prob=torch.zeros(batch, dtype=torch.float64) if log_prob else None,

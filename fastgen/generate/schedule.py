@@ -84,7 +84,34 @@ class Scheduler:
                     for piece in run.pieces():
                         sound = sound and self._computed(piece, rows, lattice.phases)
                     if not sound:
-                        raise CompileError(f"the schedule is not sound at {placed.node.name}, {placed.node.where}")
+                        raise self._unplaced(placed.node)
+
+    def _unplaced(self, node: Node) -> CompileError:
+        """The error for a node without a schedule, with the use of a context or of positions that may be the reason."""
+        across = [p.node for run in node.runs for p in run.pieces() if p.node.kind == "context" and p.varies]
+        if across:
+            reason = (
+                f"it reads the channels of context {across[0].context}, one a position. A context with a value for "
+                "every position must be [N, C, *positions], its frames the last dimension"
+            )
+        else:
+            reader = self._contracted_at(node)
+            read = f" (summed at {reader.name}, {reader.where})" if reader is not None else ""
+            reason = (
+                f"its cells{read} do not keep one distance from the steps of the order. A layer with a weight for "
+                "every pair of positions (a matrix along the sequence, as in gMLP) is not supported"
+            )
+        return CompileError(f"no regular schedule was found for {node.name}, {node.where}: {reason}")
+
+    def _contracted_at(self, node: Node) -> Node | None:
+        """The first contraction that reads the node, or what is computed of it."""
+        derived = {node}
+        for other in self.graph.nodes[node.index + 1 :]:
+            if any(piece.node in derived for run in other.runs for piece in run.pieces()):
+                if any(run.terms is not None for run in other.runs):
+                    return other
+                derived.add(other)
+        return None
 
     def _computed(self, piece: Piece, rows: np.ndarray, phases: np.ndarray) -> bool:
         if piece.node.kind != "computed":
@@ -203,10 +230,7 @@ class Scheduler:
             early = self._fit(placed, run, live, ready, np.minimum(need, wish)[live])
             lattices = early if early is not None and len(early) <= len(lattices) else lattices
         if lattices is None:
-            raise CompileError(
-                f"no regular schedule was found for {placed.node.name}, {placed.node.where}: its cells do not keep one "
-                "distance from the steps of the order"
-            )
+            raise self._unplaced(placed.node)
         for lattice in lattices:
             rows = placed.row[lattice.positions]
             starts = self._row_starts(lattice) if run.terms is not None else None

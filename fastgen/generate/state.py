@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, safe_open, save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastgen.generate.run import Run
+from fastgen.generate.arguments import as_tensor
+from fastgen.generate.program import read_metadata
+from fastgen.generate.run import Run, sample_indices
 
 if TYPE_CHECKING:
     from fastgen.generate.sampler import Sampler
@@ -44,17 +46,17 @@ class State:
         use), so that forks of one state differ; ``same_noise=True`` keeps the indices of their origins.
 
         Raises:
-            ValueError: an index is outside the batch.
+            ValueError: an index is outside the batch, or ``first_sample`` is no sample index.
         """
-        bad = [i for i in indices if not 0 <= i < self.batch]
-        if bad or not len(indices):
-            raise ValueError(f"indices must be one or more of 0 .. {self.batch - 1}, got {list(indices)}")
-        chosen = torch.tensor(list(indices))
+        chosen = as_tensor("indices", indices)
+        listed = chosen.dim() == 1 and len(chosen) and not chosen.is_floating_point() and chosen.dtype != torch.bool
+        if not listed or chosen.min() < 0 or chosen.max() >= self.batch:
+            raise ValueError(f"indices must be one or more of 0 .. {self.batch - 1}, got {indices!r}")
+        chosen = chosen.long()
         run = self.run
         samples = run.samples[chosen]
         if not same_noise:
-            first = int(run.samples.max()) + 1 if first_sample is None else first_sample
-            samples = torch.arange(first, first + len(chosen))
+            samples = sample_indices(int(run.samples.max()) + 1 if first_sample is None else first_sample, len(chosen))
         tensors = {
             name: getattr(run, name) for name in _TENSORS if getattr(run, name) is not None and name != "samples"
         }
@@ -75,10 +77,12 @@ def load_state(path, sampler: Sampler) -> State:
     """The state that ``State.save`` wrote with the program of ``sampler``.
 
     Raises:
-        ValueError: the file holds a state of another program.
+        ValueError: the file holds no state, or one of another program.
     """
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
+    metadata = read_metadata(path)
+    if "state" not in metadata:
+        held = "a sampler, which Sampler.load reads" if "program" in metadata else "none"
+        raise ValueError(f"{path} must hold a state, as State.save writes it, got {held}")
     if metadata.get("program") != sampler.fingerprint:
         raise ValueError(
             f"{path} is a state of another program ({metadata.get('program')}); this one is {sampler.fingerprint}"

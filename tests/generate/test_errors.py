@@ -192,6 +192,8 @@ HEAD = heads.Categorical(5, to_input="unit")
         ({"weights": "float16"}, "weights must be one of 'float32', 'bfloat16', 'int8', got 'float16'"),
         ({"predicts": "previous"}, "predicts must be 'same' or 'next', got 'previous'"),
         ({"machine": "gpu"}, "machine must be 'cpu' or 'reference', got 'gpu'"),
+        ({"start": float("nan")}, "start must be a finite number, got nan"),
+        ({"start": "x"}, "start must be a finite number, got 'x'"),
         ({"threads": 0}, "threads must be an integer, 1 or more, got 0"),
         ({"threads": 1.5}, "threads must be an integer, 1 or more, got 1.5"),
         ({"example_context": [1, 2]}, r"example_context must hold tensors \[N, \.\.\.\], got int"),
@@ -226,8 +228,10 @@ MASK = torch.zeros(2, 1, 9, 7, dtype=torch.bool)
         ({"temperature": 0.0}, "temperature is 0.0; it must be a finite number above 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": 1e-320}, "temperature is 1e-320; it must be 1.2e-38 or more"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_p": "x"}, "top_p is 'x'"),
         ({"top_k": -1}, "top_k is -1"),
         ({"top_k": 2.5}, "top_k is 2.5"),
         ({"known": KNOWN}, "known and known_mask go together"),
@@ -238,6 +242,7 @@ MASK = torch.zeros(2, 1, 9, 7, dtype=torch.bool)
         ({"known": KNOWN, "known_mask": MASK[:, :, :8]}, r"known_mask must have shape \[2 or 1, 1, 9, 7\], got"),
         ({"known": KNOWN, "known_mask": MASK[:1].expand(3, 1, 9, 7)}, r"known_mask must have shape \[2 or 1"),
         ({"known": KNOWN, "known_mask": KNOWN}, r"known_mask must be boolean \[N, 1, 9, 7\], got torch.int64"),
+        ({"known": [["a"]], "known_mask": MASK}, r"known must be a tensor, or numbers that make one, got \[\['a'\]\]"),
         ({"context": torch.zeros(2, 3)}, "context is given, but the sampler was made without example_context"),
     ],
 )
@@ -301,8 +306,10 @@ def test_a_stream_is_checked():
         next(sampler("masked_stack").stream())
     compiled = sampler("tokens_last")
     for options, message in (
-        ({"chunk": 0}, "chunk must be 1 or more, got 0"),
-        ({"steps": 0}, r"steps must be 1 \.\. 24, got 0"),
+        ({"chunk": 0}, "chunk must be an integer, 1 or more, got 0"),
+        ({"chunk": 1.5}, "chunk must be an integer, 1 or more, got 1.5"),
+        ({"steps": 0}, "steps must be an integer, 1 or more, got 0"),
+        ({"prompt": [[1, 2], [3]]}, r"prompt must be a tensor, or numbers that make one, got \[\[1, 2\], \[3\]\]"),
         ({"steps": 25}, r"steps must be 1 \.\. 24, got 25"),
         ({"prompt": torch.zeros(2, 4, dtype=torch.int64)}, r"prompt must have shape \[1 or 1, 4\]"),
         ({"prompt": torch.full((1, 4), 11)}, r"prompt has values in 11 \.\. 11"),
@@ -310,6 +317,21 @@ def test_a_stream_is_checked():
     ):
         with pytest.raises(ValueError, match=message):
             next(compiled.stream(**options))
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.conv = nn.Embedding(5, 6), nn.Conv1d(6, 5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(F.pad(self.table(x).transpose(1, 2), (1, 0)))
+
+
+@pytest.mark.parametrize("start", [-1, 5, 0.5])
+def test_a_start_that_the_network_cannot_look_up_is_refused_at_once(start):
+    with pytest.raises(ValueError, match=rf"start must be a whole number in 0 \.\. 4, .*table.*, got {start}"):
+        make(built(Tokens), (8,), heads.Categorical(5), "time", predicts="next", start=start)
 
 
 class Overflows(nn.Module):

@@ -231,6 +231,15 @@ def test_an_image_may_have_one_column_or_one_row(size):
     assert torch.equal(compiled.sample(4, seed=2), compiled.sample_naive(4, seed=2))
 
 
+def test_what_is_known_may_be_lists():
+    compiled, levels = sampler("tokens_last"), case("tokens_last").levels(2)
+    mask = torch.arange(levels.shape[1]).expand_as(levels) < 5
+    drawn = compiled.sample(2, seed=1, known=levels, known_mask=mask)
+    assert torch.equal(compiled.sample(2, seed=1, known=levels.tolist(), known_mask=mask.tolist()), drawn)
+    streamed = compiled.stream(2, seed=1, prompt=levels[:, :5].tolist())
+    assert torch.equal(torch.cat(list(streamed), -1), drawn[:, 5:])
+
+
 def test_an_order_may_be_an_array():
     made = case("made_permuted")
     array = fastgen.Sampler(made.module, made.event_shape, made.head, order=np.array(made.order), machine=FAST)

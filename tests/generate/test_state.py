@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+import fastgen
 from tests.generate.compiled import CASES, case, sampler
 
 NAMES = [
@@ -118,11 +120,34 @@ def test_a_state_that_is_copied_can_be_rewound():
 def test_wrong_uses_are_refused(tmp_path):
     compiled = sampler("masked_stack")
     state = compiled.start(2, seed=0)
-    for indices in ([], [2], [-1], [0, 5]):
+    for indices in ([], [2], [-1], [0, 5], [0.5], [True], 0, [[0]]):
         with pytest.raises(ValueError, match=r"indices must be one or more of 0 \.\. 1, got"):
             state.fork(indices)
-    with pytest.raises(ValueError, match="steps must be 0 or more, got -1"):
-        compiled.advance(state, -1)
+    for steps in (-1, 1.5):
+        with pytest.raises(ValueError, match=f"steps must be an integer, 0 or more, got {steps}"):
+            compiled.advance(state, steps)
+    for first in (-1, 0.5, 2**48):
+        for use in (lambda first: compiled.start(1, first_sample=first), lambda first: state.fork([0], False, first)):
+            with pytest.raises(ValueError, match=rf"first_sample must be an integer in 0 \.\. \d+, got {first}"):
+                use(first)
     state.save(tmp_path / "state.safetensors")
     with pytest.raises(ValueError, match="is a state of another program"):
         sampler("causal_unet").load_state(tmp_path / "state.safetensors")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    compiled, path = sampler("masked_stack"), tmp_path / "file.safetensors"
+    compiled.save(path)
+    with pytest.raises(ValueError, match=r"must hold a state, .* got a sampler, which Sampler\.load reads"):
+        compiled.load_state(path)
+    compiled.start(1).save(path)
+    with pytest.raises(ValueError, match=r"must hold a sampler, .* got a state, which load_state reads"):
+        fastgen.Sampler.load(path)
+    save_file({"weight": torch.zeros(2)}, path)
+    for load, wanted in ((fastgen.Sampler.load, "a sampler"), (compiled.load_state, "a state")):
+        with pytest.raises(ValueError, match=rf"must hold {wanted}, .* got none"):
+            load(path)
+    path.write_text("no tensors")
+    for load in (fastgen.Sampler.load, compiled.load_state):
+        with pytest.raises(ValueError, match="is no safetensors file"):
+            load(path)

@@ -158,7 +158,9 @@ class Head(ABC):
     def check_sampling(self, temperature: float, top_k: int = 0, top_p: float = 1.0, scored: bool = False) -> None:
         """Raises ValueError unless the head can draw so; ``scored``: log-probabilities of the draws are wanted."""
         if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"temperature is {temperature}; it must be a finite number above 0")
+            raise ValueError(f"temperature is {temperature!r}; it must be a finite number above 0")
+        if temperature < LEAST_TEMPERATURE:
+            raise ValueError(f"temperature is {temperature!r}; it must be {LEAST_TEMPERATURE:.2g} or more")
         self._check_truncation(top_k, top_p)
         if scored and self.feed_raw:
             raise ValueError("feed_raw=True draws have no log-probability: levels do not tell what the network was fed")
@@ -238,6 +240,10 @@ class Head(ABC):
 
     def _to_input_config(self) -> str | list[float]:
         return self.inputs.tolist() if self.to_input_name == "table" else self.to_input_name
+
+
+LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny
+"""Any float32 logit divided by it is finite in float64."""
 
 
 def check_count(name: str, value: int, least: int) -> int:

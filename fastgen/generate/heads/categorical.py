@@ -44,8 +44,8 @@ class Categorical(Head):
     def _check_truncation(self, top_k: int, top_p: float) -> None:
         if isinstance(top_k, bool) or not isinstance(top_k, int) or not 0 <= top_k <= self.levels:
             raise ValueError(f"top_k is {top_k!r}; it must be an integer in 0 (off) .. {self.levels}")
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1")
+        if not (isinstance(top_p, int | float) and 0 < top_p <= 1):
+            raise ValueError(f"top_p is {top_p!r}; it must be above 0 and at most 1")
 
     def draw_groups(
         self,

@@ -61,7 +61,9 @@ def linear(graph: Graph, x: Value, weight: Constant, bias: Constant | None = Non
 @register_rule(aten.matmul.default, aten.mm.default, aten.bmm.default)
 def matmul(graph: Graph, a: Value | Constant, b: Value | Constant) -> Value:
     if isinstance(a, Value) and isinstance(b, Value):
-        raise UnsupportedOperator(graph, "a product of two tensors that both depend on the input (attention)")
+        raise UnsupportedOperator(
+            graph, "a product of two tensors neither of which is constant (attention, or weights made from a context)"
+        )
     if isinstance(a, Constant):
         if a.tensor.dim() < 2 or b.ids.dim() < 2:
             raise UnsupportedOperator(graph, "a matrix product with a vector on its left")

@@ -1,0 +1,36 @@
+"""Checks of arguments: the errors name the argument, what was given and what is allowed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def check_integer(name: str, value: int, least: int, most: int | None = None) -> int:
+    """The value; raises ValueError unless it is an integer, ``least`` or more and no more than ``most``."""
+    wrong = isinstance(value, bool) or not isinstance(value, int) or value < least
+    if wrong or (most is not None and value > most):
+        allowed = f", {least} or more" if most is None else f" in {least} .. {most}"
+        raise ValueError(f"{name} must be an integer{allowed}, got {value!r}")
+    return value
+
+
+def finite_number(name: str, value: float) -> float:
+    """The value as a float; raises ValueError where it is none, NaN or infinite."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return number
+
+
+def as_tensor(name: str, given) -> Tensor:
+    """A tensor, or what nested lists or an array make of one; raises ValueError where they make none."""
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a tensor, or numbers that make one, got {given!r}") from error
