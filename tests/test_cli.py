@@ -122,6 +122,7 @@ def test_evaluate_gives_what_training_reported(run, capsys):
         (["train", "--output", "{new}", "--data.source", "nowhere"], "'nowhere' is neither"),
         (["train", "--output", "{new}", "--model", "wavnet"], "must be one of"),
         (["train", "--output", "{new}", "--devices", "2", "--batch-size", "3"], "a multiple of the 2 processes"),
+        (["train", "--output", "{new}", "--accelerator", "mps"], "accelerator 'mps' with 1 devices is not to be had"),
         (["evaluate", "{new}"], "is no run directory with a model"),
         (["evaluate", "{run}", "--examples", "0"], "1 or more is allowed"),
         (["sample", "{new}"], "is no run directory with a model"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,6 +16,10 @@ from torch import Tensor, nn
 from fastgen.models.context import Condition, Context
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+_TYPES = {bool: bool, int: Integral, float: Real, str: str, tuple: (tuple, list)}
+"""What a field may be given, by the type of its default."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,15 @@ class ModelConfig:
 
     @classmethod
     def from_fields(cls, values: dict[str, Any]) -> Self:
-        """The config with these fields; raises ValueError naming what is unknown and what there is."""
+        """The config with these fields; raises ValueError naming what is unknown, what there is, and a wrong type."""
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"{', '.join(unknown)}: no such field in {cls.__name__}; it has {', '.join(known)}")
+        for field in fields(cls):
+            default, given = field.default, values.get(field.name, field.default)
+            free = default in (MISSING, None) or (given is None and "None" in field.type)
+            if not free and not isinstance(given, _TYPES[type(default)]):
+                raise ValueError(f"{field.name}={given!r} must be of type {type(default).__name__}")
         return cls(**values)
 
 

@@ -99,6 +99,8 @@ class TrainConfig:
                 f"rate {rate.rate}, final_rate {rate.final_rate}, warmup {rate.warmup}: "
                 "0 < final_rate <= rate and warmup of 0 or more are allowed"
             )
+        if not all(0 <= beta < 1 for beta in rate.betas) or self.seed < 0:
+            raise ValueError(f"betas {rate.betas}, seed {self.seed}: 0 <= beta < 1 and a seed of 0 or more are allowed")
         if not 0 <= rate.ema < 1 or rate.clip < 0 or rate.weight_decay < 0:
             raise ValueError(
                 f"ema {rate.ema}, clip {rate.clip}, weight_decay {rate.weight_decay}: "

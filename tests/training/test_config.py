@@ -41,6 +41,8 @@ def test_overrides_refuse(item):
         ({"optimizer": OptimizerConfig(rate=0)}, "0 < final_rate <= rate"),
         ({"optimizer": OptimizerConfig(rate=float("nan"))}, "rate nan"),
         ({"optimizer": OptimizerConfig(ema=1.0)}, "0 <= ema < 1"),
+        ({"optimizer": OptimizerConfig(betas=(0.9, 1.5))}, r"betas \(0.9, 1.5\)"),
+        ({"seed": -1}, "seed of 0 or more"),
         ({"resume": True, "overwrite": True}, "exclude each other"),
     ],
 )
