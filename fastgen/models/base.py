@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -150,7 +151,10 @@ class Model(nn.Module):
         weights = Path(directory) / WEIGHTS_FILE
         if not weights.is_file():
             raise FileNotFoundError(f"{weights} does not exist")
-        model.load_state_dict(load_file(weights))
+        try:
+            model.load_state_dict(load_file(weights))
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{weights} does not hold the weights of its config: {error}") from error
         return model.eval()
 
 

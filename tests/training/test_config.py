@@ -53,6 +53,6 @@ def test_config_refuses(changed, message):
 
 def test_a_resumed_run_may_not_learn_something_else():
     stored = TrainConfig(Path("x"))
-    dataclasses.replace(stored, steps=9000, threads=2, resume=True, progress=False).check_resumes(stored)
+    dataclasses.replace(stored, steps=9000, samples=4, threads=2, resume=True, progress=False).check_resumes(stored)
     with pytest.raises(ValueError, match=r"started with another model, seed; .* may change only"):
         dataclasses.replace(stored, model="wavenet", seed=3).check_resumes(stored)
