@@ -136,9 +136,12 @@ def _bench(arguments: list[str]) -> int:
 
 
 def _info(arguments: list[str]) -> int:
+    if arguments and arguments[0] in ("-h", "--help"):
+        print("usage: fastgen info")
+        return 0
     if arguments:
-        print("usage: fastgen info" if arguments[0] in ("-h", "--help") else "fastgen info takes no options")
-        return 0 if arguments[0] in ("-h", "--help") else 2
+        print("fastgen info takes no options", file=sys.stderr)
+        return 2
     import torch
 
     import fastgen

@@ -56,6 +56,12 @@ def test_every_command_explains_its_options(command, capsys):
     assert f"fastgen {command}" in capsys.readouterr().out
 
 
+def test_info_takes_no_options(capsys):
+    assert cli.main(["info", "--all"]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "fastgen info takes no options\n")
+
+
 def test_info_says_what_is_there(capsys):
     assert cli.main(["info"]) == 0
     shown = capsys.readouterr().out
