@@ -94,10 +94,11 @@ def _sample(arguments: list[str]) -> int:
     config = _parse(SampleConfig, "sample", arguments)
     drawn = sample(config)
     mean = f"mean log-probability {'at least ' if drawn.bound else ''}{drawn.log_prob.mean():.2f} nats"
-    print(f"{len(drawn.values)} samples in {drawn.seconds:.2f} s, {mean}")
+    number = "1 sample" if len(drawn.values) == 1 else f"{len(drawn.values)} samples"
+    print(f"{number} in {drawn.seconds:.3g} s, {mean}")
     if drawn.naive_seconds is not None:
         ratio = f"{drawn.naive_seconds / drawn.seconds:.1f} times as long"
-        print(f"textbook loop: {drawn.naive_seconds:.2f} s ({ratio}); {drawn.comparison}")
+        print(f"textbook loop: {drawn.naive_seconds:.3g} s ({ratio}); {drawn.comparison}")
     print("\n".join(map(str, drawn.files)))
     return 0
 
@@ -126,6 +127,7 @@ def _bench(arguments: list[str]) -> int:
     if spec is None or not spec.submodule_search_locations:
         return _fail("the benchmarks are not installed: fastgen.bench is missing")
     options = ["-o", "python_files=bench_*.py", "-o", "addopts=", "--import-mode=importlib", "--benchmark-only"]
+    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of modules that tyro has imported
     if config.json is not None:
         options.append(f"--benchmark-json={config.json}")
     if config.select:
@@ -134,9 +136,12 @@ def _bench(arguments: list[str]) -> int:
 
 
 def _info(arguments: list[str]) -> int:
+    if arguments and arguments[0] in ("-h", "--help"):
+        print("usage: fastgen info")
+        return 0
     if arguments:
-        print("usage: fastgen info" if arguments[0] in ("-h", "--help") else "fastgen info takes no options")
-        return 0 if arguments[0] in ("-h", "--help") else 2
+        print("fastgen info takes no options", file=sys.stderr)
+        return 2
     import torch
 
     import fastgen

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,11 +56,31 @@ def test_every_command_explains_its_options(command, capsys):
     assert f"fastgen {command}" in capsys.readouterr().out
 
 
+def test_info_takes_no_options(capsys):
+    assert cli.main(["info", "--all"]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "fastgen info takes no options\n")
+
+
 def test_info_says_what_is_there(capsys):
     assert cli.main(["info"]) == 0
     shown = capsys.readouterr().out
     assert torch.__version__ in shown
     assert all(name in shown for name in list_models())
+
+
+def test_bench_collects_in_a_fresh_process():
+    pytest.importorskip("pytest_benchmark")
+    if importlib.util.find_spec("fastgen.bench") is None:
+        pytest.skip("the benchmarks are not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "fastgen", "bench", "--select", "nothing_has_this_name"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED, done.stderr
+    assert "deselected" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -122,6 +144,7 @@ def test_evaluate_gives_what_training_reported(run, capsys):
         (["train", "--output", "{new}", "--data.source", "nowhere"], "'nowhere' is neither"),
         (["train", "--output", "{new}", "--model", "wavnet"], "must be one of"),
         (["train", "--output", "{new}", "--devices", "2", "--batch-size", "3"], "a multiple of the 2 processes"),
+        (["train", "--output", "{new}", "--accelerator", "mps"], "accelerator 'mps' with 1 devices is not to be had"),
         (["evaluate", "{new}"], "is no run directory with a model"),
         (["evaluate", "{run}", "--examples", "0"], "1 or more is allowed"),
         (["sample", "{new}"], "is no run directory with a model"),
@@ -139,6 +162,22 @@ def test_wrong_requests_are_refused_in_words(run, tmp_path, capsys, arguments, m
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "new").exists()
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", "", "model.safetensors does not hold the weights of its config"),
+        ("training.json", '{"steps": 3}', "was asked for cannot be read: KeyError('optimizer')"),
+        ("data.json", "[]", "the description of the data cannot be read"),
+        ("config.json", "{", "is not the config of a fastgen model"),
+    ],
+)
+def test_a_damaged_run_is_refused_in_words(run, tmp_path, capsys, name, content, message):
+    damaged = shutil.copytree(run, tmp_path / "damaged")
+    (damaged / name).write_text(content)
+    assert cli.main(["sample", str(damaged), "--no-progress"]) == 1
+    assert message in capsys.readouterr().err
 
 
 def _start(arguments: list[str], folder: Path, rows: int) -> subprocess.Popen:

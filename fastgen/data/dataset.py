@@ -53,12 +53,16 @@ class Description:
 
     @classmethod
     def from_json(cls, text: str) -> Description:
-        values = json.loads(text)
-        for name in ("event_shape", "classes", "columns"):
-            values[name] = tuple(values.get(name, ()))
-        if (given := values.get("standardization")) is not None:
-            values["standardization"] = Standardization(tuple(given["mean"]), tuple(given["scale"]))
-        return cls(**values)
+        """The description that ``to_json`` wrote. Raises ValueError for another text."""
+        try:
+            values = json.loads(text)
+            for name in ("event_shape", "classes", "columns"):
+                values[name] = tuple(values.get(name, ()))
+            if (given := values.get("standardization")) is not None:
+                values["standardization"] = Standardization(tuple(given["mean"]), tuple(given["scale"]))
+            return cls(**values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the description of the data cannot be read: {error!r}") from error
 
 
 @dataclass(frozen=True)

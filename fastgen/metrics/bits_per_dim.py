@@ -20,11 +20,12 @@ class Evaluation:
     """Mean negative log-likelihood of ``count`` examples, in nats and as ``bits_per_dim = nats / (D log 2)``.
 
     ``standard_error`` is that of the mean in ``unit``, in which the likelihood is told. ``divergence`` is that from the
-    true distribution of the examples, where it is known; ``estimates`` says what of the likelihood is not exact.
+    true distribution of the examples, where it is known; ``estimates`` says what of the likelihood is not exact. One
+    example has neither an error nor a divergence.
     """
 
     bits_per_dim: float
-    standard_error: float
+    standard_error: float | None
     nats: float
     count: int
     unit: Unit = "bits/dim"
@@ -37,10 +38,11 @@ class Evaluation:
         return self.bits_per_dim if self.unit == "bits/dim" else self.nats
 
     def __str__(self) -> str:
-        mean = f"{self.value:.4f} +- {self.standard_error:.4f} {self.unit}"
+        error = "" if self.standard_error is None else f" +- {self.standard_error:.4f}"
         nats = f"{self.nats:.2f} nats, " if self.unit == "bits/dim" else ""
         divergence = "" if self.divergence is None else f", {self.divergence}"
-        return f"{mean} ({nats}{self.count} examples){divergence}"
+        examples = "1 example" if self.count == 1 else f"{self.count} examples"
+        return f"{self.value:.4f}{error} {self.unit} ({nats}{examples}){divergence}"
 
     @property
     def report(self) -> str:
@@ -68,9 +70,10 @@ def summarise(log_prob: Tensor, dimensions: int, unit: Unit = "bits/dim", log_tr
     nats = -log_prob.double()
     if nats.isnan().any():
         raise ValueError(f"log_prob has {int(nats.isnan().sum())} NaN of {nats.numel()} values")
-    deviation = nats.std(correction=1).item() if len(nats) > 1 else 0.0
     mean = nats.mean().item()
-    error = in_unit(deviation / sqrt(len(nats)), dimensions, unit)
+    if len(nats) == 1:
+        return Evaluation(bits_per_dim(mean, dimensions), None, mean, 1, unit)
+    error = in_unit(nats.std(correction=1).item() / sqrt(len(nats)), dimensions, unit)
     divergence = None if log_true is None else kl_divergence(log_true, log_prob)
     return Evaluation(bits_per_dim(mean, dimensions), error, mean, len(nats), unit, divergence)
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fastgen.models.context import Condition, Context
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+_TYPES = {bool: bool, int: Integral, float: Real, str: str, tuple: (tuple, list)}
+"""What a field may be given, by the type of its default."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,15 @@ class ModelConfig:
 
     @classmethod
     def from_fields(cls, values: dict[str, Any]) -> Self:
-        """The config with these fields; raises ValueError naming what is unknown and what there is."""
+        """The config with these fields; raises ValueError naming what is unknown, what there is, and a wrong type."""
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"{', '.join(unknown)}: no such field in {cls.__name__}; it has {', '.join(known)}")
+        for field in fields(cls):
+            default, given = field.default, values.get(field.name, field.default)
+            free = default in (MISSING, None) or (given is None and "None" in field.type)
+            if not free and not isinstance(given, _TYPES[type(default)]):
+                raise ValueError(f"{field.name}={given!r} must be of type {type(default).__name__}")
         return cls(**values)
 
 
@@ -140,7 +151,10 @@ class Model(nn.Module):
         weights = Path(directory) / WEIGHTS_FILE
         if not weights.is_file():
             raise FileNotFoundError(f"{weights} does not exist")
-        model.load_state_dict(load_file(weights))
+        try:
+            model.load_state_dict(load_file(weights))
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{weights} does not hold the weights of its config: {error}") from error
         return model.eval()
 
 

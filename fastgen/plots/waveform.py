@@ -28,7 +28,7 @@ def save_waveforms(path: Path, clips: np.ndarray, sample_rate: int) -> None:
     for (wave, picture), clip in zip(axes, clips, strict=True):
         wave.plot(seconds, clip, lw=0.5, color="#336699")
         wave.set(xlim=(0, length / sample_rate), ylim=(-1, 1))
-        segment = min(256, length)
+        segment = min(256, max(1, length // 8))
         frequency, time, power = spectrogram(clip, sample_rate, nperseg=segment, noverlap=segment * 3 // 4)
         picture.pcolormesh(
             time, frequency, 10 * np.log10(power + 1e-10), cmap="magma", vmin=-100, vmax=-30, rasterized=True

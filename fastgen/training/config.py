@@ -10,8 +10,11 @@ from typing import Any, Literal
 
 from fastgen.data import DataConfig
 
-RUN_TIME = {"output", "steps", "devices", "accelerator", "strategy", "threads", "resume", "overwrite", "progress"}
-"""Fields that a resumed run may change; the rest decide what is learned."""
+RUN_TIME = {
+    *("output", "steps", "samples", "checkpoint_interval", "resume", "overwrite", "progress"),
+    *("devices", "accelerator", "strategy", "threads"),
+}
+"""Fields that a resumed run may change; the rest decide what is learned and logged."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ class TrainConfig:
                 f"rate {rate.rate}, final_rate {rate.final_rate}, warmup {rate.warmup}: "
                 "0 < final_rate <= rate and warmup of 0 or more are allowed"
             )
+        if not all(0 <= beta < 1 for beta in rate.betas) or self.seed < 0:
+            raise ValueError(f"betas {rate.betas}, seed {self.seed}: 0 <= beta < 1 and a seed of 0 or more are allowed")
         if not 0 <= rate.ema < 1 or rate.clip < 0 or rate.weight_decay < 0:
             raise ValueError(
                 f"ema {rate.ema}, clip {rate.clip}, weight_decay {rate.weight_decay}: "
@@ -121,10 +126,15 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, text: str, output: Path) -> TrainConfig:
-        values = json.loads(text)
-        values["data"] = DataConfig(**values["data"])
-        values["optimizer"] = OptimizerConfig(**values["optimizer"] | {"betas": tuple(values["optimizer"]["betas"])})
-        return cls(output=output, **values | {"set": tuple(values["set"])})
+        """The config that ``to_json`` wrote. Raises ValueError for another text."""
+        try:
+            values = json.loads(text)
+            rate = values["optimizer"]
+            values["data"] = DataConfig(**values["data"])
+            values["optimizer"] = OptimizerConfig(**rate | {"betas": tuple(rate["betas"])})
+            return cls(output=output, **values | {"set": tuple(values["set"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"what {output} was asked for cannot be read: {error!r}") from error
 
     def check_resumes(self, stored: TrainConfig) -> None:
         """Raises ValueError if this config would continue ``stored`` as another run."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from math import inf
 from pathlib import Path
 
 import torch
@@ -34,8 +35,8 @@ def sample_flow(config: SampleConfig, run: Run, output: Path) -> Samples:
             raise ValueError(
                 f"{field.name} is {given!r}; it is of autoregressive models, and {run.model.name} is a flow"
             )
-    if not config.temperature > 0:
-        raise ValueError(f"temperature is {config.temperature}; it must be greater than 0")
+    if not 0 < config.temperature < inf:
+        raise ValueError(f"temperature is {config.temperature}; it must be a finite number above 0")
     context = labels(config, run)
     with _threads(config.threads):
         started = time.perf_counter()

@@ -9,6 +9,7 @@ from math import isfinite
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from tqdm import tqdm
 
@@ -75,6 +76,8 @@ def build(config: TrainConfig, dataset: Dataset) -> Model:
             f"{', '.join(list_models('flow'))} are allowed"
         )
     given = {"event_shape": dataset.event_shape, "levels": dataset.levels}
+    if fixed := sorted(config.model_overrides.keys() & {*given, "classes"}):
+        raise ValueError(f"set names {', '.join(fixed)}, which the data decide: choose with data and conditional")
     if config.conditional:
         if not dataset.classes:
             raise ValueError(f"conditional is set, but the data {dataset.name!r} has no labels")
@@ -89,13 +92,18 @@ def _launch(config: TrainConfig) -> Fabric:
         nodes = int(os.environ["WORLD_SIZE"]) // devices
     if config.batch_size % (devices * nodes):
         raise ValueError(f"batch_size is {config.batch_size}; a multiple of the {devices * nodes} processes is allowed")
-    fabric = Fabric(
-        accelerator=config.accelerator,
-        devices=devices,
-        num_nodes=nodes,
-        strategy=config.strategy,
-        precision=config.precision,
-    )
+    try:
+        fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=devices,
+            num_nodes=nodes,
+            strategy=config.strategy,
+            precision=config.precision,
+        )
+    except (RuntimeError, MisconfigurationException) as error:
+        raise ValueError(
+            f"accelerator {config.accelerator!r} with {devices} devices is not to be had: {error}"
+        ) from error
     fabric.launch()
     return fabric
 

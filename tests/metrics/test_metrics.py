@@ -24,6 +24,12 @@ def test_standard_error_is_that_of_the_mean():
     assert scored.nats == pytest.approx(-values.mean().item())
 
 
+def test_one_example_has_no_standard_error():
+    scored = summarise(torch.tensor([-2.0]), 3, "nats", torch.tensor([-1.0]))
+    assert (scored.standard_error, scored.divergence) == (None, None)
+    assert str(scored) == "2.0000 nats (1 example)"
+
+
 def test_summarise_refuses():
     with pytest.raises(ValueError, match="log_prob is empty"):
         summarise(torch.zeros(0), 1)

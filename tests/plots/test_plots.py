@@ -43,6 +43,16 @@ def test_wav_holds_the_clips_with_a_pause_between(tmp_path):
     assert np.abs(read - np.concatenate([clips[0], np.zeros(5), clips[1]])).max() <= 2**-15
 
 
+@pytest.mark.parametrize("length", [1, 7, 200, 5000])
+def test_the_spectrogram_has_columns_for_every_length_of_clip(tmp_path, length, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    monkeypatch.setattr(Axes, "pcolormesh", lambda self, time, frequency, power, **_: drawn.append(power.shape))
+    save_waveforms(tmp_path / "w.png", np.zeros((1, length)), 8000)
+    assert drawn[0][1] >= min(length, 16)
+
+
 def test_pictures_are_written(tmp_path):
     save_waveforms(tmp_path / "w.png", np.random.default_rng(0).normal(0, 0.1, (2, 600)).clip(-1, 1), 8000)
     rows = [

@@ -41,6 +41,8 @@ def test_overrides_refuse(item):
         ({"optimizer": OptimizerConfig(rate=0)}, "0 < final_rate <= rate"),
         ({"optimizer": OptimizerConfig(rate=float("nan"))}, "rate nan"),
         ({"optimizer": OptimizerConfig(ema=1.0)}, "0 <= ema < 1"),
+        ({"optimizer": OptimizerConfig(betas=(0.9, 1.5))}, r"betas \(0.9, 1.5\)"),
+        ({"seed": -1}, "seed of 0 or more"),
         ({"resume": True, "overwrite": True}, "exclude each other"),
     ],
 )
@@ -51,6 +53,6 @@ def test_config_refuses(changed, message):
 
 def test_a_resumed_run_may_not_learn_something_else():
     stored = TrainConfig(Path("x"))
-    dataclasses.replace(stored, steps=9000, threads=2, resume=True, progress=False).check_resumes(stored)
+    dataclasses.replace(stored, steps=9000, samples=4, threads=2, resume=True, progress=False).check_resumes(stored)
     with pytest.raises(ValueError, match=r"started with another model, seed; .* may change only"):
         dataclasses.replace(stored, model="wavenet", seed=3).check_resumes(stored)

@@ -195,8 +195,8 @@ class FlowModel(Model):
         """
         if n < 0:
             raise ValueError(f"n is {n}; it must be 0 or more")
-        if not temperature > 0:
-            raise ValueError(f"temperature is {temperature}; it must be greater than 0")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature is {temperature}; it must be a finite number above 0")
         if return_log_prob and self.config.levels:
             raise ValueError("return_log_prob is of models of real numbers; a flow has only a bound (elbo) for levels")
         check_context(context, self.conditions, n)
