@@ -153,6 +153,7 @@ def test_evaluate_gives_what_training_reported(run, capsys):
         (["sample", "{run}", "--known-rows", "4"], "at most 3 are allowed"),
         (["sample", "{run}", "--prompt-seconds", "1"], "prompt and prompt_seconds are for audio"),
         (["sample", "{run}", "--prompt", "none.wav"], "prompt none.wav is not a file"),
+        (["sample", "{run}", "--output", "{run}/config.json"], "config.json is a file; name a directory"),
     ],
 )
 def test_wrong_requests_are_refused_in_words(run, tmp_path, capsys, arguments, message):

@@ -15,6 +15,8 @@ from fastgen.data.dataset import SPLITS, Dataset, Split, partition, quantise
 from fastgen.data.images import Colour, square
 from fastgen.data.vectors import vectors
 
+_MOST_CLASSES = 1 << 16
+
 
 def load_npz(
     path: Path,
@@ -160,6 +162,10 @@ def _classes(
         return None, ()
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
         raise ValueError(f"{path}: {label} are {labels.dtype} {labels.shape}; {count} integers from 0 on are needed")
+    if labels.max() >= _MOST_CLASSES:
+        raise ValueError(
+            f"{path}: {label} reach {labels.max()}; classes are numbered from 0 to {_MOST_CLASSES - 1} at most"
+        )
     for key in (f"{label.removesuffix('s')}_names", "names", "classes"):
         if key in arrays and len(arrays[key]) > labels.max():
             return labels.astype(np.int64), tuple(str(name) for name in arrays[key])

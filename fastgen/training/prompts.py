@@ -42,7 +42,8 @@ def known_elements(config: SampleConfig, run: Run) -> tuple[Tensor | None, Tenso
         known[:, : min(length, shape[0])] = encoded[: min(length, shape[0])]
     if not 0 < length < shape[0]:
         raise ValueError(
-            f"the prompt has {length} samples; 1 to {shape[0] - 1} are allowed, the model draws {shape[0]}"
+            f"the prompt has {length} samples; 1 to {shape[0] - 1} are allowed, the model draws {shape[0]}: "
+            "prompt_seconds takes a part of it"
         )
     mask[:, :length] = True
     return known, mask

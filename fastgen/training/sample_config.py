@@ -65,6 +65,8 @@ class SampleConfig:
             )
         if self.prompt is not None and not self.prompt.is_file():
             raise FileNotFoundError(f"prompt {self.prompt} is not a file")
+        if self.output is not None and self.output.exists() and not self.output.is_dir():
+            raise NotADirectoryError(f"output {self.output} is a file; name a directory")
 
     def number(self, kind: str) -> int:
         """``count``, or the default for a kind of data."""

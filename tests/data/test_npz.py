@@ -99,6 +99,7 @@ def test_speech(tmp_path):
         ({"images": _pixels(4, 2, 2, 2)}, r"images are uint8 \(4, 2, 2, 2\); uint8"),
         ({"images": _pixels(4, 2, 2), "labels": np.zeros(3, int)}, r"labels are int64 \(3,\); 4 integers"),
         ({"images": _pixels(4, 2, 2), "labels": np.zeros(4)}, r"labels are float64 \(4,\); 4 integers"),
+        ({"images": _pixels(4, 2, 2), "labels": np.full(4, 10**9)}, "labels reach 1000000000; classes are numbered"),
         ({"images": _pixels(2, 2, 2)}, "2 examples found; at least 3"),
         ({"images": np.array(3, np.uint8)}, "one of the arrays is a single number"),
         ({"train_images": _pixels(9, 2, 2), "test_images": _pixels(3, 2, 4)}, r"of shapes \(2, 2\) and \(2, 4\)"),
