@@ -51,8 +51,10 @@ def test_gradients_and_their_gradients(slope):
     torch.library.opcheck(torch.ops.fastgen.soft_clip.default, (raw.detach().float(), 3, 1e-2, 1e-11))
 
 
+@pytest.mark.needs_extension
 @pytest.mark.parametrize("size", [-1e30, -1e4, 1e4, 1e30])
-def test_extremes_are_as_the_formula_has_them(size):
+def test_the_kernel_is_exact_at_extremes(size):
+    """The derivative of the plain formula cancels there, in float32: 2e-4 of it at 1e4."""
     raw = torch.full((1, 23), size)
     for op, arguments in ((OP, (raw,)), (BACKWARD, (torch.ones_like(raw), raw))):
         found = op(*arguments, *NUMBERS)
