@@ -22,7 +22,7 @@ OPTIONS = [
 
 
 def _train(output: Path, *prefix: str, data: str, devices: int = 1) -> Path:
-    command = [*prefix, "-m", "fastgen.cli", "train", "--output", str(output), "--data.source", data, *OPTIONS]
+    command = [*prefix, "-m", "fastgen", "train", "--output", str(output), "--data.source", data, *OPTIONS]
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

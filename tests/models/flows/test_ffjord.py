@@ -110,7 +110,7 @@ def test_the_preset_for_images_is_of_every_scale():
     [
         ({"flows": 0}, "flows=0"),
         ({"hidden": ()}, r"hidden=\(\) must be a tuple of one width at least"),
-        ({"hidden": 8}, "hidden=8 must be a tuple"),
+        ({"hidden": 8}, "hidden=8 must be of type tuple"),
         ({"event_shape": (3, 3)}, r"event_shape=\(3, 3\) must be \(features,\) or \(channels"),
         ({"event_shape": (1, 6, 6), "scales": 3}, "multiples of 4: scales=3 halve them 2 times"),
         ({"kinetic": -1.0}, "kinetic=-1.0 must be at least 0"),
