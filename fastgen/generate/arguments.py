@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 
 def check_integer(name: str, value: int, least: int, most: int | None = None) -> int:
-    """The value; raises ValueError unless it is an integer, ``least`` or more and no more than ``most``."""
-    wrong = isinstance(value, bool) or not isinstance(value, int) or value < least
+    """The value as an int; raises ValueError unless it is an integer, ``least`` or more and no more than ``most``."""
+    wrong = isinstance(value, bool) or not isinstance(value, Integral) or value < least
     if wrong or (most is not None and value > most):
         allowed = f", {least} or more" if most is None else f" in {least} .. {most}"
         raise ValueError(f"{name} must be an integer{allowed}, got {value!r}")
-    return value
+    return int(value)
 
 
 def finite_number(name: str, value: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -151,3 +152,12 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     for load in (fastgen.Sampler.load, compiled.load_state):
         with pytest.raises(ValueError, match="is no safetensors file"):
             load(path)
+
+
+def test_counts_may_be_numpy_integers():
+    compiled = sampler("masked_stack")
+    found = compiled.start(np.int64(2), first_sample=np.int64(3))
+    compiled.advance(found, np.int32(5))
+    expected = compiled.start(2, first_sample=3)
+    compiled.advance(expected, 5)
+    assert torch.equal(found.levels, expected.levels)
