@@ -23,6 +23,7 @@ constexpr std::int64_t kCache = 1 << 19;   // bytes that a tile takes at most, i
 constexpr std::int64_t kMostRows = 48;     // of a tile
 constexpr std::int64_t kTogether = 128;    // samples, about, whose gradients are summed in the dtype of x, then in float64
 constexpr std::int64_t kActivationGrain = 32;  // pieces that a thread takes at least
+constexpr std::int64_t kKeptPadding = 16;
 constexpr std::int64_t kRuns = 16;         // of samples, at most, whose gradients are summed apart: any number of threads
 
 void check(const Tensor& x, const Tensor& left, const Tensor& right, const std::vector<Tensor>& parameters,
@@ -155,7 +156,7 @@ std::int64_t rows_of(const TraceData<T>& data, const Packed<T>& packed, std::int
 template <typename T>
 void trace(TraceData<T> data, const Packed<T>& packed, TraceKernel<T> kernel) {
   const std::int64_t matrices = trace_scratch(data.hidden, data.probes);
-  data.rows = rows_of(data, packed, matrices);
+  data.rows = rows_of(data, packed, data.kept ? trace_backward_scratch(data.hidden, data.probes) : matrices);
   const std::int64_t tiles = (data.samples + data.rows - 1) / data.rows;
   torch::stable::parallel_for(0, tiles, std::max<std::int64_t>(1, kGrain / data.rows), [&](std::int64_t begin, std::int64_t end) {
     const Scratch<T> scratch(matrices * data.rows * packed.widest);
@@ -179,7 +180,7 @@ void trace_backward(TraceData<T> data, Packed<T>& packed, TraceBackwardKernel<T>
   data.rows = rows_of(data, packed, matrices);
   const std::int64_t tiles = (data.samples + data.rows - 1) / data.rows;
   const std::int64_t together = (kTogether + data.rows - 1) / data.rows;
-  const std::int64_t most = (data.samples + kTogether - 1) / kTogether, runs = std::min({kRuns, most, tiles});
+  const std::int64_t most = (data.samples + kTogether - 1) / kTogether, runs = std::max<std::int64_t>(1, std::min({kRuns, most, tiles}));
   const std::int64_t numbers = packed.gradients;
   const std::unique_ptr<double[]> sums(new double[runs * numbers]);
   torch::stable::parallel_for(0, runs, 1, [&](std::int64_t begin, std::int64_t end) {
@@ -189,21 +190,21 @@ void trace_backward(TraceData<T> data, Packed<T>& packed, TraceBackwardKernel<T>
     for (std::int64_t run = begin; run < end; ++run) {
       const std::int64_t start = run * tiles / runs, last = (run + 1) * tiles / runs;
       double* sum = sums.get() + run * numbers;
+      std::fill_n(sum, numbers, 0.0);
       for (std::int64_t tile = start; tile < last; tile += together) {
         const std::int64_t stop = std::min(std::min(tile + together, last) * data.rows, data.samples);
         std::fill_n(part, numbers, T(0));
         kernel(data, memory, packed.widest, tile * data.rows, stop, part);
-        for (std::int64_t i = 0; i < numbers; ++i) sum[i] = (tile == start ? 0.0 : sum[i]) + part[i];
+        for (std::int64_t i = 0; i < numbers; ++i) sum[i] += part[i];
       }
     }
   });
+  for (std::int64_t run = 1; run < runs; ++run) {
+    for (std::int64_t i = 0; i < numbers; ++i) sums[i] += sums[run * numbers + i];
+  }
   const double* place = sums.get();
   const auto take = [&](std::int64_t count, std::int64_t columns) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      double sum = 0;
-      for (std::int64_t run = 0; run < runs; ++run) sum += place[run * numbers + i];
-      grads[i] = static_cast<T>(sum);
-    }
+    for (std::int64_t i = 0; i < count; ++i) grads[i] = static_cast<T>(place[i]);
     grads += count;
     place += columns;
   };
@@ -218,30 +219,45 @@ void trace_backward(TraceData<T> data, Packed<T>& packed, TraceBackwardKernel<T>
   }
 }
 
-std::tuple<Tensor, Tensor> dense_trace_cpu(std::int64_t activation, Tensor x, Tensor left, Tensor right,
-                                           std::vector<Tensor> parameters) {
+// Columns of the widest hidden layer, padded for the vectors of every instruction set.
+std::int64_t kept_columns(const std::vector<Tensor>& parameters) {
+  std::int64_t widest = 0;
+  for (std::size_t i = 0; i + 2 < parameters.size(); i += 2) widest = std::max(widest, parameters[i].size(0));
+  return (widest + kKeptPadding - 1) / kKeptPadding * kKeptPadding;
+}
+
+std::tuple<Tensor, Tensor, Tensor> dense_trace_cpu(std::int64_t activation, bool keep, Tensor x, Tensor left, Tensor right,
+                                                   std::vector<Tensor> parameters) {
   check(x, left, right, parameters, activation);
   x = torch::stable::contiguous(x);
   left = torch::stable::contiguous(left);
   right = torch::stable::contiguous(right);
   for (Tensor& tensor : parameters) tensor = torch::stable::contiguous(tensor);
   const Tensor y = torch::stable::new_empty(x, x.sizes()), out = torch::stable::new_empty(x, {x.size(0)});
+  const std::int64_t columns = kept_columns(parameters), layers = static_cast<std::int64_t>(parameters.size() / 2);
+  const Tensor kept = torch::stable::new_empty(x, {keep ? x.size(0) : 0, layers, left.size(0), columns});
   const auto run = [&](auto kernel, auto zero) {
     using T = decltype(zero);
     const Packed<T> packed(parameters, trace_kernels().width);
     TraceData<T> data = data_of<T>(x, left, right, packed, activation);
     data.y = y.mutable_data_ptr<T>();
     data.trace = out.mutable_data_ptr<T>();
+    data.kept = kept.numel() ? kept.mutable_data_ptr<T>() : nullptr;
+    data.kept_columns = columns;
     trace<T>(data, packed, kernel);
   };
   const TraceKernels& kernels = trace_kernels();
   x.scalar_type() == ScalarType::Float ? run(kernels.run_float, 0.0f) : run(kernels.run_double, 0.0);
-  return {y, out};
+  return {y, out, kept};
 }
 
-std::tuple<Tensor, Tensor> dense_trace_backward_cpu(std::int64_t activation, Tensor grad_y, Tensor grad_trace, Tensor x, Tensor left,
-                                                    Tensor right, std::vector<Tensor> parameters) {
+std::tuple<Tensor, Tensor> dense_trace_backward_cpu(std::int64_t activation, Tensor grad_y, Tensor grad_trace, Tensor kept, Tensor x,
+                                                    Tensor left, Tensor right, std::vector<Tensor> parameters) {
   check(x, left, right, parameters, activation);
+  const std::int64_t columns = kept_columns(parameters), layers = static_cast<std::int64_t>(parameters.size() / 2);
+  STD_TORCH_CHECK(kept.scalar_type() == x.scalar_type() && kept.is_contiguous() &&
+                      (kept.numel() == 0 || kept.numel() == x.size(0) * layers * left.size(0) * columns),
+                  "kept must be what dense_trace gave, for the same arguments");
   STD_TORCH_CHECK(grad_y.scalar_type() == x.scalar_type() && grad_y.numel() == x.numel() && grad_y.dim() == 2 &&
                       grad_trace.scalar_type() == x.scalar_type() && grad_trace.numel() == x.size(0),
                   "grad_y must be like x, and grad_trace [N]");
@@ -259,6 +275,8 @@ std::tuple<Tensor, Tensor> dense_trace_backward_cpu(std::int64_t activation, Ten
     data.grad_y = grad_y.const_data_ptr<T>();
     data.grad_trace = grad_trace.const_data_ptr<T>();
     data.grad_x = grad_x.mutable_data_ptr<T>();
+    data.kept = kept.numel() ? const_cast<T*>(kept.const_data_ptr<T>()) : nullptr;
+    data.kept_columns = columns;
     trace_backward<T>(data, packed, kernel, grads.mutable_data_ptr<T>());
   };
   const TraceKernels& kernels = trace_kernels();

@@ -30,6 +30,8 @@ struct TraceData {
   const T *x, *left, *right;
   std::int64_t left_probe, left_sample, right_probe, right_sample;  // strides
   T *y, *trace;                      // forward
+  T* kept;                           // what the forward leaves to the backward, or null: see trace_kept()
+  std::int64_t kept_columns;
   std::int64_t powers;               // of the Jacobian, applied to the vectors on the left:
   T* products;                       // [powers][probes][samples][features]
   const T *grad_y, *grad_trace;      // backward
@@ -37,6 +39,13 @@ struct TraceData {
 };
 
 constexpr std::int64_t trace_probes_held(std::int64_t probes) { return probes < kTraceProbes ? probes : kTraceProbes; }
+
+// The numbers of `kept` before a tile that begins with sample `first`. A tile has, for each run of probes, [hidden][probes] matrices
+// [rows][columns of the layer]: tangents that meet an activation; then as many as one layer's: vectors carried back to the last one.
+template <typename T>
+constexpr std::int64_t trace_kept(const TraceData<T>& data, std::int64_t first) {
+  return first * (data.hidden + 1) * data.probes * data.kept_columns;
+}
 
 // Matrices of a tile's rows and the widest layer's columns that a call needs as scratch.
 constexpr std::int64_t trace_scratch(std::int64_t hidden, std::int64_t probes) {

@@ -14,6 +14,7 @@ constexpr int kColumns = 4;  // vectors of a block: with 6 rows as many accumula
 #else
 constexpr int kColumns = 2;
 #endif
+constexpr int kLinesAhead = 5;  // for each probe of a block: all that a layer needs of another, before that layer ends
 
 // out[r][c] = bias[c] + sum_k a[r][k] b[k][c] of a block of R rows and C vectors.
 template <int R, int C, typename V, typename T>
@@ -77,9 +78,19 @@ void multiply(std::int64_t probes, std::int64_t rows, Rows<const T> a, const Tra
   for (; c < b.columns; c += kWidth) panel<1, V>(probes, rows, a, b, c, with_bias ? b.bias + c : none, out);
 }
 
+// Memory that is asked for some cache lines at a time, while something else is computed.
+struct Ahead {
+  const char *next, *end;
+
+  void ask(int lines) {
+    for (; lines > 0 && next < end; --lines, next += 64) __builtin_prefetch(next);
+  }
+};
+
 // out[o][:] += sum of a[o] b[:] over all rows of all probes.
 template <int R, int C, typename V, typename T>
-inline void add_outer_block(std::int64_t probes, std::int64_t rows, Rows<const T> a, Rows<const T> b, T* out, std::int64_t columns) {
+inline void add_outer_block(std::int64_t probes, std::int64_t rows, Rows<const T> a, Rows<const T> b, T* out, std::int64_t columns,
+                            Ahead& ahead) {
   V sum[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -87,6 +98,7 @@ inline void add_outer_block(std::int64_t probes, std::int64_t rows, Rows<const T
     for (int c = 0; c < C; ++c) sum[r][c] = load_vector<V>(out + r * columns + c * kWidth);
   }
   for (std::int64_t p = 0; p < probes; ++p) {
+    ahead.ask(kLinesAhead);
     for (std::int64_t n = 0; n < rows; ++n) {
       const T *left = a.begin + p * a.apart + n * a.stride, *right = b.begin + p * b.apart + n * b.stride;
       V row[C];
@@ -109,23 +121,23 @@ inline void add_outer_block(std::int64_t probes, std::int64_t rows, Rows<const T
 
 template <int C, typename V, typename T>
 inline void add_outer_panel(std::int64_t probes, std::int64_t rows, Rows<const T> a, Rows<const T> b, T* out, std::int64_t outputs,
-                            std::int64_t columns) {
+                            std::int64_t columns, Ahead& ahead) {
   std::int64_t o = 0;
   const auto from = [&] { return Rows<const T>{a.begin + o, a.stride, a.apart}; };
-  for (; o + 6 <= outputs; o += 6) add_outer_block<6, C, V>(probes, rows, from(), b, out + o * columns, columns);
-  for (; o + 4 <= outputs; o += 4) add_outer_block<4, C, V>(probes, rows, from(), b, out + o * columns, columns);
-  for (; o < outputs; ++o) add_outer_block<1, C, V>(probes, rows, from(), b, out + o * columns, columns);
+  for (; o + 6 <= outputs; o += 6) add_outer_block<6, C, V>(probes, rows, from(), b, out + o * columns, columns, ahead);
+  for (; o + 4 <= outputs; o += 4) add_outer_block<4, C, V>(probes, rows, from(), b, out + o * columns, columns, ahead);
+  for (; o < outputs; ++o) add_outer_block<1, C, V>(probes, rows, from(), b, out + o * columns, columns, ahead);
 }
 
 template <typename V, typename T>
 void add_outer(std::int64_t probes, std::int64_t rows, Rows<const T> a, Rows<const T> b, T* out, std::int64_t outputs,
-               std::int64_t columns) {
+               std::int64_t columns, Ahead ahead = {}) {
   std::int64_t c = 0;
   for (; c + kColumns * kWidth <= columns; c += kColumns * kWidth) {
-    add_outer_panel<kColumns, V>(probes, rows, a, {b.begin + c, b.stride, b.apart}, out + c, outputs, columns);
+    add_outer_panel<kColumns, V>(probes, rows, a, {b.begin + c, b.stride, b.apart}, out + c, outputs, columns, ahead);
   }
   for (; c < columns; c += kWidth) {
-    add_outer_panel<1, V>(probes, rows, a, {b.begin + c, b.stride, b.apart}, out + c, outputs, columns);
+    add_outer_panel<1, V>(probes, rows, a, {b.begin + c, b.stride, b.apart}, out + c, outputs, columns, ahead);
   }
 }
 

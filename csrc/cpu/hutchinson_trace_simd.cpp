@@ -8,10 +8,32 @@
 namespace fastgen {
 namespace {
 
-// to *= by, element by element.
+// to = from * by, element by element.
 template <typename V, typename T>
-inline void scale(T* to, const T* by, std::int64_t count) {
-  for (std::int64_t i = 0; i < count; i += kWidth) store_vector(to + i, load_vector<V>(to + i) * load_vector<V>(by + i));
+inline void scale(const T* from, const T* by, std::int64_t count, T* to) {
+  for (std::int64_t i = 0; i < count; i += kWidth) store_vector(to + i, load_vector<V>(from + i) * load_vector<V>(by + i));
+}
+
+// A tile's part of what the forward leaves to the backward, for a run of probes.
+template <typename T>
+struct Kept {
+  T* begin;  // or null
+  std::int64_t probes, matrix;
+
+  explicit operator bool() const { return begin != nullptr; }
+  Rows<T> of(std::int64_t k, const TraceLayer<T>& layer) const { return {begin + k * probes * matrix, layer.columns, matrix}; }
+  // `count` layers' matrices, from layer k on; those of the next tile follow the last layer's.
+  Ahead ahead(std::int64_t k, std::int64_t count) const {
+    const T* from = begin + k * probes * matrix;
+    return begin ? Ahead{reinterpret_cast<const char*>(from), reinterpret_cast<const char*>(from + count * probes * matrix)} : Ahead{};
+  }
+};
+
+template <typename T>
+inline Kept<T> kept_of(const TraceData<T>& data, std::int64_t first, std::int64_t rows, std::int64_t probe, std::int64_t probes) {
+  const std::int64_t matrix = rows * data.kept_columns;
+  T* begin = data.kept ? data.kept + trace_kept(data, first) + probe * (data.hidden + 1) * matrix : nullptr;
+  return {begin, probes, matrix};
 }
 
 // out = a W + b of layer k, for the samples from `first` on.
@@ -66,21 +88,24 @@ void tile(const TraceData<T>& data, T* scratch, std::int64_t widest, std::int64_
     const std::int64_t count = data.probes - begin < kTraceProbes ? data.probes - begin : kTraceProbes;
     const T* right = data.right + begin * data.right_probe + first * data.right_sample;
     const T* left = data.left + begin * data.left_probe + first * data.left_sample;
+    const Kept<T> kept = kept_of(data, first, rows, begin, count);
     Rows<const T> from = {right, data.right_sample, data.right_probe};
     for (std::int64_t k = 0; k < hidden; ++k) {
       const TraceLayer<T>& layer = data.layers[k];
-      multiply<V>(count, rows, from, layer, false, {moved, layer.columns, matrix});
+      const Rows<T> to = kept ? kept.of(k, layer) : Rows<T>{moved, layer.columns, matrix};
+      multiply<V>(count, rows, from, layer, false, to);
       for (std::int64_t p = 0; k + 1 < hidden && p < count; ++p) {
-        scale<V>(moved + p * matrix, slopes + k * matrix, rows * layer.columns);
+        scale<V>(to.begin + p * to.apart, slopes + k * matrix, rows * layer.columns, moved + p * matrix);
       }
-      from = {moved, layer.columns, matrix};
+      from = k + 1 < hidden ? Rows<const T>{moved, layer.columns, matrix} : Rows<const T>{to.begin, to.stride, to.apart};
       T* last = moved;
       moved = before;
       before = last;
     }
-    multiply<V>(count, rows, {left, data.left_sample, data.left_probe}, data.back[hidden], false, {moved, columns, matrix});
+    const Rows<T> back = kept ? kept.of(hidden, data.back[hidden]) : Rows<T>{moved, columns, matrix};
+    multiply<V>(count, rows, {left, data.left_sample, data.left_probe}, data.back[hidden], false, back);
     for (std::int64_t p = 0; p < count; ++p) {
-      const T *met = moved + p * matrix, *carried = before + p * matrix;
+      const T *met = back.begin + p * back.apart, *carried = from.begin + p * from.apart;
       for (std::int64_t i = 0; i < rows * columns; i += kWidth) {
         store_vector(total + i, fma(load_vector<V>(met + i), load_vector<V>(carried + i), load_vector<V>(total + i)));
       }
@@ -114,7 +139,7 @@ void tile_powers(const TraceData<T>& data, T* scratch, std::int64_t widest, std:
         const std::int64_t columns = data.back[k].columns;
         multiply<V>(count, rows, from, data.back[k], false, {carried, columns, matrix});
         for (std::int64_t p = 0; k > 0 && p < count; ++p) {
-          scale<V>(carried + p * matrix, slopes + (k - 1) * matrix, rows * columns);
+          scale<V>(carried + p * matrix, slopes + (k - 1) * matrix, rows * columns, carried + p * matrix);
         }
         from = {carried, columns, matrix};
         T* last = carried;
@@ -164,62 +189,53 @@ void tile_backward(const TraceData<T>& data, T* scratch, std::int64_t widest, st
                                  data.right_probe};
     const Rows<const T> left = {data.left + begin * data.left_probe + first * data.left_sample, data.left_sample, data.left_probe};
     pad<T>(right, count, rows, data.features, {padded, inputs, matrix});
+    const Kept<T> kept = kept_of(data, first, rows, begin, count);
+    const auto tangents = [&](std::int64_t k) {
+      return kept ? kept.of(k, data.layers[k]) : Rows<T>{moved + k * all, data.layers[k].columns, matrix};
+    };
     Rows<const T> from = {padded, inputs, matrix};
-    for (std::int64_t k = 0; k < hidden; ++k) {
+    for (std::int64_t k = 0; !kept && k < hidden; ++k) {
       const std::int64_t columns = data.layers[k].columns;
-      multiply<V>(count, rows, from, data.layers[k], false, {moved + k * all, columns, matrix});
+      multiply<V>(count, rows, from, data.layers[k], false, tangents(k));
       for (std::int64_t p = 0; k + 1 < hidden && p < count; ++p) {
-        for (std::int64_t i = 0; i < rows * columns; i += kWidth) {
-          const V tangent = load_vector<V>(moved + k * all + p * matrix + i);
-          store_vector(scaled + p * matrix + i, tangent * load_vector<V>(slopes + k * matrix + i));
-        }
+        scale<V>(moved + k * all + p * matrix, slopes + k * matrix, rows * columns, scaled + p * matrix);
       }
       from = {scaled, columns, matrix};
     }
     // the vectors from the left, times the gradient of the trace, meet those from the right at each layer
-    const TraceLayer<T>& last = data.back[hidden];
-    multiply<V>(count, rows, left, last, false, {carried, last.columns, matrix});
     T* to = grads + offsets;
     for (std::int64_t k = hidden; k >= 0; --k) {
       const std::int64_t columns = data.back[k].columns, outputs = data.back[k].inputs;
       to -= outputs * columns + data.layers[k].columns;
-      for (std::int64_t p = 0; p < count; ++p) {  // what the layer's weight multiplied
-        T *out = scaled + p * matrix, *vector = carried + p * matrix;
-        const T* tangent = moved + (k - 1) * all + p * matrix;
-        for (std::int64_t r = 0; k == hidden && r < rows; ++r) {
-          const V each = data.grad_trace[first + r] - V{};
-          for (std::int64_t i = r * columns; i < (r + 1) * columns; i += kWidth) {
-            const V scale = each * load_vector<V>(slopes + (k - 1) * matrix + i);
-            store_vector(out + i, load_vector<V>(tangent + i) * scale);
-            store_vector(vector + i, load_vector<V>(vector + i) * each);
+      const Rows<const T> above = k == hidden ? left : Rows<const T>{carried, data.layers[k].columns, matrix};
+      if (k == 0) {
+        const Rows<const T> at = {padded, inputs, matrix};
+        add_outer<V>(count, rows, above, at, to, outputs, columns, kept.ahead(2 * hidden, 2));
+        break;
+      }
+      const Rows<T> met = k == hidden && kept ? kept.of(hidden, data.back[k]) : Rows<T>{next, columns, matrix};
+      if (k < hidden || !kept) multiply<V>(count, rows, above, data.back[k], false, met);
+      const Rows<T> tangent = tangents(k - 1);
+      for (std::int64_t r = 0; r < rows; ++r) {
+        const V each = (k == hidden ? data.grad_trace[first + r] : T(1)) - V{};
+        for (std::int64_t i = r * columns; i < (r + 1) * columns; i += kWidth) {
+          const V slope = load_vector<V>(slopes + (k - 1) * matrix + i), scale = each * slope;
+          V of_slope = load_vector<V>(of_slopes + (k - 1) * matrix + i);
+          for (std::int64_t p = 0; p < count; ++p) {
+            const V along = load_vector<V>(tangent.begin + p * tangent.apart + i);
+            const V vector = load_vector<V>(met.begin + p * met.apart + i) * each;
+            store_vector(scaled + p * matrix + i, along * scale);
+            store_vector(next + p * matrix + i, vector * slope);
+            of_slope = fma(along, vector, of_slope);
           }
-        }
-        for (std::int64_t i = 0; k > 0 && k < hidden && i < rows * columns; i += kWidth) {
-          store_vector(out + i, load_vector<V>(tangent + i) * load_vector<V>(slopes + (k - 1) * matrix + i));
+          store_vector(of_slopes + (k - 1) * matrix + i, of_slope);
         }
       }
-      const Rows<const T> with = k > 0 ? Rows<const T>{scaled, columns, matrix} : Rows<const T>{padded, columns, matrix};
-      if (k == hidden) {
-        add_outer<V>(count, rows, left, with, to, outputs, columns);
-      } else {
-        const std::int64_t width = data.layers[k].columns;
-        add_outer<V>(count, rows, Rows<const T>{carried, width, matrix}, with, to, outputs, columns);
-        if (k > 0) {
-          multiply<V>(count, rows, Rows<const T>{carried, width, matrix}, data.back[k], false, {next, columns, matrix});
-          T* last_carried = carried;
-          carried = next;
-          next = last_carried;
-        }
-      }
-      for (std::int64_t p = 0; k > 0 && p < count; ++p) {
-        T *of_slope = of_slopes + (k - 1) * matrix, *vector = carried + p * matrix;
-        const T *tangent = moved + (k - 1) * all + p * matrix, *slope = slopes + (k - 1) * matrix;
-        for (std::int64_t i = 0; i < rows * columns; i += kWidth) {
-          const V now = load_vector<V>(vector + i);
-          store_vector(of_slope + i, fma(load_vector<V>(tangent + i), now, load_vector<V>(of_slope + i)));
-          store_vector(vector + i, now * load_vector<V>(slope + i));
-        }
-      }
+      const Rows<const T> at = {scaled, columns, matrix};
+      add_outer<V>(count, rows, above, at, to, outputs, columns, k > 1 ? kept.ahead(k - 2, 1) : Ahead{});
+      T* last = carried;
+      carried = next;
+      next = last;
     }
   }
   pad<T>({data.grad_y + first * data.features, data.features, 0}, 1, rows, data.features, {gradient, data.layers[hidden].columns, 0});

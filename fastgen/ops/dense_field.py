@@ -14,20 +14,32 @@ from fastgen.ops.registry import Op
 from fastgen.reference import hutchinson_trace as reference
 from fastgen.reference.hutchinson_trace import ACTIVATIONS, DENSE, activate
 
+_PADDING = 16
 _WIDEST = 256
 """Layers up to this wide fit the cache, and go through the compiled kernel; PyTorch's products are better at others."""
 
 
-def _reference(activation: int, x: Tensor, left: Tensor, right: Tensor, parameters: list[Tensor]):
+def _value(activation: int, x: Tensor, left: Tensor, right: Tensor, parameters: list[Tensor]):
     return reference.field_trace(DENSE, list(ACTIVATIONS)[activation], x, left, right, *parameters)
 
 
-def _fake(activation: int, x: Tensor, left: Tensor, right: Tensor, parameters: list[Tensor]):
-    return x.new_empty(x.shape), x.new_empty(x.shape[:1])
+def _kept(keep: bool, x: Tensor, left: Tensor, parameters: list[Tensor]) -> Tensor:
+    """Zeros: [N, layers, P, columns], the columns padded for any vectors; in the kernel's own order."""
+    columns = -(-max(len(weight) for weight in parameters[:-2:2]) // _PADDING) * _PADDING
+    return x.new_zeros(len(x) if keep else 0, len(parameters) // 2, len(left), columns)
+
+
+def _reference(activation: int, keep: bool, x: Tensor, left: Tensor, right: Tensor, parameters: list[Tensor]):
+    return *_value(activation, x, left, right, parameters), _kept(keep, x, left, parameters)
+
+
+def _fake(activation: int, keep: bool, x: Tensor, left: Tensor, right: Tensor, parameters: list[Tensor]):
+    return x.new_empty(x.shape), x.new_empty(x.shape[:1]), _kept(keep, x, left, parameters)
 
 
 VALUE = Op(
-    "dense_trace(int activation, Tensor x, Tensor left, Tensor right, Tensor[] parameters) -> (Tensor, Tensor)",
+    "dense_trace(int activation, bool keep, Tensor x, Tensor left, Tensor right, Tensor[] parameters)"
+    " -> (Tensor, Tensor, Tensor)",
     _reference,
     _fake,
     absent={
@@ -37,18 +49,20 @@ VALUE = Op(
     not_differentiable="where a gradient is wanted, _Trace has it",
     part_of="hutchinson_trace",
 )
+"""f(x), the trace, and if asked for what spares the backward the tangents' way through the layers."""
 
 
 def _backward_reference(
     activation: int,
     grad_y: Tensor,
     grad_trace: Tensor,
+    kept: Tensor,
     x: Tensor,
     left: Tensor,
     right: Tensor,
     parameters: list[Tensor],
 ):
-    outputs, pull = torch.func.vjp(lambda x, *p: _reference(activation, x, left, right, p), x, *parameters)
+    outputs, pull = torch.func.vjp(lambda x, *p: _value(activation, x, left, right, p), x, *parameters)
     grad_x, *grads = pull((grad_y.view_as(outputs[0]), grad_trace))
     return grad_x, torch.cat([grad.flatten() for grad in grads])
 
@@ -57,6 +71,7 @@ def _fake_backward(
     activation: int,
     grad_y: Tensor,
     grad_trace: Tensor,
+    kept: Tensor,
     x: Tensor,
     left: Tensor,
     right: Tensor,
@@ -66,15 +81,15 @@ def _fake_backward(
 
 
 BACKWARD = Op(
-    "dense_trace_backward(int activation, Tensor grad_y, Tensor grad_trace, Tensor x, Tensor left, Tensor right, "
-    "Tensor[] parameters) -> (Tensor, Tensor)",
+    "dense_trace_backward(int activation, Tensor grad_y, Tensor grad_trace, Tensor kept, Tensor x, Tensor left, "
+    "Tensor right, Tensor[] parameters) -> (Tensor, Tensor)",
     _backward_reference,
     _fake_backward,
     absent=VALUE.absent,
     not_differentiable="its derivative is that of the plain formula, in _Trace",
     part_of="hutchinson_trace",
 )
-"""The gradients of x, and of all parameters one after the other."""
+"""The gradients of x, and of all parameters one after the other; ``kept`` may be empty."""
 
 
 def _powers_reference(activation: int, count: int, x: Tensor, vectors: Tensor, parameters: list[Tensor]):

@@ -91,7 +91,8 @@ class Field:
                 return known
             with torch.no_grad():
                 if kernels := self._kernels(x):
-                    return kernels.value(list(ACTIVATIONS).index(self.activation), x, left, right, parameters)
+                    number = list(ACTIVATIONS).index(self.activation)
+                    return kernels.value(number, False, x, left, right, parameters)[:2]
                 return _value(self.linear, self.activation, x, left, right, parameters)
 
     @torch.no_grad()
@@ -236,8 +237,12 @@ class _Trace(torch.autograd.Function):
     ):
         ctx.linear, ctx.activation, ctx.kernels = linear, activation, kernels
         if kernels:
-            ctx.save_for_backward(x, left, right, *parameters)
-            return known or kernels.value(list(ACTIVATIONS).index(activation), x, left, right, list(parameters))
+            number = list(ACTIVATIONS).index(activation)
+            *found, kept = (
+                (*known, x.new_empty(0)) if known else kernels.value(number, True, x, left, right, list(parameters))
+            )
+            ctx.save_for_backward(x, left, right, *parameters, kept)
+            return tuple(found)
         weights = _arranged(linear, parameters[::2])
         ys, traces, kept = [], [], []
         for samples, _ in _blocks(x, len(right), weights, whole=True):
@@ -258,7 +263,8 @@ class _Trace(torch.autograd.Function):
             found = _again(ctx.linear, ctx.activation, x, left, right, parameters, grad_y, grad_trace)
         elif ctx.kernels:
             number = list(ACTIVATIONS).index(ctx.activation)
-            grad_x, grads = ctx.kernels.backward(number, grad_y, grad_trace, x, left, right, parameters)
+            kept = ctx.saved_tensors[-1]
+            grad_x, grads = ctx.kernels.backward(number, grad_y, grad_trace, kept, x, left, right, parameters)
             each = grads.split([parameter.numel() for parameter in parameters])
             found = [grad_x, *(grad.view_as(tensor) for grad, tensor in zip(each, parameters, strict=True))]
         else:

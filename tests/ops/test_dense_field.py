@@ -264,10 +264,29 @@ def test_opcheck_of_the_kernels(own):
     layers = [t.detach() for t in parameters(dense((4, 6, 5, 4), dtype=torch.float32))]
     if own:
         layers[1] = torch.randn(7, 6)
-    torch.library.opcheck(torch.ops.fastgen.dense_trace.default, (0, x, left, right, layers))
-    backward = (0, torch.randn(7, 4), torch.randn(7), x, left, right, layers)
-    torch.library.opcheck(torch.ops.fastgen.dense_trace_backward.default, backward)
+    for keep in (False, True):
+        given = (x, left, right, layers)
+        # what is kept has holes, so that it is not compared with what another call keeps
+        checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+        checks += () if keep else ("test_aot_dispatch_dynamic",)
+        torch.library.opcheck(torch.ops.fastgen.dense_trace.default, (0, keep, *given), test_utils=checks)
+        kept = torch.ops.fastgen.dense_trace(0, keep, *given)[2]
+        backward = (0, torch.randn(7, 4), torch.randn(7), kept, *given)
+        torch.library.opcheck(torch.ops.fastgen.dense_trace_backward.default, backward)
     torch.library.opcheck(torch.ops.fastgen.dense_powers.default, (0, 3, x, left, layers))
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize(("samples", "probes"), [(1, 1), (13, 3), (50, 16), (13, 37)])
+def test_the_gradient_is_the_same_with_and_without_what_was_kept(samples, probes):
+    x, left, right = (t.float() for t in random_pairs(samples, 7, probes, True))
+    layers = [t.detach() for t in parameters(dense((7, 20, 5, 33, 7), dtype=torch.float32))]
+    given = (x, left, right, layers)
+    gradients = torch.randn(samples, 7), torch.randn(samples)
+    *_, kept = torch.ops.fastgen.dense_trace(0, True, *given)
+    ours = torch.ops.fastgen.dense_trace_backward(0, *gradients, kept, *given)
+    again = torch.ops.fastgen.dense_trace_backward(0, *gradients, x.new_empty(0), *given)
+    assert all(torch.equal(one, other) for one, other in zip(ours, again, strict=True))
 
 
 def test_a_forced_reference_is_obeyed():
