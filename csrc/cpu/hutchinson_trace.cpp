@@ -1,5 +1,4 @@
-// Fields of dense layers, and activations with tangents beside them: fastgen::dense_trace and fastgen::tangent_activation with
-// their backwards, and fastgen::dense_powers, on the CPU.
+// Fields of dense layers: fastgen::dense_trace with its backward, and fastgen::dense_powers, on the CPU.
 #include "cpu/hutchinson_trace.h"
 
 #include <torch/csrc/stable/library.h>
@@ -22,7 +21,6 @@ constexpr std::int64_t kGrain = 48;        // samples that a thread takes at lea
 constexpr std::int64_t kCache = 1 << 19;   // bytes that a tile takes at most, if it can
 constexpr std::int64_t kMostRows = 48;     // of a tile
 constexpr std::int64_t kTogether = 128;    // samples, about, whose gradients are summed in the dtype of x, then in float64
-constexpr std::int64_t kActivationGrain = 32;  // pieces that a thread takes at least
 constexpr std::int64_t kKeptPadding = 16;
 constexpr std::int64_t kRuns = 16;         // of samples, at most, whose gradients are summed apart: any number of threads
 
@@ -307,89 +305,6 @@ std::tuple<Tensor, Tensor> dense_powers_cpu(std::int64_t activation, std::int64_
   return {y, products};
 }
 
-// a [N, ...], tangents [P, N or 1, ...]. Where every sample has its own tangents, all are one row of numbers.
-template <typename T>
-ActivationData<T> activation_of(const Tensor& a, const Tensor& tangents, std::int64_t activation) {
-  STD_TORCH_CHECK(activation >= 0 && activation <= 3, "activation is ", activation, "; it must be from 0 to 3");
-  STD_TORCH_CHECK(a.scalar_type() == ScalarType::Float || a.scalar_type() == ScalarType::Double, "a must be float32 or float64");
-  STD_TORCH_CHECK(a.dim() >= 1 && tangents.dim() == a.dim() + 1 && tangents.scalar_type() == a.scalar_type() &&
-                      (tangents.size(1) == a.size(0) || tangents.size(1) == 1),
-                  "tangents must be [P, N or 1, ...] for a [N, ...], of its dtype");
-  for (std::int64_t d = 1; d < a.dim(); ++d) STD_TORCH_CHECK(tangents.size(d + 1) == a.size(d), "tangents does not fit a");
-  const std::int64_t samples = a.size(0), whole = a.numel();
-  const bool shared = tangents.size(1) != samples;
-  ActivationData<T> data{};
-  data.activation = static_cast<int>(activation);
-  data.samples = shared ? samples : 1;
-  data.numbers = shared && samples > 0 ? whole / samples : whole;
-  data.probes = tangents.size(0);
-  data.tangents_probe = data.numbers;  // tangents_sample stays 0: either there is one sample, or all share them
-  data.a = a.const_data_ptr<T>();
-  data.tangents = tangents.const_data_ptr<T>();
-  return data;
-}
-
-template <typename T>
-void run_pieces(const ActivationData<T>& data, ActivationKernel<T> kernel) {
-  const std::int64_t pieces = (data.numbers + kActivationPiece - 1) / kActivationPiece;
-  torch::stable::parallel_for(0, data.samples * pieces, kActivationGrain,
-                              [&](std::int64_t begin, std::int64_t end) { kernel(data, begin, end); });
-}
-
-Tensor like_all_probes(const Tensor& a, const Tensor& tangents) {
-  std::vector<std::int64_t> sizes = {tangents.size(0)};
-  for (std::int64_t d = 0; d < a.dim(); ++d) sizes.push_back(a.size(d));
-  return torch::stable::new_empty(a, sizes);
-}
-
-std::tuple<Tensor, Tensor, Tensor> tangent_activation_cpu(std::int64_t activation, Tensor a, Tensor tangents) {
-  a = torch::stable::contiguous(a);
-  tangents = torch::stable::contiguous(tangents);
-  const Tensor value = torch::stable::new_empty(a, a.sizes()), slope = torch::stable::new_empty(a, a.sizes());
-  const auto run = [&](auto kernel, auto zero) {
-    using T = decltype(zero);
-    ActivationData<T> data = activation_of<T>(a, tangents, activation);
-    const Tensor scaled = like_all_probes(a, tangents);
-    data.value = value.mutable_data_ptr<T>();
-    data.slope = slope.mutable_data_ptr<T>();
-    data.scaled = scaled.mutable_data_ptr<T>();
-    run_pieces<T>(data, kernel);
-    return scaled;
-  };
-  const TraceKernels& kernels = trace_kernels();
-  const bool single = a.scalar_type() == ScalarType::Float;
-  return {value, slope, single ? run(kernels.activation_float, 0.0f) : run(kernels.activation_double, 0.0)};
-}
-
-std::tuple<Tensor, Tensor, Tensor> tangent_activation_backward_cpu(std::int64_t activation, Tensor a, Tensor value, Tensor slope,
-                                                                   Tensor tangents, Tensor gradient, Tensor carried) {
-  for (Tensor* tensor : {&a, &value, &slope, &tangents, &gradient, &carried}) *tensor = torch::stable::contiguous(*tensor);
-  const Tensor grad_a = torch::stable::new_empty(a, a.sizes());
-  const auto run = [&](auto kernel, auto zero) {
-    using T = decltype(zero);
-    ActivationData<T> data = activation_of<T>(a, tangents, activation);
-    for (const Tensor* tensor : {&value, &slope, &gradient}) {
-      STD_TORCH_CHECK(tensor->scalar_type() == a.scalar_type() && tensor->numel() == a.numel(),
-                      "value, slope and gradient must be like a");
-    }
-    STD_TORCH_CHECK(carried.scalar_type() == a.scalar_type() && carried.numel() == data.probes * a.numel(),
-                    "carried must be [P, N, ...], of the dtype of a");
-    const Tensor scaled_carried = like_all_probes(a, tangents), scaled = like_all_probes(a, tangents);
-    data.value = const_cast<T*>(value.const_data_ptr<T>());
-    data.slope = const_cast<T*>(slope.const_data_ptr<T>());
-    data.gradient = gradient.const_data_ptr<T>();
-    data.carried = carried.const_data_ptr<T>();
-    data.grad_a = grad_a.mutable_data_ptr<T>();
-    data.scaled_carried = scaled_carried.mutable_data_ptr<T>();
-    data.scaled = scaled.mutable_data_ptr<T>();
-    run_pieces<T>(data, kernel);
-    return std::make_tuple(grad_a, scaled_carried, scaled);
-  };
-  const TraceKernels& kernels = trace_kernels();
-  const bool single = a.scalar_type() == ScalarType::Float;
-  return single ? run(kernels.activation_backward_float, 0.0f) : run(kernels.activation_backward_double, 0.0);
-}
-
 }  // namespace
 }  // namespace fastgen
 
@@ -397,6 +312,4 @@ STABLE_TORCH_LIBRARY_IMPL(fastgen, CPU, m) {
   m.impl("dense_trace", TORCH_BOX(&fastgen::dense_trace_cpu));
   m.impl("dense_trace_backward", TORCH_BOX(&fastgen::dense_trace_backward_cpu));
   m.impl("dense_powers", TORCH_BOX(&fastgen::dense_powers_cpu));
-  m.impl("tangent_activation", TORCH_BOX(&fastgen::tangent_activation_cpu));
-  m.impl("tangent_activation_backward", TORCH_BOX(&fastgen::tangent_activation_backward_cpu));
 }

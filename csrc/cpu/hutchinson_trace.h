@@ -69,7 +69,7 @@ template <typename T>
 struct ActivationData {
   int activation;
   std::int64_t samples, numbers, probes;
-  std::int64_t tangents_probe, tangents_sample;  // strides
+  std::int64_t tangents_probe, tangents_sample, carried_probe, carried_sample;  // strides, the last two of a contraction alone
   const T *a, *tangents;
   T *value, *slope, *scaled;  // scaled: the tangents times the slope
   const T *gradient, *carried;  // backward, which reads value and slope
@@ -92,6 +92,8 @@ struct TraceKernels {
   ActivationKernel<double> activation_double;
   ActivationKernel<float> activation_backward_float;
   ActivationKernel<double> activation_backward_double;
+  ActivationKernel<float> contraction_float;  // value = slope sum_p tangents_p carried_p
+  ActivationKernel<double> contraction_double;
 };
 
 FASTGEN_ISA_TABLES(TraceKernels, trace_kernels)

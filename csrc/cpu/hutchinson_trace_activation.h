@@ -106,13 +106,31 @@ inline void activate_piece_backward(const ActivationData<T>& data, std::int64_t 
   }
 }
 
-template <bool Backward, typename T>
-void activate_pieces(const ActivationData<T>& data, std::int64_t begin, std::int64_t end) {
+template <typename T>
+inline void contract_piece(const ActivationData<T>& data, std::int64_t sample, std::int64_t start, std::int64_t count) {
+  using V = typename VectorOf<T>::type;
+  const std::int64_t at = sample * data.numbers + start;
+  V sum[kActivationPiece / kWidth] = {};
+  for (std::int64_t p = 0; p < data.probes; ++p) {
+    const T* tangents = data.tangents + p * data.tangents_probe + sample * data.tangents_sample + start;
+    const T* carried = data.carried + p * data.carried_probe + sample * data.carried_sample + start;
+    for (std::int64_t i = 0; i < count; i += kWidth) {
+      sum[i / kWidth] = fma(load_first<V>(tangents + i, count - i), load_first<V>(carried + i, count - i), sum[i / kWidth]);
+    }
+  }
+  for (std::int64_t i = 0; i < count; i += kWidth) {
+    store_first(data.value + at + i, sum[i / kWidth] * load_first<V>(data.slope + at + i, count - i), count - i);
+  }
+}
+
+// Each piece of begin .. end by `Piece`.
+template <auto Piece, typename T>
+void each_piece(const ActivationData<T>& data, std::int64_t begin, std::int64_t end) {
   const std::int64_t pieces = (data.numbers + kActivationPiece - 1) / kActivationPiece;
   for (std::int64_t piece = begin; piece < end; ++piece) {
     const std::int64_t sample = piece / pieces, start = piece % pieces * kActivationPiece;
     const std::int64_t rest = data.numbers - start, count = rest < kActivationPiece ? rest : kActivationPiece;
-    Backward ? activate_piece_backward(data, sample, start, count) : activate_piece(data, sample, start, count);
+    Piece(data, sample, start, count);
   }
 }
 

@@ -292,10 +292,12 @@ const TraceKernels& FASTGEN_OF_ISA(trace_kernels)() {
                                        run<tile_powers<double>, double>,
                                        backward<float>,
                                        backward<double>,
-                                       activate_pieces<false, float>,
-                                       activate_pieces<false, double>,
-                                       activate_pieces<true, float>,
-                                       activate_pieces<true, double>};
+                                       each_piece<activate_piece<float>, float>,
+                                       each_piece<activate_piece<double>, double>,
+                                       each_piece<activate_piece_backward<float>, float>,
+                                       each_piece<activate_piece_backward<double>, double>,
+                                       each_piece<contract_piece<float>, float>,
+                                       each_piece<contract_piece<double>, double>};
   return kernels;
 }
 

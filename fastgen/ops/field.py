@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastgen.ops.precision import in_float32, without_autocast
 from fastgen.ops.registry import Op
-from fastgen.ops.tangent_activation import tangent_activation, tangent_activation_backward
+from fastgen.ops.tangent_activation import tangent_activation, tangent_activation_backward, tangent_contraction
 from fastgen.reference import hutchinson_trace as reference
 from fastgen.reference.hutchinson_trace import ACTIVATIONS, LinearMap
 
@@ -194,15 +194,16 @@ def _forward(
 ) -> tuple[Tensor, Tensor, _Run]:
     run = _Run([], [], [], [], [])
     value, scaled = x, right
-    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+    for k, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
         before, tangents = linear.push(value, weight, bias), linear.push(scaled, weight)
-        value, slope, scaled = tangent_activation(activation, before, tangents)
+        last = k == len(weights) - 2
+        value, slope, scaled = tangent_activation(activation, before, tangents[:0] if last else tangents)
         if keep:
             for kept, tensor in zip(run, (before, value, slope, tangents), strict=False):
                 kept.append(tensor)
     met = linear.pull(left, weights[-1])
     run.met.append(met)
-    trace = (scaled * met).sum((0, *range(2, scaled.dim())))
+    trace = tangent_contraction(slope, tangents, met).flatten(1).sum(1)
     return linear.push(value, weights[-1], biases[-1]), trace, run
 
 

@@ -1,6 +1,9 @@
-"""An activation with the tangents beside it, in one pass over memory, and the gradients of both in another."""
+"""An activation with the tangents beside it, in one pass over memory, the gradients of both and where tangents meet."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -54,9 +57,19 @@ BACKWARD = Op(
 )
 
 
+CONTRACTION = Op(
+    "tangent_contraction(Tensor slope, Tensor tangents, Tensor met) -> Tensor",
+    lambda slope, tangents, met: slope * (tangents * met).sum(0),
+    lambda slope, tangents, met: slope.new_empty(slope.shape),
+    absent=FORWARD.absent,
+    not_differentiable=FORWARD.not_differentiable,
+    part_of="hutchinson_trace",
+)
+
+
 def tangent_activation(name: str, a: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The activation of a [N, D...], its derivative, and that times the tangents [P, N or 1, D...]: [P, N, D...]."""
-    return _in_order(FORWARD, name, a, tangents)
+    return _in_order(_of(FORWARD, name), a, tangents)
 
 
 def tangent_activation_backward(
@@ -67,14 +80,24 @@ def tangent_activation_backward(
     Returns:
         the gradient of a, that of the tangents [P, N, D...], and the scaled tangents again.
     """
-    return _in_order(BACKWARD, name, a, value, slope, tangents, gradient, carried)
+    return _in_order(_of(BACKWARD, name), a, value, slope, tangents, gradient, carried)
 
 
-def _in_order(op: Op, name: str, a: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def tangent_contraction(slope: Tensor, tangents: Tensor, met: Tensor) -> Tensor:
+    """``slope sum_p tangents_p met_p``, of a slope [N, D...] and of tangents and met [P, N or 1, D...]: [N, D...]."""
+    (found,) = _in_order(lambda *tensors: (CONTRACTION(*tensors),), slope, tangents, met)
+    return found
+
+
+def _of(op: Op, name: str) -> Callable[..., tuple[Tensor, ...]]:
+    return functools.partial(op, list(ACTIVATIONS).index(name))
+
+
+def _in_order(op: Callable[..., tuple[Tensor, ...]], a: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """With the channels of images last, as they are in memory."""
     tensors = [a, *others]
     images = a.dim() == 4
     if images:
         tensors = [t.movedim(-3, -1) for t in tensors]
-    found = op(list(ACTIVATIONS).index(name), *tensors)
+    found = op(*tensors)
     return tuple(t.movedim(-1, -3) for t in found) if images else found

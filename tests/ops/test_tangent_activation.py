@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fastgen.ops import tangent_activation as module
-from fastgen.ops.tangent_activation import BACKWARD, FORWARD
+from fastgen.ops.tangent_activation import BACKWARD, CONTRACTION, FORWARD
 from fastgen.reference.hutchinson_trace import ACTIVATIONS
 
 pytestmark = pytest.mark.needs_extension
@@ -78,6 +78,32 @@ def test_images_keep_their_channels_last():
     assert found[0].is_contiguous(memory_format=torch.channels_last)
     assert found[2].shape == (2, 2, 3, 4, 5)
     torch.testing.assert_close(found[2][0], a * (1 - a.tanh() ** 2))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_contraction_is_the_plain_formula(shape):
+    for probes in (0, 1, 3):
+        for of_tangents in (1, shape[0]):
+            for of_met in (1, shape[0]):
+                slope, *pairs = (
+                    torch.randn(*size, *shape[1:], dtype=torch.float64)
+                    for size in (shape[:1], (probes, of_tangents), (probes, of_met))
+                )
+                exact = CONTRACTION.reference(slope, *pairs)
+                torch.testing.assert_close(CONTRACTION(slope, *pairs), exact, rtol=1e-12, atol=1e-12)
+                single = [t.float() for t in (slope, *pairs)]
+                bound = (probes + 1) * EPSILON * CONTRACTION.reference(*(t.double().abs() for t in single))
+                error = CONTRACTION(*single) - CONTRACTION.reference(*(t.double() for t in single))
+                assert (error.abs() <= bound).all()
+
+
+def test_opcheck_of_the_contraction_and_its_errors():
+    slope, tangents, met = torch.randn(3, 5), torch.randn(2, 1, 5), torch.randn(2, 3, 5)
+    torch.library.opcheck(torch.ops.fastgen.tangent_contraction.default, (slope, tangents, met))
+    with pytest.raises(RuntimeError, match="tangents must be"):
+        CONTRACTION(slope, tangents, met[:, :2])
+    with pytest.raises(RuntimeError, match="as many probes"):
+        CONTRACTION(slope, tangents[:1], met)
 
 
 def test_wrong_tangents_are_named():
