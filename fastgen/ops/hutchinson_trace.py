@@ -14,9 +14,11 @@ from fastgen.ops.precision import in_float32
 
 KINDS = ("rademacher", "gaussian", "hutch++", "exact", "closed-form")
 _MOST_PROBES = 1 << 16
-_BATCHED, _BATCHED_RECORDED, _BATCHED_IMAGES = 1 << 20, 1 << 24, 1 << 16
+_BATCHED, _BATCHED_RECORDED, _BATCHED_IMAGES = 1 << 20, 1 << 21, 1 << 16
+_WORTH_BATCHING = 4
 """Numbers at most in a batch of cotangents that one backward takes: more leave the cache, which costs more than calls
-do, unless the calls are recorded to be differentiated again. A network of images works on many more than it takes."""
+do, those that are recorded to be differentiated again a little later. A network of images works on many more than it
+takes. Fewer than ``_WORTH_BATCHING`` cotangents at once are slower than a call for each."""
 
 
 def hutchinson_trace(
@@ -224,7 +226,7 @@ class Products:
         """The products, if it is worth while and possible to find many in one backward."""
         most = _BATCHED_RECORDED if torch.is_grad_enabled() else _BATCHED
         together = (most if x.dim() == 2 else _BATCHED_IMAGES) // max(1, x.numel())
-        if min(together, len(cotangents)) < 2:
+        if min(together, len(cotangents)) < _WORTH_BATCHING:
             return None
         try:
             return torch.func.vmap(self.pull, chunk_size=together)(cotangents)
