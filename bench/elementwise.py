@@ -79,10 +79,12 @@ def run(benchmark, contest: Contest, what: str) -> None:
     exact, moved = (contest.reference(*a, inverse) for a in (doubles, tuple(moved_by_rounding(d) for d in doubles)))
     single = contest.reference(x, parameters, inverse)
     for function in (contest.ours, *contest.peers.values()):
-        factor = 2 if function is contest.ours else 100  # the peers' inverses lose digits near the edges of bins
         for found, plain, true, near in zip(function(x, parameters, inverse), single, exact, moved, strict=True):
-            allowed = torch.maximum(factor * (plain - true).abs().max(), (near - true).abs().max())
-            assert (found - true).abs().max() <= allowed + 1e-6
+            error, usual = (found - true).abs(), (plain - true).abs()
+            if function is contest.ours:
+                assert error.max() <= torch.maximum(2 * usual.max(), (near - true).abs().max()) + 1e-6
+            else:  # a peer's inverse may lose all but two digits of an element near the edge of a bin
+                assert error.mean() <= 10 * usual.mean() + 1e-6
     compiled = {
         f"{name}, compiled": torch.compile(function, dynamic=False) for name, function in contest.compiled.items()
     }
