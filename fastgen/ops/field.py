@@ -19,6 +19,9 @@ from fastgen.reference.hutchinson_trace import ACTIVATIONS, LinearMap
 _NUMBERS = 1 << 21
 """Of the tangents that go through a layer at once: they stay in the cache from one layer to the next."""
 
+_KEPT = 1 << 23
+"""Numbers at most that a compiled ``contract`` keeps for its gradient, which finds them again where there are more."""
+
 
 class Kernels(NamedTuple):
     """The compiled ``contract`` of a field, its gradient (of x, and of all parameters in a row), ``power_products``."""
@@ -239,8 +242,9 @@ class _Trace(torch.autograd.Function):
         ctx.linear, ctx.activation, ctx.kernels = linear, activation, kernels
         if kernels:
             number = list(ACTIVATIONS).index(activation)
+            keep = len(x) * len(right) * sum(len(weight) for weight in parameters[::2]) <= _KEPT
             *found, kept = (
-                (*known, x.new_empty(0)) if known else kernels.value(number, True, x, left, right, list(parameters))
+                (*known, x.new_empty(0)) if known else kernels.value(number, keep, x, left, right, list(parameters))
             )
             ctx.save_for_backward(x, left, right, *parameters, kept)
             return tuple(found)
