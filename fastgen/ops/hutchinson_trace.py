@@ -16,7 +16,10 @@ KINDS = ("rademacher", "gaussian", "hutch++", "exact", "closed-form")
 _MOST_PROBES = 1 << 16
 _BATCHED, _BATCHED_RECORDED, _BATCHED_IMAGES = 1 << 20, 1 << 24, 1 << 16
 """Numbers at most in a batch of cotangents that one backward takes: more leave the cache, which costs more than calls
-do, unless the calls are recorded to be differentiated again. A network of images works on many more than it takes."""
+do. A GPU takes more where the calls are recorded to be differentiated again. A network of images works on many more
+numbers than it takes."""
+_LEAST = 16
+"""Cotangents that must fit in a batch on the CPU: where fewer do, a backward is so long that its call costs nothing."""
 
 
 def hutchinson_trace(
@@ -222,9 +225,10 @@ class Products:
 
     def _batched(self, x: Tensor, cotangents: Tensor) -> Tensor | None:
         """The products, if it is worth while and possible to find many in one backward."""
-        most = _BATCHED_RECORDED if torch.is_grad_enabled() else _BATCHED
+        on_cpu = x.device.type == "cpu"
+        most = _BATCHED_RECORDED if torch.is_grad_enabled() and not on_cpu else _BATCHED
         together = (most if x.dim() == 2 else _BATCHED_IMAGES) // max(1, x.numel())
-        if min(together, len(cotangents)) < 2:
+        if together < (_LEAST if on_cpu else 2) or len(cotangents) < 2:
             return None
         try:
             return torch.func.vmap(self.pull, chunk_size=together)(cotangents)
