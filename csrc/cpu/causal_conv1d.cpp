@@ -9,10 +9,10 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <array>
 #include <initializer_list>
 #include <tuple>
 
+#include "cpu/causal_conv1d_launcher.h"
 #include "cpu/causal_conv1d_sequence.h"
 #include "cpu/causal_conv1d_sizes.h"
 
@@ -64,22 +64,6 @@ Sizes residual_sizes_of(const Tensors& a, std::int64_t dilation, std::int64_t ga
   return s;
 }
 
-// a @ b, of float32 under autocast too, which knows nothing of the form that writes to a tensor.
-void product(const Tensor& a, const Tensor& b, const Tensor& to) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 3> stack{from(a), from(b), from(to)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-Tensor first_columns(Tensor matrix, std::int64_t count) { return torch::stable::narrow(matrix, 1, 0, count); }
-
-// Of blocks, on all threads.
-template <typename Scratch, typename Function>
-void each(const Blocks& blocks, Scratch scratch, Function function) {
-  blocks.each([](auto... given) { torch::stable::parallel_for(given...); }, scratch, function);
-}
-
 template <typename T>
 class Convolution {
  public:
@@ -91,6 +75,9 @@ class Convolution {
         state_(torch::stable::contiguous(given.state)),
         weight_(torch::stable::contiguous(given.weight)),
         matrix_(torch::stable::new_empty(weight_, {s_.outputs, s_.inputs()})),
+        bias_at_(bias_.const_data_ptr<T>()),
+        condition_at_(condition_.const_data_ptr<T>()),
+        constant_(condition_.size(2) == 1),
         blocks_{s_.samples, s_.times, s_.block(sizeof(T)), s_.most_runs()} {
     const T* from = weight_.const_data_ptr<T>();
     T* to = matrix_.mutable_data_ptr<T>();
@@ -101,7 +88,7 @@ class Convolution {
 
   void forward(const Tensor& y, void (*kernel)(const CausalConv1dRow<T>&)) const {
     T* to = y.mutable_data_ptr<T>();
-    each(blocks_, [&] { return scratch(s_.inputs(), s_.outputs); },
+    causal_conv1d_each(blocks_, [&] { return scratch(s_.inputs(), s_.outputs); },
          [&](const Scratch& own, const Block& b) {
            multiply(own, b);
            apply(own, b, to + b.n * s_.rows() * s_.times + b.t, s_.times, kernel);
@@ -111,7 +98,7 @@ class Convolution {
   void backward(const Tensor& grad, const Tensors& to, void (*kernel)(CausalConv1dRow<T>&)) const {
     const T* from = grad.const_data_ptr<T>();
     Partial partial(*this, to);
-    each(blocks_, [&] { return scratch(s_.inputs(), s_.outputs); },
+    causal_conv1d_each(blocks_, [&] { return scratch(s_.inputs(), s_.outputs); },
          [&](const Scratch& own, const Block& b) {
            multiply(own, b);
            pull_block(own, b, partial, from + b.n * s_.rows() * s_.times + b.t, nullptr, s_.times, kernel);
@@ -127,7 +114,7 @@ class Convolution {
   // What the blocks of the backward leave.
   struct Partial {
     Partial(const Convolution& c, const Tensors& to)
-        : constant(c.condition_.size(2) == 1 && c.s_.times != 1),
+        : constant(c.constant_ && c.s_.times != 1),
           of_sums(constant ? torch::stable::new_empty(c.x_, {c.s_.samples, c.s_.outputs, c.s_.times}) : to.condition),
           of_matrix(c.blocks_.runs(), c.s_.outputs * c.s_.inputs()),
           of_samples(c.blocks_.runs(), c.s_.samples * c.s_.outputs) {}
@@ -142,8 +129,9 @@ class Convolution {
 
   // y of a block from its sums.
   void apply(const Scratch& own, const Block& b, T* y, std::int64_t stride, void (*kernel)(const CausalConv1dRow<T>&)) const {
+    T* sums = own.sums.template mutable_data_ptr<T>();
     for (std::int64_t r = 0; r < s_.rows(); ++r) {
-      CausalConv1dRow<T> row = row_of(own, b, r);
+      CausalConv1dRow<T> row = row_of(sums, b, r);
       row.y = y + r * stride;
       kernel(row);
     }
@@ -152,15 +140,15 @@ class Convolution {
   // The gradients of the sums from that of y, over the sums; y, too, if it is not null.
   void pull_block(const Scratch& own, const Block& b, Partial& partial, const T* grad, T* y, std::int64_t stride,
                   void (*kernel)(CausalConv1dRow<T>&)) const {
-    T* to = partial.of_sums.template mutable_data_ptr<T>();
+    T *sums = own.sums.template mutable_data_ptr<T>(), *to = partial.of_sums.template mutable_data_ptr<T>();
     for (std::int64_t r = 0; r < s_.rows(); ++r) {
-      CausalConv1dRow<T> row = row_of(own, b, r);
+      CausalConv1dRow<T> row = row_of(sums, b, r);
       row.grad = grad + r * stride;
       row.y = y ? y + r * stride : nullptr;
       kernel(row);
       for (int half = 0; half < s_.halves(); ++half) {
         const std::int64_t place = b.n * s_.outputs + half * s_.rows() + r;
-        partial.of_samples.of(b.run)[place] += row.total[half];
+        partial.of_samples.add(b.run, place, row.total[half]);
         std::copy_n(row.sums[half], b.count, to + place * s_.times + b.t);
       }
     }
@@ -176,13 +164,13 @@ class Convolution {
     s_.each_weight([&](std::int64_t place, std::int64_t o, std::int64_t k, std::int64_t c) {
       of_weight[place] = static_cast<T>(of_matrix[o * s_.inputs() + k * s_.channels + c]);
     });
-    pull(partial.of_sums, to.x, to.state, residual);
+    CausalConv1dPull<T>(s_, blocks_, weight_, partial.of_sums).pull(to.x, to.state, residual);
   }
 
   // The product of a's first columns and the transpose of b's.
   Tensor outer(const Tensor& a, const Tensor& b, std::int64_t count) const {
     const Tensor to = torch::stable::new_empty(matrix_, {a.size(0), b.size(0)});
-    product(first_columns(a, count), torch::stable::transpose(first_columns(b, count), 0, 1), to);
+    causal_conv1d_product(causal_conv1d_columns(a, count), torch::stable::transpose(causal_conv1d_columns(b, count), 0, 1), to);
     return to;
   }
 
@@ -191,47 +179,18 @@ class Convolution {
     const CausalConv1dSequence<T> seen{state_.const_data_ptr<T>(), x_.const_data_ptr<T>(), s_.history(), s_.times};
     T* panel = own.panel.template mutable_data_ptr<T>();
     seen.panel(panel, blocks_.size, b.n, s_.channels, s_.taps, b.t, s_.dilation, b.count);
-    product(matrix_, first_columns(own.panel, b.count), first_columns(own.sums, b.count));
+    causal_conv1d_product(matrix_, causal_conv1d_columns(own.panel, b.count), causal_conv1d_columns(own.sums, b.count));
   }
 
-  // The gradients of x and of the state: tap k carries the gradient of the sums at t to the input at t + k dilation, and the
-  // residual, if it is not null, carries its own to x.
-  void pull(const Tensor& of_sums, const Tensor& grad_x, const Tensor& grad_state, const T* residual) const {
-    Tensor back = torch::stable::new_empty(matrix_, {s_.channels, s_.taps * s_.outputs});
-    T *turned = back.mutable_data_ptr<T>(), *of_x = grad_x.mutable_data_ptr<T>(), *of_state = grad_state.mutable_data_ptr<T>();
-    const T* weight = weight_.const_data_ptr<T>();
-    s_.each_weight([&](std::int64_t place, std::int64_t o, std::int64_t k, std::int64_t c) {
-      turned[(c * s_.taps + k) * s_.outputs + o] = weight[place];
-    });
-    const CausalConv1dSequence<T> sums{nullptr, of_sums.const_data_ptr<T>(), 0, s_.times};
-    const Blocks all{s_.samples, s_.history() + s_.times, blocks_.size, blocks_.most_runs};
-    each(all, [&] { return scratch(s_.taps * s_.outputs, s_.channels); },
-         [&](const Scratch& own, const Block& b) {
-           T* panel = own.panel.template mutable_data_ptr<T>();
-           sums.panel(panel, blocks_.size, b.n, s_.outputs, s_.taps, b.t, -s_.dilation, b.count);
-           product(back, first_columns(own.panel, b.count), first_columns(own.sums, b.count));
-           const T* found = own.sums.template const_data_ptr<T>();
-           const std::int64_t early = std::clamp<std::int64_t>(s_.history() - b.t, 0, b.count);
-           for (std::int64_t c = 0; c < s_.channels; ++c) {
-             const std::int64_t place = b.n * s_.channels + c;
-             std::copy_n(found + c * blocks_.size, early, of_state + place * s_.history() + std::min(b.t, s_.history()));
-             const std::int64_t begin = place * s_.times + b.t + early - s_.history();
-             add_along(found + c * blocks_.size + early, residual ? residual + begin : nullptr, b.count - early, of_x + begin);
-           }
-         });
-  }
-
-  CausalConv1dRow<T> row_of(const Scratch& own, const Block& b, std::int64_t r) const {
+  CausalConv1dRow<T> row_of(T* sums, const Block& b, std::int64_t r) const {
     CausalConv1dRow<T> row{};
     row.gate = s_.gate;
     row.count = b.count;
-    const bool constant = condition_.size(2) == 1;
     for (int half = 0; half < s_.halves(); ++half) {
       const std::int64_t output = half * s_.rows() + r, place = b.n * s_.outputs + output;
-      const T* condition = condition_.const_data_ptr<T>();
-      row.sums[half] = own.sums.template mutable_data_ptr<T>() + output * blocks_.size;
-      row.add[half] = bias_.const_data_ptr<T>()[output] + (constant ? condition[place] : T(0));
-      row.condition[half] = constant ? nullptr : condition + place * s_.times + b.t;
+      row.sums[half] = sums + output * blocks_.size;
+      row.add[half] = bias_at_[output] + (constant_ ? condition_at_[place] : T(0));
+      row.condition[half] = constant_ ? nullptr : condition_at_ + place * s_.times + b.t;
     }
     return row;
   }
@@ -239,6 +198,8 @@ class Convolution {
   const Sizes& s_;
   const Tensor x_, bias_, condition_, state_, weight_;
   const Tensor matrix_;  // [O, taps * channels]
+  const T *bias_at_, *condition_at_;
+  const bool constant_;  // one condition for all times
   const Blocks blocks_;
 };
 
@@ -258,16 +219,18 @@ class ResidualConvolution : public Convolution<T> {
   void forward(const Tensor& residual, const Tensor& skip, void (*kernel)(const CausalConv1dRow<T>&)) const {
     const auto to = outputs(residual.mutable_data_ptr<T>(), skip.mutable_data_ptr<T>());
     const auto before = outputs(x_.template const_data_ptr<T>(), skip_.template const_data_ptr<T>());
-    each(blocks_, [&] { return scratch(); },
+    const T* bias = out_bias_.template const_data_ptr<T>();
+    causal_conv1d_each(blocks_, [&] { return scratch(); },
          [&](const Scratch& own, const Block& b) {
            this->multiply(own, b);
            this->apply(own, b, own.y.template mutable_data_ptr<T>(), blocks_.size, kernel);
-           product(out_weight_, first_columns(own.y, b.count), first_columns(own.z, b.count));
+           causal_conv1d_product(out_weight_, causal_conv1d_columns(own.y, b.count), causal_conv1d_columns(own.z, b.count));
+           T* z = own.z.template mutable_data_ptr<T>();
            for (std::int64_t output = 0; output < s_.out(); ++output) {
              const bool same = output >= s_.residuals && skip_.size(2) == 1;  // at all times
-             CausalConv1dRow<T> row = row_of(own, b, output);
-             row.add[0] = out_bias_.template const_data_ptr<T>()[output];
-             if (same) row.add[0] += skip_.template const_data_ptr<T>()[b.n * s_.skips + output - s_.residuals];
+             CausalConv1dRow<T> row = row_of(z, b, output);
+             row.add[0] = bias[output];
+             if (same) row.add[0] += before.skip[b.n * s_.skips + output - s_.residuals];
              row.condition[0] = same ? nullptr : before.at(b.n, output, b.t);
              row.y = to.at(b.n, output, b.t);
              kernel(row);
@@ -282,18 +245,19 @@ class ResidualConvolution : public Convolution<T> {
     const Tensor turned = torch::stable::transpose(out_weight_, 0, 1);
     typename Convolution<T>::Partial partial(*this, to);
     CausalConv1dSums of_weight(blocks_.runs(), s_.out() * s_.rows()), of_samples(blocks_.runs(), s_.samples * s_.out());
-    each(blocks_, [&] { return scratch(); },
+    causal_conv1d_each(blocks_, [&] { return scratch(); },
          [&](const Scratch& own, const Block& b) {
            this->multiply(own, b);
+           T* z = own.z.template mutable_data_ptr<T>();
            for (std::int64_t output = 0; output < s_.out(); ++output) {
-             CausalConv1dRow<T> row = row_of(own, b, output);
+             CausalConv1dRow<T> row = row_of(z, b, output);
              row.grad = from.at(b.n, output, b.t);
              kernel(row);  // which copies it to z
-             of_samples.of(b.run)[b.n * s_.out() + output] += row.total[0];
+             of_samples.add(b.run, b.n * s_.out() + output, row.total[0]);
              const std::int64_t place = b.n * s_.skips + output - s_.residuals;
              if (output >= s_.residuals && !same) std::copy_n(row.grad, b.count, of_skip + place * s_.times + b.t);
            }
-           product(turned, first_columns(own.z, b.count), first_columns(own.y, b.count));
+           causal_conv1d_product(turned, causal_conv1d_columns(own.z, b.count), causal_conv1d_columns(own.y, b.count));
            T* y = own.y.template mutable_data_ptr<T>();  // takes the place of its gradient
            this->pull_block(own, b, partial, y, y, blocks_.size, kernel);
            of_weight.add(b.run, this->outer(own.z, own.y, b.count).template const_data_ptr<T>());
@@ -322,10 +286,10 @@ class ResidualConvolution : public Convolution<T> {
     return {residual, skip, s_.residuals, s_.skips, s_.times};
   }
 
-  CausalConv1dRow<T> row_of(const Scratch& own, const Block& b, std::int64_t output) const {
+  CausalConv1dRow<T> row_of(T* z, const Block& b, std::int64_t output) const {
     CausalConv1dRow<T> row{};
     row.count = b.count;
-    row.sums[0] = own.z.template mutable_data_ptr<T>() + output * blocks_.size;
+    row.sums[0] = z + output * blocks_.size;
     return row;
   }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <vector>
 
 namespace fastgen {
@@ -53,33 +54,41 @@ struct CausalConv1dOutputs {
   }
 };
 
-// to = from + along, or from where that is null.
 template <typename T>
-void add_along(const T* from, const T* along, std::int64_t count, T* to) {
-  if (along) {
-    std::transform(from, from + count, along, to, std::plus<T>());
-  } else {
-    std::copy_n(from, count, to);
-  }
+void add_to(T* to, const T* from, std::int64_t count) {
+  std::transform(to, to + count, from, to, std::plus<T>());
 }
 
 // `size` sums over all blocks. Each run of blocks has its own: the total does not depend on which thread had which run.
 class CausalConv1dSums {
  public:
-  CausalConv1dSums(std::int64_t runs, std::int64_t size) : size_(size), sums_(runs * size) {}
+  CausalConv1dSums(std::int64_t runs, std::int64_t size) : size_(size), begun_(runs), sums_(new double[runs * size]) {}
 
-  double* of(std::int64_t run) { return sums_.data() + run * size_; }
-
+  // Adds the terms of a block.
   template <typename T>
   void add(std::int64_t run, const T* terms) {
-    double* sums = of(run);
-    for (std::int64_t i = 0; i < size_; ++i) sums[i] += terms[i];
+    double* sums = sums_.get() + run * size_;
+    if (begun_[run]) {
+      for (std::int64_t i = 0; i < size_; ++i) sums[i] += terms[i];
+    } else {
+      std::copy_n(terms, size_, sums);
+      begun_[run] = 1;
+    }
+  }
+
+  // Adds one term; the others are zero where there is none before.
+  void add(std::int64_t run, std::int64_t place, double term) {
+    double* sums = sums_.get() + run * size_;
+    if (!begun_[run]) std::fill_n(sums, size_, 0.0);
+    begun_[run] = 1;
+    sums[place] += term;
   }
 
   std::vector<double> total() const {
     std::vector<double> all(size_);
-    for (auto run = sums_.begin(); run != sums_.end(); run += size_) {
-      for (std::int64_t i = 0; i < size_; ++i) all[i] += run[i];
+    for (std::size_t run = 0; run < begun_.size(); ++run) {
+      const double* sums = sums_.get() + run * size_;
+      for (std::int64_t i = 0; i < size_ && begun_[run]; ++i) all[i] += sums[i];
     }
     return all;
   }
@@ -93,7 +102,8 @@ class CausalConv1dSums {
 
  private:
   std::int64_t size_;
-  std::vector<double> sums_;
+  std::vector<char> begun_;  // of the runs
+  std::unique_ptr<double[]> sums_;
 };
 
 }  // namespace fastgen

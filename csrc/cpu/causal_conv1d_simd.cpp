@@ -70,7 +70,7 @@ template <std::int64_t kGate, bool kValue, typename T>
 void backward_of(CausalConv1dRow<T>& row) {
   using V = typename VectorOf<T>::type;
   row.total[0] = row.total[1] = 0;
-  constexpr std::int64_t kTogether = 8 * kWidth;  // added in the lanes' own precision before they go into the total
+  constexpr std::int64_t kTogether = 32 * kWidth;  // added in the lanes' own precision before they go into the total
   for (std::int64_t begin = 0; begin < row.count; begin += kTogether) {
     const std::int64_t end = begin + kTogether < row.count ? begin + kTogether : row.count;
     V of_a{}, of_g{};

@@ -14,11 +14,12 @@ from fastgen.ops.precision import in_float32
 
 KINDS = ("rademacher", "gaussian", "hutch++", "exact", "closed-form")
 _MOST_PROBES = 1 << 16
-_BATCHED, _BATCHED_RECORDED, _BATCHED_IMAGES = 1 << 20, 1 << 21, 1 << 16
-_WORTH_BATCHING = 4
-"""Numbers at most in a batch of cotangents that one backward takes: more leave the cache, which costs more than calls
-do, those that are recorded to be differentiated again a little later. A network of images works on many more than it
-takes. Fewer than ``_WORTH_BATCHING`` cotangents at once are slower than a call for each."""
+_BATCHED, _BATCHED_RECORDED, _BATCHED_IMAGES, _BATCHED_ELSEWHERE = 1 << 20, 1 << 21, 1 << 16, 1 << 24
+"""Numbers at most in a batch of cotangents that one backward takes: on a CPU more leave the cache, which costs more than
+calls do, those that are recorded to be differentiated again a little later. A network of images works on many more
+numbers than it takes. On a GPU, the last."""
+_LEAST = 16
+"""Cotangents that must fit in a batch on a CPU: where fewer do, a backward is so long that its call costs nothing."""
 
 
 def hutchinson_trace(
@@ -224,9 +225,12 @@ class Products:
 
     def _batched(self, x: Tensor, cotangents: Tensor) -> Tensor | None:
         """The products, if it is worth while and possible to find many in one backward."""
-        most = _BATCHED_RECORDED if torch.is_grad_enabled() else _BATCHED
-        together = (most if x.dim() == 2 else _BATCHED_IMAGES) // max(1, x.numel())
-        if min(together, len(cotangents)) < _WORTH_BATCHING:
+        most, least = _BATCHED_ELSEWHERE, 2
+        if x.device.type == "cpu":
+            of_vectors = _BATCHED_RECORDED if torch.is_grad_enabled() else _BATCHED
+            most, least = of_vectors if x.dim() == 2 else _BATCHED_IMAGES, _LEAST
+        together = most // max(1, x.numel())
+        if together < least or len(cotangents) < 2:
             return None
         try:
             return torch.func.vmap(self.pull, chunk_size=together)(cotangents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,10 +12,18 @@ from fastgen.reference.masked_conv2d import causal_mask, margins_of
 
 
 def _cropped(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, stride: int, dilation: int) -> Tensor:
-    """The rows and columns of the kernel that the mask leaves, handed to the library's convolution."""
-    return F.conv2d(
-        F.pad(x, margins_of(weight.shape[2], weight.shape[3], dilation)), weight * mask, bias, stride, 0, dilation
-    )
+    """The rows and columns of the kernel that the mask leaves, handed to the library's convolution.
+
+    It pads alike on both sides, which does for the columns. The rows above are joined on: ``F.pad`` would write all of
+    them before it copies x into them.
+    """
+    height, width = weight.shape[2:]
+    left, right, top, _ = margins_of(height, width, dilation)
+    if height > 1:
+        x = torch.cat([x.new_zeros(*x.shape[:2], top, x.shape[3]), x], 2)
+    elif width > 1:
+        x = F.pad(x, (left, 0))
+    return F.conv2d(x, weight * mask, bias, stride, (0, right), dilation)
 
 
 OP = Op(
