@@ -15,8 +15,8 @@ from fastgen.ops.precision import in_float32
 KINDS = ("rademacher", "gaussian", "hutch++", "exact", "closed-form")
 _MOST_PROBES = 1 << 16
 _BATCHED, _BATCHED_RECORDED, _BATCHED_IMAGES, _BATCHED_ELSEWHERE = 1 << 20, 1 << 21, 1 << 16, 1 << 24
-"""Numbers at most in a batch of cotangents that one backward takes: on a CPU more leave the cache, which costs more than
-calls do, those that are recorded to be differentiated again a little later. A network of images works on many more
+"""Numbers at most in a batch of cotangents that one backward takes: on a CPU more leave the cache, which costs more
+than calls do, those that are recorded to be differentiated again a little later. A network of images works on many more
 numbers than it takes. On a GPU, the last."""
 _LEAST = 16
 """Cotangents that must fit in a batch on a CPU: where fewer do, a backward is so long that its call costs nothing."""
