@@ -73,17 +73,20 @@ class Factors {
   // Row k in the order of solution is row first + step k of the matrix.
   template <typename Coefficient, typename Diagonal>
   void pack(Coefficient coefficient, Diagonal diagonal, std::int64_t first, std::int64_t step, T* packed) const {
-    const auto minus = [&](std::int64_t k, std::int64_t j) {
-      const std::int64_t row = first + step * k, column = first + step * j;
-      return row < channels_ && column < channels_ ? -coefficient(row, column) : T(0);
-    };
+    const auto row_of = [&](std::int64_t k) { return first + step * k; };
     for (std::int64_t k = 0; k < slots_; k += kLuRows) {
-      for (std::int64_t j = 0; j < k + kLuRows; ++j) {
-        for (std::int64_t r = 0; r < kLuRows; ++r) *packed++ = j < k + r ? minus(k + r, j) : T(0);
-      }
+      T reciprocals[kLuRows];
       for (std::int64_t r = 0; r < kLuRows; ++r) {
-        const std::int64_t row = first + step * (k + r);
-        *packed++ = row < channels_ ? 1 / diagonal(row) : T(1);
+        const std::int64_t row = row_of(k + r);
+        *packed++ = reciprocals[r] = row < channels_ ? 1 / diagonal(row) : T(1);
+      }
+      for (std::int64_t j = 0; j < k + kLuRows; ++j) {
+        const std::int64_t column = row_of(j);
+        for (std::int64_t r = 0; r < kLuRows; ++r) {
+          const std::int64_t row = row_of(k + r);
+          const bool counts = j < k + r && row < channels_ && column < channels_;
+          *packed++ = counts ? -coefficient(row, column) * reciprocals[r] : T(0);
+        }
       }
     }
   }
