@@ -51,6 +51,22 @@ inline void exp_and_missed(Double (&x)[N], Double (&missed)[N]) {
   for (int i = 0; i < N; ++i) missed[i] = -expm1(x[i]), x[i] = exp(x[i]);
 }
 
+// The tanh of three numbers, with one division.
+template <typename V, typename T>
+inline void tanh_of_three(const V (&x)[3], V* tanh) {
+  V rest[3], missed[3];
+#pragma GCC unroll 4
+  for (int i = 0; i < 3; ++i) rest[i] = T(-2) * abs(x[i]);
+  exp_and_missed(rest, missed);
+  const V p = T(1) + rest[0], q = T(1) + rest[1], r = T(1) + rest[2], pq = p * q, reciprocal = T(1) / (pq * r);
+  const V inverse[3] = {(q * r) * reciprocal, (p * r) * reciprocal, pq * reciprocal};
+#pragma GCC unroll 4
+  for (int i = 0; i < 3; ++i) {
+    const V size = missed[i] * inverse[i];
+    tanh[i] = x[i] < T(0) ? -size : size;
+  }
+}
+
 // An edge that a bin does not have is put where the cdf is 0 or 1, and then no width counts. Widths below kLeastWidth make no
 // difference to what is left of the probability once the width is divided out.
 template <int N, typename V, typename T>
@@ -126,10 +142,11 @@ struct Components {
       : weights(room), shifts(room + mixtures), terms(room + 4 * mixtures), exponents(room + 5 * mixtures) {}
 };
 
-// Fills `components`; `each(m, bins)` sees all bins.
+// Fills `components`; `each(m, bins)` sees all bins. Asks for the parameters that follow, a part with every component: all of
+// them at once would be waited for.
 template <int kChannels, typename V, typename T, typename Each>
-inline Sum<V> mix(const LogisticMixtureShape& shape, const Channel<V>* channels, const V* columns, const Components<V>& components,
-                  Each each) {
+inline Sum<V> mix(const LogisticMixtureShape& shape, const Channel<V>* channels, const T* following, const V* columns,
+                  const Components<V>& components, Each each) {
   const T half = T(1) / T(shape.levels - 1), log_width = T(std::log(2.0 / double(shape.levels - 1)));
   const T least = T(shape.min_log_scale);
   Sum<V> sum;
@@ -138,6 +155,8 @@ inline Sum<V> mix(const LogisticMixtureShape& shape, const Channel<V>* channels,
   sum.logits_total = V{};
   sum.top = V{} - T(INFINITY);
   for (std::int64_t m = 0; m < shape.mixtures; ++m) {
+    const std::int64_t part = kWidth * (shape.parameters() / shape.mixtures), line = 64 / sizeof(T);
+    for (std::int64_t i = 0; i < part; i += line) __builtin_prefetch(following + m * part + i);
     const V logit = columns[m] - sum.logits_top;
     sum.logits_total += components.weights[m] = exp_nonpositive(logit);
     V mean[kChannels], log_scale[kChannels], *shifts = components.shifts + 3 * m;
@@ -148,8 +167,9 @@ inline Sum<V> mix(const LogisticMixtureShape& shape, const Channel<V>* channels,
       log_scale[c] = columns[place.log_scale] < least ? V{} + least : columns[place.log_scale];
     }
     if constexpr (kChannels == 3) {
-#pragma GCC unroll 4
-      for (int row = 0; row < 3; ++row) shifts[row] = tanh(columns[coefficient_of(shape, row, m)]);
+      const V x[3] = {columns[coefficient_of(shape, 0, m)], columns[coefficient_of(shape, 1, m)],
+                      columns[coefficient_of(shape, 2, m)]};
+      tanh_of_three<V, T>(x, shifts);
       mean[1] += shifts[0] * channels[0].x;
       mean[2] = (mean[2] + shifts[1] * channels[0].x) + shifts[2] * channels[1].x;
     }
@@ -168,14 +188,6 @@ inline Sum<V> mix(const LogisticMixtureShape& shape, const Channel<V>* channels,
   return sum;
 }
 
-template <typename V, typename T>
-inline void load_parameters(const LogisticMixtureShape& shape, const T* from, std::int64_t n, V* columns) {
-  const std::int64_t count = shape.parameters();
-  const char* next = reinterpret_cast<const char*>(from + kWidth * count);
-  for (std::int64_t line = 0; line < kWidth * count * std::int64_t(sizeof(T)); line += 64) __builtin_prefetch(next + line);
-  load_columns(from, n, count, count, columns);
-}
-
 template <int kChannels, typename T>
 void forward_of(const LogisticMixtureShape& shape, const LogisticMixtureData<T>& data, std::int64_t begin, std::int64_t end,
                 T* scratch) {
@@ -186,10 +198,11 @@ void forward_of(const LogisticMixtureShape& shape, const LogisticMixtureData<T>&
   Channel<V> channels[kChannels];
   for (std::int64_t i = begin; i < end; i += kWidth) {
     const std::int64_t n = std::min<std::int64_t>(kWidth, end - i);
-    load_parameters(shape, data.parameters + i * count, n, columns);
+    const T* parameters = data.parameters + i * count;
+    load_columns(parameters, n, count, count, columns);
     load_channels<V, T>(shape, data.level + i * kChannels, n, channels);
     const auto nothing = [](std::int64_t, const Bins<V, kChannels>&) {};
-    const Sum<V> sum = mix<kChannels, V, T>(shape, channels, columns, components, nothing);
+    const Sum<V> sum = mix<kChannels, V, T>(shape, channels, parameters + n * count, columns, components, nothing);
     store_first(data.log_prob + i, sum.top + (log(sum.total) - log(sum.logits_total)), n);
   }
 }
@@ -205,7 +218,8 @@ void backward_of(const LogisticMixtureShape& shape, const LogisticMixtureData<T>
   Channel<V> channels[kChannels];
   for (std::int64_t i = begin; i < end; i += kWidth) {
     const std::int64_t n = std::min<std::int64_t>(kWidth, end - i);
-    load_parameters(shape, data.parameters + i * count, n, columns);
+    const T* parameters = data.parameters + i * count;
+    load_columns(parameters, n, count, count, columns);
     load_channels<V, T>(shape, data.level + i * kChannels, n, channels);
     // of the log-probability of each bin alone; its three quotients are of one division
     const auto derivatives = [&](std::int64_t m, const Bins<V, kChannels>& bins) {
@@ -222,7 +236,7 @@ void backward_of(const LogisticMixtureShape& shape, const LogisticMixtureData<T>
         grads[place.log_scale] = columns[place.log_scale] >= T(shape.min_log_scale) ? of_log_scale : V{};
       }
     };
-    const Sum<V> sum = mix<kChannels, V, T>(shape, channels, columns, components, derivatives);
+    const Sum<V> sum = mix<kChannels, V, T>(shape, channels, parameters + n * count, columns, components, derivatives);
     const V given = load_first<V>(data.grad + i, n), of_logit = given / sum.logits_total;
     const V of_term = sum.total > T(0) ? given / sum.total : V{};
     for (std::int64_t m = 0; m < mixtures; ++m) {
