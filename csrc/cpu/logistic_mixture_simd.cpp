@@ -125,6 +125,13 @@ inline std::int64_t coefficient_of(const LogisticMixtureShape& shape, std::int64
   return shape.mixtures * (3 + 3 * row) + m;
 }
 
+// Asks for the m-th part of the parameters, or of their gradients, of kWidth elements: all of them at once would be waited for.
+template <bool kToWrite, typename T>
+inline void prefetch_part(const LogisticMixtureShape& shape, const T* memory, std::int64_t m) {
+  const std::int64_t part = kWidth * (shape.parameters() / shape.mixtures), line = 64 / sizeof(T);
+  for (std::int64_t i = m * part; i < (m + 1) * part; i += line) __builtin_prefetch(memory + i, kToWrite);
+}
+
 // exp(top) total is the sum over the components, exp(logits_top) logits_total that of their weights before normalisation;
 // top is relative to logits_top.
 template <typename V>
@@ -142,8 +149,7 @@ struct Components {
       : weights(room), shifts(room + mixtures), terms(room + 4 * mixtures), exponents(room + 5 * mixtures) {}
 };
 
-// Fills `components`; `each(m, bins)` sees all bins. Asks for the parameters that follow, a part with every component: all of
-// them at once would be waited for.
+// Fills `components`; `each(m, bins)` sees all bins. `following` are the parameters to ask for meanwhile.
 template <int kChannels, typename V, typename T, typename Each>
 inline Sum<V> mix(const LogisticMixtureShape& shape, const Channel<V>* channels, const T* following, const V* columns,
                   const Components<V>& components, Each each) {
@@ -155,8 +161,7 @@ inline Sum<V> mix(const LogisticMixtureShape& shape, const Channel<V>* channels,
   sum.logits_total = V{};
   sum.top = V{} - T(INFINITY);
   for (std::int64_t m = 0; m < shape.mixtures; ++m) {
-    const std::int64_t part = kWidth * (shape.parameters() / shape.mixtures), line = 64 / sizeof(T);
-    for (std::int64_t i = 0; i < part; i += line) __builtin_prefetch(following + m * part + i);
+    prefetch_part<false>(shape, following, m);
     const V logit = columns[m] - sum.logits_top;
     sum.logits_total += components.weights[m] = exp_nonpositive(logit);
     V mean[kChannels], log_scale[kChannels], *shifts = components.shifts + 3 * m;
@@ -222,7 +227,9 @@ void backward_of(const LogisticMixtureShape& shape, const LogisticMixtureData<T>
     load_columns(parameters, n, count, count, columns);
     load_channels<V, T>(shape, data.level + i * kChannels, n, channels);
     // of the log-probability of each bin alone; its three quotients are of one division
+    T* grad_parameters = data.grad_parameters + i * count;
     const auto derivatives = [&](std::int64_t m, const Bins<V, kChannels>& bins) {
+      prefetch_part<true>(shape, static_cast<const T*>(grad_parameters), m);
 #pragma GCC unroll 4
       for (int c = 0; c < kChannels; ++c) {
         const V a = bins.a[c], b = bins.b[c], above = one + bins.ea[c], below = one + bins.eb[c], missed = bins.missed[c];
@@ -254,7 +261,7 @@ void backward_of(const LogisticMixtureShape& shape, const LogisticMixtureData<T>
         grads[coefficient_of(shape, row, m)] = of_shift * (1 - shifts[row] * shifts[row]);
       }
     }
-    store_columns(data.grad_parameters + i * count, n, count, count, grads);
+    store_columns(grad_parameters, n, count, count, grads);
   }
 }
 
