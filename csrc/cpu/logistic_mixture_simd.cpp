@@ -23,7 +23,7 @@ struct Channel {
 template <typename V, int N>
 struct Bins {
   V exponent, numerator, denominator;
-  V inverse_scale[N], a[N], b[N], ea[N], eb[N], d[N], rest[N], missed[N];  // rest, missed: exp(-d) and 1 - exp(-d)
+  V a[N], b[N], ea[N], eb[N], d[N], rest[N], missed[N];  // rest, missed: exp(-d) and 1 - exp(-d)
 };
 
 // x <= 0 to exp(x), at least exp(-87), and 1 - exp(x), which keeps its digits near zero.
@@ -70,15 +70,14 @@ inline void tanh_of_three(const V (&x)[3], V* tanh) {
 // An edge that a bin does not have is put where the cdf is 0 or 1, and then no width counts. Widths below kLeastWidth make no
 // difference to what is left of the probability once the width is divided out.
 template <int N, typename V, typename T>
-inline void bins_of(const Channel<V>* channels, const V (&mean)[N], const V (&log_scale)[N], T half, T log_width, Bins<V, N>& bins) {
+inline void bins_of(const Channel<V>* channels, const V (&mean)[N], const V (&log_scale)[N], const V* inverse_scale, T half,
+                    T log_width, Bins<V, N>& bins) {
   constexpr T kFar = T(100), kLeastWidth = T(1e-8);
   const V one = V{} + T(1), far = V{} + kFar;
 #pragma GCC unroll 4
-  for (int i = 0; i < N; ++i) bins.inverse_scale[i] = exp(-log_scale[i]);
-#pragma GCC unroll 4
   for (int i = 0; i < N; ++i) {
-    const V centered = channels[i].x - mean[i], d = (2 * half) * bins.inverse_scale[i];
-    const V a = (centered + half) * bins.inverse_scale[i], b = (centered - half) * bins.inverse_scale[i];
+    const V centered = channels[i].x - mean[i], d = (2 * half) * inverse_scale[i];
+    const V a = (centered + half) * inverse_scale[i], b = (centered - half) * inverse_scale[i];
     bins.a[i] = channels[i].highest != T(0) ? far : a;
     bins.b[i] = channels[i].lowest != T(0) ? -far : b;
     bins.d[i] = channels[i].lowest + channels[i].highest != T(0) ? far : (d < kLeastWidth ? V{} + kLeastWidth : d);
@@ -139,14 +138,15 @@ struct Sum {
   V top, total, logits_top, logits_total;
 };
 
-// What is kept of every component: its weight before normalisation, the tanh of its coefficients, its term of the sum over
-// exp(top), and the exponent of that.
+// What is kept of every component: its weight before normalisation, the tanh of its coefficients, its inverse scales, its term of
+// the sum over exp(top), and the exponent of that.
 template <typename V>
 struct Components {
-  V *weights, *shifts, *terms, *exponents;
+  V *weights, *shifts, *inverse_scales, *terms, *exponents;
 
   Components(V* room, std::int64_t mixtures)
-      : weights(room), shifts(room + mixtures), terms(room + 4 * mixtures), exponents(room + 5 * mixtures) {}
+      : weights(room), shifts(room + mixtures), inverse_scales(room + 4 * mixtures), terms(room + 7 * mixtures),
+        exponents(room + 8 * mixtures) {}
 };
 
 // Fills `components`; `each(m, bins)` sees all bins. `following` are the parameters to ask for meanwhile.
@@ -160,28 +160,34 @@ inline Sum<V> mix(const LogisticMixtureShape& shape, const Channel<V>* channels,
   for (std::int64_t m = 1; m < shape.mixtures; ++m) sum.logits_top = max(sum.logits_top, columns[m]);
   sum.logits_total = V{};
   sum.top = V{} - T(INFINITY);
+  const auto log_scale_of = [&](int c, std::int64_t m) {
+    const V log_scale = columns[place_of(shape, c, m).log_scale];
+    return log_scale < least ? V{} + least : log_scale;
+  };
   for (std::int64_t m = 0; m < shape.mixtures; ++m) {
     prefetch_part<false>(shape, following, m);
-    const V logit = columns[m] - sum.logits_top;
-    sum.logits_total += components.weights[m] = exp_nonpositive(logit);
-    V mean[kChannels], log_scale[kChannels], *shifts = components.shifts + 3 * m;
+    sum.logits_total += components.weights[m] = exp_nonpositive(columns[m] - sum.logits_top);
 #pragma GCC unroll 4
-    for (int c = 0; c < kChannels; ++c) {
-      const Place place = place_of(shape, c, m);
-      mean[c] = columns[place.mean];
-      log_scale[c] = columns[place.log_scale] < least ? V{} + least : columns[place.log_scale];
-    }
+    for (int c = 0; c < kChannels; ++c) components.inverse_scales[3 * m + c] = exp(-log_scale_of(c, m));
     if constexpr (kChannels == 3) {
       const V x[3] = {columns[coefficient_of(shape, 0, m)], columns[coefficient_of(shape, 1, m)],
                       columns[coefficient_of(shape, 2, m)]};
-      tanh_of_three<V, T>(x, shifts);
+      tanh_of_three<V, T>(x, components.shifts + 3 * m);
+    }
+  }
+  for (std::int64_t m = 0; m < shape.mixtures; ++m) {
+    V mean[kChannels], log_scale[kChannels];
+    const V* shifts = components.shifts + 3 * m;
+#pragma GCC unroll 4
+    for (int c = 0; c < kChannels; ++c) mean[c] = columns[place_of(shape, c, m).mean], log_scale[c] = log_scale_of(c, m);
+    if constexpr (kChannels == 3) {
       mean[1] += shifts[0] * channels[0].x;
       mean[2] = (mean[2] + shifts[1] * channels[0].x) + shifts[2] * channels[1].x;
     }
     Bins<V, kChannels> bins;
-    bins_of(channels, mean, log_scale, half, log_width, bins);
+    bins_of(channels, mean, log_scale, components.inverse_scales + 3 * m, half, log_width, bins);
     each(m, bins);
-    components.exponents[m] = logit + bins.exponent;
+    components.exponents[m] = (columns[m] - sum.logits_top) + bins.exponent;
     components.terms[m] = bins.numerator / bins.denominator;
     sum.top = max(sum.top, components.exponents[m]);
   }
@@ -238,7 +244,7 @@ void backward_of(const LogisticMixtureShape& shape, const LogisticMixtureData<T>
         const V of_b = channels[c].lowest != T(0) ? V{} : (b < T(0) ? bins.eb[c] : one) * (above * unmissed);
         const V of_width = bins.d[c] < T(80) ? (bins.d[c] * bins.rest[c]) * (both * reciprocal) : V{};
         const Place place = place_of(shape, c, m);
-        grads[place.mean] = (of_b - of_a) * bins.inverse_scale[c];
+        grads[place.mean] = (of_b - of_a) * components.inverse_scales[3 * m + c];
         const V of_log_scale = (b * of_b - a * of_a) - of_width;
         grads[place.log_scale] = columns[place.log_scale] >= T(shape.min_log_scale) ? of_log_scale : V{};
       }
