@@ -72,7 +72,7 @@ inline void tanh_of_three(const V (&x)[3], V* tanh) {
 template <int N, typename V, typename T>
 inline void bins_of(const Channel<V>* channels, const V (&mean)[N], const V (&log_scale)[N], const V* inverse_scale, T half,
                     T log_width, Bins<V, N>& bins) {
-  constexpr T kFar = T(100), kLeastWidth = T(1e-8);
+  constexpr T kFar = T(100), kLeastWidth = sizeof(T) == 4 ? T(1e-8) : T(1e-17);
   const V one = V{} + T(1), far = V{} + kFar;
 #pragma GCC unroll 4
   for (int i = 0; i < N; ++i) {
@@ -232,8 +232,8 @@ void backward_of(const LogisticMixtureShape& shape, const LogisticMixtureData<T>
     const T* parameters = data.parameters + i * count;
     load_columns(parameters, n, count, count, columns);
     load_channels<V, T>(shape, data.level + i * kChannels, n, channels);
-    // of the log-probability of each bin alone; its three quotients are of one division
     T* grad_parameters = data.grad_parameters + i * count;
+    // of the log-probability of each bin alone; its three quotients are of one division
     const auto derivatives = [&](std::int64_t m, const Bins<V, kChannels>& bins) {
       prefetch_part<true>(shape, static_cast<const T*>(grad_parameters), m);
 #pragma GCC unroll 4
