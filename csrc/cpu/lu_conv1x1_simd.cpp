@@ -102,9 +102,9 @@ inline void scatter(const LuSolve<T>& task, const Place (&places)[kCount], const
   }
 }
 
-// Returns the place after the groups. Memory is asked for what they write, and for what the next ones read, row by row: these
+// Returns the place after the groups; kKeeps tells whether `between` is wanted. Memory is asked for what they write, and for what the next ones read, row by row: these
 // are more places than a processor follows by itself, and all of them at once would be waited for.
-template <int kCount, typename V, typename T>
+template <bool kKeeps, int kCount, typename V, typename T>
 inline Place solve_groups(const LuSolve<T>& task, Place at, V* vectors, V* rows, V* columns) {
   Place places[kCount];
   for (Place& place : places) place = at, at = next(task, at);
@@ -115,6 +115,7 @@ inline Place solve_groups(const LuSolve<T>& task, Place at, V* vectors, V* rows,
   const T* given = is_whole ? task.given + start : reinterpret_cast<T*>(rows);
   const T* following = is_whole && at.sample < task.samples ? task.given + start_of(task, at) : given;
   T* solved = is_whole ? task.solved + start : reinterpret_cast<T*>(rows);
+  const T* between = kKeeps && is_whole ? task.between + start : solved;
 
   const auto read = [=, from = task.from, to = task.to](std::int64_t j, V(&row)[kCount]) {
     const bool is_channel = j < channels;
@@ -123,11 +124,12 @@ inline Place solve_groups(const LuSolve<T>& task, Place at, V* vectors, V* rows,
 #pragma GCC unroll 4
     for (int g = 0; g < kCount; ++g) {
       __builtin_prefetch(target + g * kWidth, 1);
+      if (kKeeps) __builtin_prefetch(between + (is_channel ? j : 0) * stride + g * kWidth, 1);
       row[g] = is_channel ? load_vector<V>(source + g * kWidth) : V{};
     }
   };
   substitute<false, kCount>(task.slots, task.downwards, vectors, read, [](std::int64_t, const V(&)[kCount]) {});
-  if (task.between) scatter(task, places, vectors, columns, task.between);
+  if (kKeeps) scatter(task, places, vectors, columns, task.between);
 
   const auto read_again = [=, from = task.from, slots = task.slots](std::int64_t j, V(&row)[kCount]) {
     const T* source = following + from[j < channels ? channels - 1 - j : 0] * stride;  // in the order of reading
@@ -148,14 +150,19 @@ inline Place solve_groups(const LuSolve<T>& task, Place at, V* vectors, V* rows,
   return at;
 }
 
-template <typename T>
-void solve(const LuSolve<T>& task, std::int64_t begin, std::int64_t end, T* scratch) {
+template <bool kKeeps, typename T>
+void solve_keeping(const LuSolve<T>& task, std::int64_t begin, std::int64_t end, T* scratch) {
   using V = typename VectorOf<T>::type;
   V* vectors = reinterpret_cast<V*>(scratch);
   V *rows = vectors + kGroups * task.slots, *columns = rows + kGroups * task.slots;
   Place at = place_of(task, begin);
-  for (; begin + kGroups <= end; begin += kGroups) at = solve_groups<kGroups>(task, at, vectors, rows, columns);
-  for (; begin < end; ++begin) at = solve_groups<1>(task, at, vectors, rows, columns);
+  for (; begin + kGroups <= end; begin += kGroups) at = solve_groups<kKeeps, kGroups>(task, at, vectors, rows, columns);
+  for (; begin < end; ++begin) at = solve_groups<kKeeps, 1>(task, at, vectors, rows, columns);
+}
+
+template <typename T>
+void solve(const LuSolve<T>& task, std::int64_t begin, std::int64_t end, T* scratch) {
+  return (task.between ? solve_keeping<true, T> : solve_keeping<false, T>)(task, begin, end, scratch);
 }
 
 }  // namespace
