@@ -102,8 +102,9 @@ inline void scatter(const LuSolve<T>& task, const Place (&places)[kCount], const
   }
 }
 
-// Returns the place after the groups; kKeeps tells whether `between` is wanted. Memory is asked for what they write, and for what the next ones read, row by row: these
-// are more places than a processor follows by itself, and all of them at once would be waited for.
+// Returns the place after the groups; kKeeps tells whether `between` is wanted. Memory is asked for what they write, and for what
+// the next ones read, row by row: these are more places than a processor follows by itself, and all of them at once would be
+// waited for.
 template <bool kKeeps, int kCount, typename V, typename T>
 inline Place solve_groups(const LuSolve<T>& task, Place at, V* vectors, V* rows, V* columns) {
   Place places[kCount];
