@@ -36,9 +36,9 @@ struct LogisticMixtureKernels {
   Kernel<double> backward_double;
 };
 
-// Columns of parameters, of their gradients, and five of each component.
+// Columns of parameters, of their gradients, and nine of each component.
 inline std::int64_t logistic_mixture_scratch(const LogisticMixtureShape& shape, std::int64_t lanes) {
-  return (2 * shape.parameters() + 5 * shape.mixtures) * lanes;
+  return (2 * shape.parameters() + 9 * shape.mixtures) * lanes;
 }
 
 FASTGEN_ISA_TABLES(LogisticMixtureKernels, logistic_mixture_kernels)

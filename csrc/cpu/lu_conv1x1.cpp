@@ -73,17 +73,20 @@ class Factors {
   // Row k in the order of solution is row first + step k of the matrix.
   template <typename Coefficient, typename Diagonal>
   void pack(Coefficient coefficient, Diagonal diagonal, std::int64_t first, std::int64_t step, T* packed) const {
-    const auto minus = [&](std::int64_t k, std::int64_t j) {
-      const std::int64_t row = first + step * k, column = first + step * j;
-      return row < channels_ && column < channels_ ? -coefficient(row, column) : T(0);
-    };
+    const auto row_of = [&](std::int64_t k) { return first + step * k; };
     for (std::int64_t k = 0; k < slots_; k += kLuRows) {
-      for (std::int64_t j = 0; j < k + kLuRows; ++j) {
-        for (std::int64_t r = 0; r < kLuRows; ++r) *packed++ = j < k + r ? minus(k + r, j) : T(0);
-      }
+      T reciprocals[kLuRows];
       for (std::int64_t r = 0; r < kLuRows; ++r) {
-        const std::int64_t row = first + step * (k + r);
-        *packed++ = row < channels_ ? 1 / diagonal(row) : T(1);
+        const std::int64_t row = row_of(k + r);
+        *packed++ = reciprocals[r] = row < channels_ ? 1 / diagonal(row) : T(1);
+      }
+      for (std::int64_t j = 0; j < k + kLuRows; ++j) {
+        const std::int64_t column = row_of(j);
+        for (std::int64_t r = 0; r < kLuRows; ++r) {
+          const std::int64_t row = row_of(k + r);
+          const bool counts = j < k + r && row < channels_ && column < channels_;
+          *packed++ = counts ? -coefficient(row, column) * reciprocals[r] : T(0);
+        }
       }
     }
   }
@@ -131,17 +134,29 @@ Tensor lu_conv1x1_cpu(Tensor y, Tensor permutation, Tensor lower, Tensor upper, 
 }
 
 // Of float32 under autocast too, which knows nothing of the form that writes to a tensor.
-Tensor product(const Tensor& a, const Tensor& b) {
-  const Tensor result = torch::stable::new_empty(a, {a.size(0), b.size(1)});
+Tensor product(const char* name, const Tensor& a, const Tensor& b, const Tensor& result) {
   using torch::stable::detail::from;
   std::array<StableIValue, 3> stack{from(a), from(b), from(result)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "out", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 // [C, N positions].
 Tensor by_channel(const Tensor& tensor) {
   return torch::stable::reshape(torch::stable::transpose(tensor, 0, 1), {tensor.size(1), tensor.size(0) * tensor.size(2)});
+}
+
+// The sum over samples and positions of a[i] b[j], [C, C]: in one product, for which both are transposed, or, where that is more
+// memory than a matrix a sample, in one a sample.
+Tensor sum_of_products(const Tensor& a, const Tensor& b) {
+  const std::int64_t samples = a.size(0), channels = a.size(1), positions = a.size(2);
+  if (positions < channels) {
+    const Tensor result = torch::stable::new_empty(a, {channels, channels});
+    return product("aten::mm", by_channel(a), torch::stable::transpose(by_channel(b), 0, 1), result);
+  }
+  const Tensor each = torch::stable::new_empty(a, {samples, channels, channels});
+  product("aten::bmm", a, torch::stable::transpose(b, 1, 2), each);
+  return torch::stable::sum(each, torch::headeronly::IntHeaderOnlyArrayRef({0}));
 }
 
 // With L a = P^T y, U x = a, and g the gradients, summed over positions: dL = -(P^T g_y) a^T below the diagonal,
@@ -179,12 +194,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lu_conv1x1_backward_cpu(Tenso
     const std::vector<T> none(y.size(1));
     factors.solve(y, none.data(), false, x, a.mutable_data_ptr<T>());
     factors.solve(grad, none.data(), true, grad_y, grad_a.mutable_data_ptr<T>());
-    const Tensor of_l = product(by_channel(grad_y), torch::stable::transpose(by_channel(a), 0, 1));
-    const Tensor of_u = product(by_channel(grad_a), torch::stable::transpose(by_channel(x), 0, 1));
-    factor_gradients(factors, of_l, of_u, grad_lower, grad_upper, grad_diagonal);
+    factor_gradients(factors, sum_of_products(grad_y, a), sum_of_products(grad_a, x), grad_lower, grad_upper, grad_diagonal);
   };
   y.scalar_type() == ScalarType::Float ? backward(0.0f) : backward(0.0);
-  const Tensor sums = torch::stable::sum(by_channel(grad), torch::headeronly::IntHeaderOnlyArrayRef({1}));
+  const Tensor sums = torch::stable::sum(grad, torch::headeronly::IntHeaderOnlyArrayRef({0, 2}));
   Tensor grad_bias = torch::stable::subtract(torch::stable::new_zeros(bias, bias.sizes()), sums);
   return {grad_y, grad_lower, grad_upper, grad_diagonal, grad_bias};
 }

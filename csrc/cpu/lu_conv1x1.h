@@ -11,8 +11,8 @@ constexpr std::int64_t kLuRows = 4;  // unknowns that are solved together
 
 // The channels of a position are solved in `slots`, which are the channels and zeros up to a multiple of kLuRows.
 //
-// A packed triangle holds, for every kLuRows rows in the order of their solution: minus their coefficients of each unknown solved
-// before, column by column; minus their coefficients of one another; the reciprocals of their diagonal.
+// A packed triangle holds, for every kLuRows rows in the order of their solution: the reciprocals of their diagonal; minus their
+// coefficients of each unknown solved before, column by column, then of one another, all divided by the diagonal.
 constexpr std::int64_t lu_packed_size(std::int64_t slots) {
   const std::int64_t blocks = slots / kLuRows;
   return blocks * (blocks - 1) / 2 * kLuRows * kLuRows + blocks * (kLuRows * kLuRows + kLuRows);
@@ -37,9 +37,9 @@ struct LuConv1x1Kernels {
 
 inline std::int64_t lu_groups_of_sample(std::int64_t positions, std::int64_t lanes) { return (positions + lanes - 1) / lanes; }
 
-// The slots of the groups solved together, and one group more.
+// The slots of the groups solved together, twice, and of one group more.
 inline std::int64_t lu_scratch(std::int64_t slots, const LuConv1x1Kernels& kernels) {
-  return (kernels.groups + 1) * slots * kernels.lanes;
+  return (2 * kernels.groups + 1) * slots * kernels.lanes;
 }
 
 FASTGEN_ISA_TABLES(LuConv1x1Kernels, lu_conv1x1_kernels)

@@ -7,22 +7,27 @@ namespace {
 
 constexpr int kGroups = kWidth == 16 ? 4 : 2;  // as many as leave a register for every sum
 
-// Slot k in the order of solution is first[kStep * k], of group g `slots` vectors further.
-template <int kStep, int kCount, typename V, typename T>
-inline void substitute(std::int64_t slots, const T* packed, V* first) {
+// The slot solved k-th is slots - 1 - k where kUpwards, else k; of group g it is vectors[slot * kCount + g]. It comes from
+// read(slot), and its solution goes to write(slot, value) too.
+template <bool kUpwards, int kCount, typename V, typename T, typename Read, typename Write>
+inline void substitute(std::int64_t slots, const T* packed, V* vectors, Read read, Write write) {
+  const auto slot = [slots](std::int64_t k) { return kUpwards ? slots - 1 - k : k; };
   for (std::int64_t k = 0; k < slots; k += kLuRows) {
     V sum[kLuRows][kCount];
 #pragma GCC unroll 4
     for (int r = 0; r < kLuRows; ++r) {
+      read(slot(k + r), sum[r]);
+      const T reciprocal = *packed++;
 #pragma GCC unroll 4
-      for (int g = 0; g < kCount; ++g) sum[r][g] = first[g * slots + kStep * (k + r)];
+      for (int g = 0; g < kCount; ++g) sum[r][g] = sum[r][g] * reciprocal;
     }
     for (std::int64_t j = 0; j < k; ++j, packed += kLuRows) {
+      const V* solved = vectors + slot(j) * kCount;
 #pragma GCC unroll 4
       for (int r = 0; r < kLuRows; ++r) {
         const V coefficient = packed[r] - V{};
 #pragma GCC unroll 4
-        for (int g = 0; g < kCount; ++g) sum[r][g] = fma(coefficient, first[g * slots + kStep * j], sum[r][g]);
+        for (int g = 0; g < kCount; ++g) sum[r][g] = fma(coefficient, solved[g], sum[r][g]);
       }
     }
 #pragma GCC unroll 4
@@ -33,11 +38,11 @@ inline void substitute(std::int64_t slots, const T* packed, V* first) {
 #pragma GCC unroll 4
         for (int g = 0; g < kCount; ++g) sum[r][g] = fma(coefficient, sum[s][g], sum[r][g]);
       }
-      const T reciprocal = packed[kLuRows * kLuRows + r];
 #pragma GCC unroll 4
-      for (int g = 0; g < kCount; ++g) first[g * slots + kStep * (k + r)] = sum[r][g] = sum[r][g] * reciprocal;
+      for (int g = 0; g < kCount; ++g) vectors[slot(k + r) * kCount + g] = sum[r][g];
+      write(slot(k + r), sum[r]);
     }
-    packed += kLuRows * kLuRows + kLuRows;
+    packed += kLuRows * kLuRows;
   }
 }
 
@@ -64,81 +69,101 @@ inline std::int64_t start_of(const LuSolve<T>& task, Place at) {
   return at.sample * task.channels * task.positions + at.position;
 }
 
-template <typename V, typename T>
-inline void load_group(const LuSolve<T>& task, Place at, V* slots, V* columns) {
-  const std::int64_t channels = task.channels, positions = task.positions, *from = task.from;
-  const T* first = task.given + start_of(task, at);
-  if (positions == 1) {
-    const std::int64_t left = task.samples - at.sample;
-    load_columns(first, left < kWidth ? left : kWidth, channels, channels, columns);
-    for (std::int64_t j = 0; j < channels; ++j) slots[j] = columns[from[j]];
-  } else if (positions - at.position >= kWidth) {
-    for (std::int64_t j = 0; j < channels; ++j) slots[j] = load_vector<V>(first + from[j] * positions);
-  } else {
-    for (std::int64_t j = 0; j < channels; ++j) slots[j] = load_first<V>(first + from[j] * positions, positions - at.position);
-  }
-  for (std::int64_t j = channels; j < task.slots; ++j) slots[j] = V{};
-}
-
-// Asks for what a group reads, or for where it writes: more places than a processor follows by itself. Samples of one position
-// lie side by side.
-template <bool kToWrite, typename T>
-inline void prefetch_group(const LuSolve<T>& task, const T* memory, Place at) {
-  if (task.positions == 1 || at.sample >= task.samples) return;
-  const T* first = memory + start_of(task, at);
-  for (std::int64_t j = 0; j < task.channels; ++j, first += task.positions) __builtin_prefetch(first, kToWrite);
-}
-
-// Slot j goes to channel to(j) of the result, changed by change(value, j).
-template <typename V, typename T, typename To, typename Change>
-inline void store_group(const LuSolve<T>& task, T* result, Place at, const V* slots, V* columns, To to, Change change) {
+// Group g's part of every channel, to rows[channel * kCount + g]; `columns` is room for one group.
+template <int kCount, typename V, typename T>
+inline void gather(const LuSolve<T>& task, const Place (&places)[kCount], V* rows, V* columns) {
   const std::int64_t channels = task.channels, positions = task.positions;
-  T* first = result + start_of(task, at);
-  if (positions == 1) {
-    const std::int64_t left = task.samples - at.sample;
-    for (std::int64_t j = 0; j < channels; ++j) columns[to(j)] = change(slots[j], j);
-    store_columns(first, left < kWidth ? left : kWidth, channels, channels, columns);
-  } else if (positions - at.position >= kWidth) {
-    for (std::int64_t j = 0; j < channels; ++j) store_vector(first + to(j) * positions, change(slots[j], j));
-  } else {
-    for (std::int64_t j = 0; j < channels; ++j) {
-      store_first(first + to(j) * positions, change(slots[j], j), positions - at.position);
+  for (int g = 0; g < kCount; ++g) {
+    const T* first = task.given + start_of(task, places[g]);
+    if (positions == 1) {
+      const std::int64_t left = task.samples - places[g].sample;
+      load_columns(first, left < kWidth ? left : kWidth, channels, channels, columns);
+      for (std::int64_t c = 0; c < channels; ++c) rows[c * kCount + g] = columns[c];
+    } else {
+      const std::int64_t left = positions - places[g].position;
+      for (std::int64_t c = 0; c < channels; ++c) rows[c * kCount + g] = load_first<V>(first + c * positions, left);
     }
   }
 }
 
-// Returns the place after the groups.
 template <int kCount, typename V, typename T>
-inline Place solve_groups(const LuSolve<T>& task, Place at, V* slots, V* columns) {
-  Place places[kCount], ahead[kCount];
-  for (Place& place : places) place = at, at = next(task, at);
-  const Place after = at;
-  for (Place& place : ahead) place = at, at = next(task, at);
-  for (int g = 0; g < kCount; ++g) load_group(task, places[g], slots + g * task.slots, columns);
-  for (Place place : ahead) prefetch_group<false>(task, task.given, place);
-  substitute<1, kCount>(task.slots, task.downwards, slots);
-  for (int g = 0; task.between && g < kCount; ++g) {
-    const auto same = [](std::int64_t j) { return j; };
-    const auto unchanged = [](V value, std::int64_t) { return value; };
-    store_group(task, task.between, places[g], slots + g * task.slots, columns, same, unchanged);
-  }
-  for (Place place : places) prefetch_group<true>(task, static_cast<const T*>(task.solved), place);
-  substitute<-1, kCount>(task.slots, task.upwards, slots + task.slots - 1);
+inline void scatter(const LuSolve<T>& task, const Place (&places)[kCount], const V* rows, V* columns, T* result) {
+  const std::int64_t channels = task.channels, positions = task.positions;
   for (int g = 0; g < kCount; ++g) {
-    const auto to = [map = task.to](std::int64_t j) { return map[j]; };
-    const auto less_bias = [bias = task.bias](V value, std::int64_t j) { return value - bias[j]; };
-    store_group(task, task.solved, places[g], slots + g * task.slots, columns, to, less_bias);
+    T* first = result + start_of(task, places[g]);
+    if (positions == 1) {
+      const std::int64_t left = task.samples - places[g].sample;
+      for (std::int64_t c = 0; c < channels; ++c) columns[c] = rows[c * kCount + g];
+      store_columns(first, left < kWidth ? left : kWidth, channels, channels, columns);
+    } else {
+      const std::int64_t left = positions - places[g].position;
+      for (std::int64_t c = 0; c < channels; ++c) store_first(first + c * positions, rows[c * kCount + g], left);
+    }
   }
-  return after;
+}
+
+// Returns the place after the groups; kKeeps tells whether `between` is wanted. Memory is asked for what they write, and for what
+// the next ones read, row by row: these are more places than a processor follows by itself, and all of them at once would be
+// waited for.
+template <bool kKeeps, int kCount, typename V, typename T>
+inline Place solve_groups(const LuSolve<T>& task, Place at, V* vectors, V* rows, V* columns) {
+  Place places[kCount];
+  for (Place& place : places) place = at, at = next(task, at);
+  const bool is_whole = task.positions > 1 && places[0].position + kCount * kWidth <= task.positions;
+  if (!is_whole) gather(task, places, rows, columns);
+  const std::int64_t channels = task.channels, stride = is_whole ? task.positions : kCount * kWidth;
+  const std::int64_t start = start_of(task, places[0]);
+  const T* given = is_whole ? task.given + start : reinterpret_cast<T*>(rows);
+  const T* following = is_whole && at.sample < task.samples ? task.given + start_of(task, at) : given;
+  T* solved = is_whole ? task.solved + start : reinterpret_cast<T*>(rows);
+  const T* between = kKeeps && is_whole ? task.between + start : solved;
+
+  const auto read = [=, from = task.from, to = task.to](std::int64_t j, V(&row)[kCount]) {
+    const bool is_channel = j < channels;
+    const T* source = given + (is_channel ? from[j] : 0) * stride;
+    const T* target = solved + (is_channel ? to[j] : 0) * stride;
+#pragma GCC unroll 4
+    for (int g = 0; g < kCount; ++g) {
+      __builtin_prefetch(target + g * kWidth, 1);
+      if (kKeeps) __builtin_prefetch(between + (is_channel ? j : 0) * stride + g * kWidth, 1);
+      row[g] = is_channel ? load_vector<V>(source + g * kWidth) : V{};
+    }
+  };
+  substitute<false, kCount>(task.slots, task.downwards, vectors, read, [](std::int64_t, const V(&)[kCount]) {});
+  if (kKeeps) scatter(task, places, vectors, columns, task.between);
+
+  const auto read_again = [=, from = task.from, slots = task.slots](std::int64_t j, V(&row)[kCount]) {
+    const T* source = following + from[j < channels ? channels - 1 - j : 0] * stride;  // in the order of reading
+#pragma GCC unroll 4
+    for (int g = 0; g < kCount; ++g) {
+      __builtin_prefetch(source + g * kWidth);
+      row[g] = vectors[j * kCount + g];
+    }
+  };
+  const auto write = [=, to = task.to, bias = task.bias](std::int64_t j, const V(&row)[kCount]) {
+    if (j >= channels) return;
+    T* target = solved + to[j] * stride;
+#pragma GCC unroll 4
+    for (int g = 0; g < kCount; ++g) store_vector(target + g * kWidth, row[g] - bias[j]);
+  };
+  substitute<true, kCount>(task.slots, task.upwards, vectors, read_again, write);
+  if (!is_whole) scatter(task, places, rows, columns, task.solved);
+  return at;
+}
+
+template <bool kKeeps, typename T>
+void solve_keeping(const LuSolve<T>& task, std::int64_t begin, std::int64_t end, T* scratch) {
+  using V = typename VectorOf<T>::type;
+  V* vectors = reinterpret_cast<V*>(scratch);
+  V *rows = vectors + kGroups * task.slots, *columns = rows + kGroups * task.slots;
+  Place at = place_of(task, begin);
+  for (; begin + kGroups <= end; begin += kGroups) at = solve_groups<kKeeps, kGroups>(task, at, vectors, rows, columns);
+  for (; begin < end; ++begin) at = solve_groups<kKeeps, 1>(task, at, vectors, rows, columns);
 }
 
 template <typename T>
 void solve(const LuSolve<T>& task, std::int64_t begin, std::int64_t end, T* scratch) {
-  using V = typename VectorOf<T>::type;
-  V *slots = reinterpret_cast<V*>(scratch), *columns = slots + kGroups * task.slots;
-  Place at = place_of(task, begin);
-  for (; begin + kGroups <= end; begin += kGroups) at = solve_groups<kGroups>(task, at, slots, columns);
-  for (; begin < end; ++begin) at = solve_groups<1>(task, at, slots, columns);
+  return (task.between ? solve_keeping<true, T> : solve_keeping<false, T>)(task, begin, end, scratch);
 }
 
 }  // namespace

@@ -108,8 +108,7 @@ def lu_conv1x1(
     else:
         with torch.autocast(x.device.type, enabled=False):
             y = product(x, reference.weight_of(permutation, lower, upper, diagonal), bias)
-    log_det = log_det * (-positions if inverse else positions)
-    return y.to(dtype), log_det.expand(x.shape[0]).clone()
+    return y.to(dtype), log_det.expand(x.shape[0]) * (-positions if inverse else positions)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -134,11 +133,13 @@ def _check(
 ) -> None:
     if x.dim() < 2 or not x.shape[1]:
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, C, ...], C at least 1")
-    channels = x.shape[1]
+    channels, device = x.shape[1], x.device
     square, vector = (channels, channels), (channels,)
     given = [("lower", lower, square), ("upper", upper, square), ("log_s", log_s, vector), ("sign", sign, vector)]
     given += [("bias", bias, vector), ("log_scale", log_scale, vector), ("permutation", permutation, vector)]
-    for name, tensor, wanted in (("x", x, x.shape), *given):
+    if not x.is_floating_point():
+        raise TypeError(f"x has dtype {x.dtype}; it must be floating point")
+    for name, tensor, wanted in given:
         if tensor is None:
             continue
         if name != "permutation" and not tensor.is_floating_point():
@@ -147,7 +148,8 @@ def _check(
             raise ValueError(
                 f"{name} has shape {tuple(tensor.shape)}; for x of shape {tuple(x.shape)} it must be {wanted}"
             )
-        check_device(name, tensor, "x", x.device)
+        if tensor.device != device:
+            check_device(name, tensor, "x", device)
     if permutation.dtype != torch.int64:
         raise TypeError(f"permutation has dtype {permutation.dtype}; it must be int64")
     if has_numbers(permutation) and sorted(permutation.tolist()) != list(range(channels)):

@@ -50,6 +50,17 @@ def test_one_component_of_one_channel_is_the_discretized_logistic():
     torch.testing.assert_close(value, discretized_logistic_log_prob(level[:, 0], raw[1], raw[2], 256))
 
 
+def test_bins_of_any_width_in_float64():
+    """From hundreds of scales to 1e-17 of one, across the points where their formula changes."""
+    level, log_scale = torch.full((500, 1), 100), torch.linspace(-12, 40, 500, dtype=torch.float64)
+    raw = torch.stack([torch.zeros_like(log_scale), torch.full_like(log_scale, -0.2), log_scale], 1).requires_grad_()
+    value = logistic_mixture(level, raw, min_log_scale=-60.0)
+    wanted = discretized_logistic_log_prob(level[:, 0], raw[:, 1], raw[:, 2], 256)
+    torch.testing.assert_close(value, wanted, rtol=1e-13, atol=0)
+    (mine,), (theirs,) = (torch.autograd.grad(v.sum(), raw) for v in (value, wanted))
+    torch.testing.assert_close(mine[:, 2], theirs[:, 2], rtol=1e-12, atol=1e-12)
+
+
 def test_equal_components_are_as_one():
     level = torch.randint(0, 256, (64, 3))
     raw = torch.randn(64, 10, 1, dtype=torch.float64)
