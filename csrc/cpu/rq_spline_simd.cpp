@@ -25,8 +25,9 @@ inline void evaluate(const RqSplineShape& shape, Bin<V>& bin) {
   bin.slope = bin.d1 * t * t + 2 * bin.s * u + bin.d0 * (1 - t) * (1 - t);
 }
 
-template <typename V, typename T>
-__attribute__((always_inline)) inline Bin<V> find(const RqSplineShape& shape, V x, V* columns) {
+// `passed` is called between the bins, with the number of the one that comes.
+template <typename V, typename T, typename Passed>
+__attribute__((always_inline)) inline Bin<V> find(const RqSplineShape& shape, V x, V* columns, Passed passed) {
   const std::int64_t bins = shape.bins;
   const V one = V{} + T(1);
   V *widths = columns, *heights = columns + bins, *raw = columns + 2 * bins;
@@ -55,6 +56,7 @@ __attribute__((always_inline)) inline Bin<V> find(const RqSplineShape& shape, V 
   SumOfParts<V> passed_along, passed_across;
   V start = V{} + low;
   for (std::int64_t j = 1; j < bins; ++j) {
+    passed(j);
     passed_along.add(fma(rest_along, along[j - 1], least_along));
     const V edge = fma(passed_along.value(), size, V{} + low);
     const auto beyond = safe >= edge;
@@ -100,18 +102,11 @@ __attribute__((always_inline)) inline Bin<V> find(const RqSplineShape& shape, V 
   return bin;
 }
 
-// Asks for the parameters of kWidth elements, or for where their gradients go.
-template <bool kToWrite, typename T>
-inline void prefetch(const RqSplineShape& shape, const T* from) {
-  const std::int64_t size = kWidth * shape.parameters * std::int64_t(sizeof(T));
-  for (std::int64_t line = 0; line < size; line += 64) __builtin_prefetch(reinterpret_cast<const char*>(from) + line, kToWrite);
-}
-
 // The parameters of elements i .. i + n as columns; those of the next ones are asked for.
 template <typename V, typename T>
 inline void load_parameters(const RqSplineShape& shape, const T* parameters, std::int64_t i, std::int64_t n, V* columns) {
-  const T* from = parameters + i * shape.parameters;
-  prefetch<false>(shape, from + kWidth * shape.parameters);
+  const T *from = parameters + i * shape.parameters, *next = from + kWidth * shape.parameters;
+  for (std::int64_t k = 0; k < kWidth * shape.parameters; k += 64 / std::int64_t(sizeof(T))) __builtin_prefetch(next + k);
   load_columns(from, n, shape.parameters, shape.parameters, columns);
 }
 
@@ -124,7 +119,7 @@ void forward(const RqSplineShape& given, const RqSplineData<T>& data, std::int64
     const std::int64_t n = std::min<std::int64_t>(kWidth, end - i);
     load_parameters(shape, data.parameters, i, n, columns);
     const V x = load_first<V>(data.x + i, n);
-    const Bin<V> bin = find<V, T>(shape, x, columns);
+    const Bin<V> bin = find<V, T>(shape, x, columns, [](std::int64_t) {});
     const V log_slope = log(bin.s * bin.s * bin.slope / (bin.denominator * bin.denominator));
     const V y = shape.inverse ? bin.x0 + bin.t * bin.w : bin.y0 + bin.h * (bin.numerator / bin.denominator);
     store_first(data.y + i, bin.inside != T(0) ? y : x, n);
@@ -140,11 +135,17 @@ void backward(const RqSplineShape& given, const RqSplineData<T>& data, std::int6
   V *columns = reinterpret_cast<V*>(scratch), *grads = columns + shape.parameters;
   const T scale_w = T((shape.right - shape.left) * (1 - shape.min_width * bins));
   const T scale_h = T((shape.top - shape.bottom) * (1 - shape.min_height * bins));
+  const std::int64_t line = 64 / std::int64_t(sizeof(T)), lines = kWidth * shape.parameters / line + 1;
+  const std::int64_t each = (lines / std::max<std::int64_t>(1, bins - 1) + 1) * line;  // of each bin but the first
   for (std::int64_t i = begin; i < end; i += kWidth) {
     const std::int64_t n = std::min<std::int64_t>(kWidth, end - i);
     load_parameters(shape, data.parameters, i, n, columns);
-    prefetch<true>(shape, data.grad_parameters + i * shape.parameters);
-    const Bin<V> bin = find<V, T>(shape, load_first<V>(data.x + i, n), columns);
+    // where the gradients go is asked for a part at a time: all at once would be waited for
+    const T* grad_parameters = data.grad_parameters + i * shape.parameters;
+    const auto ask = [&](std::int64_t j) {
+      for (std::int64_t k = (j - 1) * each; k < j * each; k += line) __builtin_prefetch(grad_parameters + k, 1);
+    };
+    const Bin<V> bin = find<V, T>(shape, load_first<V>(data.x + i, n), columns, ask);
     const auto inside = bin.inside != T(0);
     const V given_y = load_first<V>(data.grad_y + i, n), given_l = load_first<V>(data.grad_log_det + i, n);
     const V t = bin.t, u = t * (1 - t), num = bin.numerator, den = bin.denominator;
