@@ -100,7 +100,7 @@ class Convolution {
     Partial partial(*this, to);
     causal_conv1d_each(blocks_, [&] { return scratch(s_.inputs(), s_.outputs); },
          [&](const Scratch& own, const Block& b) {
-           multiply(own, b);
+           s_.gate == kNoGate ? read(own, b) : multiply(own, b);
            pull_block(own, b, partial, from + b.n * s_.rows() * s_.times + b.t, nullptr, s_.times, kernel);
          });
     finish(partial, to, nullptr);
@@ -174,11 +174,16 @@ class Convolution {
     return to;
   }
 
-  // Leaves the sums of a block, without bias.
-  void multiply(const Scratch& own, const Block& b) const {
+  // Leaves what a block reads.
+  void read(const Scratch& own, const Block& b) const {
     const CausalConv1dSequence<T> seen{state_.const_data_ptr<T>(), x_.const_data_ptr<T>(), s_.history(), s_.times};
     T* panel = own.panel.template mutable_data_ptr<T>();
     seen.panel(panel, blocks_.size, b.n, s_.channels, s_.taps, b.t, s_.dilation, b.count);
+  }
+
+  // And its sums, without bias.
+  void multiply(const Scratch& own, const Block& b) const {
+    read(own, b);
     causal_conv1d_product(matrix_, causal_conv1d_columns(own.panel, b.count), causal_conv1d_columns(own.sums, b.count));
   }
 
