@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastgen import accelerated
 from fastgen.nn import AffineCoupling, FlowSequential, InvertibleConv1x1
 
 from ..interleave import Provider, interleave
@@ -136,13 +137,13 @@ def bench_glow(benchmark, what):
             back, _ = step.inverse(step.forward(x)[0])
             torch.testing.assert_close(back, x, rtol=1e-3, atol=1e-3)
         for step in peers:
-            with fastgen.accelerated(step.name):
+            with accelerated(step.name):
                 fast = step.forward(x)
             torch.testing.assert_close(fast, step.forward(x), rtol=1e-3, atol=1e-3)
     providers = {step.name: Provider(step.name, job(step, what, x), 1, threads) for step in peers}
     fast = {
         step.name: Provider(
-            f"{step.name}, accelerated", job(step, what, x), 1, threads, within=partial(fastgen.accelerated, step.name)
+            f"{step.name}, accelerated", job(step, what, x), 1, threads, within=partial(accelerated, step.name)
         )
         for step in peers
     }
