@@ -19,8 +19,9 @@ from fastgen.reference.hutchinson_trace import ACTIVATIONS, LinearMap
 _NUMBERS = 1 << 21
 """Of the tangents that go through a layer at once: they stay in the cache from one layer to the next."""
 
-_KEPT = 1 << 23
-"""Numbers at most that a compiled ``contract`` keeps for its gradient, which finds them again where there are more."""
+_KEPT, _WORTH_KEEPING = 1 << 23, 4
+"""Numbers at most, and probes at least, that a compiled ``contract`` keeps tangents of for its gradient; otherwise that
+finds them again, which for one probe or two costs little."""
 
 
 class Kernels(NamedTuple):
@@ -242,7 +243,8 @@ class _Trace(torch.autograd.Function):
         ctx.linear, ctx.activation, ctx.kernels = linear, activation, kernels
         if kernels:
             number = list(ACTIVATIONS).index(activation)
-            keep = len(x) * len(right) * sum(len(weight) for weight in parameters[::2]) <= _KEPT
+            numbers = len(x) * len(right) * sum(len(weight) for weight in parameters[::2])
+            keep = len(right) >= _WORTH_KEEPING and numbers <= _KEPT
             *found, kept = (
                 (*known, x.new_empty(0)) if known else kernels.value(number, keep, x, left, right, list(parameters))
             )
