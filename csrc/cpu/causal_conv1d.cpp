@@ -89,20 +89,20 @@ class Convolution {
   void forward(const Tensor& y, void (*kernel)(const CausalConv1dRow<T>&)) const {
     T* to = y.mutable_data_ptr<T>();
     causal_conv1d_each(blocks_, [&] { return scratch(s_.inputs(), s_.outputs); },
-         [&](const Scratch& own, const Block& b) {
-           multiply(own, b);
-           apply(own, b, to + b.n * s_.rows() * s_.times + b.t, s_.times, kernel);
-         });
+        [&](const Scratch& own, const Block& b) {
+          multiply(own, b);
+          apply(own, b, to + b.n * s_.rows() * s_.times + b.t, s_.times, kernel);
+        });
   }
 
   void backward(const Tensor& grad, const Tensors& to, void (*kernel)(CausalConv1dRow<T>&)) const {
     const T* from = grad.const_data_ptr<T>();
     Partial partial(*this, to);
     causal_conv1d_each(blocks_, [&] { return scratch(s_.inputs(), s_.outputs); },
-         [&](const Scratch& own, const Block& b) {
-           s_.gate == kNoGate ? read(own, b) : multiply(own, b);
-           pull_block(own, b, partial, from + b.n * s_.rows() * s_.times + b.t, nullptr, s_.times, kernel);
-         });
+        [&](const Scratch& own, const Block& b) {
+          s_.gate == kNoGate ? read(own, b) : multiply(own, b);
+          pull_block(own, b, partial, from + b.n * s_.rows() * s_.times + b.t, nullptr, s_.times, kernel);
+        });
     finish(partial, to, nullptr);
   }
 
@@ -226,21 +226,21 @@ class ResidualConvolution : public Convolution<T> {
     const auto before = outputs(x_.template const_data_ptr<T>(), skip_.template const_data_ptr<T>());
     const T* bias = out_bias_.template const_data_ptr<T>();
     causal_conv1d_each(blocks_, [&] { return scratch(); },
-         [&](const Scratch& own, const Block& b) {
-           this->multiply(own, b);
-           this->apply(own, b, own.y.template mutable_data_ptr<T>(), blocks_.size, kernel);
-           causal_conv1d_product(out_weight_, causal_conv1d_columns(own.y, b.count), causal_conv1d_columns(own.z, b.count));
-           T* z = own.z.template mutable_data_ptr<T>();
-           for (std::int64_t output = 0; output < s_.out(); ++output) {
-             const bool same = output >= s_.residuals && skip_.size(2) == 1;  // at all times
-             CausalConv1dRow<T> row = row_of(z, b, output);
-             row.add[0] = bias[output];
-             if (same) row.add[0] += before.skip[b.n * s_.skips + output - s_.residuals];
-             row.condition[0] = same ? nullptr : before.at(b.n, output, b.t);
-             row.y = to.at(b.n, output, b.t);
-             kernel(row);
-           }
-         });
+        [&](const Scratch& own, const Block& b) {
+          this->multiply(own, b);
+          this->apply(own, b, own.y.template mutable_data_ptr<T>(), blocks_.size, kernel);
+          causal_conv1d_product(out_weight_, causal_conv1d_columns(own.y, b.count), causal_conv1d_columns(own.z, b.count));
+          T* z = own.z.template mutable_data_ptr<T>();
+          for (std::int64_t output = 0; output < s_.out(); ++output) {
+            const bool same = output >= s_.residuals && skip_.size(2) == 1;  // at all times
+            CausalConv1dRow<T> row = row_of(z, b, output);
+            row.add[0] = bias[output];
+            if (same) row.add[0] += before.skip[b.n * s_.skips + output - s_.residuals];
+            row.condition[0] = same ? nullptr : before.at(b.n, output, b.t);
+            row.y = to.at(b.n, output, b.t);
+            kernel(row);
+          }
+        });
   }
 
   void backward(const Tensor& grad, const Tensor& grad_skip, const Tensors& to, void (*kernel)(CausalConv1dRow<T>&)) const {
@@ -251,22 +251,22 @@ class ResidualConvolution : public Convolution<T> {
     typename Convolution<T>::Partial partial(*this, to);
     CausalConv1dSums of_weight(blocks_.runs(), s_.out() * s_.rows()), of_samples(blocks_.runs(), s_.samples * s_.out());
     causal_conv1d_each(blocks_, [&] { return scratch(); },
-         [&](const Scratch& own, const Block& b) {
-           this->multiply(own, b);
-           T* z = own.z.template mutable_data_ptr<T>();
-           for (std::int64_t output = 0; output < s_.out(); ++output) {
-             CausalConv1dRow<T> row = row_of(z, b, output);
-             row.grad = from.at(b.n, output, b.t);
-             kernel(row);  // which copies it to z
-             of_samples.add(b.run, b.n * s_.out() + output, row.total[0]);
-             const std::int64_t place = b.n * s_.skips + output - s_.residuals;
-             if (output >= s_.residuals && !same) std::copy_n(row.grad, b.count, of_skip + place * s_.times + b.t);
-           }
-           causal_conv1d_product(turned, causal_conv1d_columns(own.z, b.count), causal_conv1d_columns(own.y, b.count));
-           T* y = own.y.template mutable_data_ptr<T>();  // takes the place of its gradient
-           this->pull_block(own, b, partial, y, y, blocks_.size, kernel);
-           of_weight.add(b.run, this->outer(own.z, own.y, b.count).template const_data_ptr<T>());
-         });
+        [&](const Scratch& own, const Block& b) {
+          this->multiply(own, b);
+          T* z = own.z.template mutable_data_ptr<T>();
+          for (std::int64_t output = 0; output < s_.out(); ++output) {
+            CausalConv1dRow<T> row = row_of(z, b, output);
+            row.grad = from.at(b.n, output, b.t);
+            kernel(row);  // which copies it to z
+            of_samples.add(b.run, b.n * s_.out() + output, row.total[0]);
+            const std::int64_t place = b.n * s_.skips + output - s_.residuals;
+            if (output >= s_.residuals && !same) std::copy_n(row.grad, b.count, of_skip + place * s_.times + b.t);
+          }
+          causal_conv1d_product(turned, causal_conv1d_columns(own.z, b.count), causal_conv1d_columns(own.y, b.count));
+          T* y = own.y.template mutable_data_ptr<T>();  // takes the place of its gradient
+          this->pull_block(own, b, partial, y, y, blocks_.size, kernel);
+          of_weight.add(b.run, this->outer(own.z, own.y, b.count).template const_data_ptr<T>());
+        });
     const auto weight = of_weight.total(), samples = of_samples.total(), bias = CausalConv1dSums::over_rows(samples, s_.out());
     std::copy(weight.begin(), weight.end(), to.out_weight.template mutable_data_ptr<T>());
     for (std::int64_t n = 0; n < s_.samples && same; ++n) {

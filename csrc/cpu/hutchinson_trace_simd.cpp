@@ -22,7 +22,7 @@ struct Kept {
 
   explicit operator bool() const { return begin != nullptr; }
   Rows<T> of(std::int64_t k, const TraceLayer<T>& layer) const { return {begin + k * probes * matrix, layer.columns, matrix}; }
-  // `count` layers' matrices, from layer k on; those of the next tile follow the last layer's.
+  // `count` layers' matrices, from layer k on; those of the next run of probes, or tile, follow the last layer's.
   Ahead ahead(std::int64_t k, std::int64_t count) const {
     const T* from = begin + k * probes * matrix;
     return begin ? Ahead{reinterpret_cast<const char*>(from), reinterpret_cast<const char*>(from + count * probes * matrix)} : Ahead{};

@@ -243,7 +243,7 @@ class _Trace(torch.autograd.Function):
         ctx.linear, ctx.activation, ctx.kernels = linear, activation, kernels
         if kernels:
             number = list(ACTIVATIONS).index(activation)
-            numbers = len(x) * len(right) * sum(len(weight) for weight in parameters[::2])
+            numbers = len(x) * len(right) * len(parameters) // 2 * max(len(weight) for weight in parameters[:-2:2])
             keep = len(right) >= _WORTH_KEEPING and numbers <= _KEPT
             *found, kept = (
                 (*known, x.new_empty(0)) if known else kernels.value(number, keep, x, left, right, list(parameters))

@@ -50,7 +50,7 @@ def hutchinson_trace(
 
     A ``DenseField`` or a ``ConvField``, or a module with a method ``at()`` that gives one (``fastgen.nn.MLPField`` and
     ``ConvNetField``), takes all probes through each layer at once and has its gradient written by hand; for dense
-    layers at most 256 wide one compiled kernel does it all, and another its gradient, for which it keeps up to 32 MiB.
+    layers at most 256 wide one compiled kernel does it all, and another its gradient, which may keep some 32 MiB.
 
     Args:
         f: [N, D...] to [N, D...], each sample by itself.
