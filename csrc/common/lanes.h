@@ -115,6 +115,13 @@ constexpr Int kIota = {0, 1, 2, 3, 4, 5, 6, 7};
 constexpr Int kIota = {0, 1, 2, 3};
 #endif
 
+// The first n lanes, zeros behind them.
+template <typename V>
+inline V first_lanes(V v, std::ptrdiff_t n) {
+  using Mask = decltype(V{} < V{});
+  return n >= kWidth ? v : __builtin_convertvector(kIota < static_cast<std::int32_t>(n), Mask) ? v : V{};
+}
+
 // Lanes i with bit S clear of `v[i]` keep their place, the others change it with `v[i + S]`.
 template <int S, int N, typename V>
 inline void exchange(V (&v)[N]) {

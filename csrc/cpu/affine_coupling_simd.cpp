@@ -23,12 +23,6 @@ struct Sum {
   }
 };
 
-template <typename V>
-inline V first_lanes(V v, std::int64_t n) {
-  for (std::int64_t i = n; i < kWidth; ++i) v[i] = 0;
-  return v;
-}
-
 constexpr std::ptrdiff_t kAhead = 1024;  // bytes: several streams at once are more than the processor follows early enough
 
 template <typename T>

@@ -1,7 +1,7 @@
 // Dilated causal convolution with a gate: fastgen::causal_conv1d and fastgen::causal_conv1d_residual on the CPU, and backward.
 //
-// Time goes in blocks. What a block reads is laid out as a panel [taps * channels, times], the sums are one product of PyTorch's,
-// and bias, condition and gate follow while the sums are in the cache; then residual and skip, from a second product.
+// Time goes in blocks, which threads share. Blocks go in runs, whose gradients of weights are summed apart: neither depends on the
+// number of threads, so that the results do not.
 #include "cpu/causal_conv1d.h"
 
 #include <torch/csrc/stable/library.h>
@@ -10,11 +10,10 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <limits>
+#include <memory>
 #include <tuple>
-
-#include "cpu/causal_conv1d_launcher.h"
-#include "cpu/causal_conv1d_sequence.h"
-#include "cpu/causal_conv1d_sizes.h"
+#include <vector>
 
 namespace fastgen {
 namespace {
@@ -24,7 +23,14 @@ using torch::stable::Tensor;
 
 using Sizes = CausalConv1dSizes;
 using Block = CausalConv1dBlock;
-using Blocks = CausalConv1dBlocks;
+
+constexpr std::int64_t kBlockBytes = 768 << 10;  // of a block's matrices: most of a second-level cache
+constexpr std::int64_t kMostTimes = 256;         // of a block
+constexpr std::int64_t kLeastTimes = 128;
+constexpr std::int64_t kRunsBytes = 16 << 20;  // of the gradients of the weights that are summed apart
+constexpr std::int64_t kMostRuns = 16;
+constexpr std::int64_t kGrain = 4096;
+constexpr std::int64_t kAnyRuns = std::numeric_limits<std::int64_t>::max();
 
 // The arguments, or their gradients; the last three are those of causal_conv1d_residual.
 struct Tensors {
@@ -55,6 +61,7 @@ Sizes sizes_of(const Tensors& a, std::int64_t dilation, std::int64_t gate) {
 Sizes residual_sizes_of(const Tensors& a, std::int64_t dilation, std::int64_t gate) {
   Sizes s = sizes_of(a, dilation, gate);
   STD_TORCH_CHECK(a.skip.dim() == 3 && a.out_weight.dim() == 2, "skip must be [N, S, T] and out_weight [R + S, H]");
+  s.with_out = true;
   s.skips = a.skip.size(1);
   s.residuals = a.out_weight.size(0) - s.skips;
   STD_TORCH_CHECK(s.residuals == 0 || s.residuals == s.channels, "out_weight must have S rows or C + S");
@@ -64,249 +71,242 @@ Sizes residual_sizes_of(const Tensors& a, std::int64_t dilation, std::int64_t ga
   return s;
 }
 
+// Blocks of `times` times of every sample, in runs.
+class Blocks {
+ public:
+  Blocks(std::int64_t samples, std::int64_t times, std::int64_t bytes, std::int64_t most_runs)
+      : samples_(samples), times_(times), size_(size_of(times, bytes)), runs_(std::min(most_runs, count())) {}
+
+  std::int64_t size() const { return size_; }
+  std::int64_t of_sample() const { return (times_ + size_ - 1) / size_; }
+  std::int64_t count() const { return samples_ * of_sample(); }
+  std::int64_t runs() const { return runs_; }
+  std::int64_t first(std::int64_t run) const { return run * count() / runs_; }
+  // The time at which the run begins with the sample of its block i.
+  std::int64_t start(std::int64_t i, std::int64_t run) const {
+    return std::max<std::int64_t>(0, (first(run) - i / of_sample() * of_sample()) * size_);
+  }
+
+  // function(scratch, block, its number, its run), on all threads.
+  template <typename Scratch, typename Function>
+  void each(Scratch scratch, Function function) const {
+    torch::stable::parallel_for(0, runs_, 1, [&](std::int64_t begin, std::int64_t end) {
+      const Tensor own = scratch();
+      for (std::int64_t run = begin; run < end; ++run) {
+        for (std::int64_t i = first(run); i < first(run + 1); ++i) {
+          const std::int64_t t = i % of_sample() * size_;
+          function(own, Block{i / of_sample(), t, std::min(size_, times_ - t)}, i, run);
+        }
+      }
+    });
+  }
+
+ private:
+  // As many as the cache holds, of so many bytes for each time; all alike.
+  static std::int64_t size_of(std::int64_t times, std::int64_t bytes) {
+    const std::int64_t most = std::clamp(kBlockBytes / std::max<std::int64_t>(1, bytes), kLeastTimes, kMostTimes);
+    const std::int64_t count = std::max<std::int64_t>(1, (times + most - 1) / most);
+    return std::max(Sizes::kPadding, Sizes::padded((times + count - 1) / count));
+  }
+
+  std::int64_t samples_, times_, size_, runs_;
+};
+
+// `rows` rows of sums.
+class Sums {
+ public:
+  Sums(std::int64_t rows, std::int64_t size) : rows_(rows), size_(size), sums_(new double[rows * size]) {}
+  double* row(std::int64_t row) const { return sums_.get() + row * size_; }
+
+  double total(std::int64_t i, std::int64_t begin, std::int64_t end) const {
+    double sum = 0;
+    for (std::int64_t row = begin; row < end; ++row) sum += sums_[row * size_ + i];
+    return sum;
+  }
+
+  // Over all rows.
+  std::vector<double> totals() const {
+    std::vector<double> all(size_);
+    torch::stable::parallel_for(0, size_, kGrain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t row = 0; row < rows_; ++row)
+        for (std::int64_t i = begin; i < end; ++i) all[i] += sums_[row * size_ + i];
+    });
+    return all;
+  }
+
+ private:
+  std::int64_t rows_, size_;
+  std::unique_ptr<double[]> sums_;
+};
+
 template <typename T>
 class Convolution {
  public:
   Convolution(const Sizes& sizes, const Tensors& given)
       : s_(sizes),
         x_(torch::stable::contiguous(given.x)),
-        bias_(torch::stable::contiguous(given.bias)),
-        condition_(torch::stable::contiguous(given.condition)),
         state_(torch::stable::contiguous(given.state)),
         weight_(torch::stable::contiguous(given.weight)),
-        matrix_(torch::stable::new_empty(weight_, {s_.outputs, s_.inputs()})),
-        bias_at_(bias_.const_data_ptr<T>()),
-        condition_at_(condition_.const_data_ptr<T>()),
-        constant_(condition_.size(2) == 1),
-        blocks_{s_.samples, s_.times, s_.block(sizeof(T)), s_.most_runs()} {
-    const T* from = weight_.const_data_ptr<T>();
+        bias_(torch::stable::contiguous(given.bias)),
+        condition_(torch::stable::contiguous(given.condition)),
+        matrix_(torch::stable::new_empty(weight_, {s_.outputs, s_.inputs()})) {
     T* to = matrix_.mutable_data_ptr<T>();
-    s_.each_weight([&](std::int64_t place, std::int64_t o, std::int64_t k, std::int64_t c) {
-      to[o * s_.inputs() + k * s_.channels + c] = from[place];
+    const T* from = at(weight_);
+    each_weight([&](std::int64_t place, std::int64_t o, std::int64_t c, std::int64_t k) {
+      to[(o * s_.taps + k) * s_.channels + c] = from[place];
     });
+    data_.sizes = s_;
+    data_.x = at(x_);
+    data_.state = at(state_);
+    data_.matrix = at(matrix_);
+    data_.bias = at(bias_);
+    data_.condition = at(condition_);
+    data_.constant = condition_.size(2) == 1;
+    if (!s_.with_out) return;
+    out_weight_ = torch::stable::contiguous(given.out_weight);
+    out_bias_ = torch::stable::contiguous(given.out_bias);
+    skip_ = torch::stable::contiguous(given.skip);
+    data_.out_weight = at(out_weight_);
+    data_.out_bias = at(out_bias_);
+    data_.skip = at(skip_);
+    data_.constant_skip = skip_.size(2) == 1;
   }
 
-  void forward(const Tensor& y, void (*kernel)(const CausalConv1dRow<T>&)) const {
-    T* to = y.mutable_data_ptr<T>();
-    causal_conv1d_each(blocks_, [&] { return scratch(s_.inputs(), s_.outputs); },
-        [&](const Scratch& own, const Block& b) {
-          multiply(own, b);
-          apply(own, b, to + b.n * s_.rows() * s_.times + b.t, s_.times, kernel);
-        });
+  // To y, or to the residual and the skip.
+  void forward(T* y, T* residual, T* skip, CausalConv1dKernel<T> kernel) {
+    data_.y = y;
+    data_.residual_to = residual;
+    data_.skip_to = skip;
+    const Blocks blocks(s_.samples, s_.times, s_.forward_rows() * sizeof(T), kAnyRuns);
+    blocks.each([&] { return scratch(blocks, s_.forward_rows(), s_.forward_strips()); },
+                [&](const Tensor& own, const Block& b, auto...) { kernel(data_, own.template mutable_data_ptr<T>(), b); });
   }
 
-  void backward(const Tensor& grad, const Tensors& to, void (*kernel)(CausalConv1dRow<T>&)) const {
-    const T* from = grad.const_data_ptr<T>();
-    Partial partial(*this, to);
-    causal_conv1d_each(blocks_, [&] { return scratch(s_.inputs(), s_.outputs); },
-        [&](const Scratch& own, const Block& b) {
-          s_.gate == kNoGate ? read(own, b) : multiply(own, b);
-          pull_block(own, b, partial, from + b.n * s_.rows() * s_.times + b.t, nullptr, s_.times, kernel);
-        });
-    finish(partial, to, nullptr);
-  }
-
- protected:
-  struct Scratch {
-    Tensor panel, sums;
-  };
-
-  // What the blocks of the backward leave.
-  struct Partial {
-    Partial(const Convolution& c, const Tensors& to)
-        : constant(c.constant_ && c.s_.times != 1),
-          of_sums(constant ? torch::stable::new_empty(c.x_, {c.s_.samples, c.s_.outputs, c.s_.times}) : to.condition),
-          of_matrix(c.blocks_.runs(), c.s_.outputs * c.s_.inputs()),
-          of_samples(c.blocks_.runs(), c.s_.samples * c.s_.outputs) {}
-
-    bool constant;  // one condition for all times
-    Tensor of_sums;
-    CausalConv1dSums of_matrix, of_samples;
-  };
-
-  Tensor panel(std::int64_t rows) const { return torch::stable::new_empty(matrix_, {rows, blocks_.size}); }
-  Scratch scratch(std::int64_t from, std::int64_t to) const { return {panel(from), panel(to)}; }
-
-  // y of a block from its sums.
-  void apply(const Scratch& own, const Block& b, T* y, std::int64_t stride, void (*kernel)(const CausalConv1dRow<T>&)) const {
-    T* sums = own.sums.template mutable_data_ptr<T>();
-    for (std::int64_t r = 0; r < s_.rows(); ++r) {
-      CausalConv1dRow<T> row = row_of(sums, b, r);
-      row.y = y + r * stride;
-      kernel(row);
+  // From the gradient of y, or those of the residual and of the skip.
+  void backward(const Tensor& grad, const Tensor& grad_skip, const Tensors& to, CausalConv1dBackward<T> kernel) {
+    data_.grad = at(grad);
+    data_.of_x = to.x.template mutable_data_ptr<T>();
+    data_.of_condition = data_.constant ? nullptr : to.condition.template mutable_data_ptr<T>();
+    const Tensor turned = torch::stable::new_empty(weight_, {s_.taps, s_.channels, s_.outputs});
+    T* place_of = turned.mutable_data_ptr<T>();
+    each_weight([&, from = at(weight_)](std::int64_t place, std::int64_t o, std::int64_t c, std::int64_t k) {
+      place_of[(k * s_.channels + c) * s_.outputs + o] = from[place];
+    });
+    data_.turned = place_of;
+    Tensor out_turned;
+    if (s_.with_out) {
+      out_turned = torch::stable::contiguous(torch::stable::transpose(out_weight_, 0, 1));
+      data_.out_turned = at(out_turned);
+      data_.grad_skip = at(grad_skip);
+      data_.of_skip = data_.constant_skip ? nullptr : to.skip.template mutable_data_ptr<T>();
     }
-  }
-
-  // The gradients of the sums from that of y, over the sums; y, too, if it is not null.
-  void pull_block(const Scratch& own, const Block& b, Partial& partial, const T* grad, T* y, std::int64_t stride,
-                  void (*kernel)(CausalConv1dRow<T>&)) const {
-    T *sums = own.sums.template mutable_data_ptr<T>(), *to = partial.of_sums.template mutable_data_ptr<T>();
-    for (std::int64_t r = 0; r < s_.rows(); ++r) {
-      CausalConv1dRow<T> row = row_of(sums, b, r);
-      row.grad = grad + r * stride;
-      row.y = y ? y + r * stride : nullptr;
-      kernel(row);
-      for (int half = 0; half < s_.halves(); ++half) {
-        const std::int64_t place = b.n * s_.outputs + half * s_.rows() + r;
-        partial.of_samples.add(b.run, place, row.total[half]);
-        std::copy_n(row.sums[half], b.count, to + place * s_.times + b.t);
-      }
-    }
-    partial.of_matrix.add(b.run, outer(own.sums, own.panel, b.count).template const_data_ptr<T>());
-  }
-
-  void finish(const Partial& partial, const Tensors& to, const T* residual) const {
-    const auto of_matrix = partial.of_matrix.total(), of_samples = partial.of_samples.total();
-    const auto of_bias = CausalConv1dSums::over_rows(of_samples, s_.outputs);
-    std::copy(of_bias.begin(), of_bias.end(), to.bias.template mutable_data_ptr<T>());
-    if (partial.constant) std::copy(of_samples.begin(), of_samples.end(), to.condition.template mutable_data_ptr<T>());
+    const Blocks blocks(s_.samples, s_.times, s_.backward_rows() * sizeof(T), most_runs());
+    const Sums of_matrix(blocks.runs(), s_.outputs * s_.inputs()), of_out_weight(blocks.runs(), s_.out() * s_.rows());
+    const Sums of_sums(blocks.count(), s_.outputs), of_out(blocks.count(), s_.out());
+    const Before before(*this, blocks, to.state);
+    blocks.each([&] { return scratch(blocks, s_.backward_rows(), s_.backward_strips()); },
+                [&](const Tensor& own, const Block& b, std::int64_t i, std::int64_t run) {
+                  const std::int64_t start = blocks.start(i, run);
+                  kernel(data_, own.template mutable_data_ptr<T>(), b,
+                         {of_matrix.row(run), of_out_weight.row(run), i > blocks.first(run), of_sums.row(i), of_out.row(i), start,
+                          before.of(run, b.n, start)});
+                });
+    before.hand_over(data_.of_x);
     T* of_weight = to.weight.template mutable_data_ptr<T>();
-    s_.each_weight([&](std::int64_t place, std::int64_t o, std::int64_t k, std::int64_t c) {
-      of_weight[place] = static_cast<T>(of_matrix[o * s_.inputs() + k * s_.channels + c]);
+    each_weight([&, total = of_matrix.totals()](std::int64_t place, std::int64_t o, std::int64_t c, std::int64_t k) {
+      of_weight[place] = static_cast<T>(total[(o * s_.taps + k) * s_.channels + c]);
     });
-    CausalConv1dPull<T>(s_, blocks_, weight_, partial.of_sums).pull(to.x, to.state, residual);
-  }
-
-  // The product of a's first columns and the transpose of b's.
-  Tensor outer(const Tensor& a, const Tensor& b, std::int64_t count) const {
-    const Tensor to = torch::stable::new_empty(matrix_, {a.size(0), b.size(0)});
-    causal_conv1d_product(causal_conv1d_columns(a, count), torch::stable::transpose(causal_conv1d_columns(b, count), 0, 1), to);
-    return to;
-  }
-
-  // Leaves what a block reads.
-  void read(const Scratch& own, const Block& b) const {
-    const CausalConv1dSequence<T> seen{state_.const_data_ptr<T>(), x_.const_data_ptr<T>(), s_.history(), s_.times};
-    T* panel = own.panel.template mutable_data_ptr<T>();
-    seen.panel(panel, blocks_.size, b.n, s_.channels, s_.taps, b.t, s_.dilation, b.count);
-  }
-
-  // And its sums, without bias.
-  void multiply(const Scratch& own, const Block& b) const {
-    read(own, b);
-    causal_conv1d_product(matrix_, causal_conv1d_columns(own.panel, b.count), causal_conv1d_columns(own.sums, b.count));
-  }
-
-  CausalConv1dRow<T> row_of(T* sums, const Block& b, std::int64_t r) const {
-    CausalConv1dRow<T> row{};
-    row.gate = s_.gate;
-    row.count = b.count;
-    for (int half = 0; half < s_.halves(); ++half) {
-      const std::int64_t output = half * s_.rows() + r, place = b.n * s_.outputs + output;
-      row.sums[half] = sums + output * blocks_.size;
-      row.add[half] = bias_at_[output] + (constant_ ? condition_at_[place] : T(0));
-      row.condition[half] = constant_ ? nullptr : condition_at_ + place * s_.times + b.t;
-    }
-    return row;
-  }
-
-  const Sizes& s_;
-  const Tensor x_, bias_, condition_, state_, weight_;
-  const Tensor matrix_;  // [O, taps * channels]
-  const T *bias_at_, *condition_at_;
-  const bool constant_;  // one condition for all times
-  const Blocks blocks_;
-};
-
-// The convolution followed by z = out_weight y + out_bias, which the residual adds to x and the skip to the one before.
-template <typename T>
-class ResidualConvolution : public Convolution<T> {
- public:
-  ResidualConvolution(const Sizes& sizes, const Tensors& given)
-      : Convolution<T>(sizes, given),
-        out_weight_(torch::stable::new_empty(given.out_weight, {s_.out(), s_.rows()})),
-        out_bias_(torch::stable::contiguous(given.out_bias)),
-        skip_(torch::stable::contiguous(given.skip)) {
-    const Tensor from = torch::stable::contiguous(given.out_weight);
-    std::copy_n(from.const_data_ptr<T>(), from.numel(), out_weight_.mutable_data_ptr<T>());
-  }
-
-  void forward(const Tensor& residual, const Tensor& skip, void (*kernel)(const CausalConv1dRow<T>&)) const {
-    const auto to = outputs(residual.mutable_data_ptr<T>(), skip.mutable_data_ptr<T>());
-    const auto before = outputs(x_.template const_data_ptr<T>(), skip_.template const_data_ptr<T>());
-    const T* bias = out_bias_.template const_data_ptr<T>();
-    causal_conv1d_each(blocks_, [&] { return scratch(); },
-        [&](const Scratch& own, const Block& b) {
-          this->multiply(own, b);
-          this->apply(own, b, own.y.template mutable_data_ptr<T>(), blocks_.size, kernel);
-          causal_conv1d_product(out_weight_, causal_conv1d_columns(own.y, b.count), causal_conv1d_columns(own.z, b.count));
-          T* z = own.z.template mutable_data_ptr<T>();
-          for (std::int64_t output = 0; output < s_.out(); ++output) {
-            const bool same = output >= s_.residuals && skip_.size(2) == 1;  // at all times
-            CausalConv1dRow<T> row = row_of(z, b, output);
-            row.add[0] = bias[output];
-            if (same) row.add[0] += before.skip[b.n * s_.skips + output - s_.residuals];
-            row.condition[0] = same ? nullptr : before.at(b.n, output, b.t);
-            row.y = to.at(b.n, output, b.t);
-            kernel(row);
-          }
-        });
-  }
-
-  void backward(const Tensor& grad, const Tensor& grad_skip, const Tensors& to, void (*kernel)(CausalConv1dRow<T>&)) const {
-    const auto from = outputs(grad.const_data_ptr<T>(), grad_skip.const_data_ptr<T>());
-    const bool same = skip_.size(2) == 1 && s_.times != 1;  // one skip before for all times
-    T* of_skip = to.skip.template mutable_data_ptr<T>();
-    const Tensor turned = torch::stable::transpose(out_weight_, 0, 1);
-    typename Convolution<T>::Partial partial(*this, to);
-    CausalConv1dSums of_weight(blocks_.runs(), s_.out() * s_.rows()), of_samples(blocks_.runs(), s_.samples * s_.out());
-    causal_conv1d_each(blocks_, [&] { return scratch(); },
-        [&](const Scratch& own, const Block& b) {
-          this->multiply(own, b);
-          T* z = own.z.template mutable_data_ptr<T>();
-          for (std::int64_t output = 0; output < s_.out(); ++output) {
-            CausalConv1dRow<T> row = row_of(z, b, output);
-            row.grad = from.at(b.n, output, b.t);
-            kernel(row);  // which copies it to z
-            of_samples.add(b.run, b.n * s_.out() + output, row.total[0]);
-            const std::int64_t place = b.n * s_.skips + output - s_.residuals;
-            if (output >= s_.residuals && !same) std::copy_n(row.grad, b.count, of_skip + place * s_.times + b.t);
-          }
-          causal_conv1d_product(turned, causal_conv1d_columns(own.z, b.count), causal_conv1d_columns(own.y, b.count));
-          T* y = own.y.template mutable_data_ptr<T>();  // takes the place of its gradient
-          this->pull_block(own, b, partial, y, y, blocks_.size, kernel);
-          of_weight.add(b.run, this->outer(own.z, own.y, b.count).template const_data_ptr<T>());
-        });
-    const auto weight = of_weight.total(), samples = of_samples.total(), bias = CausalConv1dSums::over_rows(samples, s_.out());
-    std::copy(weight.begin(), weight.end(), to.out_weight.template mutable_data_ptr<T>());
-    for (std::int64_t n = 0; n < s_.samples && same; ++n) {
-      std::copy_n(samples.begin() + n * s_.out() + s_.residuals, s_.skips, of_skip + n * s_.skips);
-    }
-    std::copy(bias.begin(), bias.end(), to.out_bias.template mutable_data_ptr<T>());
-    this->finish(partial, to, s_.residuals > 0 ? grad.const_data_ptr<T>() : nullptr);
+    copy(of_sums.totals(), to.bias);
+    if (data_.constant) of_samples(blocks, of_sums, 0, to.condition);
+    if (!s_.with_out) return;
+    copy(of_out_weight.totals(), to.out_weight);
+    copy(of_out.totals(), to.out_bias);
+    if (data_.constant_skip) of_samples(blocks, of_out, s_.residuals, to.skip);
   }
 
  private:
-  using Convolution<T>::s_, Convolution<T>::x_, Convolution<T>::blocks_;
-  struct Scratch : Convolution<T>::Scratch {
-    Tensor y, z;
+  // Gradients of times before those of a run's first blocks: of the state, or of what another run's blocks have.
+  class Before {
+   public:
+    Before(const Convolution& c, const Blocks& blocks, const Tensor& state)
+        : s_(c.s_), blocks_(blocks), each_(s_.channels * s_.history()), of_state_(state.mutable_data_ptr<T>()),
+          of_runs_(new T[blocks.runs() * each_]()) {
+      std::fill_n(of_state_, s_.samples * each_, T(0));
+    }
+
+    T* of(std::int64_t run, std::int64_t n, std::int64_t start) const {
+      return start == 0 ? of_state_ + n * each_ : of_runs_.get() + run * each_;
+    }
+
+    // Adds those of runs that begin within a sample.
+    void hand_over(T* of_x) const {
+      const std::int64_t history = s_.history();
+      torch::stable::parallel_for(0, s_.channels, std::max<std::int64_t>(1, kGrain / (history + 1)), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t run = 1; run < blocks_.runs(); ++run) {
+          const std::int64_t block = blocks_.first(run), n = block / blocks_.of_sample(), start = blocks_.start(block, run);
+          for (std::int64_t c = begin; c < end && start > 0; ++c) {
+            const T* from = of_runs_.get() + run * each_ + c * history;
+            T *x = of_x + (n * s_.channels + c) * s_.times + start - history, *state = of_state_ + (n * s_.channels + c) * history + start;
+            const std::int64_t early = std::max<std::int64_t>(0, history - start);  // before x
+            for (std::int64_t i = 0; i < early; ++i) state[i] += from[i];
+            for (std::int64_t i = early; i < history; ++i) x[i] += from[i];
+          }
+        }
+      });
+    }
+
+   private:
+    const Sizes& s_;
+    const Blocks& blocks_;
+    std::int64_t each_;
+    T* of_state_;
+    std::unique_ptr<T[]> of_runs_;
   };
 
-  Scratch scratch() const {
-    return {Convolution<T>::scratch(s_.inputs(), s_.outputs), this->panel(s_.rows()), this->panel(s_.out())};
+  std::int64_t most_runs() const {
+    const std::int64_t weights = s_.outputs * s_.inputs() + s_.out() * s_.rows();
+    const std::int64_t of_weights = kRunsBytes / sizeof(double) / std::max<std::int64_t>(1, weights);
+    const std::int64_t of_x = 2 * s_.samples * s_.times / std::max<std::int64_t>(1, s_.history());  // at most twice x's memory
+    return std::clamp<std::int64_t>(std::min(of_weights, of_x), 2, kMostRuns);
   }
 
-  template <typename U>
-  CausalConv1dOutputs<U> outputs(U* residual, U* skip) const {
-    return {residual, skip, s_.residuals, s_.skips, s_.times};
+  static void copy(const std::vector<double>& from, const Tensor& to) {
+    std::transform(from.begin(), from.end(), to.mutable_data_ptr<T>(), [](double value) { return static_cast<T>(value); });
   }
 
-  CausalConv1dRow<T> row_of(T* z, const Block& b, std::int64_t output) const {
-    CausalConv1dRow<T> row{};
-    row.count = b.count;
-    row.sums[0] = z + output * blocks_.size;
-    return row;
+  // The totals over each sample's blocks, [N, columns, 1], of the columns from `first` on.
+  void of_samples(const Blocks& blocks, const Sums& sums, std::int64_t first, const Tensor& to) const {
+    T* place = to.mutable_data_ptr<T>();
+    const std::int64_t columns = to.size(1), each = blocks.of_sample();
+    for (std::int64_t n = 0; n < s_.samples; ++n)
+      for (std::int64_t i = 0; i < columns; ++i) place[n * columns + i] = static_cast<T>(sums.total(first + i, n * each, (n + 1) * each));
   }
 
-  Tensor out_weight_;  // of this op alone: a thread of the pool would record the product of an argument that has a gradient
-  const Tensor out_bias_, skip_;
+  Tensor scratch(const Blocks& blocks, std::int64_t rows, std::int64_t strips) const {
+    return torch::stable::new_empty(x_, {rows * blocks.size() + strips * Sizes::kPadding});
+  }
+
+  // function(its place in the weight, output, channel, tap)
+  template <typename Function>
+  void each_weight(Function function) const {
+    for (std::int64_t o = 0, place = 0; o < s_.outputs; ++o)
+      for (std::int64_t c = 0; c < s_.channels; ++c)
+        for (std::int64_t k = 0; k < s_.taps; ++k) function(place++, o, c, k);
+  }
+
+  static const T* at(const Tensor& tensor) { return tensor.const_data_ptr<T>(); }
+
+  const Sizes& s_;
+  const Tensor x_, state_, weight_, bias_, condition_, matrix_;
+  Tensor out_weight_, out_bias_, skip_;
+  CausalConv1dData<T> data_{};
 };
 
 template <typename Function>
 void in_type_of(const Tensor& x, Function function) {
-  const CausalConv1dKernels& kernels = causal_conv1d_kernels();
-  x.scalar_type() == ScalarType::Float ? function(0.0f, kernels.forward_float, kernels.backward_float)
-                                       : function(0.0, kernels.forward_double, kernels.backward_double);
+  const CausalConv1dKernels& k = causal_conv1d_kernels();
+  x.scalar_type() == ScalarType::Float ? function(0.0f, k.forward_float, k.backward_float)
+                                       : function(0.0, k.forward_double, k.backward_double);
 }
 
 Tensor like(const Tensor& tensor) { return torch::stable::new_empty(tensor, tensor.sizes()); }
@@ -316,7 +316,10 @@ Tensor causal_conv1d_cpu(Tensor x, Tensor weight, Tensor bias, Tensor condition,
   const Tensors given{x, weight, bias, condition, state, {}, {}, {}};
   const Sizes s = sizes_of(given, dilation, gate);
   Tensor y = torch::stable::new_empty(x, {s.samples, s.rows(), s.times});
-  in_type_of(x, [&](auto zero, auto forward, auto) { Convolution<decltype(zero)>(s, given).forward(y, forward); });
+  in_type_of(x, [&](auto zero, auto forward, auto) {
+    using T = decltype(zero);
+    Convolution<T>(s, given).forward(y.mutable_data_ptr<T>(), nullptr, nullptr, forward);
+  });
   return y;
 }
 
@@ -327,7 +330,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward_cpu(
   check(grad, x, {s.samples, s.rows(), s.times}, "grad must be like the result");
   grad = torch::stable::contiguous(grad);
   const Tensors to{like(x), like(weight), like(bias), like(condition), like(state), {}, {}, {}};
-  in_type_of(x, [&](auto zero, auto, auto backward) { Convolution<decltype(zero)>(s, given).backward(grad, to, backward); });
+  in_type_of(x, [&](auto zero, auto, auto backward) {
+    Convolution<decltype(zero)>(s, given).backward(grad, {}, to, backward);
+  });
   return {to.x, to.weight, to.bias, to.condition, to.state};
 }
 
@@ -338,7 +343,10 @@ std::tuple<Tensor, Tensor> causal_conv1d_residual_cpu(Tensor x, Tensor weight, T
   const Sizes s = residual_sizes_of(given, dilation, gate);
   Tensor residual = torch::stable::new_empty(x, {s.samples, s.residuals, s.times});
   Tensor sum = torch::stable::new_empty(x, {s.samples, s.skips, s.times});
-  in_type_of(x, [&](auto zero, auto run, auto) { ResidualConvolution<decltype(zero)>(s, given).forward(residual, sum, run); });
+  in_type_of(x, [&](auto zero, auto forward, auto) {
+    using T = decltype(zero);
+    Convolution<T>(s, given).forward(nullptr, residual.mutable_data_ptr<T>(), sum.mutable_data_ptr<T>(), forward);
+  });
   return {residual, sum};
 }
 
@@ -349,11 +357,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> causa
   const Sizes s = residual_sizes_of(given, dilation, gate);
   check(grad, x, {s.samples, s.residuals, s.times}, "grad must be like the residual");
   check(grad_skip, x, {s.samples, s.skips, s.times}, "grad_skip must be like the skip");
+  grad = torch::stable::contiguous(grad);
+  grad_skip = torch::stable::contiguous(grad_skip);
   const Tensors to{like(x),     like(weight),     like(bias),     like(condition),
                    like(state), like(out_weight), like(out_bias), like(skip)};
   in_type_of(x, [&](auto zero, auto, auto backward) {
-    ResidualConvolution<decltype(zero)>(s, given)
-        .backward(torch::stable::contiguous(grad), torch::stable::contiguous(grad_skip), to, backward);
+    Convolution<decltype(zero)>(s, given).backward(grad, grad_skip, to, backward);
   });
   return {to.x, to.weight, to.bias, to.condition, to.state, to.out_weight, to.out_bias, to.skip};
 }
