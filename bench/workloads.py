@@ -121,7 +121,7 @@ WORKLOADS = {
     ),
     "causal_conv1d": Workload(
         "64 to 128 channels, 2 taps, 16,000 times, batch 4",
-        "bias, condition and gate, on blocks of sums in the cache",
+        "products, bias, condition and gate, strip by strip of neighbouring times",
         _causal_conv1d,
         operations=4.0 * _N1 * _T1 * _C1 * _O1,
     ),

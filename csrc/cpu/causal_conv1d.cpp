@@ -11,9 +11,10 @@
 #include <algorithm>
 #include <initializer_list>
 #include <limits>
-#include <memory>
 #include <tuple>
 #include <vector>
+
+#include "cpu/causal_conv1d_blocks.h"
 
 namespace fastgen {
 namespace {
@@ -23,13 +24,10 @@ using torch::stable::Tensor;
 
 using Sizes = CausalConv1dSizes;
 using Block = CausalConv1dBlock;
+using Blocks = CausalConv1dBlocks;
 
-constexpr std::int64_t kBlockBytes = 768 << 10;  // of a block's matrices: most of a second-level cache
-constexpr std::int64_t kMostTimes = 256;         // of a block
-constexpr std::int64_t kLeastTimes = 128;
 constexpr std::int64_t kRunsBytes = 16 << 20;  // of the gradients of the weights that are summed apart
 constexpr std::int64_t kMostRuns = 16;
-constexpr std::int64_t kGrain = 4096;
 constexpr std::int64_t kAnyRuns = std::numeric_limits<std::int64_t>::max();
 
 // The arguments, or their gradients; the last three are those of causal_conv1d_residual.
@@ -70,74 +68,6 @@ Sizes residual_sizes_of(const Tensors& a, std::int64_t dilation, std::int64_t ga
   check(a.skip, a.x, {s.samples, s.skips, a.skip.size(2) == 1 ? 1 : s.times}, "skip must be [N, S, T] or [N, S, 1]");
   return s;
 }
-
-// Blocks of `times` times of every sample, in runs.
-class Blocks {
- public:
-  Blocks(std::int64_t samples, std::int64_t times, std::int64_t bytes, std::int64_t most_runs)
-      : samples_(samples), times_(times), size_(size_of(times, bytes)), runs_(std::min(most_runs, count())) {}
-
-  std::int64_t size() const { return size_; }
-  std::int64_t of_sample() const { return (times_ + size_ - 1) / size_; }
-  std::int64_t count() const { return samples_ * of_sample(); }
-  std::int64_t runs() const { return runs_; }
-  std::int64_t first(std::int64_t run) const { return run * count() / runs_; }
-  // The time at which the run begins with the sample of its block i.
-  std::int64_t start(std::int64_t i, std::int64_t run) const {
-    return std::max<std::int64_t>(0, (first(run) - i / of_sample() * of_sample()) * size_);
-  }
-
-  // function(scratch, block, its number, its run), on all threads.
-  template <typename Scratch, typename Function>
-  void each(Scratch scratch, Function function) const {
-    torch::stable::parallel_for(0, runs_, 1, [&](std::int64_t begin, std::int64_t end) {
-      const Tensor own = scratch();
-      for (std::int64_t run = begin; run < end; ++run) {
-        for (std::int64_t i = first(run); i < first(run + 1); ++i) {
-          const std::int64_t t = i % of_sample() * size_;
-          function(own, Block{i / of_sample(), t, std::min(size_, times_ - t)}, i, run);
-        }
-      }
-    });
-  }
-
- private:
-  // As many as the cache holds, of so many bytes for each time; all alike.
-  static std::int64_t size_of(std::int64_t times, std::int64_t bytes) {
-    const std::int64_t most = std::clamp(kBlockBytes / std::max<std::int64_t>(1, bytes), kLeastTimes, kMostTimes);
-    const std::int64_t count = std::max<std::int64_t>(1, (times + most - 1) / most);
-    return std::max(Sizes::kPadding, Sizes::padded((times + count - 1) / count));
-  }
-
-  std::int64_t samples_, times_, size_, runs_;
-};
-
-// `rows` rows of sums.
-class Sums {
- public:
-  Sums(std::int64_t rows, std::int64_t size) : rows_(rows), size_(size), sums_(new double[rows * size]) {}
-  double* row(std::int64_t row) const { return sums_.get() + row * size_; }
-
-  double total(std::int64_t i, std::int64_t begin, std::int64_t end) const {
-    double sum = 0;
-    for (std::int64_t row = begin; row < end; ++row) sum += sums_[row * size_ + i];
-    return sum;
-  }
-
-  // Over all rows.
-  std::vector<double> totals() const {
-    std::vector<double> all(size_);
-    torch::stable::parallel_for(0, size_, kGrain, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t row = 0; row < rows_; ++row)
-        for (std::int64_t i = begin; i < end; ++i) all[i] += sums_[row * size_ + i];
-    });
-    return all;
-  }
-
- private:
-  std::int64_t rows_, size_;
-  std::unique_ptr<double[]> sums_;
-};
 
 template <typename T>
 class Convolution {
@@ -201,9 +131,9 @@ class Convolution {
       data_.of_skip = data_.constant_skip ? nullptr : to.skip.template mutable_data_ptr<T>();
     }
     const Blocks blocks(s_.samples, s_.times, s_.backward_rows() * sizeof(T), most_runs());
-    const Sums of_matrix(blocks.runs(), s_.outputs * s_.inputs()), of_out_weight(blocks.runs(), s_.out() * s_.rows());
-    const Sums of_sums(blocks.count(), s_.outputs), of_out(blocks.count(), s_.out());
-    const Before before(*this, blocks, to.state);
+    const CausalConv1dRows of_matrix(blocks.runs(), s_.outputs * s_.inputs()), of_out_weight(blocks.runs(), s_.out() * s_.rows());
+    const CausalConv1dRows of_sums(blocks.count(), s_.outputs), of_out(blocks.count(), s_.out());
+    const CausalConv1dBefore<T> before(s_, blocks, to.state.template mutable_data_ptr<T>());
     blocks.each([&] { return scratch(blocks, s_.backward_rows(), s_.backward_strips()); },
                 [&](const Tensor& own, const Block& b, std::int64_t i, std::int64_t run) {
                   const std::int64_t start = blocks.start(i, run);
@@ -225,44 +155,6 @@ class Convolution {
   }
 
  private:
-  // Gradients of times before those of a run's first blocks: of the state, or of what another run's blocks have.
-  class Before {
-   public:
-    Before(const Convolution& c, const Blocks& blocks, const Tensor& state)
-        : s_(c.s_), blocks_(blocks), each_(s_.channels * s_.history()), of_state_(state.mutable_data_ptr<T>()),
-          of_runs_(new T[blocks.runs() * each_]()) {
-      std::fill_n(of_state_, s_.samples * each_, T(0));
-    }
-
-    T* of(std::int64_t run, std::int64_t n, std::int64_t start) const {
-      return start == 0 ? of_state_ + n * each_ : of_runs_.get() + run * each_;
-    }
-
-    // Adds those of runs that begin within a sample.
-    void hand_over(T* of_x) const {
-      const std::int64_t history = s_.history();
-      torch::stable::parallel_for(0, s_.channels, std::max<std::int64_t>(1, kGrain / (history + 1)), [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t run = 1; run < blocks_.runs(); ++run) {
-          const std::int64_t block = blocks_.first(run), n = block / blocks_.of_sample(), start = blocks_.start(block, run);
-          for (std::int64_t c = begin; c < end && start > 0; ++c) {
-            const T* from = of_runs_.get() + run * each_ + c * history;
-            T *x = of_x + (n * s_.channels + c) * s_.times + start - history, *state = of_state_ + (n * s_.channels + c) * history + start;
-            const std::int64_t early = std::max<std::int64_t>(0, history - start);  // before x
-            for (std::int64_t i = 0; i < early; ++i) state[i] += from[i];
-            for (std::int64_t i = early; i < history; ++i) x[i] += from[i];
-          }
-        }
-      });
-    }
-
-   private:
-    const Sizes& s_;
-    const Blocks& blocks_;
-    std::int64_t each_;
-    T* of_state_;
-    std::unique_ptr<T[]> of_runs_;
-  };
-
   std::int64_t most_runs() const {
     const std::int64_t weights = s_.outputs * s_.inputs() + s_.out() * s_.rows();
     const std::int64_t of_weights = kRunsBytes / sizeof(double) / std::max<std::int64_t>(1, weights);
@@ -275,11 +167,12 @@ class Convolution {
   }
 
   // The totals over each sample's blocks, [N, columns, 1], of the columns from `first` on.
-  void of_samples(const Blocks& blocks, const Sums& sums, std::int64_t first, const Tensor& to) const {
+  void of_samples(const Blocks& blocks, const CausalConv1dRows& sums, std::int64_t first, const Tensor& to) const {
     T* place = to.mutable_data_ptr<T>();
     const std::int64_t columns = to.size(1), each = blocks.of_sample();
     for (std::int64_t n = 0; n < s_.samples; ++n)
-      for (std::int64_t i = 0; i < columns; ++i) place[n * columns + i] = static_cast<T>(sums.total(first + i, n * each, (n + 1) * each));
+      for (std::int64_t i = 0; i < columns; ++i)
+        place[n * columns + i] = static_cast<T>(sums.total(first + i, n * each, (n + 1) * each));
   }
 
   Tensor scratch(const Blocks& blocks, std::int64_t rows, std::int64_t strips) const {

@@ -10,8 +10,8 @@ namespace fastgen {
 enum CausalConv1dGate : std::int64_t { kNoGate, kTanhSigmoid, kGlu, kReglu, kGeglu, kSwiglu, kGates };
 
 struct CausalConv1dSizes {
-  // A block's matrices are cut into strips of neighbouring times, [rows][times of a strip]: rows, and times, that fill the strips of
-  // every instruction set.
+  // A block's matrices are cut into strips of neighbouring times, [rows][times of a strip]: rows, and times, that fill the strips
+  // of every instruction set.
   static constexpr std::int64_t kPadding = 32;
 
   std::int64_t samples, channels, outputs, taps, times, dilation, gate;

@@ -51,7 +51,10 @@ template <typename V, typename T>
 inline V sum_at(const CausalConv1dData<T>& d, const Place& p, const T* sums, std::int64_t output, std::int64_t i) {
   const std::int64_t row = p.n * d.sizes.outputs + output;
   const V sum = load_vector<V>(sums + output * kStrip<T> + i) + d.bias[output];
-  return d.constant ? sum + d.condition[row] : sum + load_first<V>(d.condition + row * d.sizes.times + p.t + i, p.count - i);
+  if (d.constant) return sum + d.condition[row];
+  const T* condition = d.condition + row * d.sizes.times + p.t + i;
+  ask_for_next(condition);
+  return sum + load_first<V>(condition, p.count - i);
 }
 
 // y of a strip's sums, its rows `stride` numbers from one another.
@@ -62,6 +65,7 @@ void gate_of(const CausalConv1dData<T>& d, const Place& p, const T* sums, T* y, 
   for (std::int64_t r = 0; r < rows; ++r) {
     for (std::int64_t i = 0; i < p.count; i += kWidth) {
       const V a = sum_at<V>(d, p, sums, r, i), g = kGate == kNoGate ? V{} : sum_at<V>(d, p, sums, rows + r, i);
+      ask_for_next(y + r * stride + i);
       store_first(y + r * stride + i, unit_of<kGate>(a, g).value, p.count - i);
     }
   }
@@ -77,7 +81,9 @@ void pull_gate_of(const CausalConv1dData<T>& d, const Place& p, T* sums, std::co
     gradient = first_lanes(gradient, p.count - i);
     store_vector(sums + output * kStrip<T> + i, gradient);
     store_vector(lanes + output * kWidth, load_vector<V>(lanes + output * kWidth) + gradient);
-    if (d.of_condition && i < p.count) store_first(d.of_condition + first + output * times + i, gradient, p.count - i);
+    if (!d.of_condition || i >= p.count) return;
+    ask_for_next(d.of_condition + first + output * times + i);
+    store_first(d.of_condition + first + output * times + i, gradient, p.count - i);
   };
   for (std::int64_t r = 0; r < rows; ++r) {
     for (std::int64_t i = 0; i < kStrip<T>; i += kWidth) {
@@ -87,7 +93,7 @@ void pull_gate_of(const CausalConv1dData<T>& d, const Place& p, T* sums, std::co
         const V a = sum_at<V>(d, p, sums, r, i), g = kGate == kNoGate ? V{} : sum_at<V>(d, p, sums, rows + r, i);
         unit = unit_of<kGate>(a, g);
         of_y = load_first<V>(grad + r * stride + i, p.count - i);
-        if constexpr (!kValue) __builtin_prefetch(grad + r * stride + i + kStrip<T>);  // of the next strip
+        if constexpr (!kValue) ask_for_next(grad + r * stride + i);
       }
       if constexpr (kValue) store_vector(grad + r * stride + i, unit.value);
       leave(r, i, of_y * unit.of_a);
@@ -139,6 +145,8 @@ void add_out(const CausalConv1dData<T>& d, const Place& p, const T* z) {
     const T* before = constant ? d.skip + p.n * s.skips + row - s.residuals : out_row(s, d.x, d.skip, p.n, row) + p.t;
     T* to = out_row(s, d.residual_to, d.skip_to, p.n, row) + p.t;
     for (std::int64_t i = 0; i < p.count; i += kWidth) {
+      ask_for_next(before + i);
+      ask_for_next(to + i);
       const V sum = load_vector<V>(z + row * kStrip<T> + i) + d.out_bias[row];
       store_first(to + i, constant ? sum + before[0] : sum + load_first<V>(before + i, p.count - i), p.count - i);
     }
@@ -155,7 +163,8 @@ void forward(const CausalConv1dData<T>& d, T* scratch, const CausalConv1dBlock& 
     multiply(d.matrix, s.outputs, s.inputs(), panel + strip * s.inputs() * kStrip<T>, sums);
     with_gate(d, [&](auto gate) {
       constexpr std::int64_t kGate = decltype(gate)::value;
-      s.with_out ? gate_of<kGate>(d, p, sums, y, kStrip<T>) : gate_of<kGate>(d, p, sums, d.y + p.n * s.rows() * s.times + p.t, s.times);
+      T* to = s.with_out ? y : d.y + p.n * s.rows() * s.times + p.t;
+      gate_of<kGate>(d, p, sums, to, s.with_out ? kStrip<T> : s.times);
     });
     if (!s.with_out) return;
     multiply(d.out_weight, s.out(), s.rows(), y, z);
@@ -219,6 +228,7 @@ void pull_taps(const CausalConv1dData<T>& d, const Place& p, const T* of_sums, T
         continue;
       }
       for (std::int64_t i = 0; i < p.count; i += kWidth) {  // the last tap reaches every time of x, before all others
+        ask_for_next(d.of_x + row + p.t + i);
         V of_x = load_vector<V>(from + i);
         if (s.residuals > 0) of_x += load_first<V>(d.grad + row + p.t + i, p.count - i);
         store_first(d.of_x + row + p.t + i, of_x, p.count - i);

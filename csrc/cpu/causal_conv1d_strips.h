@@ -14,9 +14,15 @@ template <typename T>
 constexpr int kVectors = sizeof(T) == 4 ? 2 : 1;
 template <typename T>
 constexpr std::int64_t kStrip = kVectors<T> * kWidth;
-constexpr std::int64_t kDeep = 256;  // rows of a strip that a product reads before it goes on to other outputs
 
 inline std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
+// Asks for what the next strip has at this place of a row of times: a strip takes a little of many rows, too far apart for the
+// processor to foresee.
+template <typename T>
+inline void ask_for_next(const T* p) {
+  __builtin_prefetch(p + kStrip<T>);
+}
 
 // function(strip, its first time, its times) for all strips of a block.
 template <typename T, typename Function>
@@ -53,28 +59,20 @@ struct Sequence {
   }
 };
 
-// out = matrix panel, or added to it, of one strip: matrix [rows][inputs], panel [inputs][kStrip], out [rows][kStrip].
+// out = matrix panel of one strip: matrix [rows][inputs], panel [inputs][kStrip], out [rows][kStrip].
 template <typename T>
-void multiply(const T* matrix, std::int64_t rows, std::int64_t inputs, const T* panel, T* out, bool add = false) {
+void multiply(const T* matrix, std::int64_t rows, std::int64_t inputs, const T* panel, T* out) {
   using V = typename VectorOf<T>::type;
-  for (std::int64_t k = 0; k == 0 || k < inputs; k += kDeep, add = true) {
-    each_block_of_rows(rows, [&](auto height, std::int64_t r) {
-      constexpr int kHeight = decltype(height)::value;
-      V sum[kHeight][kVectors<T>];
-      T* to = out + r * kStrip<T>;
+  each_block_of_rows(rows, [&](auto height, std::int64_t r) {
+    constexpr int kHeight = decltype(height)::value;
+    V sum[kHeight][kVectors<T>] = {};
+    add_products(sum, matrix + r * inputs, inputs, 1, panel, kStrip<T>, inputs);
 #pragma GCC unroll 8
-      for (int i = 0; i < kHeight; ++i) {
+    for (int i = 0; i < kHeight; ++i) {
 #pragma GCC unroll 2
-        for (int c = 0; c < kVectors<T>; ++c) sum[i][c] = add ? load_vector<V>(to + i * kStrip<T> + c * kWidth) : V{};
-      }
-      add_products(sum, matrix + r * inputs + k, inputs, 1, panel + k * kStrip<T>, kStrip<T>, least(kDeep, inputs - k));
-#pragma GCC unroll 8
-      for (int i = 0; i < kHeight; ++i) {
-#pragma GCC unroll 2
-        for (int c = 0; c < kVectors<T>; ++c) store_vector(to + i * kStrip<T> + c * kWidth, sum[i][c]);
-      }
-    });
-  }
+      for (int c = 0; c < kVectors<T>; ++c) store_vector(out + (r + i) * kStrip<T> + c * kWidth, sum[i][c]);
+    }
+  });
 }
 
 // A strip's rows as columns: [rows / kStrip][kStrip times][kStrip rows]; rows is a multiple of kStrip.

@@ -102,9 +102,9 @@ def causal_conv1d(
         skip[t] = skip[t] + skip_bias + skip_weight y[t]
 
     "tanh_sigmoid" is tanh(a) sigmoid(g) (WaveNet), "glu" a sigmoid(g), "reglu" a relu(g), "geglu" a gelu(g), "swiglu"
-    a g sigmoid(g). On the CPU the products are PyTorch's, block by block of time, and all else is done while a block
-    is in the cache; with a residual or a skip, y is never written to memory. The backward computes the sums once more
-    instead of keeping them. PyTorch's products may round differently with another number of threads.
+    a g sigmoid(g). On the CPU a few neighbouring times go through all of it while they are in the first-level cache;
+    with a residual or a skip, y is never written to memory. The backward computes the sums once more instead of keeping
+    them, and takes their gradients to x in the same pass. On the GPU the products are PyTorch's.
 
     The state holds the last ``(K - 1) dilation`` inputs: passing the one returned along with the next piece of a
     sequence gives what the whole sequence would have given. ``nn.CausalConv1d.step`` computes one element at a time.

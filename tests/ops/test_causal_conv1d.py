@@ -161,7 +161,24 @@ def test_two_threads_find_the_same(with_out):
         one = differentiated(OP, given)
     with threads(2):
         two = differentiated(OP, given)
-    torch.testing.assert_close(two, one)
+    for mine, theirs in zip(two[0] + two[1], one[0] + one[1], strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("times", [63, 1100, 5000])
+@pytest.mark.parametrize("dilation", [1, 40, 700, 2500])
+def test_gradients_of_x_and_state_reach_back_over_blocks(times, dilation):
+    """Over strips, over blocks, over the blocks that another thread takes, and into the state."""
+    x, weight, bias = made(2, 3, 4, times, 3)
+    state = torch.randn(2, 3, 2 * dilation, dtype=torch.float64)
+    given = {"x": x, "weight": weight, "bias": bias, "state": state, "dilation": dilation, "gate": "glu"}
+    with threads(2):
+        _, mine = differentiated(OP, given)
+    with fastgen.backend("reference"):
+        _, wanted = differentiated(OP, given)
+    for one, other in zip(mine, wanted, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.interpreter

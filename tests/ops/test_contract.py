@@ -18,7 +18,7 @@ from fastgen.ops.registry import OPS
 EPSILON = torch.finfo(torch.float32).eps
 SEEDS = 8
 BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.needs_extension)]
-PRODUCTS = {"causal_conv1d", "lu_conv1x1"}
+PRODUCTS = {"lu_conv1x1"}
 """Their kernels call PyTorch's matrix products."""
 PUBLIC = [op for op in OPS.values() if not op.part_of and not op.not_differentiable]
 
