@@ -14,7 +14,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/causal_conv1d_blocks.h"
+#include "cpu/causal_conv1d_launcher.h"
 
 namespace fastgen {
 namespace {
