@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 _SETTLE = 0.005  # seconds; idle OpenMP threads of the provider before go to sleep
+_SHORT = 0.01  # seconds; a call that takes less is repeated for as long: by itself it would time how cores wake up
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Provider:
     floors: list[float] = field(default_factory=list)
 
     def measure(self) -> None:
-        """Times one call; PyTorch has ``threads`` threads within."""
+        """Times one call, or where calls are short the mean of several; PyTorch has ``threads`` threads within."""
         before = torch.get_num_threads()
         if before != self.threads:
             torch.set_num_threads(self.threads)
@@ -41,13 +42,20 @@ class Provider:
             if self.within is not nullcontext:  # where classes were patched, Python looks all their attributes up anew
                 self.run()
             time.sleep(_SETTLE)
-            begin = time.perf_counter()
-            self.run()
-            self.times.append((time.perf_counter() - begin) / self.units)
+            taken = self._seconds_of(1)
+            if taken < _SHORT:
+                taken = self._seconds_of(int(_SHORT / taken))
+            self.times.append(taken / self.units)
         if before != self.threads:
             torch.set_num_threads(before)
         if self.floor is not None:
             self.floors.append(self.floor())
+
+    def _seconds_of(self, calls: int) -> float:
+        begin = time.perf_counter()
+        for _ in range(calls):
+            self.run()
+        return (time.perf_counter() - begin) / calls
 
     @property
     def seconds(self) -> float:
