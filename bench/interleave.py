@@ -14,6 +14,19 @@ _SETTLE = 0.005  # seconds; idle OpenMP threads of the provider before go to sle
 _SHORT = 0.01  # seconds; a call that takes less is repeated for as long: by itself it would time how cores wake up
 
 
+def seconds_of(run: Callable[[], object]) -> float:
+    """The time of one call, or where calls are short the mean of several."""
+    taken = _seconds_of_calls(run, 1)
+    return taken if taken >= _SHORT else _seconds_of_calls(run, int(_SHORT / taken))
+
+
+def _seconds_of_calls(run: Callable[[], object], calls: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - begin) / calls
+
+
 @dataclass
 class Provider:
     """One way of doing the work. A call of ``run`` makes ``units`` units: samples, or images, or a part of one."""
@@ -34,7 +47,7 @@ class Provider:
     floors: list[float] = field(default_factory=list)
 
     def measure(self) -> None:
-        """Times one call, or where calls are short the mean of several; PyTorch has ``threads`` threads within."""
+        """Times a call; PyTorch has ``threads`` threads within."""
         before = torch.get_num_threads()
         if before != self.threads:
             torch.set_num_threads(self.threads)
@@ -42,20 +55,11 @@ class Provider:
             if self.within is not nullcontext:  # where classes were patched, Python looks all their attributes up anew
                 self.run()
             time.sleep(_SETTLE)
-            taken = self._seconds_of(1)
-            if taken < _SHORT:
-                taken = self._seconds_of(int(_SHORT / taken))
-            self.times.append(taken / self.units)
+            self.times.append(seconds_of(self.run) / self.units)
         if before != self.threads:
             torch.set_num_threads(before)
         if self.floor is not None:
             self.floors.append(self.floor())
-
-    def _seconds_of(self, calls: int) -> float:
-        begin = time.perf_counter()
-        for _ in range(calls):
-            self.run()
-        return (time.perf_counter() - begin) / calls
 
     @property
     def seconds(self) -> float:

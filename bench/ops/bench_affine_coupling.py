@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +11,7 @@ from torch import Tensor
 from fastgen.ops import affine_coupling, affine_coupling_
 from fastgen.reference import affine_coupling as reference
 
+from ..copying import copy_floor
 from ..interleave import Provider, interleave
 from ..machine import keep_freed_memory, thread_counts
 from ..quick import QUICK, size
@@ -20,17 +20,6 @@ from ..report import Bar, Part, publish
 pytestmark = pytest.mark.needs_extension
 SHAPE, ROUNDS = size((16, 48, 64, 64), (2, 4, 3, 5)), size(15, 1)
 FORWARD_BYTES, BACKWARD_BYTES = 16, 24
-
-
-def copy_floor(target: Tensor, source: Tensor, moved: int) -> Callable[[], float]:
-    """Seconds that so many bytes take at the rate of a copy, which reads and writes, made now."""
-
-    def seconds() -> float:
-        begin = time.perf_counter()
-        target.copy_(source)
-        return (time.perf_counter() - begin) * moved / (2 * source.numel() * source.element_size())
-
-    return seconds
 
 
 def both_ways(function: Callable, x: Tensor, parameters: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
@@ -50,7 +39,7 @@ def bench_affine_coupling(benchmark, how, backward):
     number = reference.PARAMETERISATIONS.index(how)
     x = torch.randn(SHAPE, requires_grad=backward)
     parameters = torch.randn(SHAPE[0], 2 * SHAPE[1], *SHAPE[2:], requires_grad=backward)
-    scale, spare = torch.ones(SHAPE[1]), torch.empty(SHAPE)
+    scale = torch.ones(SHAPE[1])
 
     def eager(x: Tensor, parameters: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         return reference.affine_coupling(x, parameters, scale, None, False, number, False)
@@ -68,8 +57,8 @@ def bench_affine_coupling(benchmark, how, backward):
     def call(function: Callable) -> Callable[[], object]:
         return lambda: (both_ways if backward else lambda f, *a: f(*a))(function, x, parameters, scale)
 
-    moved = spare.numel() * (FORWARD_BYTES + (BACKWARD_BYTES if backward else 0))
-    floor = copy_floor(spare, torch.randn(SHAPE), moved)
+    moved = x.numel() * (FORWARD_BYTES + (BACKWARD_BYTES if backward else 0))
+    floor = copy_floor(moved)
     providers = [
         Provider(name, call(function), 1, threads, floor=floor if name == "fastgen" else None)
         for name, function in functions.items()
@@ -84,7 +73,7 @@ def bench_affine_coupling(benchmark, how, backward):
                 threads,
                 floor=floor,
             ),
-            Provider("clone", x.clone, 1, threads, floor=copy_floor(spare, x, 8 * spare.numel())),
+            Provider("clone", x.clone, 1, threads, floor=copy_floor(2 * x.nbytes)),
         ]
     interleave(benchmark, providers, ROUNDS)
     way = "forward and backward" if backward else "forward"

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastgen.ops import logistic_mixture
 from fastgen.reference.logistic_mixture import logistic_mixture as formula
 
+from ..copying import copy_floor
 from ..interleave import Provider, interleave
 from ..machine import keep_freed_memory, thread_counts
 from ..quick import QUICK, size
@@ -67,13 +68,7 @@ def bench_logistic_mixture(benchmark, backward):
             torch.testing.assert_close(theirs, plain, rtol=1e-3, atol=1e-3)
     units = level[..., 0].numel()
     bytes_moved = parameters.nbytes * (3 if backward else 1) + level.nbytes * (2 if backward else 1)
-    source, target = torch.ones(bytes_moved // 8), torch.empty(bytes_moved // 8)
-
-    def floor() -> float:
-        """Seconds that a pixel's bytes take, at the rate of a copy now."""
-        copy = Provider("copy", lambda: target.copy_(source), units, threads)
-        copy.measure()
-        return copy.seconds
+    copied = copy_floor(bytes_moved)
 
     def provider(name: str) -> Provider:
         def run() -> object:
@@ -81,7 +76,7 @@ def bench_logistic_mixture(benchmark, backward):
                 return gradient(functions[name], level, parameters)
             return functions[name](level, parameters)
 
-        return Provider(name, run, units, threads, floor=floor if name == "fastgen" else None)
+        return Provider(name, run, units, threads, floor=(lambda: copied() / units) if name == "fastgen" else None)
 
     providers = {name: provider(name) for name in ("fastgen", *(n for n in functions if n != "fastgen"))}
     interleave(benchmark, list(providers.values()), ROUNDS)

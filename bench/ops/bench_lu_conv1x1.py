@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import time
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from fastgen.ops import lu_conv1x1
 from fastgen.reference import lu_conv1x1 as reference
 
+from ..copying import copy_floor
 from ..interleave import Provider, interleave
 from ..machine import keep_freed_memory, thread_counts
 from ..quick import QUICK, size
@@ -59,17 +59,12 @@ def factors_of(channels: int) -> tuple[Tensor, ...]:
     return *factors, torch.randn(channels), 0.1 * torch.randn(channels)
 
 
-def floor(target: Tensor, source: Tensor, what: str, threads: int) -> Callable[[], float]:
+def floor(x: Tensor, what: str, threads: int) -> Callable[[], float]:
     """The longer of two times, at rates measured now: its bytes as a copy has them, its multiply-adds."""
     from fastgen import _C
 
-    def seconds() -> float:
-        begin = time.perf_counter()
-        target.copy_(source)
-        memory = (time.perf_counter() - begin) * BYTES[what] / 8
-        return max(memory, PRODUCTS[what] * 2 * source.numel() * source.shape[1] / (_C.fma_peak(threads) * 1e9))
-
-    return seconds
+    copied, operations = copy_floor(BYTES[what] * x.numel()), PRODUCTS[what] * 2 * x.numel() * x.shape[1]
+    return lambda: max(copied(), operations / (_C.fma_peak(threads) * 1e9))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
@@ -114,11 +109,8 @@ def bench_lu_conv1x1(benchmark, what, shape):
 
         return run
 
-    spare, source = torch.empty(shape), torch.randn(shape)
     providers = [
-        Provider(
-            name, call(*work), 1, threads, floor=floor(spare, source, what, threads) if name == "fastgen" else None
-        )
+        Provider(name, call(*work), 1, threads, floor=floor(x, what, threads) if name == "fastgen" else None)
         for name, work in functions.items()
     ]
     interleave(benchmark, providers, ROUNDS)
