@@ -17,14 +17,14 @@ constexpr int kProductRows = 8;
 constexpr int kProductRows = 6;
 #endif
 
-// sum[r][c] += sum over k < count of a[r * row + k * next] b[k * stride + c].
+// sum[r][c] += sum over k < count of a[r * row + k * next] b[k * stride + c], the vectors of b being `apart` numbers from one another.
 template <int R, int C, typename V, typename T>
 inline void add_products(V (&sum)[R][C], const T* a, std::int64_t row, std::int64_t next, const T* b, std::int64_t stride,
-                         std::int64_t count) {
+                         std::int64_t count, std::int64_t apart = kWidth) {
   for (std::int64_t k = 0; k < count; ++k, a += next, b += stride) {
     V columns[C];
 #pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) columns[c] = load_vector<V>(b + c * kWidth);
+    for (int c = 0; c < C; ++c) columns[c] = load_vector<V>(b + c * apart);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const V each = a[r * row] - V{};

@@ -6,9 +6,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgen.ops.autograd import backward_of, differentiable, loop
 from fastgen.ops.registry import Op
 from fastgen.reference import masked_conv2d as reference
 from fastgen.reference.masked_conv2d import causal_mask, margins_of
+
+_ARGUMENTS = "Tensor x, Tensor weight, Tensor bias, Tensor seen, int dilation"
+_LEAST_WIDTH = 12
+"""Columns of an image whose rows nearly fill the kernel's vectors; narrower ones are oneDNN's."""
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor, seen: Tensor, dilation: int) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return reference.masked_conv2d(x, weight, bias, seen, 1, dilation)
+
+
+TAPS = Op(
+    f"masked_conv2d_taps({_ARGUMENTS}) -> Tensor",
+    _plain,
+    lambda x, weight, *_: x.new_empty(x.shape[0], weight.shape[0], *x.shape[2:]),
+    absent={"triton": "cuDNN's dense convolution is the kernel: it is handed the rows that the mask leaves"},
+    part_of="masked_conv2d",
+)
+TAPS_BACKWARD = Op(
+    f"masked_conv2d_taps_backward(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+    backward_of(_plain, 1),
+    lambda grad, *arguments: tuple(t.new_empty(t.shape) for t in arguments[:3]),
+    absent=TAPS.absent,
+    part_of="masked_conv2d",
+)
+_by_taps = differentiable(TAPS, TAPS_BACKWARD, loop)
+_COMPILED = all(op.refusal("cpu", "cpu") is None for op in (TAPS, TAPS_BACKWARD))
+
+
+def _has_kernel(x: Tensor, weight: Tensor, stride: int) -> bool:
+    """Whether the compiled kernel can do it and is the faster: some taps are hidden, and its vectors are full."""
+    if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
+        return False  # who looks into the op finds PyTorch's own
+    if stride > 1 or weight.shape[2] == 1 or x.shape[3] < _LEAST_WIDTH or not _COMPILED or x.device.type != "cpu":
+        return False
+    known = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
+    return known and not torch.is_autocast_enabled("cpu")
+
+
+def _composed(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, stride: int, dilation: int) -> Tensor:
+    if _has_kernel(x, weight, stride):
+        bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
+        return _by_taps(x, weight * mask, bias, mask != 0, dilation)
+    return _cropped(x, weight, bias, mask, stride, dilation)
 
 
 def _cropped(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, stride: int, dilation: int) -> Tensor:
@@ -29,9 +74,10 @@ def _cropped(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, strid
 OP = Op(
     "masked_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor mask, int stride, int dilation) -> Tensor",
     reference=reference.masked_conv2d,
-    composite=_cropped,
+    composite=_composed,
     absent={
-        "cpu": "oneDNN's dense convolution is the kernel: it is handed the rows that the mask leaves",
+        "cpu": "of two: at stride 1 a kernel that multiplies by the taps which the mask leaves, elsewhere oneDNN's "
+        "dense convolution of the rows that it leaves",
         "triton": "cuDNN's dense convolution is the kernel: it is handed the rows that the mask leaves",
     },
 )
@@ -49,6 +95,10 @@ def masked_conv2d(
     dilation: int = 1,
 ) -> Tensor:
     """Convolution that sees the rows above and, in its own row, what lies to the left, under zero padding.
+
+    What the mask hides costs nothing: on the CPU a kernel multiplies by the taps that any output sees (stride 1,
+    float32 or float64, images at least 12 wide), bitwise the same for any number of threads; all else is the library's
+    convolution, which is handed the rows of the kernel that the mask leaves.
 
     At the centre, mask "A" shows a channel the colours before its own, mask "B" also its own. Channels are ``colours``
     nearly equal runs in the order R, G, B; ``parts`` says that the output is several such runs one after the other (the
