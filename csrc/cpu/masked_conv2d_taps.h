@@ -26,9 +26,10 @@ struct MaskedConv2dTaps {
   std::int64_t stride() const { return before + (width + kTapsLanes - 1) / kTapsLanes * kTapsLanes + after; }
   std::int64_t padded_channels() const { return (channels + 2 * kTapsLanes - 1) / (2 * kTapsLanes) * 2 * kTapsLanes; }
 
-  // Rows of a band and those that its taps reach; and the numbers of scratch that they take, zeros at first.
+  // Rows of a band and those that its taps reach; the numbers that they take, zeros at first; and with a band's sums.
   std::int64_t rows() const { return band + above + below; }
-  std::int64_t scratch() const { return rows() * padded_channels() * stride(); }
+  std::int64_t image() const { return (rows() * stride() + kTapsLanes - 1) / kTapsLanes * kTapsLanes * padded_channels(); }
+  std::int64_t scratch() const { return image() + 2 * kTapsLanes * outputs; }
 };
 
 // Rows first .. first + count of the sample n.

@@ -9,6 +9,7 @@ namespace {
 template <typename T>
 constexpr int kVectors = sizeof(T) == 4 ? 2 : 1;  // of a block's columns
 
+constexpr std::int64_t kChannels = 64;
 constexpr std::int64_t kSummed = 128;  // products summed one after the other, before they go to those summed before
 
 // The band's rows and those that its taps reach, [row][channel][stride], to memory that has zeros at both ends of each.
@@ -32,43 +33,55 @@ struct Unit {
   std::int64_t row, column;
 };
 
-// y of C vectors, the padded rows that the first tap's zero offset reads lying at `image` and `apart` behind it.
-template <int C, typename T>
-inline void convolve_units(const MaskedConv2dTaps<T>& d, const T* image, std::int64_t apart, T* (&to)[C], const std::int64_t (&count)[C]) {
-  using V = typename VectorOf<T>::type;
+// y of C vectors, whose places in the padded rows are `image` and `apart` behind it. Channels go in runs whose rows stay in the
+// first-level cache; `sums` [O][C] carries from one to the next.
+template <int C, typename V, typename T>
+inline void convolve_units(const MaskedConv2dTaps<T>& d, const T* image, std::int64_t apart, V* sums, T* (&to)[C],
+                           const std::int64_t (&count)[C]) {
   const std::int64_t stride = d.stride(), inputs = d.taps * d.channels, plane = d.height * d.width;
-  const std::int64_t together = d.channels < kSummed ? kSummed / d.channels : 1;
-  each_block_of_rows(d.outputs, [&](auto height, std::int64_t o) {
-    constexpr int kHeight = decltype(height)::value;
-    V total[kHeight][C];
+  for (std::int64_t begin = 0; begin == 0 || begin < d.channels; begin += kChannels) {
+    const std::int64_t channels = d.channels - begin < kChannels ? d.channels - begin : kChannels;
+    const std::int64_t together = kSummed / (channels > 0 ? channels : 1);
+    each_block_of_rows(d.outputs, [&](auto height, std::int64_t o) {
+      constexpr int kHeight = decltype(height)::value;
+      V total[kHeight][C];
 #pragma GCC unroll 8
-    for (int r = 0; r < kHeight; ++r) {
+      for (int r = 0; r < kHeight; ++r) {
 #pragma GCC unroll 2
-      for (int c = 0; c < C; ++c) total[r][c] = d.bias ? d.bias[o + r] - V{} : V{};
-    }
-    for (std::int64_t first = 0; first < d.taps; first += together) {
-      V sum[kHeight][C] = {};
-      for (std::int64_t tap = first; tap < d.taps && tap < first + together; ++tap) {
-        const T* read = image + d.down[tap] * d.channels * stride + d.right[tap];
-        add_products(sum, d.matrix + o * inputs + tap * d.channels, inputs, 1, read, stride, d.channels, apart);
+        for (int c = 0; c < C; ++c) total[r][c] = begin > 0 ? sums[(o + r) * C + c] : d.bias ? d.bias[o + r] - V{} : V{};
+      }
+      for (std::int64_t first = 0; first < d.taps; first += together) {
+        V sum[kHeight][C] = {};
+        for (std::int64_t tap = first; tap < d.taps && tap < first + together; ++tap) {
+          const T* read = image + (d.down[tap] * d.channels + begin) * stride + d.right[tap];
+          add_products(sum, d.matrix + o * inputs + tap * d.channels + begin, inputs, 1, read, stride, channels, apart);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < kHeight; ++r) {
+#pragma GCC unroll 2
+          for (int c = 0; c < C; ++c) total[r][c] += sum[r][c];
+        }
       }
 #pragma GCC unroll 8
       for (int r = 0; r < kHeight; ++r) {
 #pragma GCC unroll 2
-        for (int c = 0; c < C; ++c) total[r][c] += sum[r][c];
+        for (int c = 0; c < C; ++c) {
+          if (begin + channels < d.channels) {
+            sums[(o + r) * C + c] = total[r][c];
+          } else {
+            store_first(to[c] + (o + r) * plane, total[r][c], count[c]);
+          }
+        }
       }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kHeight; ++r) {
-#pragma GCC unroll 2
-      for (int c = 0; c < C; ++c) store_first(to[c] + (o + r) * plane, total[r][c], count[c]);
-    }
-  });
+    });
+  }
 }
 
 template <typename T>
 void forward(const MaskedConv2dTaps<T>& d, T* scratch, const MaskedConv2dBand& band) {
+  using V = typename VectorOf<T>::type;
   pad(d, band, scratch);
+  V* sums = reinterpret_cast<V*>(scratch + d.image());
   const std::int64_t stride = d.stride(), in_row = (d.width + kWidth - 1) / kWidth, units = band.count * in_row;
   const auto image_of = [&](std::int64_t unit) {
     return (d.above + unit / in_row) * d.channels * stride + d.before + unit % in_row * kWidth;
@@ -81,12 +94,13 @@ void forward(const MaskedConv2dTaps<T>& d, T* scratch, const MaskedConv2dBand& b
   if constexpr (kVectors<T> == 2) {
     for (; unit + 2 <= units; unit += 2) {
       T* to[2] = {place_of(unit), place_of(unit + 1)};
-      convolve_units<2>(d, scratch + image_of(unit), image_of(unit + 1) - image_of(unit), to, {count_of(unit), count_of(unit + 1)});
+      const std::int64_t at = image_of(unit), apart = image_of(unit + 1) - at;
+      convolve_units<2>(d, scratch + at, apart, sums, to, {count_of(unit), count_of(unit + 1)});
     }
   }
   for (; unit < units; ++unit) {
     T* to[1] = {place_of(unit)};
-    convolve_units<1>(d, scratch + image_of(unit), 0, to, {count_of(unit)});
+    convolve_units<1>(d, scratch + image_of(unit), 0, sums, to, {count_of(unit)});
   }
 }
 

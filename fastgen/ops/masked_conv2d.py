@@ -12,8 +12,8 @@ from fastgen.reference import masked_conv2d as reference
 from fastgen.reference.masked_conv2d import causal_mask, margins_of
 
 _ARGUMENTS = "Tensor x, Tensor weight, Tensor bias, Tensor seen, int dilation"
-_LEAST_WIDTH = 12
-"""Columns of an image whose rows nearly fill the kernel's vectors; narrower ones are oneDNN's."""
+_LANES, _LEAST_CHANNELS, _MOST_PAIRS = 16, 16, 1 << 15
+"""The kernel's vectors lie along a row; channels from which, and pairs of them up to which, it was measured to win."""
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor, seen: Tensor, dilation: int) -> Tensor:
@@ -40,10 +40,13 @@ _COMPILED = all(op.refusal("cpu", "cpu") is None for op in (TAPS, TAPS_BACKWARD)
 
 
 def _has_kernel(x: Tensor, weight: Tensor, stride: int) -> bool:
-    """Whether the compiled kernel can do it and is the faster: some taps are hidden, and its vectors are full."""
+    """Whether the compiled kernel can do it and is the faster: some taps are hidden, its vectors are nearly full."""
     if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
         return False  # who looks into the op finds PyTorch's own
-    if stride > 1 or weight.shape[2] == 1 or x.shape[3] < _LEAST_WIDTH or not _COMPILED or x.device.type != "cpu":
+    if not _COMPILED or stride > 1 or weight.shape[2] == 1 or x.device.type != "cpu":
+        return False
+    outputs, channels, width = *weight.shape[:2], x.shape[3]
+    if min(outputs, channels) < _LEAST_CHANNELS or outputs * channels > _MOST_PAIRS or 8 * (-width % _LANES) > width:
         return False
     known = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
     return known and not torch.is_autocast_enabled("cpu")
@@ -96,9 +99,9 @@ def masked_conv2d(
 ) -> Tensor:
     """Convolution that sees the rows above and, in its own row, what lies to the left, under zero padding.
 
-    What the mask hides costs nothing: on the CPU a kernel multiplies by the taps that any output sees (stride 1,
-    float32 or float64, images at least 12 wide), bitwise the same for any number of threads; all else is the library's
-    convolution, which is handed the rows of the kernel that the mask leaves.
+    What the mask hides costs nothing: on the CPU a kernel multiplies by the taps that any output sees, bitwise the same
+    for any number of threads (stride 1, float32 or float64, from 16 channels to 128 x 256 pairs of them, images 14 to
+    16, 28 to 32, ... wide); all else is the library's convolution of the rows of the kernel that the mask leaves.
 
     At the centre, mask "A" shows a channel the colours before its own, mask "B" also its own. Channels are ``colours``
     nearly equal runs in the order R, G, B; ``parts`` says that the output is several such runs one after the other (the

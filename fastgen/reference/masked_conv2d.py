@@ -81,10 +81,9 @@ CASES = {
     "strided": _case(2, (8, 8), (17, 15), 3, stride=2, colours=2),
     "wide": _case(2, (33, 31), (7, 7), 3),
     # images that the compiled kernel takes
-    "small, a row of 12": _case(1, (2, 2), (2, 12), 3),
-    "none of 12 columns": _case(0, (3, 5), (4, 12), 3),
-    "one row of 13": _case(2, (1, 9), (1, 13), 5, "A", bias=False),
-    "dilated, of primes": _case(3, (5, 13), (19, 37), 5, "A", dilation=2, colours=3),
-    "7 x 7 of 32 columns": _case(2, (64, 40), (9, 32), 7, colours=2, parts=2),
-    "a high kernel of 17 columns": _case(1, (33, 31), (40, 17), 3, rows=5),
+    "none of 16 columns": _case(0, (16, 17), (4, 16), 3),
+    "one row of 15": _case(2, (17, 19), (1, 15), 5, "A", bias=False),
+    "dilated, of primes": _case(3, (17, 23), (19, 31), 5, "A", dilation=2, colours=3),
+    "7 x 7 of 32 columns": _case(2, (70, 40), (9, 32), 7, colours=2, parts=2),
+    "a high kernel of 43 columns": _case(1, (33, 31), (40, 43), 3, rows=5),
 }

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastgen.ops import masked_conv2d
-from fastgen.ops.masked_conv2d import TAPS, TAPS_BACKWARD, _has_kernel
+from fastgen.ops.masked_conv2d import TAPS, TAPS_BACKWARD, _by_taps, _has_kernel
 from fastgen.reference.masked_conv2d import causal_mask, colour_of
 from tests.ops.test_contract import threads
 
@@ -78,7 +78,7 @@ def by_taps(n: int, channels: int, outputs: int, size: tuple[int, int], kernel: 
 @pytest.mark.needs_extension
 @given(
     n=st.integers(0, 3),
-    channels=st.integers(1, 40),
+    channels=st.integers(1, 70),
     outputs=st.integers(1, 21),
     size=st.tuples(st.integers(1, 40), st.integers(1, 50)),
     kernel=st.tuples(st.integers(1, 4), st.integers(0, 3)),
@@ -128,7 +128,7 @@ def test_the_ops_by_taps_pass_opcheck_and_have_derivatives_of_any_order():
     torch.library.opcheck(torch.ops.fastgen.masked_conv2d_taps.default, (x, weight, bias, given[3], 1))
 
     def function(x, weight, bias):
-        return masked_conv2d(x, weight, bias, mask="A")
+        return _by_taps(x, weight, bias, given[3], 1)
 
     assert torch.autograd.gradcheck(function, (x, weight, bias), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, (x, weight, bias))
@@ -136,11 +136,14 @@ def test_the_ops_by_taps_pass_opcheck_and_have_derivatives_of_any_order():
 
 @pytest.mark.needs_extension
 def test_the_kernel_takes_what_it_is_faster_at_and_nothing_else():
-    x, weight = torch.zeros(2, 3, 8, 16), torch.zeros(5, 3, 2, 3)
+    x, weight = torch.zeros(2, 20, 8, 16), torch.zeros(16, 20, 2, 3)
     assert _has_kernel(x, weight, 1)
     assert not _has_kernel(x, weight, 2)
-    assert not _has_kernel(x[..., :8], weight, 1)
+    assert not _has_kernel(x[..., :12], weight, 1)
+    assert not _has_kernel(x, weight[:, :3], 1)
+    assert not _has_kernel(x, weight[:8], 1)
     assert not _has_kernel(x, weight[:, :, :1], 1)
+    assert not _has_kernel(x, weight.expand(1000, 16, 20, 2, 3).flatten(0, 1), 1)
     assert not _has_kernel(x.bfloat16(), weight.bfloat16(), 1)
     with torch.autocast("cpu", torch.bfloat16):
         assert not _has_kernel(x, weight, 1)
@@ -149,7 +152,7 @@ def test_the_kernel_takes_what_it_is_faster_at_and_nothing_else():
 
 @pytest.mark.needs_extension
 def test_export_and_transforms_find_the_library_s_convolution():
-    x, weight = torch.randn(2, 3, 8, 16), torch.randn(5, 3, 2, 3)
+    x, weight = torch.randn(2, 16, 8, 16), torch.randn(17, 16, 2, 3)
 
     class Layer(torch.nn.Module):
         def forward(self, x):
