@@ -17,7 +17,7 @@ constexpr int kProductRows = 8;
 constexpr int kProductRows = 6;
 #endif
 
-// sum[r][c] += sum over k < count of a[r * row + k * next] b[k * stride + c], the vectors of b being `apart` numbers from one another.
+// sum[r][c] += sum over k < count of a[r * row + k * next] b[k * stride + c]; the vectors c are `apart` numbers from one another.
 template <int R, int C, typename V, typename T>
 inline void add_products(V (&sum)[R][C], const T* a, std::int64_t row, std::int64_t next, const T* b, std::int64_t stride,
                          std::int64_t count, std::int64_t apart = kWidth) {

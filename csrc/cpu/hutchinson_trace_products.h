@@ -3,7 +3,7 @@
 // Like simd.h, for files that are compiled once for each instruction set.
 #pragma once
 
-#include "common/lanes.h"
+#include "common/product.h"
 #include "cpu/hutchinson_trace.h"
 
 namespace fastgen {
@@ -26,17 +26,7 @@ inline void block(const T* a, std::int64_t stride, const T* b, std::int64_t colu
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) sum[r][c] = first;
   }
-  for (std::int64_t k = 0; k < inputs; ++k) {
-    V row[C];
-#pragma GCC unroll 8
-    for (int c = 0; c < C; ++c) row[c] = load_vector<V>(b + k * columns + c * kWidth);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const V each = a[r * stride + k] - V{};
-#pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) sum[r][c] = fma(each, row[c], sum[r][c]);
-    }
-  }
+  add_products(sum, a, stride, 1, b, columns, inputs);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
@@ -99,18 +89,7 @@ inline void add_outer_block(std::int64_t probes, std::int64_t rows, Rows<const T
   }
   for (std::int64_t p = 0; p < probes; ++p) {
     ahead.ask(kLinesAhead);
-    for (std::int64_t n = 0; n < rows; ++n) {
-      const T *left = a.begin + p * a.apart + n * a.stride, *right = b.begin + p * b.apart + n * b.stride;
-      V row[C];
-#pragma GCC unroll 8
-      for (int c = 0; c < C; ++c) row[c] = load_vector<V>(right + c * kWidth);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const V each = left[r] - V{};
-#pragma GCC unroll 8
-        for (int c = 0; c < C; ++c) sum[r][c] = fma(each, row[c], sum[r][c]);
-      }
-    }
+    add_products(sum, a.begin + p * a.apart, 1, a.stride, b.begin + p * b.apart, b.stride, rows);
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {

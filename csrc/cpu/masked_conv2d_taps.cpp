@@ -97,7 +97,8 @@ struct Bands {
 template <typename T>
 void convolve(MaskedConv2dTaps<T> task, MaskedConv2dKernel<T> kernel) {
   const std::int64_t each = (kWork + task.samples - 1) / std::max<std::int64_t>(1, task.samples);
-  const std::int64_t fitting = kBandBytes / static_cast<std::int64_t>(sizeof(T)) / (task.padded_channels() * task.stride()) - task.above - task.below;
+  const std::int64_t row_bytes = task.padded_channels() * task.stride() * static_cast<std::int64_t>(sizeof(T));
+  const std::int64_t fitting = kBandBytes / std::max<std::int64_t>(1, row_bytes) - task.above - task.below;
   const std::int64_t rows = std::max(kLeastRows, std::min(fitting, (task.height + each - 1) / each));
   task.band = std::min(rows, std::max<std::int64_t>(1, task.height));
   const Bands bands{task.samples, task.height, task.band};
@@ -160,7 +161,8 @@ void check(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tens
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, "x must be float32 or float64");
   STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type() && bias.scalar_type() == x.scalar_type(),
                   "weight and bias must have the dtype of x");
-  STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4 && weight.size(1) == x.size(1), "x must be [N, in, H, W] and weight [out, in, h, w]");
+  STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4 && weight.size(1) == x.size(1),
+                  "x must be [N, in, H, W] and weight [out, in, h, w]");
   STD_TORCH_CHECK(bias.dim() == 1 && bias.size(0) == weight.size(0), "bias must be [out]");
   STD_TORCH_CHECK(seen.scalar_type() == ScalarType::Bool && seen.dim() == 4, "seen must be bool, of weight's shape");
   for (int i = 0; i < 4; ++i) STD_TORCH_CHECK(seen.size(i) == weight.size(i), "seen must be bool, of weight's shape");
@@ -170,7 +172,8 @@ void check(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tens
 template <typename Function>
 void in_type_of(const Tensor& x, Function function) {
   const MaskedConv2dKernels& k = masked_conv2d_kernels();
-  x.scalar_type() == ScalarType::Float ? function(0.0f, k.forward_float, k.backward_float) : function(0.0, k.forward_double, k.backward_double);
+  x.scalar_type() == ScalarType::Float ? function(0.0f, k.forward_float, k.backward_float)
+                                       : function(0.0, k.forward_double, k.backward_double);
 }
 
 Tensor masked_conv2d_taps_cpu(Tensor x, Tensor weight, Tensor bias, Tensor seen, std::int64_t dilation) {
@@ -200,8 +203,8 @@ std::tuple<Tensor, Tensor, Tensor> masked_conv2d_taps_backward_cpu(Tensor grad, 
   for (Tensor* tensor : {&grad, &x, &weight, &bias, &seen}) *tensor = torch::stable::contiguous(*tensor);
   check(x, weight, bias, seen, dilation);
   const std::int64_t outputs = weight.size(0), channels = weight.size(1);
-  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && grad.dim() == 4 && grad.size(0) == x.size(0) && grad.size(1) == outputs &&
-                      grad.size(2) == x.size(2) && grad.size(3) == x.size(3),
+  STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && grad.dim() == 4 && grad.size(0) == x.size(0) &&
+                      grad.size(1) == outputs && grad.size(2) == x.size(2) && grad.size(3) == x.size(3),
                   "grad must be like the result");
   const Taps taps(seen, dilation), back = taps.back();
   Tensor grad_x = torch::stable::new_empty(x, x.sizes()), grad_weight = torch::stable::new_empty(weight, weight.sizes());

@@ -123,7 +123,9 @@ void pad_turned(const MaskedConv2dTaps<T>& d, const MaskedConv2dBand& band, T* t
       for (std::int64_t x = 0; x < d.width; x += kWidth) {
         const std::int64_t count = d.width - x < kWidth ? d.width - x : kWidth;
         V tile[kWidth];
-        for (std::int64_t i = 0; i < kWidth; ++i) tile[i] = inside && i < channels ? load_first<V>(from + i * d.height * d.width + x, count) : V{};
+        for (std::int64_t i = 0; i < kWidth; ++i) {
+          tile[i] = inside && i < channels ? load_first<V>(from + i * d.height * d.width + x, count) : V{};
+        }
         transpose(tile);
         for (std::int64_t i = 0; i < count; ++i) store_vector(place + (x + i) * kStrip<T>, tile[i]);
       }
