@@ -146,7 +146,7 @@ WORKLOADS = {
     ),
     "masked_conv2d": Workload(
         "64 to 64 channels, 3 x 3, 32 x 32, batch 16",
-        "nothing: oneDNN or cuDNN is handed the rows that the mask leaves",
+        "zero padding; products by the taps that the mask leaves and no others",
         _masked_conv2d,
         operations=2.0 * _N * _P * _P * _C * _C * 5,
     ),

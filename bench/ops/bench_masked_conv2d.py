@@ -1,4 +1,4 @@
-"""Masked convolution, 32 x 32, batch 16: the cropped kernel against the dense masked convolution of the textbook."""
+"""Masked convolution, 32 x 32, batch 16: what the mask leaves against the dense masked convolution of the textbook."""
 
 from __future__ import annotations
 
