@@ -14,6 +14,7 @@ template <typename T>
 constexpr int kVectors = sizeof(T) == 4 ? 2 : 1;
 template <typename T>
 constexpr std::int64_t kStrip = kVectors<T> * kWidth;
+constexpr std::int64_t kSummed = 32;  // products summed one after the other, before they go to those summed before: less rounding
 
 inline std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
@@ -66,7 +67,15 @@ void multiply(const T* matrix, std::int64_t rows, std::int64_t inputs, const T* 
   each_block_of_rows(rows, [&](auto height, std::int64_t r) {
     constexpr int kHeight = decltype(height)::value;
     V sum[kHeight][kVectors<T>] = {};
-    add_products(sum, matrix + r * inputs, inputs, 1, panel, kStrip<T>, inputs);
+    for (std::int64_t k = 0; k < inputs; k += kSummed) {
+      V part[kHeight][kVectors<T>] = {};
+      add_products(part, matrix + r * inputs + k, inputs, 1, panel + k * kStrip<T>, kStrip<T>, least(kSummed, inputs - k));
+#pragma GCC unroll 8
+      for (int i = 0; i < kHeight; ++i) {
+#pragma GCC unroll 2
+        for (int c = 0; c < kVectors<T>; ++c) sum[i][c] += part[i][c];
+      }
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < kHeight; ++i) {
 #pragma GCC unroll 2
