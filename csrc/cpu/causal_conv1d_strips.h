@@ -60,9 +60,10 @@ struct Sequence {
   }
 };
 
-// out = matrix panel of one strip: matrix [rows][inputs], panel [inputs][kStrip], out [rows][kStrip].
+// out = matrix panel of one strip: matrix [rows][inputs], panel [inputs][kStrip], out [rows][kStrip]. A function by itself: the
+// compiler finds no registers for its sums among what else a caller holds.
 template <typename T>
-void multiply(const T* matrix, std::int64_t rows, std::int64_t inputs, const T* panel, T* out) {
+__attribute__((noinline)) void multiply(const T* matrix, std::int64_t rows, std::int64_t inputs, const T* panel, T* out) {
   using V = typename VectorOf<T>::type;
   each_block_of_rows(rows, [&](auto height, std::int64_t r) {
     constexpr int kHeight = decltype(height)::value;
