@@ -268,3 +268,24 @@ def test_wrong_arguments_are_named():
         causal_conv1d(x, weight, skip_weight=x.new_zeros(7, 4))
     with pytest.raises(ValueError, match=r"skip has shape \(2, 7, 1\); it must be \(2, 7, 9\)"):
         causal_conv1d(x, weight, skip_weight=x.new_zeros(7, 5), skip=x.new_zeros(2, 7, 1))
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("channels", [64, 300])
+def test_many_products_are_summed_as_exactly_as_the_library_does(channels):
+    x, weight, bias = (t.float() for t in made(1, channels, 48, 700, 3))
+    grad = torch.randn(1, 48, 700)
+
+    def found(function, *given):
+        leaves = [t.clone().requires_grad_() for t in given]
+        y = function(*leaves)
+        return [y.detach(), *torch.autograd.grad(y, leaves, grad.to(y))]
+
+    def plain(x, weight, bias):
+        return F.conv1d(F.pad(x, (10, 0)), weight, bias, dilation=5)
+
+    exact = found(plain, x.double(), weight.double(), bias.double())
+    single = found(plain, x, weight, bias)
+    ours = found(lambda *given: causal_conv1d(*given, dilation=5)[0], x, weight, bias)
+    for mine, theirs, true in zip(ours, single, exact, strict=True):
+        assert (mine - true).abs().max() <= 2 * (theirs - true).abs().max()
