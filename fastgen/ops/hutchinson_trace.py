@@ -217,7 +217,7 @@ class Products:
         cotangents = left.to(self.y.dtype).expand(left.shape[:1] + x.shape)
         found = self._batched(x, cotangents)
         if found is not None:
-            return self.y, (found * right).flatten(2).sum((0, 2))
+            return self.y, (found * right).flatten(2).sum(2).sum(0)
         total, numbers = left.new_zeros(len(x)), tuple(range(1, x.dim()))
         for cotangent, along in zip(cotangents, right, strict=True):
             total = total + (self.pull(cotangent) * along).sum(numbers)
@@ -232,7 +232,8 @@ class Products:
         together = most // max(1, x.numel())
         if together < least or len(cotangents) < 2:
             return None
+        chunk = together if together < len(cotangents) else None  # one chunk would be copied all the same
         try:
-            return torch.func.vmap(self.pull, chunk_size=together)(cotangents)
+            return torch.func.vmap(self.pull, chunk_size=chunk)(cotangents)
         except RuntimeError:  # not every backward can be batched
             return None
