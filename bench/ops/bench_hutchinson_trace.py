@@ -47,12 +47,12 @@ class Case:
 FEW = (size(1, 1), size(4, 2), size(16, 5))
 CASES = {
     "2-64-64-64-2": Case(
-        MLPField, size((2, 64, 64, 64, 2), (2, 4, 4, 4, 2)), (), size(1024, 6), (*FEW, "exact"), 9, 2.5
+        MLPField, size((2, 64, 64, 64, 2), (2, 4, 4, 4, 2)), (), size(1024, 6), (*FEW, "exact"), 15, 2.5
     ),
-    "64-64-64-64-64": Case(MLPField, size((64,) * 5, (7, 4, 4, 4, 7)), (), size(1024, 6), (*FEW, "exact"), 5, 2.5),
-    "784-256-256-784": Case(MLPField, size((784, 256, 256, 784), (9, 5, 5, 9)), (), size(1024, 6), FEW[2:], 3, 1.2),
+    "64-64-64-64-64": Case(MLPField, size((64,) * 5, (7, 4, 4, 4, 7)), (), size(1024, 6), (*FEW, "exact"), 11, 2.5),
+    "784-256-256-784": Case(MLPField, size((784, 256, 256, 784), (9, 5, 5, 9)), (), size(1024, 6), FEW[2:], 9, 1.2),
     "conv-3-64-64-3": Case(
-        ConvNetField, size((3, 64, 64, 3), (2, 4, 4, 2)), size((16, 16), (4, 4)), size(32, 5), FEW, 3
+        ConvNetField, size((3, 64, 64, 3), (2, 4, 4, 2)), size((16, 16), (4, 4)), size(32, 5), FEW, 9
     ),
 }
 RUNS = [(name, probes) for name, case in CASES.items() for probes in case.probes]
