@@ -261,9 +261,7 @@ inline Float tanh(Float x) {
   r = fma(whole, broadcast(-1.42860677e-6f), r);
   const Float power = scale_by_power(broadcast(1.0f), whole);
   const Float e = fma(power, expm1_tail(r), fma(power, r, power - 1.0f));
-  const Int near = size < 0.5f;
-  const Float quotient = (near ? e : broadcast(2.0f)) / (e + 2.0f);
-  return copysign(near ? quotient : 1.0f - quotient, x);
+  return copysign(e / (e + 2.0f), x);
 }
 
 // Minimax approximations of N. Juffa, two branches.
