@@ -10,7 +10,11 @@
 namespace fastgen {
 namespace {
 
-// Rows of a block whose sums fill the registers, with two vectors of columns.
+// Vectors of a row of a block. A vector of double is two registers.
+template <typename T>
+constexpr int kVectors = sizeof(T) == 4 ? 2 : 1;
+
+// Rows of a block whose sums fill the registers.
 #if defined(__AVX512F__)
 constexpr int kProductRows = 8;
 #else

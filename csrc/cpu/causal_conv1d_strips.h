@@ -11,8 +11,6 @@ namespace fastgen {
 namespace {
 
 template <typename T>
-constexpr int kVectors = sizeof(T) == 4 ? 2 : 1;
-template <typename T>
 constexpr std::int64_t kStrip = kVectors<T> * kWidth;
 constexpr std::int64_t kSummed = 32;  // products summed one after the other, before they go to those summed before: less rounding
 

@@ -18,7 +18,8 @@ struct MaskedConv2dTaps {
   const std::int64_t *down, *right;  // where a tap lies, which may be negative
   std::int64_t above, below, before, after;  // rows and columns of zeros that the taps reach
   std::int64_t band;                         // rows of a band at most
-  const T *x, *matrix, *bias;  // or null
+  const T *x, *matrix;
+  const T* bias;  // or null
   T* y;
   const T* grad;  // of y, for the gradient of the matrix
 

@@ -6,10 +6,7 @@
 namespace fastgen {
 namespace {
 
-template <typename T>
-constexpr int kVectors = sizeof(T) == 4 ? 2 : 1;  // of a block's columns
-
-constexpr std::int64_t kChannels = 64;
+constexpr std::int64_t kChannels = 64;  // of a run
 constexpr std::int64_t kSummed = 128;  // products summed one after the other, before they go to those summed before
 
 // The band's rows and those that its taps reach, [row][channel][stride], to memory that has zeros at both ends of each.
@@ -27,11 +24,6 @@ void pad(const MaskedConv2dTaps<T>& d, const MaskedConv2dBand& band, T* to) {
     }
   }
 }
-
-// A vector of y: neighbours in a row.
-struct Unit {
-  std::int64_t row, column;
-};
 
 // y of C vectors, whose places in the padded rows are `image` and `apart` behind it. Channels go in runs whose rows stay in the
 // first-level cache; `sums` [O][C] carries from one to the next.

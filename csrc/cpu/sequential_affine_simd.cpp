@@ -1,16 +1,11 @@
 // Affine autoregressive flows, feature by feature; compiled once for each instruction set.
 #include "cpu/sequential_affine.h"
 
-#include "common/lanes.h"
+#include "common/product.h"
 
 namespace fastgen {
 namespace {
 
-constexpr int kTile = kWidth == 16 ? 8 : 6;  // with two vectors a row: 16 or 12 sums in registers
-
-// Vectors of a row of a panel. A vector of double is two registers.
-template <typename T>
-constexpr int kVectors = sizeof(T) == 4 ? 2 : 1;
 template <typename T>
 constexpr std::ptrdiff_t kLanes = kVectors<T>* kWidth;
 
@@ -26,17 +21,7 @@ inline void multiply(const T* weights, std::ptrdiff_t weight_stride, const T* so
 #pragma GCC unroll 2
     for (int j = 0; j < n; ++j) sum[r][j] = load_vector<V>(to + r * to_stride + j * kWidth);
   }
-  for (std::ptrdiff_t k = 0; k < count; ++k, weights += weight_stride, source += source_stride) {
-    V value[n];
-#pragma GCC unroll 2
-    for (int j = 0; j < n; ++j) value[j] = load_vector<V>(source + j * kWidth);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const V weight = V{} + weights[r];
-#pragma GCC unroll 2
-      for (int j = 0; j < n; ++j) sum[r][j] = fma(weight, value[j], sum[r][j]);
-    }
-  }
+  add_products(sum, weights, 1, weight_stride, source, source_stride, count);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
@@ -294,7 +279,7 @@ void outer(const T* gradients, const T* values, std::int64_t samples, std::int64
 
 template <typename T>
 constexpr SequentialAffineKernels<T> kernels_of() {
-  return {kLanes<T>, kTile, forward<T>, backward<T>, outer<T>};
+  return {kLanes<T>, kProductRows, forward<T>, backward<T>, outer<T>};
 }
 
 }  // namespace
