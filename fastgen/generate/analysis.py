@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastgen.generate.channels import Table, channel_runs
 from fastgen.generate.errors import CompileError, NotCausalError
-from fastgen.generate.export import Exported, Traced, check_finite, export, state_of, trace
+from fastgen.generate.export import Exported, export, state_of
 from fastgen.generate.fuse import cut_runs
 from fastgen.generate.graph import Channels, Graph, Node, Piece, Value
 from fastgen.generate.lower import Lowered, Lowering
@@ -20,6 +20,7 @@ from fastgen.generate.merge import merge_sums
 from fastgen.generate.orders import Order, event_grid, make_order
 from fastgen.generate.schedule import DrawSite, Placed, Scheduler
 from fastgen.generate.still import settle
+from fastgen.generate.trace import Traced, check_finite, trace
 
 LOOKAHEAD = 8
 """Steps of a sequence that a machine may batch when a prompt is read."""

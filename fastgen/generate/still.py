@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from fastgen.generate.errors import CompileError
-from fastgen.generate.export import Traced
 from fastgen.generate.graph import REDUCTIONS, Channels, Graph, Node, Piece, Recipe, Term
 from fastgen.generate.nodes import halves
 from fastgen.generate.orders import Order
 from fastgen.generate.program import OPCODE, Operation
 from fastgen.generate.reference_machine import apply_operation
 from fastgen.generate.schedule import DrawSite
+from fastgen.generate.trace import Traced
 
 _LONGEST_PERIOD = 64
 
