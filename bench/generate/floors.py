@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastgen.generate.program import DENSE, PIXEL, ROW, UNBOUNDED, Program
-from fastgen.generate.sampler import AHEAD
+from fastgen.generate.state import AHEAD
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 _PROBE_REPEATS = 30

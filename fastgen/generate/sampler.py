@@ -9,26 +9,25 @@ from torch import Tensor, nn
 
 from fastgen.eval_mode import eval_mode
 from fastgen.generate.analysis import check_start
-from fastgen.generate.arguments import as_tensor, check_integer, finite_number
+from fastgen.generate.arguments import check_integer, finite_number
 from fastgen.generate.compile import Compiled, compile_module, refreshed
-from fastgen.generate.contexts import ContextLayout, context_leaves, position_major
+from fastgen.generate.contexts import ContextLayout, context_leaves
 from fastgen.generate.errors import CompileError
 from fastgen.generate.explain import Explanation, explain
 from fastgen.generate.export import Adapted
-from fastgen.generate.heads import Head, from_config, to_config
-from fastgen.generate.known import given_levels, known_levels, known_spans
+from fastgen.generate.heads import Head
+from fastgen.generate.known import known_levels, known_spans
 from fastgen.generate.machines import check_threads, default_machine, make_machine
 from fastgen.generate.naive import sample_naive
 from fastgen.generate.orders import event_grid, make_order
 from fastgen.generate.program import Program
 from fastgen.generate.progress import progress_bar
-from fastgen.generate.run import Run, check_batch, sample_indices
-from fastgen.generate.state import State, load_state
+from fastgen.generate.saving import restore_sampler, save_sampler
+from fastgen.generate.state import State, load_state, start_state
+from fastgen.generate.streaming import stream
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 _PROGRESS_PARTS = 200
-AHEAD = 2
-"""Up to so many samples a step is bound by reading weights, so that summing several cells at once pays."""
 
 
 class Sampler:
@@ -172,29 +171,7 @@ class Sampler:
         Raises:
             ValueError: the order is not "time", or an argument is out of range or of the wrong shape.
         """
-        if self.order.name != "time":
-            raise ValueError(f"stream needs order 'time'; this sampler has order {self.order.name!r}")
-        check_integer("chunk", chunk, 1)
-        prompt = None if prompt is None else as_tensor("prompt", prompt)
-        given = 0 if prompt is None or not prompt.dim() else prompt.shape[-1]
-        total = self.program.steps if steps is None else given + check_integer("steps", steps, 1)
-        if not 0 < total <= self.program.steps:
-            raise ValueError(f"steps must be 1 .. {self.program.steps - given}, got {steps}")
-        channels = self.order.steps.shape[0]
-        state = self._start(batch, seed, None, None, window=max(given, chunk), **options)
-        if prompt is not None:
-            levels = given_levels(self.head, prompt, batch, "prompt", (*self.event_shape[:-1], given))
-            state.run.levels = levels.reshape(batch, channels, given).clone()
-            state.run.known = torch.ones_like(state.run.levels, dtype=torch.bool)
-            self._machine.absorb(state.run, 0, given)
-        at = given
-        while at < total:
-            size = min(chunk, total - at)
-            state.run.levels, state.run.known = torch.zeros(batch, channels, size), None
-            state.run.position0 = at
-            self._machine.advance(state.run, at, at + size)
-            at += size
-            yield self._levels_out(state.run.levels, (*self.event_shape[:-1], size))
+        return stream(self, batch, steps, chunk, seed, prompt, options)
 
     def start(
         self,
@@ -220,8 +197,8 @@ class Sampler:
             ValueError: an argument is out of range or of the wrong shape; said before any work.
         """
         known, known_mask = known_levels(self.head, self.event_shape, self.order, known, known_mask, batch)
-        return self._start(
-            batch, seed, known, known_mask, context=context, temperature=temperature, top_k=top_k, top_p=top_p,
+        return start_state(
+            self, batch, seed, known, known_mask, context=context, temperature=temperature, top_k=top_k, top_p=top_p,
             log_prob=log_prob, proposal_log_prob=proposal_log_prob, threads=threads, first_sample=first_sample,
         )  # fmt: skip
 
@@ -309,20 +286,7 @@ class Sampler:
         Raises:
             NotImplementedError: the context's structure has a class that PyTorch's pytrees cannot write down.
         """
-        layout = None if self.layout is None else self.layout.to_config()
-        order = self.order.name if self.order.name != "permutation" else self.order.steps[0].argsort().tolist()
-        self.program.save(
-            path,
-            {
-                "event_shape": self.event_shape,
-                "head": to_config(self.head),
-                "order": order,
-                "weights": self.weights,
-                "predicts": self.predicts,
-                "start": self.start_value,
-                "context": layout,
-            },
-        )
+        save_sampler(self, path)
 
     @classmethod
     def load(cls, path, machine: str | None = None, threads: int | None = None) -> Sampler:
@@ -331,15 +295,9 @@ class Sampler:
         Raises:
             ValueError: the file holds no sampler; the machine or the number of threads is none that there is.
         """
-        program, saved = Program.load(path)
         sampler = cls.__new__(cls)
-        sampler.event_shape = tuple(saved["event_shape"])
-        sampler.order = make_order(saved["order"], sampler.event_shape)
-        sampler.module, sampler.adapter = None, None
-        sampler.head = from_config(saved["head"]).resolve(sampler.event_shape)
-        sampler.predicts, sampler.start_value, sampler.weights = saved["predicts"], saved["start"], saved["weights"]
+        program = restore_sampler(sampler, path)
         sampler.threads = check_threads(threads)
-        sampler.layout = None if saved["context"] is None else ContextLayout.from_config(saved["context"])
         sampler._finish(Compiled(program, [], None, None), machine)
         return sampler
 
@@ -360,37 +318,6 @@ class Sampler:
 
     def _contexts(self, context, batch: int) -> list[Tensor]:
         return context_leaves(self.layout, context, batch)
-
-    def _start(
-        self, batch, seed, known, known_mask, *, context=None, temperature=1.0, top_k=0, top_p=1.0, log_prob=False,
-        proposal_log_prob=False, threads=None, first_sample=0, window=None,
-    ) -> State:  # fmt: skip
-        check_batch(batch, seed)
-        self.head.check_sampling(temperature, top_k, top_p, scored=log_prob or proposal_log_prob)
-        leaves = self._contexts(context, batch)
-        channels, positions = self.order.steps.shape
-        stride = -(-self.program.state_size // 16) * 16 + 16
-        run = Run(
-            state=torch.zeros(batch, stride),
-            contexts=[position_major(leaf) for leaf in leaves],
-            seed=seed,
-            samples=sample_indices(first_sample, batch),
-            levels=torch.zeros(batch, channels, window or positions) if known is None else known,
-            known=known_mask,
-            log_prob=torch.zeros(batch, dtype=torch.float64) if log_prob else None,
-            proposal_log_prob=torch.zeros(batch, dtype=torch.float64) if proposal_log_prob else None,
-            temperature=float(temperature),
-            top_k=int(top_k),
-            top_p=float(top_p),
-            threads=self.threads if threads is None else check_threads(threads),
-            ahead=batch <= AHEAD,
-        )
-        if self.predicts == "next":
-            draw = self.program.draws[0]
-            buffer = self.program.buffers[self.program.operands[draw.input0].buffer]
-            run.state[:, buffer.offset : buffer.offset + buffer.channels] = self.start_value
-        self._machine.prologue(run)
-        return State(run, 0, self)
 
     def _levels_out(self, levels: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         levels = levels.reshape(-1, *(shape or self.event_shape))

@@ -12,13 +12,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastgen.generate.arguments import as_tensor
+from fastgen.generate.contexts import position_major
+from fastgen.generate.machines import check_threads
 from fastgen.generate.program import read_metadata
-from fastgen.generate.run import Run, sample_indices
+from fastgen.generate.run import Run, check_batch, sample_indices
 
 if TYPE_CHECKING:
     from fastgen.generate.sampler import Sampler
 
 _NUMBERS = ("seed", "position0", "temperature", "top_k", "top_p", "threads", "ahead")
+AHEAD = 2
+"""Up to so many samples a step is bound by reading weights, so that summing several cells at once pays."""
 _TENSORS = ("state", "samples", "levels", "known", "log_prob", "proposal_log_prob")
 
 
@@ -92,3 +96,37 @@ def load_state(path, sampler: Sampler) -> State:
     contexts = [tensors[f"context.{i}"] for i in range(sum(name.startswith("context.") for name in tensors))]
     run = Run(contexts=contexts, **{name: tensors.get(name) for name in _TENSORS}, **numbers)
     return State(run, step, sampler)
+
+
+def start_state(
+    sampler: Sampler, batch, seed, known, known_mask, *, context=None, temperature=1.0, top_k=0, top_p=1.0,
+    log_prob=False, proposal_log_prob=False, threads=None, first_sample=0, window=None,
+) -> State:  # fmt: skip
+    """``Sampler.start`` for levels and masks ``[batch, C, positions]``; without them ``window`` positions are kept."""
+    check_batch(batch, seed)
+    sampler.head.check_sampling(temperature, top_k, top_p, scored=log_prob or proposal_log_prob)
+    leaves = sampler._contexts(context, batch)
+    program = sampler.program
+    channels, positions = sampler.order.steps.shape
+    stride = -(-program.state_size // 16) * 16 + 16
+    run = Run(
+        state=torch.zeros(batch, stride),
+        contexts=[position_major(leaf) for leaf in leaves],
+        seed=seed,
+        samples=sample_indices(first_sample, batch),
+        levels=torch.zeros(batch, channels, window or positions) if known is None else known,
+        known=known_mask,
+        log_prob=torch.zeros(batch, dtype=torch.float64) if log_prob else None,
+        proposal_log_prob=torch.zeros(batch, dtype=torch.float64) if proposal_log_prob else None,
+        temperature=float(temperature),
+        top_k=int(top_k),
+        top_p=float(top_p),
+        threads=sampler.threads if threads is None else check_threads(threads),
+        ahead=batch <= AHEAD,
+    )
+    if sampler.predicts == "next":
+        draw = program.draws[0]
+        buffer = program.buffers[program.operands[draw.input0].buffer]
+        run.state[:, buffer.offset : buffer.offset + buffer.channels] = sampler.start_value
+    sampler._machine.prologue(run)
+    return State(run, 0, sampler)

@@ -1,0 +1,45 @@
+"""A sequence of any length, generated in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastgen.generate.arguments import as_tensor, check_integer
+from fastgen.generate.known import given_levels
+from fastgen.generate.state import start_state
+
+if TYPE_CHECKING:
+    from fastgen.generate.sampler import Sampler
+
+
+def stream(
+    sampler: Sampler, batch: int, steps: int | None, chunk: int, seed: int, prompt: Tensor | None, options: dict
+) -> Iterator[Tensor]:
+    """``Sampler.stream``: its arguments, results and errors."""
+    if sampler.order.name != "time":
+        raise ValueError(f"stream needs order 'time'; this sampler has order {sampler.order.name!r}")
+    check_integer("chunk", chunk, 1)
+    prompt = None if prompt is None else as_tensor("prompt", prompt)
+    given = 0 if prompt is None or not prompt.dim() else prompt.shape[-1]
+    total = sampler.program.steps if steps is None else given + check_integer("steps", steps, 1)
+    if not 0 < total <= sampler.program.steps:
+        raise ValueError(f"steps must be 1 .. {sampler.program.steps - given}, got {steps}")
+    channels = sampler.order.steps.shape[0]
+    state = start_state(sampler, batch, seed, None, None, window=max(given, chunk), **options)
+    if prompt is not None:
+        levels = given_levels(sampler.head, prompt, batch, "prompt", (*sampler.event_shape[:-1], given))
+        state.run.levels = levels.reshape(batch, channels, given).clone()
+        state.run.known = torch.ones_like(state.run.levels, dtype=torch.bool)
+        sampler._machine.absorb(state.run, 0, given)
+    at = given
+    while at < total:
+        size = min(chunk, total - at)
+        state.run.levels, state.run.known = torch.zeros(batch, channels, size), None
+        state.run.position0 = at
+        sampler._machine.advance(state.run, at, at + size)
+        at += size
+        yield sampler._levels_out(state.run.levels, (*sampler.event_shape[:-1], size))
