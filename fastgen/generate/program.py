@@ -70,6 +70,11 @@ OPCODES = {
     "addc": "a + x", "mulc": "a * x", "clamp": "min(max(a, x), y)",
     "sum": "sum of a over groups of `b` neighbouring lanes (b is a number, it divides lanes), broadcast back",
     "amax": "maximum likewise", "amin": "minimum likewise",
+    "trunc": "a towards zero",
+    "fmod": "a - b * trunc(a / b), exactly", "remainder": "fmod(a, b), plus b where its sign is not that of b",
+    "floor_divide": "the floor of a / b, by the exact remainder (torch.floor_divide)",
+    "bitand": "a & b of integers", "bitor": "a | b", "bitxor": "a ^ b",
+    "mulmod": "(a * b + c) modulo x of integers, exactly",
 }  # fmt: skip
 OPCODE = {name: number for number, name in enumerate(OPCODES)}
 

@@ -269,13 +269,17 @@ _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     },
     **{
         name: getattr(torch, name)
-        for name in ("tanh", "sigmoid", "erf", "sin", "cos", "floor", "ceil", "round", "sign", "relu")
+        for name in ("tanh", "sigmoid", "erf", "sin", "cos", "floor", "ceil", "round", "sign", "relu", "trunc")
     },
     "gelu": torch.nn.functional.gelu,
 }
 
 _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     **{name: getattr(torch, name) for name in ("add", "sub", "mul", "div", "pow", "lt", "le", "eq", "ne")},
+    **{name: getattr(torch, name) for name in ("fmod", "remainder", "floor_divide")},
+    "bitand": lambda a, b: a.long() & b.long(),
+    "bitor": lambda a, b: a.long() | b.long(),
+    "bitxor": lambda a, b: a.long() ^ b.long(),
     "max": torch.maximum,
     "min": torch.minimum,
 }
@@ -307,5 +311,7 @@ def apply_operation(name: str, operation: Operation, registers: list[Tensor]) ->
         return _SCALAR[name](a, operation.x, operation.y)
     if name == "where":
         return torch.where(a != 0, registers[operation.b], registers[operation.c])
+    if name == "mulmod":
+        return ((a.long() * registers[operation.b].long() + registers[operation.c].long()) % int(operation.x)).float()
     grouped = a.unflatten(-1, (-1, operation.b))
     return _REDUCE[name](grouped).expand_as(grouped).flatten(-2)

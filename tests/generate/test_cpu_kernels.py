@@ -168,11 +168,12 @@ def lanes_program(name: str, lanes: int, group: int = 1, x: float = 0.75, y: flo
     return new.finish()
 
 
-def apply(name: str, values: Tensor, group: int = 1) -> Tensor:
+def apply(name: str, values: Tensor, group: int = 1, x: float = 0.75) -> Tensor:
     """The operation on lanes ``values [batch, 3, lanes]``."""
     batch, _, lanes = values.shape
     state = torch.cat([values, torch.full((batch, 1, lanes), torch.nan)], 1).flatten(1)
-    return prologue(CpuMachine(lanes_program(name, lanes, group), heads.Bernoulli()), state, [])[:, 3 * lanes :]
+    program = lanes_program(name, lanes, group, x)
+    return prologue(CpuMachine(program, heads.Bernoulli()), state, [])[:, 3 * lanes :]
 
 
 SPECIAL = [
@@ -232,7 +233,7 @@ UNARY = {
     **{name: getattr(torch, name) for name in SAME_NAME},
     "elu": lambda a: torch.where(a > 0, a, 0.75 * torch.expm1(a)),
     "leaky_relu": lambda a: torch.where(a > 0, a, 0.75 * a),
-    "addc": lambda a: a + 0.75, "mulc": lambda a: a * 0.75, "clamp": lambda a: a.clamp(0.75, 1.25),
+    "trunc": torch.trunc, "addc": lambda a: a + 0.75, "mulc": lambda a: a * 0.75, "clamp": lambda a: a.clamp(0.75, 1.25),
     "softplus": lambda a: torch.where(a * 0.75 > 1.25, a, torch.log1p(torch.exp((a * 0.75).float().double())) / 0.75),
 }  # fmt: skip
 ROUNDED_ONCE = {
@@ -249,6 +250,7 @@ ROUNDED_ONCE = {
     "clamp",
     "sign",
     "leaky_relu",
+    "trunc",
 }
 
 
@@ -292,6 +294,35 @@ def test_binary_operations(isa, name):
     got = apply(name, torch.stack([a, b, b])[None])[0]
     exact = BINARY[name](a.double(), b.double()).double()
     assert ulps(got, exact).max() <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("name", ["fmod", "remainder", "floor_divide"])
+def test_remainders_are_pytorchs(isa, name):
+    """Bit for bit: near multiples, negative and zero divisors, infinities, quotients of every size."""
+    special = torch.tensor([*SPECIAL, 0.1, -0.1, 0.3, 0.7, 3.0, -7.0]).float()
+    a, b = (t.flatten() for t in torch.meshgrid(special, special, indexing="ij"))
+    random, multiples = numbers(1500), torch.randint(-50, 50, (1500,))
+    divisors = random[torch.randperm(len(random))]
+    a, b = (
+        torch.cat([a, random, multiples * 0.1, multiples * 0.7]),
+        torch.cat([b, divisors, multiples * 0 + 0.1, multiples * 0 - 0.7]),
+    )
+    got = apply(name, torch.stack([a, b, b])[None])[0]
+    wanted = getattr(torch, name)(a, b)
+    for i in (a / b).isinf().nonzero().flatten().tolist():  # PyTorch's vectors give NaN here, its single numbers do not
+        wanted[i] = getattr(torch, name)(a[i], b[i])
+    wrong = (got.view(torch.int32) != wanted.view(torch.int32)) & ~(got.isnan() & wanted.isnan())
+    assert not wrong.any(), (a[wrong][0], b[wrong][0], got[wrong][0], wanted[wrong][0])
+
+
+def test_integer_operations(isa):
+    a, b, c = torch.randint(-(2**24), 2**24 + 1, (3, 2000))
+    a[:3], b[:3] = torch.tensor([0, -(2**24), 2**24]), torch.tensor([-1, 2**24, 2**24])
+    values = torch.stack([a, b, c]).float()[None]
+    for name, exact in (("bitand", a & b), ("bitor", a | b), ("bitxor", a ^ b)):
+        assert torch.equal(apply(name, values)[0].long(), exact)
+    for modulus in (1, 2, 3, 1009, 65536, 9999991, 2**24):
+        assert torch.equal(apply("mulmod", values, x=float(modulus))[0].long(), (a * b + c) % modulus)
 
 
 def test_where_and_const(isa):

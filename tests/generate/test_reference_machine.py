@@ -238,7 +238,13 @@ MEANING = {
     "addc": lambda a, b, c: a + 0.75, "mulc": lambda a, b, c: a * 0.75,
     "clamp": lambda a, b, c: min(max(a, 0.75), 1.25),
     "const": lambda a, b, c: 0.75,
+    "trunc": lambda a, b, c: math.trunc(a), "fmod": lambda a, b, c: math.fmod(a, b),
+    "remainder": lambda a, b, c: a % b, "floor_divide": lambda a, b, c: a // b,
+    "bitand": lambda a, b, c: int(a) & int(b), "bitor": lambda a, b, c: int(a) | int(b),
+    "bitxor": lambda a, b, c: int(a) ^ int(b),
+    "mulmod": lambda a, b, c: (int(a) * int(b) + int(c)) % 9973,
 }  # fmt: skip
+INTEGERS = {"bitand", "bitor", "bitxor", "mulmod"}
 GROUPED = {"sum": math.fsum, "amax": max, "amin": min}
 
 
@@ -253,12 +259,14 @@ def test_operation(name):
     rows[1, ::4] = rows[0, ::4]
     if name == "where":
         rows[0, 1::2] = 0
+    if name in INTEGERS:
+        rows = torch.randint(-(2**24), 2**24 + 1, (3, lanes)).float()
     program = Program(1, UNBOUNDED, lanes, 1, [Buffer(STATE, lanes, 1, 0), Buffer(CONSTANT, lanes, 3, 0)])
     new = Assembler(program)
     new.constant(rows)
     loads = [op("load", 1 + i, new.operand(1, lanes, b=0, c=i)) for i in range(3)]
     store = op("store", 0, 0, new.operand(0, lanes, b=0))
-    operation = op(name, 0, 1, 3 if name in GROUPED else 2, 3, 0.75, 1.25)
+    operation = op(name, 0, 1, 3 if name in GROUPED else 2, 3, 9973 if name == "mulmod" else 0.75, 1.25)
     new.code([], [*loads, operation, store], parts=1, lanes=lanes, kind=PROLOGUE)
     state = torch.full((1, lanes), torch.nan)
     run = Run(state, [], 0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, 1))

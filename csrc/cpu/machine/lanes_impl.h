@@ -24,6 +24,43 @@ inline Float sign(Float a) {
   return a == 0.0f ? Float{} : (is_nan(a) ? a : unit);
 }
 
+inline Float trunc(Float a) { return copysign(floor(abs(a)), a); }
+
+// Exact. The C library's function, lane by lane.
+inline Float fmod(Float a, Float b) {
+  for (int i = 0; i < kWidth; ++i) a[i] = __builtin_fmodf(a[i], b[i]);
+  return a;
+}
+
+// These two and their special cases are PyTorch's.
+inline Int other_sign(Float remainder, Float b) { return (remainder != 0.0f) & ((b < 0.0f) ^ (remainder < 0.0f)); }
+inline Float remainder(Float a, Float b) {
+  const Float rest = fmod(a, b);
+  return other_sign(rest, b) ? rest + b : rest;
+}
+inline Float floor_divide(Float a, Float b) {
+  const Float rest = fmod(a, b), quotient = (a - rest) / b;
+  const Float below = other_sign(rest, b) ? quotient - 1.0f : quotient, whole = floor(below);
+  const Float nearest = below - whole > 0.5f ? whole + 1.0f : whole;
+  const Float result = below == 0.0f ? copysign(Float{}, a / b) : nearest;
+  return b == 0.0f ? a / b : result;
+}
+
+inline Int integers(Float a) { return __builtin_convertvector(abs(a) < 2147483648.0f ? a : Float{}, Int); }
+inline Float numbers(Int a) { return __builtin_convertvector(a, Float); }
+
+// (a b + c) modulo x of integers below 2^24: every intermediate value is exact in double.
+inline Float mulmod(Float a, Float b, Float c, float x) {
+  const double modulus = x;
+  for (int i = 0; i < kWidth; ++i) {
+    const double value = static_cast<double>(a[i]) * b[i] + c[i];
+    double rest = value - modulus * __builtin_floor(value / modulus);
+    rest = rest < 0 ? rest + modulus : rest;
+    a[i] = static_cast<float>(rest >= modulus ? rest - modulus : rest);
+  }
+  return a;
+}
+
 #define FASTGEN_LANES(name, ...)                                                                                              \
   void name(float* dst, const float* pa, const float* pb, const float* pc, std::size_t n, [[maybe_unused]] float x,         \
             [[maybe_unused]] float y) {                                                                                      \
@@ -71,6 +108,14 @@ FASTGEN_LANES(lanes_where, a != 0.0f ? b : c)
 FASTGEN_LANES(lanes_addc, a + x)
 FASTGEN_LANES(lanes_mulc, a * x)
 FASTGEN_LANES(lanes_clamp, min(max(a, broadcast(x)), broadcast(y)))
+FASTGEN_LANES(lanes_trunc, trunc(a))
+FASTGEN_LANES(lanes_fmod, fmod(a, b))
+FASTGEN_LANES(lanes_remainder, remainder(a, b))
+FASTGEN_LANES(lanes_floor_divide, floor_divide(a, b))
+FASTGEN_LANES(lanes_bitand, numbers(integers(a) & integers(b)))
+FASTGEN_LANES(lanes_bitor, numbers(integers(a) | integers(b)))
+FASTGEN_LANES(lanes_bitxor, numbers(integers(a) ^ integers(b)))
+FASTGEN_LANES(lanes_mulmod, mulmod(a, b, c, x))
 #undef FASTGEN_LANES
 
 // n floats, which do not overlap.

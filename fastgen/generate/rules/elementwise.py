@@ -18,7 +18,7 @@ for _operator, _opcode in {
     aten.neg: "neg", aten.abs: "abs", aten.exp: "exp", aten.log: "log", aten.log1p: "log1p", aten.expm1: "expm1",
     aten.sqrt: "sqrt", aten.rsqrt: "rsqrt", aten.reciprocal: "reciprocal", aten.tanh: "tanh", aten.sigmoid: "sigmoid",
     aten.erf: "erf", aten.sin: "sin", aten.cos: "cos", aten.floor: "floor", aten.ceil: "ceil", aten.round: "round",
-    aten.sign: "sign", aten.relu: "relu",
+    aten.sign: "sign", aten.relu: "relu", aten.trunc: "trunc", aten.fix: "trunc",
 }.items():  # fmt: skip
     register_rule(_operator.default)(lambda graph, x, _code=_opcode: graph.map(_code, x))
 
@@ -98,22 +98,22 @@ def div(graph: Graph, a: Operand, b: Operand) -> Value:
 
 @register_rule(aten.div.Tensor_mode, aten.div.Scalar_mode)
 def div_mode(graph: Graph, a: Operand, b: Operand, rounding_mode=None) -> Value:
-    quotient = div(graph, a, b)
     if rounding_mode == "floor":
-        return graph.map("floor", quotient)
-    return quotient if rounding_mode is None else _truncate(graph, quotient)
+        return floor_divide(graph, a, b)
+    quotient = div(graph, a, b)
+    return quotient if rounding_mode is None else graph.map("trunc", quotient)
 
 
-def _truncate(graph: Graph, x: Value) -> Value:
-    return graph.map("mul", graph.map("sign", x), graph.map("floor", graph.map("abs", x)))
-
-
-@register_rule(aten.floor_divide.default)
+@register_rule(aten.floor_divide.default, aten.floor_divide.Scalar)
 def floor_divide(graph: Graph, a: Operand, b: Operand) -> Value:
-    return graph.map("floor", div(graph, a, b))
+    return graph.map("floor_divide", constant(a), constant(b))
 
 
-register_rule(aten.trunc.default)(_truncate)
+@register_rule(aten.round.decimals)
+def round_decimals(graph: Graph, x: Value, *, decimals: int) -> Value:
+    shift = constant(10.0 ** abs(decimals))
+    there, back = ("mul", "div") if decimals >= 0 else ("div", "mul")
+    return graph.map(back, graph.map("round", graph.map(there, x, shift)), shift)
 
 
 @register_rule(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar)
@@ -180,14 +180,14 @@ def masked_fill(graph: Graph, x: Value, mask: Value | Constant, value: Operand) 
     return where(graph, mask, constant(value), x)
 
 
-@register_rule(aten.remainder.Scalar, aten.remainder.Tensor)
+@register_rule(aten.remainder.Scalar, aten.remainder.Tensor, aten.remainder.Scalar_Tensor)
 def remainder(graph: Graph, a: Operand, b: Operand) -> Value:
-    return sub(graph, a, mul(graph, floor_divide(graph, a, b), b))
+    return graph.map("remainder", constant(a), constant(b))
 
 
 @register_rule(aten.fmod.Scalar, aten.fmod.Tensor)
 def fmod(graph: Graph, a: Operand, b: Operand) -> Value:
-    return sub(graph, a, mul(graph, div_mode(graph, a, b, "trunc"), b))
+    return graph.map("fmod", constant(a), constant(b))
 
 
 def _either(graph: Graph, rule: Callable, fold: Callable, a: Operand, b: Operand) -> Value | Constant:
