@@ -89,7 +89,7 @@ def _event_node(graph: Graph, order: Order, event_shape, shift: int) -> tuple[No
 
 def _draw_sites(graph: Graph, parameters: Tensor, order: Order, groups: int) -> list[DrawSite]:
     parameters = parameters[0]  # [P, G, n]
-    channels = order.steps.shape[0]
+    channels = order.channels
     positions = np.arange(parameters.shape[0])
     if order.name == "raster-subpixel":
         if groups != channels:

@@ -22,7 +22,7 @@ def finite_number(name: str, value: float) -> float:
     """The value as a float; raises ValueError where it is none, NaN or infinite."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"{name} must be a finite number, got {value!r}")

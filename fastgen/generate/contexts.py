@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten, treespec_dumps, treespec_loads
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+_MAPPINGS = {"dict": dict, "OrderedDict": OrderedDict}
+_SEQUENCES = {"list": list, "tuple": tuple}
+_DTYPES = {
+    name: getattr(torch, name)
+    for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+}
+_DEEPEST = 32
 
 
 class ContextLayout:
@@ -37,15 +49,25 @@ class ContextLayout:
         """Structure, shapes and dtypes, as plain data.
 
         Raises:
-            NotImplementedError: the structure has a class that PyTorch's pytrees cannot write down.
+            NotImplementedError: the context holds something else than tensors in dicts, lists and tuples.
         """
-        tensors = [[list(leaf.shape), str(leaf.dtype).removeprefix("torch.")] for leaf in self.leaves]
-        return {"structure": treespec_dumps(self.structure), "tensors": tensors}
+        return {"structure": _written(tree_unflatten(self.leaves, self.structure), 0)}
 
     @classmethod
-    def from_config(cls, config: dict) -> ContextLayout:
-        leaves = [torch.zeros(shape, dtype=getattr(torch, dtype)) for shape, dtype in config["tensors"]]
-        return cls(tree_unflatten(leaves, treespec_loads(config["structure"])))
+    def from_config(cls, config: Any) -> ContextLayout:
+        """The layout of a ``to_config``, with tensors of zeros that take no memory.
+
+        Raises:
+            ValueError: the structure, a shape or a dtype is none that ``to_config`` writes.
+        """
+        if not isinstance(config, dict) or config.keys() != {"structure"}:
+            raise ValueError("context must have a structure and nothing else")
+        return cls(_read(config["structure"], 0))
+
+    def position_major_shapes(self, batch: int) -> list[list[int]]:
+        """What ``position_major`` makes of the leaves of ``batch`` samples."""
+        shapes = [leaf.shape[1:] for leaf in self.leaves]
+        return [[batch, math.prod(shape[1:]), *(shape[:1] or [1])] for shape in shapes]
 
     def frames(self) -> list[int]:
         return [leaf.shape[2] for leaf in self.leaves if leaf.dim() == 3]
@@ -97,3 +119,45 @@ def position_major(leaf: Tensor) -> Tensor:
     """``[N, C, *grid]`` (or ``[N]``) to float32 ``[N, positions, C]``."""
     leaf = leaf.unsqueeze(1) if leaf.dim() == 1 else leaf
     return leaf.flatten(2).movedim(1, -1).float().contiguous() if leaf.dim() > 2 else leaf[:, None].float().contiguous()
+
+
+def _written(example, depth: int) -> list:
+    """A context as lists: ``["dict", [[key, ...], ...]]``, ``["tuple", [...]]``, ``["tensor", shape, dtype]``."""
+    if depth > _DEEPEST:
+        raise NotImplementedError(f"a sampler's file takes contexts of at most {_DEEPEST} levels")
+    if isinstance(example, Tensor):
+        dtype = str(example.dtype).removeprefix("torch.")
+        if dtype not in _DTYPES:
+            raise NotImplementedError(f"a sampler's file takes contexts of {', '.join(_DTYPES)}, not of {dtype}")
+        return ["tensor", list(example.shape), dtype]
+    name = type(example).__name__
+    if _MAPPINGS.get(name) is type(example) and all(type(key) in (str, int) for key in example):
+        return [name, [[key, _written(value, depth + 1)] for key, value in example.items()]]
+    if _SEQUENCES.get(name) is type(example):
+        return [name, [_written(value, depth + 1) for value in example]]
+    raise NotImplementedError(
+        "a sampler's file takes contexts made of tensors, dicts with keys that are text or integers, lists and "
+        f"tuples; this one has a {name}"
+    )
+
+
+def _read(written: Any, depth: int):
+    """The example that ``_written`` wrote down; of its tensors only shape and dtype are right."""
+    if depth > _DEEPEST or not (isinstance(written, list) and written and isinstance(written[0], str)):
+        raise ValueError(
+            f"context must be nested at most {_DEEPEST} times and made of tensors, dicts, lists and tuples"
+        )
+    name, *rest = written
+    if name == "tensor" and len(rest) == 2:
+        shape, dtype = rest
+        sizes = isinstance(shape, list) and all(type(n) is int and 0 <= n < 1 << 40 for n in shape)
+        if not sizes or len(shape) > 8 or math.prod(shape) >= 1 << 40 or dtype not in _DTYPES:
+            raise ValueError(f"context must have tensors with a shape and a dtype, got {rest!s:.100}")
+        return torch.zeros((), dtype=_DTYPES[dtype]).expand(shape)
+    if len(rest) == 1 and isinstance(rest[0], list):
+        if name in _SEQUENCES:
+            return _SEQUENCES[name](_read(value, depth + 1) for value in rest[0])
+        items = [item for item in rest[0] if isinstance(item, list) and len(item) == 2 and type(item[0]) in (str, int)]
+        if name in _MAPPINGS and len(items) == len(rest[0]):
+            return _MAPPINGS[name]((key, _read(value, depth + 1)) for key, value in items)
+    raise ValueError(f"context must be made of tensors, dicts, lists and tuples, got {written!s:.100}")

@@ -46,14 +46,14 @@ def known_levels(
     levels = given_levels(head, known, batch, "known", event_shape)
     if tuple(mask.shape[1:]) != event_shape or mask.shape[0] not in (1, batch):
         raise ValueError(f"known_mask must have shape [{batch} or 1, {sizes}], got {list(mask.shape)}")
-    shape = (batch, *order.steps.shape)
+    shape = (batch, order.channels, order.positions)
     mask = mask.expand(batch, *event_shape).reshape(shape).contiguous()
     return torch.where(mask, levels.reshape(shape), 0).contiguous(), mask
 
 
 def known_spans(known: Tensor | None, order: Order, first: int, end: int) -> Iterator[tuple[int, int, bool]]:
     """Cut the steps ``first .. end`` into spans (from, to, whether all their elements are known in every sample)."""
-    if known is None or known.shape[-1] != order.steps.shape[1]:
+    if known is None or known.shape[-1] != order.positions:
         yield first, end, False
         return
     everywhere = known.all(0).numpy()

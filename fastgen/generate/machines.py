@@ -9,14 +9,16 @@ from fastgen.generate.arguments import check_integer
 from fastgen.generate.heads import Head
 from fastgen.generate.program import Program
 
+MOST_THREADS = 1024
+
 
 def check_threads(threads: int | None) -> int:
     """The number of threads, PyTorch's by default.
 
     Raises:
-        ValueError: it is no integer, or below 1.
+        ValueError: it is no integer in 1 .. 1024.
     """
-    return torch.get_num_threads() if threads is None else check_integer("threads", threads, 1)
+    return torch.get_num_threads() if threads is None else check_integer("threads", threads, 1, MOST_THREADS)
 
 
 def default_machine() -> str:

@@ -42,11 +42,11 @@ def sample_naive(
         CompileError: the sampler was loaded from a file and has no module.
     """
     head, order = sampler.head, sampler.order
-    check_batch(n, seed)
+    n, seed = check_batch(n, seed)
     head.check_sampling(temperature, top_k, top_p, scored=return_log_prob or return_proposal_log_prob)
     levels, mask = known_levels(head, sampler.event_shape, order, known, known_mask, n)
     contexts = sampler._contexts(context, n)
-    channels, positions = order.steps.shape
+    channels, positions = order.channels, order.positions
     shape = (n, *sampler.event_shape)
     if levels is None:
         levels, mask = torch.zeros(n, channels, positions), torch.zeros(n, channels, positions, dtype=torch.bool)

@@ -5,43 +5,61 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral
 
 import numpy as np
 
 ORDERS = ("raster", "raster-subpixel", "time", "features")
+MOST_ELEMENTS = 1 << 40
+"""Of an event; so many steps, and what is computed with them, fit into 64 bits."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Order:
-    """``steps[c, p]`` is the step that draws channel c of position p (positions in natural order).
+    """Which of ``length`` steps draws channel c of position p of ``channels`` x ``positions`` (in natural order).
 
     ``row_length`` is the number of steps in a row of the image; a sequence is one row. ``regular`` orders have programs
     whose size does not depend on the event's size; an arbitrary permutation is unrolled.
     """
 
     name: str
-    steps: np.ndarray
+    channels: int
+    positions: int
     row_length: int
     regular: bool
+    permutation: np.ndarray | None = None
+    """int64 ``[positions]``: the position drawn at each step; None where they are drawn in natural order."""
 
     @property
     def length(self) -> int:
-        return int(self.steps.max()) + 1 if self.steps.size else 0
+        return self.positions * (self.channels if self.name == "raster-subpixel" else 1)
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """``steps[c, p]`` is the step that draws channel c of position p."""
+        natural = np.arange(self.positions, dtype=np.int64)
+        if self.name == "raster-subpixel":
+            return natural[None] * self.channels + np.arange(self.channels)[:, None]
+        steps = natural if self.permutation is None else np.argsort(self.permutation)
+        return np.tile(steps, (self.channels, 1))
 
 
 def event_grid(event_shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
     """Channels and grid of an event: ``(C, H, W)`` images, ``(T,)`` or ``(C, T)`` sequences, ``(D,)`` features.
 
     Raises:
-        ValueError: the shape has another number of dimensions, or a size below 1.
+        ValueError: the shape has another number of dimensions, or a size that is no integer of 1 or more.
     """
-    if not 1 <= len(event_shape) <= 3 or any(int(n) != n or n < 1 for n in event_shape):
+    sizes = [isinstance(n, Integral) and not isinstance(n, bool) and n >= 1 for n in event_shape]
+    if not (1 <= len(sizes) <= 3 and all(sizes)):
         raise ValueError(
             f"event_shape must be (C, H, W), (C, T), (T,) or (D,) with positive sizes, got {tuple(event_shape)}"
         )
-    if len(event_shape) == 1:
-        return 1, tuple(event_shape)
-    return event_shape[0], tuple(event_shape[1:])
+    if math.prod(event_shape) > MOST_ELEMENTS:
+        raise ValueError(f"event_shape must have at most {MOST_ELEMENTS} elements, got {tuple(event_shape)}")
+    sizes = tuple(int(n) for n in event_shape)
+    return (1, sizes) if len(sizes) == 1 else (sizes[0], sizes[1:])
 
 
 def make_order(order: str | Sequence[int] | np.ndarray, event_shape: Sequence[int]) -> Order:
@@ -52,16 +70,8 @@ def make_order(order: str | Sequence[int] | np.ndarray, event_shape: Sequence[in
     """
     channels, grid = event_grid(event_shape)
     positions = math.prod(grid)
-    natural = np.arange(positions, dtype=np.int64)
     if not isinstance(order, str):
-        permutation = np.asarray(order, dtype=np.int64).reshape(-1)
-        if not np.array_equal(np.sort(permutation), natural):
-            raise ValueError(
-                f"order must be a permutation of the {positions} positions of {tuple(event_shape)}, got {order!r}"
-            )
-        steps = np.empty(positions, dtype=np.int64)
-        steps[permutation] = natural
-        return Order("permutation", np.tile(steps, (channels, 1)), positions, regular=False)
+        return Order("permutation", channels, positions, positions, False, _permutation(order, positions, event_shape))
     if order not in ORDERS:
         raise ValueError(
             f"order must be one of {', '.join(map(repr, ORDERS))} or a permutation of the positions, got {order!r}"
@@ -73,8 +83,18 @@ def make_order(order: str | Sequence[int] | np.ndarray, event_shape: Sequence[in
         raise ValueError(f"order {order!r} needs event_shape (T,), (C, T) or (D,), got {tuple(event_shape)}")
     if order == "features" and channels != 1:
         raise ValueError(f"order 'features' needs event_shape (D,), got {tuple(event_shape)}")
-    if order == "raster-subpixel":
-        steps = natural[None] * channels + np.arange(channels)[:, None]
-        return Order(order, steps, grid[1] * channels, regular=True)
-    row_length = grid[1] if images else positions
-    return Order(order, np.tile(natural, (channels, 1)), row_length, regular=order != "features")
+    row_length = grid[1] * (channels if order == "raster-subpixel" else 1) if images else positions
+    return Order(order, channels, positions, row_length, regular=order != "features")
+
+
+def _permutation(order: Sequence[int] | np.ndarray, positions: int, event_shape: Sequence[int]) -> np.ndarray:
+    try:
+        permutation = np.asarray(order).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"order must be a name or a permutation of the positions, got {order!r:.200}") from error
+    whole = permutation.dtype.kind in "iu" and len(permutation) == positions
+    if not whole or not np.array_equal(np.sort(permutation), np.arange(positions)):
+        raise ValueError(
+            f"order must be a permutation of the {positions} positions of {tuple(event_shape)}, got {order!r:.200}"
+        )
+    return permutation.astype(np.int64)

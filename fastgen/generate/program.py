@@ -40,13 +40,10 @@ A draw
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, safe_open, save_file
 
 PROLOGUE, ROW, PIXEL = 0, 1, 2
 STATE, CONSTANT, CONTEXT = 0, 1, 2
@@ -219,6 +216,32 @@ class Program:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> Program:
+        """The program of ``to_tensors``; ``verify`` says whether its numbers make sense.
+
+        Raises:
+            ValueError: a tensor is missing, not known, or of another shape or dtype.
+        """
+        widths = {name: len(_integers(record)) for name, record in _RECORDS.items()}
+        shapes = {name: (torch.int64, (-1, width)) for name, width in widths.items()} | {
+            "operation_numbers": (torch.float64, (-1, 2)),
+            "header": (torch.int64, (4,)),
+            "weights": (torch.float32, (-1,)),
+            "constants": (torch.float32, (-1,)),
+        }
+        if tensors.keys() != shapes.keys():
+            odd = ", ".join(sorted(tensors.keys() ^ shapes.keys()))
+            raise ValueError(f"a program has the tensors {', '.join(shapes)}; missing or not known: {odd:.200}")
+        for name, (dtype, shape) in shapes.items():
+            given = tensors[name]
+            fits = given.dim() == len(shape) and all(n in (-1, m) for n, m in zip(shape, given.shape, strict=True))
+            if given.dtype != dtype or not fits:
+                wanted = ["n" if n < 0 else n for n in shape]
+                raise ValueError(f"{name} must be {dtype} {wanted}, got {given.dtype} {list(given.shape)}")
+        if len(tensors["operation_numbers"]) != len(tensors["operations"]):
+            raise ValueError(
+                f"operation_numbers must have a row for each of {len(tensors['operations'])} operations, got "
+                f"{len(tensors['operation_numbers'])}"
+            )
         program = cls(*tensors["header"].tolist())
         for name, record in _RECORDS.items():
             rows = tensors[name].tolist()
@@ -227,17 +250,6 @@ class Program:
             setattr(program, name, [record(*r) for r in rows])
         program.weights, program.constants = tensors["weights"], tensors["constants"]
         return program
-
-    def save(self, path, metadata: dict) -> None:
-        save_file({k: v.contiguous() for k, v in self.to_tensors().items()}, path, {"program": json.dumps(metadata)})
-
-    @classmethod
-    def load(cls, path) -> tuple[Program, dict]:
-        metadata = read_metadata(path)
-        if "program" not in metadata or "state" in metadata:
-            held = "a state, which load_state reads" if "state" in metadata else "none"
-            raise ValueError(f"{path} must hold a sampler, as Sampler.save writes it, got {held}")
-        return cls.from_tensors(load_file(path)), json.loads(metadata["program"])
 
     @property
     def fingerprint(self) -> str:
@@ -252,15 +264,6 @@ class Program:
         return {name: tensor.numpy() for name, tensor in self.to_tensors().items()}
 
 
-def read_metadata(path) -> dict[str, str]:
-    """What a safetensors file says of itself; raises ValueError where it is no such file."""
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}") from error
-
-
 _RECORDS = {
     "buffers": Buffer,
     "operands": Operand,
@@ -273,5 +276,9 @@ _RECORDS = {
 
 
 def _table(records: list, record: type) -> torch.Tensor:
-    names = [f.name for f in fields(record) if f.name not in ("x", "y")]
+    names = _integers(record)
     return torch.tensor([[getattr(r, n) for n in names] for r in records], dtype=torch.int64).reshape(-1, len(names))
+
+
+def _integers(record: type) -> list[str]:
+    return [f.name for f in fields(record) if f.name not in ("x", "y")]

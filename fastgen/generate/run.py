@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from fastgen.generate.arguments import check_integer
+
+MOST_SAMPLES = 1 << 48
+"""Sample indices of the noise are below it."""
 
 
 @dataclass
@@ -43,14 +47,15 @@ class Run:
     """Whether codes that may run several cells together do. It goes with the state: those cells' sums lie there."""
 
 
-def check_batch(batch: int, seed: int) -> None:
-    """Raises ValueError unless ``batch`` is an integer, 1 or more, and ``seed`` one in ``0 .. 2**63 - 1``."""
-    check_integer("the number of samples", batch, 1)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+def check_batch(batch: int, seed: int) -> tuple[int, int]:
+    """Both as int; raises ValueError unless ``batch`` is an integer, 1 or more, and ``seed`` in ``0 .. 2**63 - 1``."""
+    batch = check_integer("the number of samples", batch, 1)
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an integer in 0 .. 2**63 - 1, got {seed!r}")
+    return batch, int(seed)
 
 
 def sample_indices(first: int, count: int) -> Tensor:
     """``first, first + 1, ...``; raises ValueError unless all are sample indices of the noise."""
-    check_integer("first_sample", first, 0, (1 << 48) - count)
+    first = check_integer("first_sample", first, 0, MOST_SAMPLES - count)
     return torch.arange(first, first + count)

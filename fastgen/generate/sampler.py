@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -15,18 +17,17 @@ from fastgen.generate.contexts import ContextLayout, context_leaves
 from fastgen.generate.errors import CompileError
 from fastgen.generate.explain import Explanation, explain
 from fastgen.generate.export import Adapted
-from fastgen.generate.heads import Head
+from fastgen.generate.heads import Head, to_config
 from fastgen.generate.known import known_levels, known_spans
 from fastgen.generate.machines import check_threads, default_machine, make_machine
 from fastgen.generate.naive import sample_naive
 from fastgen.generate.orders import event_grid, make_order
 from fastgen.generate.program import Program
 from fastgen.generate.progress import progress_bar
-from fastgen.generate.saving import restore_sampler, save_sampler
-from fastgen.generate.state import State, load_state, start_state
+from fastgen.generate.saving import PREDICTS, WEIGHTS, restore_sampler, save_sampler
+from fastgen.generate.state import State, check_state, load_state, start_state
 from fastgen.generate.streaming import stream
 
-WEIGHTS = ("float32", "bfloat16", "int8")
 _PROGRESS_PARTS = 200
 
 
@@ -83,7 +84,7 @@ class Sampler:
             raise ValueError(f"head must be one of fastgen.heads, got {head!r}")
         if weights not in WEIGHTS:
             raise ValueError(f"weights must be one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}")
-        if predicts not in ("same", "next"):
+        if predicts not in PREDICTS:
             raise ValueError(f"predicts must be 'same' or 'next', got {predicts!r}")
         self.order = make_order(order, self.event_shape)
         if predicts == "next" and self.order.name not in ("time", "raster"):
@@ -206,9 +207,10 @@ class Sampler:
         """Go ``steps`` further (to the end at most), in place; returns ``state``.
 
         Raises:
-            ValueError: ``steps`` is no integer, or negative.
+            ValueError: ``steps`` is no integer, or negative; ``state`` is one of another sampler.
         """
-        check_integer("steps", steps, 0)
+        check_state(state, self)
+        steps = check_integer("steps", steps, 0)
         end = min(state.step + steps, self.steps)
         bar = progress_bar(end - state.step, "generating") if progress else None
         part = max(1, (end - state.step) // _PROGRESS_PARTS) if progress else end
@@ -262,8 +264,9 @@ class Sampler:
 
     @property
     def fingerprint(self) -> str:
-        """Tells programs apart: a state goes with one program."""
-        return self.program.fingerprint
+        """Tells programs, events and heads apart: a state goes with one of them."""
+        told = json.dumps([self.program.fingerprint, self.event_shape, to_config(self.head)])
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def explain(self) -> Explanation:
         """Causality, receptive field, blind spots, work per step against the textbook loop, memory; ``print`` it."""
@@ -284,7 +287,7 @@ class Sampler:
         """Write the program; ``Sampler.load(path)`` generates from it without the module.
 
         Raises:
-            NotImplementedError: the context's structure has a class that PyTorch's pytrees cannot write down.
+            NotImplementedError: the context holds something else than tensors in dicts, lists and tuples.
         """
         save_sampler(self, path)
 
@@ -293,7 +296,9 @@ class Sampler:
         """A sampler from ``save``'s file. It has no module: ``sample_naive``, ``log_prob`` and ``refresh`` raise.
 
         Raises:
-            ValueError: the file holds no sampler; the machine or the number of threads is none that there is.
+            ValueError: the file holds no sampler, or is damaged, or of another version; the machine or the number of
+                threads is none that there is.
+            OSError: the file cannot be read.
         """
         sampler = cls.__new__(cls)
         program = restore_sampler(sampler, path)
@@ -305,7 +310,8 @@ class Sampler:
         """The state that ``State.save`` wrote with this sampler's program.
 
         Raises:
-            ValueError: the file holds no state, or one of another program.
+            ValueError: the file holds no state, or one of another program, or is damaged, or of another version.
+            OSError: the file cannot be read.
         """
         return load_state(path, self)
 

@@ -4,40 +4,66 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fastgen.generate.arguments import finite_number
 from fastgen.generate.contexts import ContextLayout
 from fastgen.generate.heads import from_config, to_config
-from fastgen.generate.orders import make_order
+from fastgen.generate.orders import event_grid, make_order
 from fastgen.generate.program import Program
+from fastgen.generate.tensor_file import read_tensor_file, write_tensor_file
 
 if TYPE_CHECKING:
     from fastgen.generate.sampler import Sampler
 
+WEIGHTS = ("float32", "bfloat16", "int8")
+PREDICTS = ("same", "next")
+
 
 def save_sampler(sampler: Sampler, path) -> None:
     """``Sampler.save``."""
-    layout = None if sampler.layout is None else sampler.layout.to_config()
-    order = sampler.order.name if sampler.order.name != "permutation" else sampler.order.steps[0].argsort().tolist()
-    sampler.program.save(
-        path,
-        {
-            "event_shape": sampler.event_shape,
-            "head": to_config(sampler.head),
-            "order": order,
-            "weights": sampler.weights,
-            "predicts": sampler.predicts,
-            "start": sampler.start_value,
-            "context": layout,
-        },
-    )
+    order = sampler.order
+    description = {
+        "event_shape": sampler.event_shape,
+        "head": to_config(sampler.head),
+        "order": order.name if order.permutation is None else order.permutation.tolist(),
+        "weights": sampler.weights,
+        "predicts": sampler.predicts,
+        "start": sampler.start_value,
+        "context": None if sampler.layout is None else sampler.layout.to_config(),
+    }
+    write_tensor_file(path, "program", sampler.program.to_tensors(), description)
 
 
 def restore_sampler(sampler: Sampler, path) -> Program:
-    """Gives ``sampler`` what the file says of it, and returns the file's program; errors as ``Sampler.load``."""
-    program, saved = Program.load(path)
-    sampler.event_shape = tuple(saved["event_shape"])
-    sampler.order = make_order(saved["order"], sampler.event_shape)
+    """Gives ``sampler`` what the file says of it, and returns the file's program; errors as ``Sampler.load``.
+
+    Everything is checked here, before any work: what is added to the file is to be checked here too.
+    """
+    tensors, saved = read_tensor_file(path, "program")
+    try:
+        _restore(sampler, saved)
+        return Program.from_tensors(tensors)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{path} holds a sampler that cannot be used: {error}") from error
+
+
+def _restore(sampler: Sampler, saved: dict) -> None:
+    fields = {"event_shape", "head", "order", "weights", "predicts", "start", "context"}
+    if saved.keys() != fields:
+        odd = ", ".join(sorted(saved.keys() ^ fields))
+        raise ValueError(f"a sampler has {', '.join(sorted(fields))}; missing or not known: {odd:.200}")
+    shape, order, start = saved["event_shape"], saved["order"], saved["start"]
+    if not isinstance(shape, list):
+        raise ValueError(f"event_shape must be a list of sizes, got {shape!s:.100}")
+    event_grid(shape)
+    sampler.event_shape = tuple(shape)
+    sampler.order = make_order(order if isinstance(order, str | list) else repr(order), sampler.event_shape)
     sampler.module, sampler.adapter = None, None
     sampler.head = from_config(saved["head"]).resolve(sampler.event_shape)
-    sampler.predicts, sampler.start_value, sampler.weights = saved["predicts"], saved["start"], saved["weights"]
+    for name, allowed in (("weights", WEIGHTS), ("predicts", PREDICTS)):
+        if saved[name] not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {saved[name]!s:.100}")
+        setattr(sampler, name, saved[name])
+    if type(start) not in (int, float):
+        raise ValueError(f"start must be a finite number, got {start!s:.100}")
+    sampler.start_value = finite_number("start", start)
     sampler.layout = None if saved["context"] is None else ContextLayout.from_config(saved["context"])
-    return program

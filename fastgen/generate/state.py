@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastgen.generate.arguments import as_tensor
+from fastgen.generate.arguments import as_tensor, check_integer
 from fastgen.generate.contexts import position_major
 from fastgen.generate.machines import check_threads
-from fastgen.generate.program import read_metadata
-from fastgen.generate.run import Run, check_batch, sample_indices
+from fastgen.generate.run import MOST_SAMPLES, Run, check_batch, sample_indices
+from fastgen.generate.tensor_file import read_tensor_file, write_tensor_file
 
 if TYPE_CHECKING:
     from fastgen.generate.sampler import Sampler
@@ -71,31 +69,75 @@ class State:
     def save(self, path) -> None:
         """Write the state to a safetensors file; ``sampler.load_state(path)`` goes on from it, bitwise."""
         run = self.run
-        tensors = {name: getattr(run, name).contiguous() for name in _TENSORS if getattr(run, name) is not None}
-        tensors |= {f"context.{i}": c.contiguous() for i, c in enumerate(run.contexts)}
+        tensors = {name: getattr(run, name) for name in _TENSORS if getattr(run, name) is not None}
+        tensors |= {f"context.{i}": c for i, c in enumerate(run.contexts)}
         numbers = {name: getattr(run, name) for name in _NUMBERS} | {"step": self.step}
-        save_file(tensors, path, {"state": json.dumps(numbers), "program": self.sampler.fingerprint})
+        write_tensor_file(path, "state", tensors, numbers | {"program": self.sampler.fingerprint})
 
 
 def load_state(path, sampler: Sampler) -> State:
-    """The state that ``State.save`` wrote with the program of ``sampler``.
+    """``Sampler.load_state``: everything is checked here, before a machine reads it."""
+    tensors, numbers = read_tensor_file(path, "state")
+    try:
+        if numbers.pop("program", None) != sampler.fingerprint:
+            raise ValueError("it is a state of another program")
+        return _checked_state(sampler, tensors, numbers)
+    except ValueError as error:
+        raise ValueError(f"{path} holds a state that this sampler cannot go on from: {error}") from error
 
-    Raises:
-        ValueError: the file holds no state, or one of another program.
-    """
-    metadata = read_metadata(path)
-    if "state" not in metadata:
-        held = "a sampler, which Sampler.load reads" if "program" in metadata else "none"
-        raise ValueError(f"{path} must hold a state, as State.save writes it, got {held}")
-    if metadata.get("program") != sampler.fingerprint:
-        raise ValueError(
-            f"{path} is a state of another program ({metadata.get('program')}); this one is {sampler.fingerprint}"
-        )
-    tensors, numbers = load_file(path), json.loads(metadata["state"])
-    step = numbers.pop("step")
-    contexts = [tensors[f"context.{i}"] for i in range(sum(name.startswith("context.") for name in tensors))]
-    run = Run(contexts=contexts, **{name: tensors.get(name) for name in _TENSORS}, **numbers)
+
+def _checked_state(sampler: Sampler, tensors: dict[str, Tensor], numbers: dict) -> State:
+    if numbers.keys() != {*_NUMBERS, "step"}:
+        odd = ", ".join(sorted(numbers.keys() ^ {*_NUMBERS, "step"}))
+        raise ValueError(f"a state has {', '.join(_NUMBERS)}, step; missing or not known: {odd:.200}")
+    step = check_integer("step", numbers.pop("step"), 0, sampler.steps)
+    check_integer("position0", numbers["position0"], 0, 0)  # a state holds the whole event
+    if type(numbers["ahead"]) is not bool:
+        raise ValueError(f"ahead must be true or false, got {numbers['ahead']!r:.100}")
+    check_threads(check_integer("threads", numbers["threads"], 1))
+    scored = "log_prob" in tensors or "proposal_log_prob" in tensors
+    sampler.head.check_sampling(numbers["temperature"], numbers["top_k"], numbers["top_p"], scored)
+    if "state" not in tensors or tensors["state"].dim() != 2:
+        raise ValueError("the tensor state [batch, numbers] is missing")
+    batch, order = len(tensors["state"]), sampler.order
+    check_batch(batch, numbers["seed"])
+    event = (torch.float32, [batch, order.channels, order.positions])
+    contexts = [] if sampler.layout is None else sampler.layout.position_major_shapes(batch)
+    shapes = {f"context.{i}": (torch.float32, shape) for i, shape in enumerate(contexts)}
+    needed = {"state": (torch.float32, [batch, _stride(sampler)]), "samples": (torch.int64, [batch]), "levels": event}
+    shapes |= needed | {"known": (torch.bool, event[1])}
+    shapes |= {name: (torch.float64, [batch]) for name in ("log_prob", "proposal_log_prob")}
+    if odd := (tensors.keys() - shapes.keys()) | ((needed.keys() | {*shapes} - {*_TENSORS}) - tensors.keys()):
+        raise ValueError(f"tensors are missing or not known: {', '.join(sorted(odd)):.200}")
+    for name, tensor in tensors.items():
+        dtype, shape = shapes[name]
+        if tensor.dtype != dtype or list(tensor.shape) != shape:
+            raise ValueError(f"{name} must be {dtype} {shape}, got {tensor.dtype} {list(tensor.shape)}")
+    samples, levels = tensors["samples"], tensors["levels"]
+    if samples.min() < 0 or samples.max() >= MOST_SAMPLES:
+        raise ValueError(f"samples must be in 0 .. {MOST_SAMPLES - 1}, got {samples.min()} .. {samples.max()}")
+    count = sampler.head.levels
+    grid = (levels == levels.floor()) & (levels >= 0) & (levels < count) if count else levels.isfinite()
+    if not grid.all():
+        raise ValueError(f"levels must be {f'whole numbers in 0 .. {count - 1}' if count else 'finite'}")
+    given = [tensors[f"context.{i}"] for i in range(len(contexts))]
+    if not all(bool(context.isfinite().all()) for context in given):
+        raise ValueError("a context holds NaN or infinite values")
+    run = Run(contexts=given, **{name: tensors.get(name) for name in _TENSORS}, **numbers)
     return State(run, step, sampler)
+
+
+def check_state(state: State, sampler: Sampler) -> None:
+    """Raises ValueError unless ``state`` is one of ``sampler``, or of one with the same program, event and head."""
+    if not isinstance(state, State):
+        raise ValueError(f"state must be what start, fork or load_state returned, got {type(state).__name__}")
+    if state.sampler is not sampler and state.sampler.fingerprint != sampler.fingerprint:
+        raise ValueError("state must be one of this sampler's, got one of another program; advance it with its own")
+
+
+def _stride(sampler: Sampler) -> int:
+    """Numbers of a sample's state: whole cache lines, one of them between samples."""
+    return -(-sampler.program.state_size // 16) * 16 + 16
 
 
 def start_state(
@@ -103,14 +145,13 @@ def start_state(
     log_prob=False, proposal_log_prob=False, threads=None, first_sample=0, window=None,
 ) -> State:  # fmt: skip
     """``Sampler.start`` for levels and masks ``[batch, C, positions]``; without them ``window`` positions are kept."""
-    check_batch(batch, seed)
+    batch, seed = check_batch(batch, seed)
     sampler.head.check_sampling(temperature, top_k, top_p, scored=log_prob or proposal_log_prob)
     leaves = sampler._contexts(context, batch)
     program = sampler.program
-    channels, positions = sampler.order.steps.shape
-    stride = -(-program.state_size // 16) * 16 + 16
+    channels, positions = sampler.order.channels, sampler.order.positions
     run = Run(
-        state=torch.zeros(batch, stride),
+        state=torch.zeros(batch, _stride(sampler)),
         contexts=[position_major(leaf) for leaf in leaves],
         seed=seed,
         samples=sample_indices(first_sample, batch),

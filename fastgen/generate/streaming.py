@@ -22,13 +22,13 @@ def stream(
     """``Sampler.stream``: its arguments, results and errors."""
     if sampler.order.name != "time":
         raise ValueError(f"stream needs order 'time'; this sampler has order {sampler.order.name!r}")
-    check_integer("chunk", chunk, 1)
+    chunk = check_integer("chunk", chunk, 1)
     prompt = None if prompt is None else as_tensor("prompt", prompt)
     given = 0 if prompt is None or not prompt.dim() else prompt.shape[-1]
     total = sampler.program.steps if steps is None else given + check_integer("steps", steps, 1)
     if not 0 < total <= sampler.program.steps:
         raise ValueError(f"steps must be 1 .. {sampler.program.steps - given}, got {steps}")
-    channels = sampler.order.steps.shape[0]
+    channels = sampler.order.channels
     state = start_state(sampler, batch, seed, None, None, window=max(given, chunk), **options)
     if prompt is not None:
         levels = given_levels(sampler.head, prompt, batch, "prompt", (*sampler.event_shape[:-1], given))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 import torch
 
 from fastgen.generate.heads.base import Drawn, Head
@@ -30,11 +32,17 @@ def to_config(head: Head) -> dict:
 
 
 def from_config(config: dict) -> Head:
-    """The head of a ``to_config``; raises ValueError for an unknown kind."""
-    arguments = dict(config)
-    kind = arguments.pop("kind", None)
-    if kind not in _HEADS:
-        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(_HEADS)}")
-    if isinstance(arguments.get("to_input"), list):
-        arguments["to_input"] = torch.tensor(arguments["to_input"], dtype=torch.float32)
+    """The head of a ``to_config``; raises ValueError for an unknown kind, or arguments that it does not take."""
+    kind = config.get("kind") if isinstance(config, dict) else None
+    if not isinstance(kind, str) or kind not in _HEADS:
+        raise ValueError(f"kind is {kind!r:.100}; it must be one of {', '.join(_HEADS)}")
+    arguments = {name: value for name, value in config.items() if name != "kind"}
+    taken = signature(_HEADS[kind]).parameters.values()
+    needed = {p.name for p in taken if p.default is p.empty}
+    if odd := (arguments.keys() - {p.name for p in taken}) | (needed - arguments.keys()):
+        raise ValueError(f"a {kind} head's arguments are missing or not known: {', '.join(sorted(odd)):.200}")
+    if isinstance(table := arguments.get("to_input"), list):
+        if not all(type(value) in (int, float) for value in table):
+            raise ValueError("to_input must be a name or a list of numbers")
+        arguments["to_input"] = torch.tensor(table, dtype=torch.float32)
     return _HEADS[kind](**arguments)

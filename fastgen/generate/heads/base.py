@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastgen.generate.arguments import finite_number
 from fastgen.generate.noise import Noise
 
 
@@ -144,7 +146,8 @@ class Head(ABC):
         if levels.is_floating_point() or levels.is_complex() or levels.dtype == torch.bool:
             raise ValueError(f"{name} has dtype {levels.dtype}; {self} takes integers")
         if levels.numel() and not torch.compiler.is_compiling():
-            low, high = int(levels.min()), int(levels.max())
+            whole = levels.long()  # PyTorch has no minimum of some unsigned integers
+            low, high = int(whole.min()), int(whole.max())
             if low < 0 or high >= self.levels:
                 raise ValueError(f"{name} has values in {low} .. {high}; {self} takes 0 .. {self.levels - 1}")
 
@@ -157,8 +160,9 @@ class Head(ABC):
 
     def check_sampling(self, temperature: float, top_k: int = 0, top_p: float = 1.0, scored: bool = False) -> None:
         """Raises ValueError unless the head can draw so; ``scored``: log-probabilities of the draws are wanted."""
-        if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature > 0):
-            raise ValueError(f"temperature is {temperature!r}; it must be a finite number above 0")
+        real = isinstance(temperature, Real) and not isinstance(temperature, bool)
+        if not (real and finite_number("temperature", temperature) > 0):
+            raise ValueError(f"temperature is {temperature!r:.100}; it must be a finite number above 0")
         if temperature < LEAST_TEMPERATURE:
             raise ValueError(f"temperature is {temperature!r}; it must be {LEAST_TEMPERATURE:.2g} or more")
         self._check_truncation(top_k, top_p)
@@ -242,19 +246,21 @@ class Head(ABC):
         return self.inputs.tolist() if self.to_input_name == "table" else self.to_input_name
 
 
+MOST_LEVELS = 1 << 20
+"""Of levels, and of mixtures: a table of so many inputs takes 4 MiB."""
 LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny
 """Any float32 logit divided by it is finite in float64."""
 
 
 def check_count(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}; it must be an integer, {least} or more")
-    return value
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= MOST_LEVELS:
+        raise ValueError(f"{name} is {value!r:.100}; it must be an integer, {least} or more, and at most {MOST_LEVELS}")
+    return int(value)
 
 
 def check_min_log_scale(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"min_log_scale is {value}; it must be finite")
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"min_log_scale is {value!r:.100}; it must be finite")
     return float(value)
 
 
@@ -297,7 +303,7 @@ def _input_table(levels: int, to_input: str | Tensor) -> Tensor | None:
         return to_input.detach().cpu().float().contiguous()
     level = torch.arange(levels, dtype=torch.float64)
     tables = {"index": level, "unit": level / (levels - 1), "symmetric": 2 * level / (levels - 1) - 1}
-    if to_input not in tables:
+    if not isinstance(to_input, str) or to_input not in tables:
         raise ValueError(
             f"to_input is {to_input!r}; it must be one of {', '.join(tables)}, or a tensor of {levels} values"
         )

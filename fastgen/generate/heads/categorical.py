@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
+
 import torch
 from torch import Tensor
 
@@ -42,9 +44,9 @@ class Categorical(Head):
         return chosen - torch.logsumexp(parameters, -1)
 
     def _check_truncation(self, top_k: int, top_p: float) -> None:
-        if isinstance(top_k, bool) or not isinstance(top_k, int) or not 0 <= top_k <= self.levels:
+        if isinstance(top_k, bool) or not isinstance(top_k, Integral) or not 0 <= top_k <= self.levels:
             raise ValueError(f"top_k is {top_k!r}; it must be an integer in 0 (off) .. {self.levels}")
-        if not (isinstance(top_p, int | float) and 0 < top_p <= 1):
+        if isinstance(top_p, bool) or not (isinstance(top_p, Real) and 0 < top_p <= 1):
             raise ValueError(f"top_p is {top_p!r}; it must be above 0 and at most 1")
 
     def draw_groups(

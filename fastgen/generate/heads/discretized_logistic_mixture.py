@@ -53,12 +53,14 @@ class DiscretizedLogisticMixture(Head):
         feed_raw: bool = False,
     ) -> None:
         super().__init__(check_count("levels", levels, 2), to_input)
-        if channels not in (None, 1, 3):
+        if isinstance(channels, bool) or channels not in (None, 1, 3):
             raise ValueError(f"channels is {channels!r}; it must be 1, 3 or None")
+        if not isinstance(feed_raw, bool):
+            raise ValueError(f"feed_raw is {feed_raw!r:.100}; it must be True or False")
         if feed_raw and self.to_input_name != "symmetric":
             raise ValueError(f"feed_raw=True needs to_input='symmetric'; it is {self.to_input_name!r}")
         self.mixtures = check_count("mixtures", mixtures, 1)
-        self.coupled = channels
+        self.coupled = channels and int(channels)
         self.feed_raw = feed_raw
 
     @property

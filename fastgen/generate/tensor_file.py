@@ -1,0 +1,83 @@
+"""Files of tensors and a description: written with a digest of their content, and read as nothing but data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor, uint8
+
+FORMAT_VERSION = 2
+"""Version 1 had neither a digest nor a version. Raise it whenever older readers would misread a file."""
+
+_KINDS = {
+    "program": "a sampler, as Sampler.save writes it",
+    "state": "a state, as State.save writes it",
+}
+_READERS = {"program": "a sampler, which Sampler.load reads", "state": "a state, which load_state reads"}
+
+
+def write_tensor_file(path, kind: str, tensors: Mapping[str, Tensor], description: dict[str, Any]) -> None:
+    """Writes a safetensors file; ``description`` is plain JSON, kept under the key ``kind`` of its metadata."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    metadata = {kind: json.dumps(description), "format_version": str(FORMAT_VERSION)}
+    save_file(tensors, path, metadata | {"digest": _digest(tensors, metadata)})
+
+
+def read_tensor_file(path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the description that ``write_tensor_file`` wrote.
+
+    Raises:
+        ValueError: the file is damaged, of another kind or of another version.
+        OSError: it is not there or cannot be read.
+    """
+    data = Path(path).read_bytes()
+    try:
+        tensors = load(data)
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    except (SafetensorError, AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no safetensors file: {one_line(error)}") from error
+    if kind not in metadata:
+        held = next((words for other, words in _READERS.items() if other in metadata), "none")
+        raise ValueError(f"{path} must hold {_KINDS[kind]}, got {held}")
+    version = metadata.get("format_version", "1")
+    if version != str(FORMAT_VERSION):
+        raise ValueError(
+            f"{path} must have format_version {FORMAT_VERSION}, got {version[:20]!r}: it was written by another "
+            "version of fastgen; read it with that version, or save it again with this one"
+        )
+    given = metadata.pop("digest", None)
+    if given != _digest(tensors, metadata):
+        raise ValueError(f"{path} is damaged: its content does not have the digest that was written with it")
+    return tensors, parse_object(metadata[kind], f"{path}: the description of the {kind}")
+
+
+def parse_object(text: str, name: str) -> dict[str, Any]:
+    """The JSON object in ``text``; raises ValueError, with ``name`` first, where it is something else."""
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} must be JSON, got {one_line(error)}") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{name} must be a JSON object, got {type(parsed).__name__}")
+    return parsed
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, of 200 characters at most."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of every name, dtype, shape, value and text, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().reshape(-1).view(uint8).numpy())
+    digest.update(json.dumps(sorted(metadata.items())).encode())
+    return digest.hexdigest()
