@@ -1,7 +1,8 @@
-"""A folder of WAV files, and the fixed mu-law windows that recordings of any source are cut into."""
+"""A folder of audio files, and the fixed mu-law windows that recordings of any source are cut into."""
 
 from __future__ import annotations
 
+import re
 from math import gcd
 from pathlib import Path
 
@@ -12,14 +13,19 @@ from fastgen.data import mulaw
 from fastgen.data.dataset import SPLITS, Dataset, Split
 from fastgen.data.files import find
 
-SUFFIXES = (".wav",)
+SUFFIXES = (".wav", ".flac", ".ogg", ".aiff", ".aif", ".mp3")
+_SHORTENED = re.compile(r"(?:data|SSND) : (\d+) \(should be (\d+)\)")
+"""How libsndfile reports that a WAV or AIFF file declares more bytes of samples than it has."""
+_UNKNOWN_SIZE = 0x7FFFF000
+"""Programs that write to a pipe declare this many bytes or more, since they do not know the number."""
 
 
 def load_audio_folder(folder: Path, window: int, sample_rate: int | None = None, levels: int = 256) -> Dataset:
-    """Every WAV file below ``folder``, mixed to one channel; sub-folders as in ``files.find``.
+    """Every audio file (WAV, FLAC, OGG, AIFF, MP3) below ``folder``, mixed to one channel; sub-folders as in
+    ``files.find``.
 
     ``sample_rate``: every file is resampled to it; without it all files must have one rate. Raises ValueError for a
-    file that cannot be read, is empty or holds NaN or infinity, and for rates that differ.
+    file that cannot be read, is cut short, is empty or holds NaN or infinity, and for rates that differ.
     """
     files = find(folder, SUFFIXES)
     recordings = [read(path) for path in files.paths]
@@ -67,9 +73,15 @@ def read(path: Path) -> tuple[np.ndarray, int]:
     import soundfile
 
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+            declared, shortened = file.frames, _SHORTENED.search(file.extra_info)
     except (soundfile.SoundFileError, OSError) as error:
         raise ValueError(f"{path} cannot be read as audio: {error}") from error
+    if len(samples) < declared:
+        raise ValueError(f"{path} is cut short: it declares {declared} samples and holds {len(samples)}")
+    if shortened is not None and int(shortened[2]) < int(shortened[1]) < _UNKNOWN_SIZE:
+        raise ValueError(f"{path} is cut short: it declares {shortened[1]} bytes of samples and holds {shortened[2]}")
     if not len(samples):
         raise ValueError(f"{path} holds no samples")
     if not np.isfinite(samples).all():

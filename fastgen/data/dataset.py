@@ -64,6 +64,16 @@ class Description:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the description of the data cannot be read: {error!r}") from error
 
+    def check_like(self, other: Description, source: str) -> None:
+        """Raises ValueError unless ``source``, read again, gives data of the same kind and form as ``other``."""
+        for name in ("kind", "event_shape", "levels", "classes", "sample_rate", "columns"):
+            now, before = getattr(self, name), getattr(other, name)
+            if now != before:
+                raise ValueError(
+                    f"the data source {source} has changed since the run was trained: its {name.replace('_', ' ')} "
+                    f"must be {before!r}, got {now!r}"
+                )
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -16,6 +16,7 @@ from fastgen.data.files import find
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _DEEP_MODES = ("I;16", "I;16L", "I;16B")
 _GREY_MODES = ("1", "L", "LA", *_DEEP_MODES)
+_PALETTE_MODES = ("P", "PA")
 
 Colour = Literal["auto", "grey", "rgb"]
 
@@ -24,14 +25,15 @@ def load_image_folder(folder: Path, size: int | None = None, colour: Colour = "a
     """Every image below ``folder``; sub-folders as in ``files.find``.
 
     ``size``: the shorter side is resized to it and the centre cropped to a square; without it all images must have
-    one size. ``colour``: "grey" gives (1, H, W), "rgb" (3, H, W), "auto" grey if every file is grey. Of 16-bit pixels
-    the upper eight bits are read; transparency is dropped. Raises ValueError for an unreadable image, pixels of 32
+    one size. ``colour``: "grey" gives (1, H, W), "rgb" (3, H, W), "auto" grey if every file is grey, one with a palette
+    of greys included. Images are turned as their EXIF orientation says. Of 16-bit pixels the upper eight bits are read;
+    transparency is dropped. Raises ValueError for an unreadable image, pixels of 32
     bits, or sizes that differ.
     """
     files = find(folder, SUFFIXES)
     if size is not None and size < 1:
         raise ValueError(f"size is {size}; a positive number of pixels is needed")
-    grey = colour == "grey" or (colour == "auto" and all(_mode(path) in _GREY_MODES for path in files.paths))
+    grey = colour == "grey" or (colour == "auto" and all(_is_grey(path) for path in files.paths))
     pixels = [_read(path, size, "L" if grey else "RGB") for path in files.paths]
     for path, image in zip(files.paths, pixels, strict=True):
         if image.shape != pixels[0].shape:
@@ -55,14 +57,21 @@ def square(image, size: int):
     return image if image.size == (size, size) else ImageOps.fit(image, (size, size), method=3)
 
 
-def _mode(path: Path) -> str:
+def _is_grey(path: Path) -> bool:
+    """Whether the file stores greys: by its mode, or by the colours of its palette that its pixels have."""
     with _opened(path) as image:
-        return image.mode
+        if image.mode not in _PALETTE_MODES:
+            return image.mode in _GREY_MODES
+        colours = np.asarray(image.convert("RGB"))
+    return bool((colours == colours[..., :1]).all())
 
 
 def _read(path: Path, size: int | None, mode: str) -> np.ndarray:
+    from PIL import ImageOps
+
     with _opened(path) as image:
-        converted = _eight_bits(image).convert(mode)
+        image.load()  # which turns a TIFF by itself
+        converted = _eight_bits(ImageOps.exif_transpose(image)).convert(mode)
     return np.asarray(converted if size is None else square(converted, size))
 
 

@@ -13,6 +13,7 @@ import torch
 from fastgen.data.audio import resample, windowed
 from fastgen.data.dataset import SPLITS, Dataset, Split, partition, quantise
 from fastgen.data.images import Colour, square
+from fastgen.data.standardization import Standardization
 from fastgen.data.vectors import vectors
 
 _MOST_CLASSES = 1 << 16
@@ -26,6 +27,7 @@ def load_npz(
     window: int = 2048,
     sample_rate: int | None = None,
     label: str = "labels",
+    standardization: Standardization | None = None,
 ) -> Dataset:
     """An archive of one of three layouts (no pickled objects).
 
@@ -33,12 +35,15 @@ def load_npz(
     ``test_images`` (``validation_images`` too, or it is cut from train); optional ``labels`` or ``train_labels``, ...
     integers ``[N]``.
 
-    Speech: ``waveform`` int16 or float ``[samples]``, ``offsets`` ``[N + 1]``, so that recording i is
+    Speech: ``waveform`` signed integers or float ``[samples]``, ``offsets`` ``[N + 1]``, so that recording i is
     ``waveform[offsets[i]:offsets[i + 1]]``, optional ``labels``, ``speakers``, ``sample_rate``. It is resampled to the
     ``sample_rate`` that is asked for, which an archive that says none is taken to have.
+    Integers wider than 16 bits are taken as samples of 16, 24 or 32 bits: the fewest that hold all of them.
 
     Vectors: ``data`` float ``[N, D]``, or ``train`` and ``test`` (``validation`` too, or cut from train); optional
-    ``columns``, their D names, and ``labels`` or ``train_labels``, ...
+    ``columns``, their D names, and ``labels`` or ``train_labels``, ... ``standardization``: see ``vectors``.
+
+    Numbers may be of either byte order; long doubles are read as float64.
 
     ``label`` names the array that says the class of an example. Raises ValueError that says what is missing or wrong.
     """
@@ -47,7 +52,7 @@ def load_npz(
             if not zipfile.is_zipfile(file):
                 raise ValueError("it is damaged, or of another kind")
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            arrays = {name: _native(archive[name]) for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as an .npz archive: {error}") from error
     if "waveform" in arrays:
@@ -55,11 +60,18 @@ def load_npz(
     if "images" in arrays or "train_images" in arrays:
         return _images(path, arrays, size, colour, levels, label)
     if "data" in arrays or "train" in arrays:
-        return _vectors(path, arrays, label)
+        return _vectors(path, arrays, label, standardization)
     raise ValueError(
         f"{path} has the arrays {', '.join(sorted(arrays))}; "
         "one of images, train_images, waveform, data and train is needed"
     )
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """The array in this machine's byte order, and in a type that torch has."""
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        return array.astype(np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _split(
@@ -95,6 +107,8 @@ def _images(
         raise ValueError(
             f"{path}: images are {images.dtype} {images.shape}; uint8 [N, H, W] or [N, H, W, 1 or 3] are allowed"
         )
+    if not images[:1].size:
+        raise ValueError(f"{path}: images are {images.shape}; at least one image of at least 1 x 1 pixels is needed")
     images = images if images.ndim == 4 else images[..., None]
     if size is not None or (colour == "grey" and images.shape[-1] == 3) or (colour == "rgb" and images.shape[-1] == 1):
         images = _convert(images, size, colour)
@@ -138,13 +152,27 @@ def _speech(
         raise ValueError(f"{path} does not say its sample rate: give it")
     rate = int(stored.item())
     target = rate if sample_rate is None else sample_rate
-    scale = -float(np.iinfo(waveform.dtype).min) if signed else 1.0
+    scale = _full_scale(path, waveform) if signed else 1.0
     recordings = [resample(waveform[a:b] / scale, rate, target) for a, b in pairwise(offsets)]
     codes, classes = _classes(path, arrays.get(label), len(recordings), arrays, label)
     return windowed(path.stem, recordings, codes, classes, partition(len(recordings)), target, window, levels)
 
 
-def _vectors(path: Path, arrays: dict[str, np.ndarray], label: str) -> Dataset:
+def _full_scale(path: Path, waveform: np.ndarray) -> float:
+    """The integer that stands for an amplitude of 1: of int8 and int16 their largest, of wider integers that of the
+    fewest of 16, 24 and 32 bits that hold all samples."""
+    if waveform.dtype.itemsize <= 2:
+        return -float(np.iinfo(waveform.dtype).min)
+    lowest, highest = (int(waveform.min()), int(waveform.max())) if len(waveform) else (0, 0)
+    for bits in (16, 24, 32):
+        if -(1 << bits - 1) <= lowest and highest < 1 << bits - 1:
+            return float(1 << bits - 1)
+    raise ValueError(
+        f"{path}: waveform holds integers from {lowest} to {highest}; samples of at most 32 bits are allowed"
+    )
+
+
+def _vectors(path: Path, arrays: dict[str, np.ndarray], label: str, standardization: Standardization | None) -> Dataset:
     values, labels, parts = _split(path, arrays, "data", "{}", label)
     if not np.issubdtype(values.dtype, np.floating) or values.ndim != 2 or not values.shape[1]:
         raise ValueError(f"{path}: data are {values.dtype} {values.shape}; float [N, D] is allowed")
@@ -152,7 +180,7 @@ def _vectors(path: Path, arrays: dict[str, np.ndarray], label: str) -> Dataset:
     if columns and len(columns) != values.shape[1]:
         raise ValueError(f"{path}: columns has {len(columns)} names for {values.shape[1]} columns")
     codes, classes = _classes(path, labels, len(values), arrays, label)
-    return vectors(path.stem, values, parts, columns, codes, classes)
+    return vectors(path.stem, values, parts, columns, codes, classes, standardization=standardization)
 
 
 def _classes(

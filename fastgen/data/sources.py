@@ -7,12 +7,13 @@ from pathlib import Path
 
 from fastgen.data.audio import SUFFIXES as AUDIO_SUFFIXES
 from fastgen.data.audio import load_audio_folder
-from fastgen.data.dataset import Dataset
+from fastgen.data.dataset import Dataset, Description
 from fastgen.data.digits import load_digits
 from fastgen.data.files import visible
 from fastgen.data.images import SUFFIXES as IMAGE_SUFFIXES
 from fastgen.data.images import Colour, load_image_folder
 from fastgen.data.npz import load_npz
+from fastgen.data.standardization import Standardization
 from fastgen.data.toys import TOYS, load_toy
 from fastgen.data.vectors import load_csv
 
@@ -24,7 +25,7 @@ NAMED = ("digits", *TOYS)
 class DataConfig:
     source: str = "digits"
     """"digits", a 2-d toy (two_moons, eight_gaussians, checkerboard, rings, pinwheel, two_spirals), a folder of images
-    or of WAV files, an .npz archive, or a .csv table of numbers."""
+    or of audio files (WAV, FLAC, OGG, AIFF, MP3), an .npz archive, or a .csv table of numbers."""
     size: int | None = None
     """Images: resize the shorter side to this and crop the centre; without it all must have one size."""
     colour: Colour = "auto"
@@ -46,12 +47,26 @@ class DataConfig:
             object.__setattr__(self, "source", str(path.resolve()))
 
 
-def load(config: DataConfig) -> Dataset:
-    """The dataset that ``config`` describes. Raises ValueError or FileNotFoundError that says what is allowed."""
+def load(config: DataConfig, like: Description | None = None) -> Dataset:
+    """The dataset that ``config`` describes.
+
+    ``like``: how the same source was read before, by a run that is evaluated or resumed. Vectors are then standardised
+    as they were, whatever the table holds by now.
+
+    Raises ValueError or FileNotFoundError that says what is allowed, ValueError too where the source is not ``like``
+    it was: in its kind, the shape of an event, levels, classes, sample rate or columns.
+    """
+    dataset = _load(config, None if like is None else like.standardization)
+    if like is not None:
+        dataset.description.check_like(like, config.source)
+    return dataset
+
+
+def _load(config: DataConfig, standardization: Standardization | None) -> Dataset:
     if config.source == "digits":
         return load_digits()
     if config.source in TOYS:
-        return load_toy(config.source, config.examples)
+        return load_toy(config.source, config.examples, standardization)
     path = Path(config.source).expanduser()
     if not path.exists():
         raise FileNotFoundError(
@@ -62,17 +77,24 @@ def load(config: DataConfig) -> Dataset:
         images, audio = suffixes.intersection(IMAGE_SUFFIXES), suffixes.intersection(AUDIO_SUFFIXES)
         if images and audio:
             raise ValueError(
-                f"{path} holds images ({', '.join(sorted(images))}) and WAV files: name a folder with one kind"
+                f"{path} holds images ({', '.join(sorted(images))}) and audio files ({', '.join(sorted(audio))}): "
+                "name a folder with one kind"
+            )
+        if not images and not audio:
+            raise ValueError(
+                f"{path} holds no file that can be read: images ({', '.join(IMAGE_SUFFIXES)}) "
+                f"or audio ({', '.join(AUDIO_SUFFIXES)}) are allowed"
             )
         if audio:
             return load_audio_folder(path, config.window, config.sample_rate, config.levels)
         return load_image_folder(path, config.size, config.colour, config.levels)
     if path.suffix.lower() == ".npz":
         return load_npz(
-            path, config.size, config.colour, config.levels, config.window, config.sample_rate, config.label
-        )
+            path, config.size, config.colour, config.levels, config.window, config.sample_rate, config.label,
+            standardization,
+        )  # fmt: skip
     if path.suffix.lower() == ".csv":
-        return load_csv(path, config.label)
+        return load_csv(path, config.label, standardization)
     raise ValueError(
         f"data source {path} is a {path.suffix or 'plain'} file; a folder, an .npz or a .csv file is allowed"
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastgen.data.dataset import SPLITS, Dataset
+from fastgen.data.standardization import Standardization
 from fastgen.data.vectors import vectors
 
 HELD_OUT = {"validation": 5_000, "test": 20_000}
@@ -25,7 +26,7 @@ class Toy:
     log_density: Callable[[Tensor], Tensor] | None = None
 
 
-def load_toy(name: str, examples: int) -> Dataset:
+def load_toy(name: str, examples: int, standardization: Standardization | None = None) -> Dataset:
     """``examples`` training points of a toy, 5,000 for validation, 20,000 for the test, each split of its own seed."""
     if examples < 2:
         raise ValueError(f"examples is {examples}; 2 or more are allowed")
@@ -33,7 +34,7 @@ def load_toy(name: str, examples: int) -> Dataset:
     drawn = [toy.draw(np.random.default_rng([seed]), counts[split]) for seed, split in enumerate(SPLITS)]
     ends = np.cumsum([0, *map(len, drawn)])
     parts = {split: np.arange(ends[i], ends[i + 1]) for i, split in enumerate(SPLITS)}
-    return vectors(name, np.concatenate(drawn), parts, log_density=toy.log_density)
+    return vectors(name, np.concatenate(drawn), parts, log_density=toy.log_density, standardization=standardization)
 
 
 MOON_NOISE = 0.1

@@ -23,12 +23,14 @@ def vectors(
     labels: np.ndarray | None = None,
     classes: tuple[str, ...] = (),
     log_density: Callable[[Tensor], Tensor] | None = None,
+    standardization: Standardization | None = None,
 ) -> Dataset:
     """Float values ``[N, D]`` as a dataset of standardised vectors; ``parts`` maps a split to its rows.
 
-    Mean and scale (the standard deviation) of a column are those of its training rows. ``columns`` names the columns;
-    without it they are x0, x1, ... Raises ValueError naming the column and the row (from 0 on) of a value that is not
-    finite, and naming a column that is constant on the training split.
+    Mean and scale (the standard deviation) of a column are those of its training rows, unless ``standardization`` is
+    given. ``columns`` names the columns; without it they are x0, x1, ... Raises ValueError naming the column and the
+    row (from 0 on) of a value that is not finite, and naming a column that is constant on the training split or spreads
+    over more than float64 holds, or where ``standardization`` is of another number of columns.
     """
     columns = columns or tuple(f"x{i}" for i in range(values.shape[1]))
     if len(wrong := np.argwhere(~np.isfinite(values))):
@@ -37,13 +39,12 @@ def vectors(
             f"data {name!r}: row {row}, column {columns[column]!r} holds {values[row, column]}; "
             f"finite numbers are needed ({len(wrong)} are not)"
         )
-    train = values[parts["train"]].astype(np.float64)
-    if len(constant := np.flatnonzero(np.ptp(train, axis=0) == 0)):
+    if standardization is None:
+        standardization = _standardization(name, values[parts["train"]].astype(np.float64), columns)
+    elif len(standardization.mean) != values.shape[1]:
         raise ValueError(
-            f"data {name!r}: column {columns[constant[0]]!r} is {train[0, constant[0]]:g} in every training row; "
-            "a constant has no density: remove it"
+            f"data {name!r} has {values.shape[1]} columns; the run standardises {len(standardization.mean)}"
         )
-    standardization = Standardization(tuple(train.mean(0).tolist()), tuple(train.std(0).tolist()))
     standardised = standardization.apply(torch.from_numpy(values))
     codes = None if labels is None else torch.from_numpy(labels.astype(np.int64))
     splits = {
@@ -63,7 +64,27 @@ def vectors(
     )
 
 
-def load_csv(path: Path, label: str = "labels") -> Dataset:
+def _standardization(name: str, train: np.ndarray, columns: tuple[str, ...]) -> Standardization:
+    """Mean and standard deviation of each column of ``train``, also where squares would over- or underflow."""
+    largest = np.abs(train).max(0)
+    power = np.exp2(np.frexp(largest)[1] - 1.0)  # dividing by a power of two rounds nothing
+    scaled = train / power
+    mean, scale = power * scaled.mean(0), power * scaled.std(0)
+    if len(constant := np.flatnonzero(np.ptp(scaled, axis=0) == 0)):
+        raise ValueError(
+            f"data {name!r}: column {columns[constant[0]]!r} is {train[0, constant[0]]:g} in every training row; "
+            "a constant has no density: remove it"
+        )
+    limits = np.finfo(np.float64)
+    if len(wide := np.flatnonzero((np.ptp(train / 2, axis=0) >= limits.max / 2) | (scale < limits.tiny))):
+        raise ValueError(
+            f"data {name!r}: column {columns[wide[0]]!r} holds numbers up to {largest[wide[0]]:g}, whose spread is "
+            "outside the range of float64: rescale it"
+        )
+    return Standardization(tuple(mean.tolist()), tuple(scale.tolist()))
+
+
+def load_csv(path: Path, label: str = "labels", standardization: Standardization | None = None) -> Dataset:
     """A table of comma-separated numbers, one example a line, split 80 / 10 / 10, always in the same way.
 
     A first line that holds anything but numbers names the columns; the column called ``label``, if there is one, is
@@ -99,7 +120,7 @@ def load_csv(path: Path, label: str = "labels") -> Dataset:
         classes = tuple(sorted(set(texts)))
         labels = np.array([classes.index(text) for text in texts])
     columns = tuple(names[i] for i in kept) if named else ()
-    return vectors(path.stem, values, partition(len(values)), columns, labels, classes)
+    return vectors(path.stem, values, partition(len(values)), columns, labels, classes, standardization=standardization)
 
 
 def _number(cell: str) -> float | None:

@@ -34,7 +34,8 @@ def histogram_baseline(train: Tensor, held_out: Tensor, levels: int, per_positio
 
 @dataclass(frozen=True)
 class GaussianBaseline:
-    """``evaluation`` of the fit; ``shrinkage`` 0, or what made a singular covariance regular."""
+    """``evaluation`` of the fit; ``shrinkage`` 0, or what made a singular covariance regular, or 1 where only the
+    diagonal is taken."""
 
     evaluation: Evaluation
     log_prob: Tensor
@@ -42,6 +43,8 @@ class GaussianBaseline:
 
     @property
     def name(self) -> str:
+        if self.shrinkage == 1:
+            return "Gaussian of diagonal covariance (no more examples than dimensions)"
         shrunk = f", shrunk by {self.shrinkage:g} towards its diagonal" if self.shrinkage else ""
         return f"Gaussian of full covariance{shrunk}"
 
@@ -61,7 +64,7 @@ def gaussian_baseline(train: Tensor, held_out: Tensor, levels: int = 0) -> Gauss
         log P(v) >= E_u log N(v + u) = log N(v + 1/2; m + 1/2, S) - tr(S^-1) / 24
 
     in bits/dim. Where the covariance of real numbers is singular to float64, ``(1 - s) C + s diag(C)`` is taken instead
-    with the shrinkage s = 1e-6.
+    with the shrinkage s = 1e-6. No more examples than dimensions say nothing of some directions: s is 1 then.
 
     Raises ValueError for shapes that differ, or a dimension of real numbers that is constant in ``train``.
     """
@@ -75,8 +78,10 @@ def gaussian_baseline(train: Tensor, held_out: Tensor, levels: int = 0) -> Gauss
     deviations = covariance.diagonal().sqrt()
     if (deviations == 0).any():
         raise ValueError(f"train is constant in dimension {int((deviations == 0).nonzero()[0])}; it has no density")
-    spectrum = torch.linalg.eigvalsh(covariance / deviations.outer(deviations))
-    shrinkage = SHRINKAGE if spectrum[0] <= dimensions * torch.finfo(torch.float64).eps * spectrum[-1] else 0.0
+    shrinkage = 1.0 if len(fit) <= dimensions else 0.0
+    if not shrinkage:
+        spectrum = torch.linalg.eigvalsh(covariance / deviations.outer(deviations))
+        shrinkage = SHRINKAGE if spectrum[0] <= dimensions * torch.finfo(torch.float64).eps * spectrum[-1] else 0.0
     covariance = (1 - shrinkage) * covariance + shrinkage * covariance.diagonal().diag()
     factor = torch.linalg.cholesky(covariance)
     whitened = torch.linalg.solve_triangular(factor, (scored - mean).T, upper=False)

@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class RunDirectory:
 
     def check_resumable(self) -> None:
         """Raises FileNotFoundError where there is no checkpoint."""
-        for file in (self.training, self.checkpoint):
+        for file in (self.training, self.data, self.checkpoint):
             if not file.is_file():
                 raise FileNotFoundError(f"nothing to resume in {self.path}: {file.relative_to(self.path)} is missing")
 
@@ -76,20 +78,46 @@ class RunDirectory:
         for name in ("config.json", "model.safetensors"):
             (self.path / name).unlink(missing_ok=True)
 
+    def remove_partial(self) -> None:
+        """Removes what a killed process had begun to write."""
+        for folder in (self.path, self.checkpoint.parent):
+            for file in folder.glob(".*.partial"):
+                file.unlink(missing_ok=True)
+            for left in folder.glob(".partial-*"):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Replaces one of the run's files whole."""
+        replace(path, lambda temporary: temporary.write_text(text))
+
     def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Raises OSError where it cannot be written whole; the checkpoint before is kept then."""
         replace(self.checkpoint, lambda temporary: torch.save(state, temporary))
 
     def load_checkpoint(self) -> dict[str, Any]:
-        """The last checkpoint, on the CPU. Raises ValueError if it cannot be read."""
+        """The last checkpoint, on the CPU. Raises ValueError if it cannot be read, or is none of ``fastgen train``."""
         try:
-            return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError) as error:
-            raise ValueError(f"checkpoint {self.checkpoint} cannot be read: {error}") from error
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises what pickle and zipfile raise, of any kind
+            reason = next(iter(str(error).split("\n")), "")[:200]
+            raise ValueError(
+                f"checkpoint {self.checkpoint} cannot be read; it is damaged, or no checkpoint: {reason}"
+            ) from error
+        wanted = {"step": int, "network": dict, "average": dict, "optimizer": dict}
+        held = list(state) if isinstance(state, dict) else type(state).__name__
+        if not isinstance(state, dict) or any(not isinstance(state.get(name), kind) for name, kind in wanted.items()):
+            raise ValueError(
+                f"checkpoint {self.checkpoint} must hold {', '.join(wanted)}, as fastgen train writes them, got {held}"
+            )
+        if isinstance(state["step"], bool) or state["step"] < 0:
+            raise ValueError(f"checkpoint {self.checkpoint}: step must be 0 or more, got {state['step']!r}")
+        return state
 
     def save_model(self, model) -> None:
         """``config.json`` and ``model.safetensors``, each replaced whole."""
         with tempfile.TemporaryDirectory(dir=self.path, prefix=".partial-") as temporary:
-            model.save_pretrained(temporary)
+            with _as_os_error(self.path / "model.safetensors"):
+                model.save_pretrained(temporary)
             for file in Path(temporary).iterdir():
                 os.replace(file, self.path / file.name)
 
@@ -111,10 +139,28 @@ class RunDirectory:
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls ``write`` with a temporary path, flushes it to disk and moves it to ``path`` in one step."""
+    """Calls ``write`` with a temporary path, flushes it to disk and moves it to ``path`` in one step.
+
+    Raises OSError where that fails, on a full disk for one; nothing is left behind, and ``path`` is as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
-    write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with _as_os_error(path):
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _as_os_error(path: Path) -> Iterator[None]:
+    """torch and safetensors have errors of their own for a disk that is full."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = next(iter(str(error).split("\n")), "")
+        raise OSError(f"{path} cannot be written (is the disk full?): {reason}") from error

@@ -35,11 +35,11 @@ class EvaluateConfig:
 def evaluate_run(config: EvaluateConfig) -> Evaluation:
     """Bits/dim of levels, nats of vectors in their own units, with the standard error, and what the truth allows.
 
-    It says what of the likelihood is a bound or an estimate. Raises FileNotFoundError or ValueError for what cannot be
-    read.
+    It says what of the likelihood is a bound or an estimate. Vectors are standardised as they were in training. Raises
+    FileNotFoundError or ValueError for what cannot be read, or for data of another form than the run was trained on.
     """
     run = load_run(config.run)
-    dataset = load(run.config.data)
+    dataset = load(run.config.data, like=run.data)
     split = dataset.splits[config.split]
     chosen = torch.arange(min(config.examples or len(split), len(split)))
     parts = tqdm(chosen.split(config.batch_size), desc=config.split, disable=not config.progress)

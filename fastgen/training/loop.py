@@ -13,7 +13,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from tqdm import tqdm
 
-from fastgen.data import Dataset, Split, load
+from fastgen.data import Dataset, Description, Split, load
 from fastgen.metrics import Evaluation, in_unit
 from fastgen.models import Model, create_model, list_models, model_class
 from fastgen.models.flows import NoSamples
@@ -56,11 +56,13 @@ def train(config: TrainConfig) -> Outcome:
     if config.resume:
         directory.check_resumable()
         config.check_resumes(TrainConfig.from_json(directory.training.read_text(), config.output))
+        described = Description.from_json(directory.data.read_text())
     else:
+        described = None
         directory.check_writable(config.overwrite)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    dataset = load(config.data)
+    dataset = load(config.data, like=described)
     torch.manual_seed(config.seed)
     network = build(config, dataset)
     fabric = _launch(config)
@@ -163,20 +165,27 @@ class _Training:
         config, directory = self.config, self.directory
         if config.resume:
             state = directory.load_checkpoint()
-            self.network.load_state_dict(state["network"])
-            self.average.model.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            try:
+                self.network.load_state_dict(state["network"])
+                self.average.model.load_state_dict(state["average"])
+                self.optimizer.load_state_dict(state["optimizer"])
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"checkpoint {directory.checkpoint} must be of the model {config.model!r} as this version of "
+                    f"fastgen builds it, got another's: {' '.join(str(error).split())}"
+                ) from error
             self.step = state["step"]
             if self.step > config.steps:
                 raise ValueError(f"steps is {config.steps}, but the run in {config.output} has reached {self.step}")
         if self.fabric.is_global_zero:
             directory.path.mkdir(parents=True, exist_ok=True)
+            directory.remove_partial()
             if config.resume:
                 directory.rewind_metrics(self.step)
             else:
                 directory.clear()
-            directory.training.write_text(config.to_json())
-            directory.data.write_text(self.dataset.description.to_json())
+            directory.write_text(directory.training, config.to_json())
+            directory.write_text(directory.data, self.dataset.description.to_json())
         self.fabric.barrier()
 
     def _describe(self) -> None:

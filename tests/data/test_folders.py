@@ -83,6 +83,32 @@ def test_class_folders_become_labels(tmp_path):
     assert sorted(torch.cat([data.splits[name].labels for name in SPLITS]).tolist()) == [0] * 5 + [1] * 5
 
 
+@pytest.mark.parametrize("name", ["x.png", "x.gif"])
+def test_a_palette_of_greys_is_grey(tmp_path, name):
+    """reports_grey_palette"""
+    generator = np.random.default_rng(0)
+    for i in range(5):
+        grey = Image.fromarray(generator.integers(0, 16, (6, 6), dtype=np.uint8) * 17)
+        grey.quantize(16).save(tmp_path / f"{i}{name}")
+    assert load(DataConfig(str(tmp_path))).event_shape == (1, 6, 6)
+    coloured = grey.quantize(16)
+    coloured.putpalette([0, 0, 0, 255, 0, 0] + [9, 9, 9] * 14)
+    coloured.save(tmp_path / f"5{name}")
+    assert load(DataConfig(str(tmp_path))).event_shape == (3, 6, 6)
+
+
+def test_photos_are_turned_as_they_are_shown(tmp_path):
+    """reports_grey_palette: the EXIF orientation"""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4), dtype=np.uint8)
+    for i in range(5):
+        photo = Image.fromarray(pixels)
+        photo.getexif()[0x0112] = 6  # turn clockwise by 90 degrees
+        photo.save(tmp_path / f"{i}.png", exif=photo.getexif())
+    data = load(DataConfig(str(tmp_path)))
+    assert data.event_shape == (1, 4, 6)
+    assert all((image[0].numpy() == np.rot90(pixels, -1)).all() for image in _every(data))
+
+
 def test_split_folders_are_kept_and_absent_ones_cut_from_train(tmp_path):
     written = _images(tmp_path, [f"train/{i}.png" for i in range(20)] + [f"test/{i}.png" for i in range(3)])
     data = load(DataConfig(str(tmp_path)))
@@ -94,7 +120,7 @@ def test_split_folders_are_kept_and_absent_ones_cut_from_train(tmp_path):
 def test_folders_refuse(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"neither digits, two_moons, .* nor an existing"):
         load(DataConfig(str(tmp_path / "none")))
-    with pytest.raises(ValueError, match=r"no .png or .* file in"):
+    with pytest.raises(ValueError, match=r"holds no file that can be read: images \(.png, .* or audio \(.wav, "):
         load(DataConfig(str(tmp_path)))
     _images(tmp_path, ["0.png", "1.png", "2.png"])
     _images(tmp_path, ["3.png"], (7, 6))
@@ -121,6 +147,38 @@ def test_wav_files_are_mixed_and_companded(tmp_path):
     assert (data.kind, data.event_shape, data.levels, data.sample_rate) == ("audio", (500,), 256, 8000)
     wanted = torch.from_numpy(mulaw.encode(np.round(wave * 32768) / 32768)[:500])
     assert all(torch.equal(window, wanted) for window in _every(data))
+
+
+@pytest.mark.parametrize("suffix", ["flac", "aiff", "ogg"])
+def test_other_kinds_of_audio_are_read(tmp_path, suffix):
+    for i in range(4):
+        wave = 0.5 * np.sin(2 * np.pi * 440 * np.arange(800) / 8000)
+        soundfile.write(tmp_path / f"{i}.{suffix}", wave, 8000)
+    data = load(DataConfig(str(tmp_path), window=800))
+    assert (data.kind, data.sample_rate) == ("audio", 8000)
+    clips = mulaw.decode(_every(data).numpy())
+    assert len(clips) == 4
+    assert np.abs(clips - wave).max() < 0.05
+
+
+@pytest.mark.parametrize("suffix", ["wav", "aiff", "flac", "mp3"])
+def test_audio_that_is_cut_short_is_refused(tmp_path, suffix):
+    for i in range(4):
+        soundfile.write(tmp_path / f"{i}.{suffix}", np.random.default_rng(0).uniform(-1, 1, 20000), 8000)
+    assert load(DataConfig(str(tmp_path), window=800)).kind == "audio"
+    whole = (tmp_path / f"1.{suffix}").read_bytes()
+    (tmp_path / f"1.{suffix}").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=rf"1\.{suffix} (is cut short: it declares|cannot be read as audio)"):
+        load(DataConfig(str(tmp_path), window=800))
+
+
+def test_a_wav_from_a_pipe_declares_no_length(tmp_path):
+    for i in range(4):
+        _tone(tmp_path / f"{i}.wav")
+        whole = bytearray((tmp_path / f"{i}.wav").read_bytes())
+        whole[4:8] = whole[40:44] = b"\xff" * 4
+        (tmp_path / f"{i}.wav").write_bytes(whole)
+    assert _every(load(DataConfig(str(tmp_path), window=800))).shape == (4, 800)
 
 
 def test_wav_files_are_resampled(tmp_path):

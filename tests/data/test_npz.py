@@ -91,9 +91,38 @@ def test_speech(tmp_path):
     assert {w.numpy().tobytes() for w in whole} == {w.tobytes() for w in wanted}
 
 
+@pytest.mark.parametrize("bits", [16, 24, 32])
+@pytest.mark.parametrize("dtype", [np.int32, np.int64])
+def test_wide_integers_are_samples_of_the_fewest_bits_that_hold_them(tmp_path, bits, dtype):
+    """reports_npz_kinds: the int16 values of a recording stored as int64 were silence."""
+    wave = np.random.default_rng(0).integers(-(1 << bits - 1), 1 << bits - 1, 90)
+    wave[:2] = (1 << bits - 1) - 1, -(1 << bits - 1)
+    given = {"offsets": np.arange(0, 91, 30), "sample_rate": 8000}
+    wide = load(DataConfig(_save(tmp_path, waveform=wave.astype(dtype), **given), window=10))
+    exact = load(DataConfig(_save(tmp_path, waveform=wave / float(1 << bits - 1), **given), window=10))
+    for name in SPLITS:
+        assert torch.equal(wide.splits[name].values, exact.splits[name].values)
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">f4", np.longdouble, np.float16])
+def test_floats_of_another_byte_order_or_width_are_read(tmp_path, dtype):
+    """reports_npz_kinds"""
+    values = np.random.default_rng(0).standard_normal((60, 3)).astype(np.float16)
+    native = load(DataConfig(_save(tmp_path, data=values.astype(np.float64), labels=np.arange(60) % 3)))
+    other = load(DataConfig(_save(tmp_path, data=values.astype(dtype), labels=(np.arange(60) % 3).astype(">i2"))))
+    for name in SPLITS:
+        torch.testing.assert_close(other.splits[name].values, native.splits[name].values)
+        assert torch.equal(other.splits[name].labels, native.splits[name].labels)
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
+        ({"images": np.zeros((30, 8, 0), np.uint8)}, r"images are \(30, 8, 0\); at least one image of at least 1 x 1"),
+        (
+            {"waveform": np.full(9, 2**40), "offsets": np.array([0, 3, 6, 9]), "sample_rate": 8000},
+            "integers from 1099511627776 to 1099511627776; samples of at most 32 bits",
+        ),
         ({"pictures": _pixels(4, 2, 2)}, "has the arrays pictures; one of images, train_images, waveform"),
         ({"images": _pixels(4, 2, 2).astype(np.float32)}, r"images are float32 \(4, 2, 2\); uint8"),
         ({"images": _pixels(4, 2, 2, 2)}, r"images are uint8 \(4, 2, 2, 2\); uint8"),

@@ -43,6 +43,35 @@ def test_the_training_split_has_mean_0_and_variance_1(tmp_path):
     assert _rows(data) == _expected(_table())
 
 
+@pytest.mark.parametrize("unit", [1e-200, 1e200])
+def test_columns_near_the_ends_of_float64_are_standardised(tmp_path, unit):
+    wanted, found = load(_npz(tmp_path, data=_table())), load(_npz(tmp_path, data=_table() * unit))
+    for name in SPLITS:
+        torch.testing.assert_close(found.splits[name].values, wanted.splits[name].values)
+    assert found.standardization.log_det == pytest.approx(wanted.standardization.log_det - 3 * math.log(unit))
+
+
+def test_a_spread_that_float64_does_not_hold_is_refused(tmp_path):
+    values = _table()
+    values[:, 1] = np.where(np.arange(40) % 2, 1.7e308, -1.7e308)
+    with pytest.raises(ValueError, match=r"column 'x1' holds numbers up to 1.7e\+308, .* rescale it"):
+        load(_npz(tmp_path, data=values))
+
+
+def test_data_are_read_again_as_they_were(tmp_path):
+    """reports_evaluate_changed_data"""
+    before = load(_npz(tmp_path, data=_table()))
+    moved = load(_npz(tmp_path, data=_table() * 1000 + 5e6), like=before.description)
+    assert moved.standardization == before.standardization
+    for name in SPLITS:
+        own = before.standardization.undo(before.splits[name].values)
+        torch.testing.assert_close(moved.splits[name].values, before.standardization.apply(own * 1000 + 5e6))
+    with pytest.raises(ValueError, match="has 2 columns; the run standardises 3"):
+        load(_npz(tmp_path, data=_table(d=2)), like=before.description)
+    with pytest.raises(ValueError, match=r"its columns must be \('x0', .*got \('a', 'b', 'c'\)"):
+        load(_npz(tmp_path, data=_table(), columns=np.array(["a", "b", "c"])), like=before.description)
+
+
 def test_the_log_det_is_that_of_standardising(tmp_path):
     data = load(_npz(tmp_path, data=_table()))
     jacobian = torch.autograd.functional.jacobian(

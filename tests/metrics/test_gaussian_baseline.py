@@ -56,6 +56,17 @@ def test_a_singular_covariance_is_shrunk_and_that_is_said():
     assert found.log_prob.isfinite().all()
 
 
+@pytest.mark.parametrize("levels", [0, 16])
+def test_fewer_examples_than_dimensions_have_a_diagonal_covariance(levels):
+    """A full covariance of so few is singular: a baseline that everything beats."""
+    draw = (lambda *shape: torch.randint(levels, shape)) if levels else torch.randn
+    train, held_out = draw(20, 30), draw(50, 30)
+    found = gaussian_baseline(train, held_out, levels)
+    each = [gaussian_baseline(train[:, [d]], held_out[:, [d]], levels).log_prob for d in range(30)]
+    torch.testing.assert_close(found.log_prob, torch.stack(each).sum(0))
+    assert found.name == "Gaussian of diagonal covariance (no more examples than dimensions)"
+
+
 def test_what_has_no_density_is_refused():
     with pytest.raises(ValueError, match="train is constant in dimension 1"):
         gaussian_baseline(torch.stack([torch.arange(4.0), torch.ones(4)], 1), torch.zeros(1, 2))

@@ -62,6 +62,24 @@ def test_the_likelihood_is_in_the_units_of_the_data(tiny, table):
     assert drawn[1].log_prob.mean() - drawn[0].log_prob.mean() == pytest.approx(-sum(map(log, SCALES)), abs=1e-4)
 
 
+def test_evaluate_and_resume_standardise_as_in_training(tiny, tmp_path):
+    """reports_evaluate_changed_data"""
+    values = np.random.default_rng(0).normal(size=(60, 2))
+    np.savez(tmp_path / "x.npz", data=values)
+    config = {"data": DataConfig(str(tmp_path / "x.npz")), "steps": 2, **NICE}
+    loop.train(tiny(**config))
+    before = load_run(tiny().output)
+    np.savez(tmp_path / "x.npz", data=values * (3, 1) + (1, 0))
+    found = evaluate_run(EvaluateConfig(tiny().output, progress=False))
+    data = load(config["data"])  # its partition only
+    chosen = before.data.standardization.apply(data.standardization.undo(data.splits["test"].values))
+    with torch.no_grad():
+        log_prob = before.model.log_prob(chosen).double() + before.data.standardization.log_det
+    assert found.nats == pytest.approx(-log_prob.mean().item(), abs=1e-5)
+    loop.train(tiny(**config | {"steps": 3, "resume": True}))
+    assert load_run(tiny().output).data == before.data
+
+
 def test_samples_of_vectors_are_a_table(vectors, tmp_path):
     drawn = sample(SampleConfig(vectors, 300, output=tmp_path, progress=False))
     assert [path.name for path in drawn.files] == ["samples.csv"]

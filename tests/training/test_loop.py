@@ -95,6 +95,19 @@ def test_ctrl_c_writes_a_checkpoint_at_that_step(noisy, whole, same_run, monkeyp
     same_run(whole, noisy("stopped").output)
 
 
+def test_a_checkpoint_of_other_weights_is_named(tiny):
+    """reports_resume_damaged: of another version"""
+    loop.train(tiny())
+    directory = RunDirectory(tiny().output)
+    state = directory.load_checkpoint()
+    name = next(iter(state["network"]))
+    del state["network"][name]
+    directory.save_checkpoint(state)
+    with pytest.raises(ValueError, match=rf"last.pt must be of the model 'gated_pixelcnn' .*{name}") as caught:
+        loop.train(tiny(resume=True, steps=10))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_finished_run_can_be_resumed_to_more_steps_only(tiny):
     loop.train(tiny(steps=4))
     loop.train(tiny(steps=6, resume=True))
