@@ -99,9 +99,9 @@ class RunDirectory:
         try:
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises what pickle and zipfile raise, of any kind
-            reason = next(iter(str(error).split("\n")), "")[:200]
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
             raise ValueError(
-                f"checkpoint {self.checkpoint} cannot be read; it is damaged, or no checkpoint: {reason}"
+                f"checkpoint {self.checkpoint} cannot be read; it is damaged, or no checkpoint ({reason})"
             ) from error
         wanted = {"step": int, "network": dict, "average": dict, "optimizer": dict}
         held = list(state) if isinstance(state, dict) else type(state).__name__
@@ -162,5 +162,5 @@ def _as_os_error(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = next(iter(str(error).split("\n")), "")
+        reason = str(error).partition("\n")[0]
         raise OSError(f"{path} cannot be written (is the disk full?): {reason}") from error
