@@ -233,7 +233,8 @@ UNARY = {
     **{name: getattr(torch, name) for name in SAME_NAME},
     "elu": lambda a: torch.where(a > 0, a, 0.75 * torch.expm1(a)),
     "leaky_relu": lambda a: torch.where(a > 0, a, 0.75 * a),
-    "trunc": torch.trunc, "addc": lambda a: a + 0.75, "mulc": lambda a: a * 0.75, "clamp": lambda a: a.clamp(0.75, 1.25),
+    "trunc": torch.trunc, "addc": lambda a: a + 0.75, "mulc": lambda a: a * 0.75,
+    "clamp": lambda a: a.clamp(0.75, 1.25),
     "softplus": lambda a: torch.where(a * 0.75 > 1.25, a, torch.log1p(torch.exp((a * 0.75).float().double())) / 0.75),
 }  # fmt: skip
 ROUNDED_ONCE = {
