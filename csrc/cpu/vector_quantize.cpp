@@ -9,6 +9,7 @@
 #include <cmath>
 #include <limits>
 #include <tuple>
+#include <vector>
 
 #include "common/arena.h"
 
@@ -20,14 +21,35 @@ using torch::stable::Tensor;
 
 constexpr std::int64_t kGrainFlops = 1 << 16;
 
-// Codes in blocks of `lanes`, and the offset of every lane.
+// The mean of the codes in the coordinates where it is larger than their deviation from it, else 0. Nearness is computed about
+// it: an offset that all data have would cancel otherwise.
 template <typename T>
-void pack(const T* codebook, std::int64_t count, std::int64_t width, std::int64_t lanes, T* packed, T* offsets) {
+std::vector<T> centre_of(const T* codebook, std::int64_t count, std::int64_t width) {
+  std::vector<double> sums(width), squares(width);  // of differences from the first code
+  for (std::int64_t k = 1; k < count; ++k) {
+    for (std::int64_t d = 0; d < width; ++d) {
+      const double value = static_cast<double>(codebook[k * width + d]) - static_cast<double>(codebook[d]);
+      sums[d] += value;
+      squares[d] += value * value;
+    }
+  }
+  std::vector<T> centre(width);
+  const double share = 1.0 / static_cast<double>(count);
+  for (std::int64_t d = 0; d < width; ++d) {
+    const double shift = sums[d] * share, mean = static_cast<double>(codebook[d]) + shift;
+    if (mean * mean > squares[d] * share - shift * shift) centre[d] = static_cast<T>(mean);
+  }
+  return centre;
+}
+
+// Codes less the centre in blocks of `lanes`, and the offset of every lane.
+template <typename T>
+void pack(const T* codebook, const T* centre, std::int64_t count, std::int64_t width, std::int64_t lanes, T* packed, T* offsets) {
   const std::int64_t padded = (count + lanes - 1) / lanes * lanes;
   for (std::int64_t k = 0; k < padded; ++k) {
     double square = 0;
     for (std::int64_t d = 0; d < width; ++d) {
-      const T value = k < count ? codebook[k * width + d] : T(0);
+      const T value = k < count ? codebook[k * width + d] - centre[d] : T(0);
       packed[(k / lanes * width + d) * lanes + k % lanes] = value;
       square += static_cast<double>(value) * static_cast<double>(value);
     }
@@ -41,14 +63,16 @@ void quantize(const Tensor& x, const Tensor& codebook, const Tensor& codes, cons
   const std::int64_t rows = x.size(0), width = x.size(1), count = codebook.size(0), blocks = (count + lanes - 1) / lanes;
   const Arena packed(static_cast<std::size_t>(blocks * lanes * width) * sizeof(T)), offsets(static_cast<std::size_t>(blocks * lanes) * sizeof(T));
   const T *input = x.const_data_ptr<T>(), *book = codebook.const_data_ptr<T>();
-  pack(book, count, width, lanes, reinterpret_cast<T*>(packed.data()), reinterpret_cast<T*>(offsets.data()));
+  const std::vector<T> centre = centre_of(book, count, width);
+  pack(book, centre.data(), count, width, lanes, reinterpret_cast<T*>(packed.data()), reinterpret_cast<T*>(offsets.data()));
   auto* chosen = codes.mutable_data_ptr<std::int64_t>();
-  const NearestCode<T> task{input, reinterpret_cast<const T*>(packed.data()), reinterpret_cast<const T*>(offsets.data()), width,
-                            blocks, chosen};
+  const NearestCode<T> task{input, centre.data(), reinterpret_cast<const T*>(packed.data()),
+                            reinterpret_cast<const T*>(offsets.data()), width, blocks, chosen};
   T* out = quantized.mutable_data_ptr<T>();
   torch::stable::parallel_for(0, rows, std::max<std::int64_t>(1, kGrainFlops / (count * width + 1)),
                               [&](std::int64_t begin, std::int64_t end) {
-                                nearest(task, begin, end);
+                                std::vector<T> scratch(kMostRows * width);
+                                nearest(task, begin, end, scratch.data());
                                 for (std::int64_t n = begin; n < end; ++n) {
                                   std::copy_n(book + chosen[n] * width, width, out + n * width);
                                 }

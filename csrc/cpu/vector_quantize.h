@@ -7,19 +7,22 @@
 
 namespace fastgen {
 
+constexpr std::int64_t kMostRows = 6;  // that a kernel takes at once
+
 // Codes are packed in blocks of `lanes`: value d of the codes of block b at (b * width + d) * lanes. A lane beyond the last
 // code has offset -infinity.
 template <typename T>
 struct NearestCode {
-  const T *x, *packed, *offsets;  // [rows, width], packed codes, -|e|^2 / 2 of every lane
+  const T *x, *centre, *packed, *offsets;  // [rows, width], [width], packed codes less the centre, -|e|^2 / 2 of these
   std::int64_t width, blocks;
   std::int64_t* codes;
 };
 
 struct VectorQuantizeKernels {
   std::int64_t lanes;
-  void (*nearest_float)(const NearestCode<float>& task, std::int64_t begin, std::int64_t end);  // rows
-  void (*nearest_double)(const NearestCode<double>& task, std::int64_t begin, std::int64_t end);
+  // of rows from begin to end; scratch holds kMostRows * width numbers
+  void (*nearest_float)(const NearestCode<float>& task, std::int64_t begin, std::int64_t end, float* scratch);
+  void (*nearest_double)(const NearestCode<double>& task, std::int64_t begin, std::int64_t end, double* scratch);
 };
 
 FASTGEN_ISA_TABLES(VectorQuantizeKernels, vector_quantize_kernels)

@@ -11,12 +11,16 @@ constexpr int kRows = 6;
 #else
 constexpr int kRows = 3;
 #endif
+static_assert(kRows <= kMostRows);
 
-// The best code of each of R rows. `value` and `block` are the greatest nearness of a lane, and the first block that has it.
+// The best code of each of R rows, which go less the centre to `x`. `value` and `block` are the greatest nearness of a lane, and the first block that has it.
 template <int R, typename T>
-inline void nearest_rows(const NearestCode<T>& task, std::int64_t row) {
+inline void nearest_rows(const NearestCode<T>& task, std::int64_t row, T* x) {
   using V = typename VectorOf<T>::type;
-  const T* x = task.x + row * task.width;
+  for (int r = 0; r < R; ++r) {
+    const T* from = task.x + (row + r) * task.width;
+    for (std::int64_t d = 0; d < task.width; ++d) x[r * task.width + d] = from[d] - task.centre[d];
+  }
   V value[R][kVectors], block[R][kVectors];
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < kVectors; ++v) {
@@ -68,10 +72,10 @@ inline void nearest_rows(const NearestCode<T>& task, std::int64_t row) {
 }
 
 template <typename T>
-void nearest(const NearestCode<T>& task, std::int64_t begin, std::int64_t end) {
+void nearest(const NearestCode<T>& task, std::int64_t begin, std::int64_t end, T* scratch) {
   std::int64_t row = begin;
-  for (; row + kRows <= end; row += kRows) nearest_rows<kRows>(task, row);
-  for (; row < end; ++row) nearest_rows<1>(task, row);
+  for (; row + kRows <= end; row += kRows) nearest_rows<kRows>(task, row, scratch);
+  for (; row < end; ++row) nearest_rows<1>(task, row, scratch);
 }
 
 }  // namespace

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
+from fastgen.nn.channel_moments import channel_moments, moments_of_all_processes
 from fastgen.ops.precision import in_float32
+
+_ROUNDING = 8
+"""A channel is constant if it deviates from its mean by no more than so many roundings of that."""
 
 
 class ActNorm(nn.Module):
     """``y = exp(log_scale) (x + bias)`` for each channel: ``forward(x)`` and ``inverse(y)`` return (y, log_det [N]).
 
     The first batch that goes forward in training mode sets both parameters, so that every channel of it leaves with
-    mean 0 and variance 1; until then they are 0. That it was so is the buffer ``initialized``, in the state dict. Call
-    the layer once before it is compiled, and before it is copied to the processes of a distributed training.
+    mean 0 and variance 1; until then they are 0. A channel that is constant in this batch gets scale 1, and a warning
+    says so. That the parameters are set is the buffer ``initialized``, in the state dict. Under ``torch.distributed``
+    the first batch is that of all processes, each of which must make the call. Call the layer once before it is
+    compiled.
 
     x is float [N, C, ...]; half precision is computed in float32, log_det is float32 or float64.
 
@@ -22,8 +30,9 @@ class ActNorm(nn.Module):
         epsilon: added to the standard deviation of a channel.
 
     Raises:
-        ValueError: an x of another number of channels; a first batch without elements or with values that are not
-            finite; parameters that are not finite or whose exp is not (seen on the CPU, and by ``inverse`` anywhere).
+        ValueError: an x of another number of channels; a first batch of fewer than 2 values of a channel or with values
+            that are not finite; parameters that are not finite or whose exp is not (seen on the CPU, and by ``inverse``
+            anywhere).
 
     Reference: Kingma, Dhariwal, "Glow: generative flow with invertible 1x1 convolutions", NeurIPS 2018.
 
@@ -58,16 +67,30 @@ class ActNorm(nn.Module):
         if not self.training or self._seen_initialized:
             return
         if not self.initialized:
-            if not x.numel():
-                raise ValueError(f"x has shape {tuple(x.shape)}; the batch that sets ActNorm must have elements")
-            (wide,) = in_float32(x)
-            variance, mean = torch.var_mean(wide, [0, *range(2, x.dim())], correction=0)
-            if not (torch.isfinite(mean) & torch.isfinite(variance)).all():
-                raise ValueError("x has values that are not finite, or too large; ActNorm is set by its first batch")
-            self.bias.copy_(-mean)
-            self.log_scale.copy_(-(variance.sqrt() + self.epsilon).log())
+            self._set_by(x)
             self.initialized.fill_(True)
         self._seen_initialized = True
+
+    def _set_by(self, x: Tensor) -> None:
+        (wide,) = in_float32(x)
+        count, mean, variance = moments_of_all_processes(*channel_moments(wide))
+        if count < 2:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; the first batch of ActNorm needs 2 values of a channel or more"
+            )
+        if not (torch.isfinite(mean) & torch.isfinite(variance)).all():
+            raise ValueError("x has values that are not finite, or too large; ActNorm is set by its first batch")
+        deviation = variance.sqrt()
+        constant = deviation <= _ROUNDING * torch.finfo(mean.dtype).eps * mean.abs()
+        if constant.any():
+            warnings.warn(
+                f"ActNorm: {int(constant.sum())} of {self.channels} channels are constant in the first batch "
+                f"(channel {int(constant.nonzero()[0])} is the first of them); their scale is 1",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        self.bias.copy_(-mean)
+        self.log_scale.copy_(torch.where(constant, 0.0, -(deviation + self.epsilon).log()))
 
     def check_parameters(self, inverse: bool) -> None:
         """ValueError where one cannot be used."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastgen.nn.channel_moments import channel_moments, moments_of_all_processes
+from fastgen.nn.recomputation import is_recomputation
 from fastgen.ops.precision import in_float32
 
 
@@ -15,6 +17,8 @@ class FlowBatchNorm(nn.Module):
     In training mode ``forward`` takes mean and variance of its batch, which count as constants in the log-determinant,
     and adds them to running averages: of all batches so far until ``momentum`` weighs the newest more. In eval mode
     ``forward``, and ``inverse`` in either mode, take these averages (mean 0 and variance 1 before the first batch).
+    Under ``torch.distributed`` a process normalises by its own batch, and the averages are those of all processes, each
+    of which must make the call. A forward that checkpointing computes again adds nothing to them.
 
     x is float [N, C, ...]; half precision is computed in float32, log_det is float32 or float64.
 
@@ -48,7 +52,7 @@ class FlowBatchNorm(nn.Module):
         self.log_scale, self.bias = (nn.Parameter(torch.zeros(channels)) if affine else None for _ in range(2))
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("variance", torch.ones(channels))
-        self.register_buffer("batches", torch.tensor(0))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self._check(x)
@@ -57,8 +61,9 @@ class FlowBatchNorm(nn.Module):
         if x.shape[0] * x.shape[2:].numel() < 2:
             raise ValueError(f"x has shape {tuple(x.shape)}; training needs 2 values of a channel or more")
         (wide,) = in_float32(x)
-        variance, mean = torch.var_mean(wide, [0, *range(2, x.dim())], correction=0)
-        self._average(mean.detach(), variance.detach())
+        count, mean, variance = channel_moments(wide)
+        if not is_recomputation():
+            self._average(*moments_of_all_processes(count, mean.detach(), variance.detach())[1:])
         return self._transform(x, mean, variance, inverse=False)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.linalg import vector_norm
 
 from fastgen.nn.induced_norm import CLOSED, Map, closed_form, leading_vector, power_steps
+from fastgen.nn.recomputation import is_recomputation
+from fastgen.ops.precision import in_float32
 
 _LIMIT = 2000
 """Products with W^T W that a search for the norm may take."""
@@ -44,6 +46,7 @@ class LipschitzLayer(nn.Module):
         super().__init__()
         self.coefficient, self.domain, self.codomain = coefficient, domain, codomain
         self.iterations, self.tolerance = iterations, tolerance
+        self._moved_at: int | None = None  # version of the weight that the direction last followed
 
     def begin(self, shape: tuple[int, ...]) -> None:
         """Draws the first direction, of an input's shape."""
@@ -76,18 +79,20 @@ class LipschitzLayer(nn.Module):
         with torch.autocast(self.weight.device.type, enabled=False):
             if self.direction is None:
                 return closed_form(self.weight, self.domain, self.codomain)
-            unit = self.direction / vector_norm(self.direction)  # a copy: the direction may move on before backward
-            return vector_norm(self.apply_weight(self.weight, unit))
+            weight, direction = in_float32(self.weight, self.direction)
+            unit = direction / vector_norm(direction)  # a copy: the direction may move on before backward
+            return vector_norm(self.apply_weight(weight, unit))
 
     def scale(self) -> Tensor:
         """``1 / max(1, norm / coefficient)``, a number; in training mode the direction moves on first.
 
         It moves where a gradient is recorded, so that within ``torch.no_grad``, as in a fixed-point iteration, the
-        layer stays what it is.
+        layer stays what it is. Where checkpointing computes a forward again it stays too, if it moved in the first one.
         """
         if (
             self.training
             and torch.is_grad_enabled()
+            and not (is_recomputation() and self._moved_at == self.weight._version)
             and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
         ):
             self._advance()
@@ -106,7 +111,7 @@ class LipschitzLayer(nn.Module):
         if self.direction is None:
             return
         with torch.autocast(self.weight.device.type, enabled=False):
-            found, left = leading_vector(self._normal(), self.direction, self.tolerance, _LIMIT)
+            found, left = leading_vector(self._normal(), *in_float32(self.direction), self.tolerance, _LIMIT)
         if left > self.tolerance:
             warnings.warn(
                 f"the norm of {self} is known to {left:.1e} after {_LIMIT} products; tolerance={self.tolerance}",
@@ -123,15 +128,17 @@ class LipschitzLayer(nn.Module):
 
     @torch.no_grad()
     def _advance(self) -> None:
+        if not torch.compiler.is_compiling():
+            self._moved_at = self.weight._version
         if self.iterations is None:
             self.refresh()
         elif self.direction is not None:
             with torch.autocast(self.weight.device.type, enabled=False):
-                self.direction.copy_(power_steps(self._normal(), self.direction, self.iterations))
+                self.direction.copy_(power_steps(self._normal(), *in_float32(self.direction), self.iterations))
 
     def _normal(self) -> Map:
         """W^T W."""
-        weight = self.weight.detach()
+        (weight,) = in_float32(self.weight.detach())
         return lambda v: self.apply_transpose(weight, self.apply_weight(weight, v))
 
     def _described(self) -> str:

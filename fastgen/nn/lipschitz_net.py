@@ -15,6 +15,7 @@ from fastgen.nn.mlp import zero_
 from fastgen.ops.conv_field import ConvField
 from fastgen.ops.dense_field import DenseField
 from fastgen.ops.field import Field
+from fastgen.ops.precision import in_float32
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "lip_swish": LipSwish,
@@ -54,17 +55,18 @@ class LipschitzNet(nn.Module):
             zero_(layers[-1])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.at(context)(x)
+        (wide,) = in_float32(x)
+        return self.at(context)(wide).to(x.dtype)
 
     def at(self, context: Tensor | None = None) -> Field:
-        """g(., context): a field of ``fastgen.ops``, whose derivatives are fast."""
+        """g(., context): a field of ``fastgen.ops``, whose derivatives are fast, in float32 at least."""
         shift = None
         if context is not None:
             shift = self.shift(context)
             shift = shift.reshape(*shift.shape, *[1] * (self.layers[0].weight.dim() - 2))
-        weights = [layer.weight for layer in self.layers]
+        weights = [*in_float32(*(layer.weight for layer in self.layers))]
         scales = [layer.scale() for layer in self.layers]
-        biases = [layer.bias for layer in self.layers]
+        biases = [*in_float32(*(layer.bias for layer in self.layers))]
         if self.pre_activation:  # after a layer that changes nothing
             features = len(weights[-1])
             identity = torch.eye(features, dtype=weights[0].dtype, device=weights[0].device)

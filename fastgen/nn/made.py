@@ -18,8 +18,10 @@ class MaskedNetwork(nn.Module):
     """What masked networks share: masked linear maps, the degrees of their units, and what a context adds to them.
 
     A unit of degree d sees units of degree at most d; the outputs for the feature of degree d see units of degree below
-    d. A subclass says in ``forward`` how the outputs are laid out, and may say in ``run`` how the maps follow one
-    another.
+    d. Units of degree 0 see no feature; where there is a context they carry it to the outputs of the first feature.
+    Degrees and masks are in the state dict: a network that was saved with others computes what it computed then.
+
+    A subclass says in ``forward`` how the outputs are laid out, and may say in ``run`` how the maps follow one another.
 
     Args:
         degrees: of the features, then of each hidden layer.
@@ -105,6 +107,8 @@ class MADE(MaskedNetwork):
         activation: "relu", "tanh", "sigmoid" or "elu".
         order: "natural", "reversed", or the features in the order in which they depend on one another.
         hidden_degrees: "sequential" (1, ..., D - 1 over and over) or "random", drawn once, when the layer is made.
+            With a context every hidden layer also has units of degree 0 (0, ..., D - 1 over and over, or the first
+            unit): they see the context alone, and through them the first feature depends on it.
         context_features: width of a context, whose linear map is added to the first hidden layer; None has no context.
 
     Raises:
@@ -130,7 +134,7 @@ class MADE(MaskedNetwork):
         hidden_degrees: str = "sequential",
         context_features: int | None = None,
     ) -> None:
-        degrees = _degrees_of(features, hidden, activation, order, hidden_degrees)
+        degrees = _degrees_of(features, hidden, activation, order, hidden_degrees, context_features is not None)
         super().__init__(degrees, masks_of(degrees), activation, context_features)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -168,7 +172,7 @@ class MaskedMLP(MaskedNetwork):
         hidden_degrees: str = "sequential",
         context_features: int | None = None,
     ) -> None:
-        degrees = _degrees_of(features, hidden, activation, order, hidden_degrees)
+        degrees = _degrees_of(features, hidden, activation, order, hidden_degrees, context_features is not None)
         super().__init__(degrees, _masks_of(degrees, outputs), activation, context_features)
         self.outputs_per_feature = outputs
 
@@ -220,7 +224,8 @@ class ResMADE(MaskedNetwork):
         for name, value, lowest in (("width", width, 1), ("blocks", blocks, 0)):
             if value < lowest:
                 raise ValueError(f"{name} is {value}; it must be at least {lowest}")
-        first, second = _degrees_of(features, (width,), activation, order, hidden_degrees)
+        conditional = context_features is not None
+        first, second = _degrees_of(features, (width,), activation, order, hidden_degrees, conditional)
         degrees = [first, *[second] * (1 + 2 * blocks)]
         conditioned = [0, *range(1, 2 * blocks, 2)]
         super().__init__([first, second], _masks_of(degrees, outputs), activation, context_features, conditioned)
@@ -244,7 +249,7 @@ class ResMADE(MaskedNetwork):
 
 
 def _degrees_of(
-    features: int, hidden: Sequence[int], activation: str, order: Order, hidden_degrees: str
+    features: int, hidden: Sequence[int], activation: str, order: Order, hidden_degrees: str, conditional: bool
 ) -> list[Tensor]:
     """Of the features, then of each hidden layer; ValueError for what makes no network."""
     if features < 1:
@@ -253,7 +258,7 @@ def _degrees_of(
         raise ValueError(f"hidden is {tuple(hidden)}; it must have the width of one layer at least, each 1 or more")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(map(repr, ACTIVATIONS))}")
-    return [_feature_degrees(features, order), *_hidden_degrees(features, hidden, hidden_degrees)]
+    return [_feature_degrees(features, order), *_hidden_degrees(features, hidden, hidden_degrees, conditional)]
 
 
 def _masks_of(degrees: Sequence[Tensor], outputs: int) -> list[Tensor]:
@@ -276,13 +281,17 @@ def _feature_degrees(features: int, order: Order) -> Tensor:
     return torch.tensor(indices).argsort() + 1
 
 
-def _hidden_degrees(features: int, hidden: Sequence[int], how: str) -> list[Tensor]:
+def _hidden_degrees(features: int, hidden: Sequence[int], how: str, conditional: bool) -> list[Tensor]:
+    lowest = 0 if conditional else min(1, features - 1)
     if how == "sequential":
-        return [cyclic_degrees(features, width) for width in hidden]
+        return [cyclic_degrees(features, width, lowest) for width in hidden]
     if how != "random":
         raise ValueError(f"hidden_degrees is {how!r}; it must be 'sequential' or 'random'")
-    found, least = [], min(1, features - 1)
+    found = []
     for width in hidden:
-        found.append(torch.randint(least, max(least + 1, features), (width,)))
-        least = int(found[-1].min())  # a unit of lower degree would see nothing of the layer before
+        degrees = torch.randint(lowest, max(lowest + 1, features), (width,), device="cpu")
+        if conditional:
+            degrees[0] = 0  # in every layer a unit by which the first feature sees the context
+        found.append(degrees.to(torch.get_default_device()))
+        lowest = int(degrees.min())  # a unit of lower degree would see nothing of the layer before
     return found

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastgen.nn.derived_buffers import DerivedBuffers
 from fastgen.ops.masked_conv2d import masked_conv2d
 from fastgen.reference.masked_conv2d import causal_mask, margins_of
 
@@ -21,7 +22,7 @@ class MaskedConvState(NamedTuple):
     column: int
 
 
-class MaskedConv2d(nn.Conv2d):
+class MaskedConv2d(DerivedBuffers, nn.Conv2d):
     """Convolution that sees the rows above and, in its own row, what lies to the left (van den Oord et al. 2016a).
 
     At the centre, mask "A" shows a channel the colours before its own, mask "B" also its own colour. Channels are
@@ -56,9 +57,13 @@ class MaskedConv2d(nn.Conv2d):
             raise ValueError(f"kernel_size={kernel_size} must be odd")
         size = (height // 2 + 1, width if height > 1 else width // 2 + 1)
         super().__init__(in_channels, out_channels, size, stride=stride, dilation=dilation, bias=bias)
-        self.mask_type, self.colours = mask, colours
-        visible = causal_mask(mask, tuple(self.weight.shape), colours, parts)
-        self.register_buffer("mask", visible, persistent=False)
+        self.mask_type, self.colours, self.parts = mask, colours, parts
+        self.derive()
+
+    def derived(self) -> dict[str, Tensor]:
+        shape = (self.out_channels, self.in_channels, *self.kernel_size)
+        mask = causal_mask(self.mask_type, shape, self.colours, self.parts, self.weight.device)
+        return {"mask": mask.to(self.weight.dtype)}
 
     def forward(self, x: Tensor) -> Tensor:
         return masked_conv2d(

@@ -80,7 +80,7 @@ class MonotoneIntegral(MonotoneTransform):
 
 
 def clenshaw_curtis(intervals: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights, float64 [intervals + 1] each, for an integral over [0, 1]: exact to that degree.
+    """Nodes and weights, float64 [intervals + 1] each on the CPU, for an integral over [0, 1]: exact to that degree.
 
     Raises:
         ValueError: fewer than one interval.
@@ -91,8 +91,8 @@ def clenshaw_curtis(intervals: int) -> tuple[Tensor, Tensor]:
         True
     """
     check_at_least_one(intervals=intervals)
-    k = torch.arange(intervals + 1, dtype=torch.float64)
-    j = torch.arange(1, intervals // 2 + 1, dtype=torch.float64)
+    k = torch.arange(intervals + 1, dtype=torch.float64, device="cpu")
+    j = torch.arange(1, intervals // 2 + 1, dtype=torch.float64, device="cpu")
     terms = torch.where(2 * j == intervals, 1.0, 2.0) / (4 * j**2 - 1)
     weights = (1 - torch.cos(2 * math.pi / intervals * k[:, None] * j) @ terms) / intervals
     weights[0], weights[-1] = weights[0] / 2, weights[-1] / 2

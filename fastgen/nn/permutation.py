@@ -8,10 +8,11 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from fastgen.nn.derived_buffers import DerivedBuffers
 from fastgen.nn.flow_sequential import no_log_det
 
 
-class Permutation(nn.Module):
+class Permutation(DerivedBuffers):
     """``y[:, i] = x[:, indices[i]]`` on [N, C, ...]: ``forward(x)`` and ``inverse(y)`` return (y, zeros [N]).
 
     Args:
@@ -27,11 +28,14 @@ class Permutation(nn.Module):
 
     def __init__(self, indices: Sequence[int] | Tensor) -> None:
         super().__init__()
-        indices = torch.as_tensor(indices, dtype=torch.int64)
-        if indices.dim() != 1 or not torch.equal(indices.sort()[0], torch.arange(len(indices))):
-            raise ValueError(f"indices is {indices.tolist()}; it must have every number below {len(indices)} once")
-        self.register_buffer("indices", indices)
-        self.register_buffer("inverse_indices", indices.argsort(), persistent=False)
+        indices = indices.tolist() if isinstance(indices, Tensor) else list(indices)
+        if sorted(indices) != list(range(len(indices))):
+            raise ValueError(f"indices is {indices}; it must have every number below {len(indices)} once")
+        self.register_buffer("indices", torch.tensor(indices, dtype=torch.int64))
+        self.derive()
+
+    def derived(self) -> dict[str, Tensor]:
+        return {"inverse_indices": self.indices.argsort()}
 
     @classmethod
     def reversed(cls, channels: int) -> Permutation:
@@ -52,10 +56,6 @@ class Permutation(nn.Module):
         if x.dim() < 2 or x.shape[1] != len(indices):
             raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, {len(indices)}, ...]")
         return x.index_select(1, indices)
-
-    def _load_from_state_dict(self, *arguments, **others) -> None:
-        super()._load_from_state_dict(*arguments, **others)
-        self.inverse_indices = self.indices.argsort()
 
     def extra_repr(self) -> str:
         return f"{len(self.indices)}"

@@ -8,11 +8,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastgen.nn.channel_moments import has_processes
+from fastgen.nn.recomputation import is_recomputation
+from fastgen.ops.precision import in_float32
 from fastgen.ops.vector_quantize import vector_quantize
 
 
 class Quantized(NamedTuple):
-    """``values`` [N, width, ...] with the straight-through gradient, ``codes`` int64 [N, ...], and two scalars."""
+    """``values`` [N, width, ...] of z's dtype with the straight-through gradient, ``codes`` int64 [N, ...], and two
+    scalars, float32 or float64."""
 
     values: Tensor
     codes: Tensor
@@ -21,6 +25,7 @@ class Quantized(NamedTuple):
 
 
 def _mean_square(difference: Tensor) -> Tensor:
+    """0 of nothing."""
     return difference.square().sum() / max(1, difference.numel())
 
 
@@ -30,9 +35,11 @@ class VectorQuantizer(nn.Module):
     With ``decay`` the codebook follows the encoder in training by exponential moving averages of how often a code is
     chosen, n, and of the sum of what chose it, m: ``e = m / n'`` with n' Laplace-smoothed by ``epsilon``; the loss is
     ``commitment mean (z - sg e)^2``. With ``decay=None`` the codebook is a parameter, and the loss has also
-    ``mean (sg z - e)^2``. Under ``torch.distributed`` the statistics are those of all processes.
+    ``mean (sg z - e)^2``. The loss of an empty batch is 0. Under ``torch.distributed`` the statistics are those of all
+    processes, each of which must make the call. A forward that checkpointing computes again adds nothing to them.
 
-    Input z [N, width, ...], of a grid of any dimensions. The perplexity of the codes' use is ``exp`` of their entropy.
+    Input z [N, width, ...], of a grid of any dimensions; half precision is computed in float32. The perplexity of the
+    codes' use is ``exp`` of their entropy.
 
     Raises:
         ValueError: a number out of its range, or z is not [N, width, ...].
@@ -73,20 +80,18 @@ class VectorQuantizer(nn.Module):
             self.register_buffer("sums", codebook.clone())
 
     def forward(self, z: Tensor) -> Quantized:
-        rows = self._rows(z)
-        codes, nearest, counts, sums = vector_quantize(rows, self.codebook)
+        codes, nearest, counts, sums = vector_quantize(self._rows(z), self.codebook)
         if self.decay is None:
             nearest = self.codebook[codes]
-            loss = (rows.detach() - nearest).square().mean() + self.commitment * (
-                rows - nearest.detach()
-            ).square().mean()
-        else:
-            loss = self.commitment * _mean_square(rows - nearest)
-            if self.training:
-                self._average(counts, sums)
+        rows, nearest = in_float32(self._rows(z), nearest)
+        loss = self.commitment * _mean_square(rows - nearest.detach())
+        if self.decay is None:
+            loss = loss + _mean_square(rows.detach() - nearest)
+        elif self.training and not is_recomputation():
+            self._average(counts, sums)
         share = counts / max(1, len(codes))
         perplexity = torch.special.entr(share).sum().exp()
-        values = self._grid(rows + (nearest - rows).detach(), z)
+        values = self._grid((rows + (nearest - rows).detach()).to(z.dtype), z)
         return Quantized(values, codes.reshape(z.shape[0], *z.shape[2:]), loss, perplexity)
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -97,7 +102,8 @@ class VectorQuantizer(nn.Module):
     def restart_unused(self, z: Tensor, below: float, seed: int) -> Tensor:
         """Let codes whose average count is less than ``below`` begin again at rows of z [N, width, ...], drawn by seed.
 
-        Average and count both start anew. Returns which codes it were, bool [codes].
+        Average and count both start anew. Returns which codes it were, bool [codes]. Under ``torch.distributed`` every
+        process must call it, and the rows are those that the first process draws.
 
         Raises:
             ValueError: the quantizer keeps no averages, or z is not [N, width, ...] or empty.
@@ -110,6 +116,8 @@ class VectorQuantizer(nn.Module):
         unused = self.counts < below
         generator = torch.Generator().manual_seed(seed)
         chosen = rows[torch.randint(len(rows), (len(unused),), generator=generator).to(rows.device)].to(self.codebook)
+        if has_processes():
+            dist.broadcast(chosen, 0)
         self.codebook.copy_(torch.where(unused[:, None], chosen, self.codebook))
         self.sums.copy_(torch.where(unused[:, None], chosen, self.sums))
         self.counts.copy_(torch.where(unused, 1.0, self.counts))
@@ -117,7 +125,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _average(self, counts: Tensor, sums: Tensor) -> None:
-        if dist.is_available() and dist.is_initialized():
+        if has_processes():
             for statistic in (counts, sums):
                 dist.all_reduce(statistic)
         self.counts.lerp_(counts.to(self.counts), 1 - self.decay)

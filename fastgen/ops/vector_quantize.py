@@ -38,9 +38,13 @@ def _vmap(info, in_dims, x: Tensor, codebook: Tensor) -> tuple[tuple[Tensor, ...
 def vector_quantize(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The nearest code of every row, and the statistics that an exponential moving average of the codebook needs.
 
-    ``codes[n] = argmin_k |x[n] - e[k]|^2``, found as the first largest ``x[n] . e[k] - |e[k]|^2 / 2``. Only the
-    nearness of a few rows to a few codes is in memory at a time. On the CPU the result is bitwise the same for any
-    number of threads. It is not differentiable; ``nn.VectorQuantizer`` has the straight-through estimator.
+    ``codes[n] = argmin_k |x[n] - e[k]|^2``, found as the first largest ``x'[n] . e'[k] - |e'[k]|^2 / 2`` with
+    ``x' = x - c`` and ``e' = e - c``. c is the mean of the codes in the coordinates where it is larger than their
+    deviation from it, else 0: an offset that all data have costs no precision. What is chosen may be further than the
+    nearest code by the rounding of these numbers, ``|x'| |e'|`` times the dtype's epsilon.
+
+    Only the nearness of a few rows to a few codes is in memory at a time. On the CPU the result is bitwise the same for
+    any number of threads. It is not differentiable; ``nn.VectorQuantizer`` has the straight-through estimator.
 
     Args:
         x: float [N, D]. float16 and bfloat16 are computed in float32.

@@ -9,23 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Device = torch.device | str | None
 
-def colour_of(channels: int, colours: int, parts: int = 1) -> Tensor:
+
+def colour_of(channels: int, colours: int, parts: int = 1, device: Device = None) -> Tensor:
     """The colour of every channel, int64 [channels]: ``parts`` equal runs, each of ``colours`` nearly equal runs."""
     if channels % parts or channels // parts < colours:
         raise ValueError(f"channels={channels} must be parts={parts} equal runs of at least colours={colours} channels")
-    return (torch.arange(channels // parts) * colours // (channels // parts)).repeat(parts)
+    return (torch.arange(channels // parts, device=device) * colours // (channels // parts)).repeat(parts)
 
 
-def causal_mask(kind: str, shape: tuple[int, ...], colours: int, parts: int = 1) -> Tensor:
+def causal_mask(kind: str, shape: tuple[int, ...], colours: int, parts: int = 1, device: Device = None) -> Tensor:
     """What a weight [out, in, height, width] may use, whose last row is the centre's: float32, 1 or 0.
 
     The centre is the middle column; where the kernel has one row, the last.
     """
     out_channels, in_channels, height, width = shape
-    source, target = colour_of(in_channels, colours), colour_of(out_channels, colours, parts)
+    source = colour_of(in_channels, colours, device=device)
+    target = colour_of(out_channels, colours, parts, device)
     centre = width // 2 if height > 1 else width - 1
-    mask = torch.ones(shape)
+    mask = torch.ones(shape, device=device)
     mask[:, :, -1, centre:] = 0
     mask[:, :, -1, centre] = (target[:, None] > source if kind == "A" else target[:, None] >= source).float()
     return mask

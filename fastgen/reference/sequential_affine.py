@@ -112,9 +112,9 @@ def sequential_affine(
     return x, log_det.sum(-1)
 
 
-def cyclic_degrees(features: int, hidden: int) -> Tensor:
-    """1, ..., D - 1 over and over: the degrees that a hidden layer has by default; 0 where D is 1."""
-    return torch.arange(hidden) % max(1, features - 1) + min(1, features - 1)
+def cyclic_degrees(features: int, hidden: int, lowest: int) -> Tensor:
+    """``lowest``, ..., D - 1 over and over: the degrees of a hidden layer of so many units."""
+    return torch.arange(hidden) % (features - lowest) + lowest
 
 
 def _case(
@@ -129,7 +129,8 @@ def _case(
     features, *hidden = widths
 
     def make(generator: torch.Generator) -> dict:
-        degrees = [torch.arange(1, features + 1), *(cyclic_degrees(features, h) for h in hidden)]
+        lowest = 0 if context else min(1, features - 1)
+        degrees = [torch.arange(1, features + 1), *(cyclic_degrees(features, h, lowest) for h in hidden)]
         if random:
             degrees = [torch.randperm(features, generator=generator) + 1]
             degrees += [torch.randint(0, features + 1, (h,), generator=generator) for h in hidden]

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from fastgen.nn import ActNorm
+from fastgen.nn import ActNorm, FlowSequential
 
 
 @pytest.mark.parametrize("shape", [(64, 3), (8, 3, 50), (4, 3, 9, 7)])
@@ -85,13 +85,49 @@ def test_wrong_arguments_and_parameters_are_named():
         ActNorm(0)
     with pytest.raises(ValueError, match=r"x has shape \(2, 4\)"):
         ActNorm(3)(torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="must have elements"):
-        ActNorm(3)(torch.zeros(0, 3))
+    for shape in ((0, 3), (1, 3), (1, 3, 1)):  # reports_actnorm_constant_channel
+        layer = ActNorm(3)
+        with pytest.raises(ValueError, match="needs 2 values of a channel or more"):
+            layer(torch.randn(shape))
+        assert not layer.initialized
     for wrong in (float("nan"), float("inf")):
         layer = ActNorm(3)
         with pytest.raises(ValueError, match="not finite"):
             layer(torch.full((2, 3), wrong))
         assert not layer.initialized
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1e4, -7.7e8])
+@pytest.mark.parametrize("shape", [(33, 3), (2, 3, 5)])
+def test_a_channel_that_is_constant_in_the_first_batch_keeps_its_scale(shape, constant):
+    """reports_actnorm_constant_channel"""
+    x = torch.randn(shape)
+    x[:, 1] = constant
+    layer, other = ActNorm(3), ActNorm(3)
+    with pytest.warns(RuntimeWarning, match=r"1 of 3 channels are constant .* \(channel 1 is the first of them\)"):
+        layer(x)
+    assert layer.log_scale[1] == 0
+    torch.testing.assert_close(layer.bias[1], torch.tensor(-constant))
+    other(torch.where(torch.arange(3).reshape(3, *[1] * (x.dim() - 2)) == 1, torch.randn(shape), x))
+    assert torch.equal(layer.log_scale[::2], other.log_scale[::2])
+    layer(x)  # says nothing more
+
+
+def test_a_small_deviation_is_no_constant():
+    layer = ActNorm(1)
+    layer(1 + 1e-4 * torch.randn(100, 1))
+    assert layer.log_scale > 8
+
+
+@pytest.mark.parametrize("norm", [ActNorm, lambda channels: FlowSequential(ActNorm(channels), ActNorm(channels))])
+def test_batches_after_one_with_a_constant_channel_stay_of_their_size(norm):
+    x, layer = torch.randn(160, 3), norm(3)
+    x[:40, 2] = 0
+    with pytest.warns(RuntimeWarning, match="are constant"):
+        layer(x[:40])
+    y, log_det = layer(x[40:])
+    assert y.abs().max() < 10
+    assert log_det.abs().max() < 5
 
 
 @pytest.mark.parametrize("method", ["forward", "inverse"])

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from fastgen.nn import FlowBatchNorm
 
@@ -87,6 +88,38 @@ def test_it_compiles_and_averages_alike(training):
         for mine, eager in zip(compiled(x), other(x), strict=True):
             torch.testing.assert_close(mine, eager)
     torch.testing.assert_close(layer.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_forward_that_is_computed_again_adds_nothing_to_the_averages(use_reentrant):
+    layer, x = make(), torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    other = copy.deepcopy(layer)
+    checkpoint(layer, x, use_reentrant=use_reentrant)[0].square().sum().backward()
+    other(x)
+    assert layer.batches == 1
+    torch.testing.assert_close(layer.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_layer_in_half_precision_averages_within_its_rounding(dtype):
+    torch.manual_seed(0)
+    layer, half = FlowBatchNorm(2, affine=True), FlowBatchNorm(2, affine=True).to(dtype)
+    for _ in range(5):
+        x = (3 + 4 * torch.randn(50, 2)).to(dtype)
+        torch.testing.assert_close(half(x)[0], layer(x)[0], rtol=0, atol=0)
+    for y, wide in zip(half.eval()(x), layer.eval()(x), strict=True):
+        torch.testing.assert_close(y.float(), wide.float(), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_constant_channel_and_evaluation_before_training_stay_finite(dtype):
+    layer, x = FlowBatchNorm(2).to(dtype), torch.randn(20, 2, dtype=dtype)
+    assert torch.equal(layer.eval()(x)[0], FlowBatchNorm(2).eval()(x)[0])
+    x[:, 1] = 3.0
+    y, log_det = layer.train()(x)
+    assert (y[:, 1] == 0).all()
+    assert log_det.isfinite().all()
+    assert layer.eval()(torch.randn(20, 2, dtype=dtype))[0].isfinite().all()
 
 
 def test_errors():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.linalg import svdvals, vector_norm
+from torch.utils.checkpoint import checkpoint
 
 from fastgen.nn import lipschitz
 from fastgen.nn.induced_norm import CLOSED
@@ -203,3 +204,20 @@ def test_other_wrong_arguments_are_refused():
         LipschitzConv2d(2, 2, size=(0, 4))
     with pytest.raises(ValueError, match=r"x has shape \(1, 2, 4, 5\); it must be \[N, 2, 4, 4\]"):
         LipschitzConv2d(2, 2, size=(4, 4))(torch.zeros(1, 2, 4, 5))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_the_direction_moves_once_where_a_forward_is_computed_again(use_reentrant):
+    torch.manual_seed(0)
+    layer = LipschitzLinear(6, 5, coefficient=0.5, iterations=1).double()
+    layer.weight.data.mul_(5)
+    plain, x = copy.deepcopy(layer), torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    for _ in range(2):
+        for made, call in ((layer, lambda x: checkpoint(layer, x, use_reentrant=use_reentrant)), (plain, plain)):
+            made.zero_grad()
+            call(x).square().sum().backward()
+            with torch.no_grad():
+                made.weight.mul_(0.9)
+        assert torch.equal(layer.direction, plain.direction)
+        if not use_reentrant:
+            assert torch.equal(layer.weight.grad, plain.weight.grad)

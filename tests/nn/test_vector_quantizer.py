@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from fastgen.nn import VectorQuantizer
 
@@ -86,14 +87,40 @@ def test_a_restarted_code_begins_again_in_average_and_count():
     assert torch.equal(again.codebook, quantizer.codebook)
 
 
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_forward_that_is_computed_again_adds_nothing_to_the_averages(use_reentrant):
+    torch.manual_seed(0)
+    quantizer, other = VectorQuantizer(4, 2), VectorQuantizer(4, 2)
+    other.load_state_dict(quantizer.state_dict())
+    z = torch.randn(9, 2, requires_grad=True)
+    checkpoint(lambda z: quantizer(z).values, z, use_reentrant=use_reentrant).sum().backward()
+    other(z)
+    torch.testing.assert_close(quantizer.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
 def test_perplexity_counts_the_codes_in_use():
     quantizer = VectorQuantizer(8, 2).eval()
     torch.testing.assert_close(quantizer(quantizer.codebook.clone()).perplexity, torch.tensor(8.0))
     torch.testing.assert_close(quantizer(quantizer.codebook[:1].clone()).perplexity, torch.tensor(1.0))
 
 
-def test_an_empty_batch():
-    out = VectorQuantizer(4, 2).eval()(torch.zeros(0, 2, 3))
+@pytest.mark.parametrize("decay", [0.99, None])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_loss_of_half_precision_is_summed_in_float32(dtype, decay):
+    """reports_vq_half_loss"""
+    torch.manual_seed(0)
+    quantizer, z = VectorQuantizer(16, 8, decay=decay).eval(), 5 * torch.randn(8, 8, 40, 40)
+    wide, half = quantizer(z), quantizer(z.to(dtype))
+    assert half.loss.dtype == half.perplexity.dtype == torch.float32
+    assert half.values.dtype == dtype
+    torch.testing.assert_close(half.loss, wide.loss, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("decay", [0.99, None])
+@pytest.mark.parametrize("training", [True, False])
+def test_an_empty_batch(training, decay):
+    """reports_vq_empty_batch"""
+    out = VectorQuantizer(4, 2, decay=decay).train(training)(torch.zeros(0, 2, 3))
     assert out.values.shape == (0, 2, 3)
     assert out.codes.shape == (0, 3)
     assert out.loss == 0

@@ -221,8 +221,9 @@ def test_a_list_of_weights_and_biases_is_the_flat_vector():
 
 
 def test_degrees_of_a_layer_by_default():
-    assert cyclic_degrees(4, 5).tolist() == [1, 2, 3, 1, 2]
-    assert cyclic_degrees(1, 2).tolist() == [0, 0]
+    assert cyclic_degrees(4, 5, 1).tolist() == [1, 2, 3, 1, 2]
+    assert cyclic_degrees(4, 5, 0).tolist() == [0, 1, 2, 3, 0]
+    assert cyclic_degrees(1, 2, 0).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,28 @@ def test_any_size(rows, codes, width, seed):
     check(x, codebook, vector_quantize(x, codebook))
 
 
+@pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("triton-interpret", marks=pytest.mark.interpreter)])
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1e4, torch.tensor([1e4, 0.0, -1e3, 1.0, 1e4])])
+def test_an_offset_that_all_data_have_costs_no_precision(offset, backend):
+    """reports_vq_offset"""
+    generator = torch.Generator().manual_seed(0)
+    x, codebook = (offset + torch.randn(rows, 5, generator=generator) for rows in (300, 40))
+    with fastgen.backend(backend):
+        codes = vector_quantize(x, codebook)[0]
+    distances = (x.double()[:, None] - codebook.double()).square().sum(-1)
+    assert (distances.gather(1, codes[:, None])[:, 0] <= distances.min(1).values * (1 + 1e-5) + 1e-6).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_code_far_away_costs_no_precision(backend):
+    x, codebook = torch.randn(300, 5), torch.randn(40, 5)
+    codebook[7] = 1e6
+    with fastgen.backend(backend):
+        codes = vector_quantize(x, codebook)[0]
+    distances = (x.double()[:, None] - codebook.double()).square().sum(-1)
+    assert (distances.gather(1, codes[:, None])[:, 0] <= distances.min(1).values * (1 + 1e-5) + 1e-6).all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_of_equally_near_codes_the_first_is_taken(backend):
     codebook = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]).repeat(40, 1)

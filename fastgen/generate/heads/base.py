@@ -301,7 +301,7 @@ def _input_table(levels: int, to_input: str | Tensor) -> Tensor | None:
             given = f"{to_input.dtype} {list(to_input.shape)}"
             raise ValueError(f"to_input is a table of {given}; it must be finite floating-point values, [{levels}]")
         return to_input.detach().cpu().float().contiguous()
-    level = torch.arange(levels, dtype=torch.float64)
+    level = torch.arange(levels, dtype=torch.float64, device="cpu")
     tables = {"index": level, "unit": level / (levels - 1), "symmetric": 2 * level / (levels - 1) - 1}
     if not isinstance(to_input, str) or to_input not in tables:
         raise ValueError(

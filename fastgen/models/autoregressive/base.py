@@ -12,7 +12,7 @@ import fastgen
 from fastgen.generate.errors import CompileError
 from fastgen.generate.heads import Head
 from fastgen.models.base import Model, ModelConfig
-from fastgen.models.context import Context, check_context
+from fastgen.models.context import Context, check_context, split_context
 
 
 class _Compiled(NamedTuple):
@@ -23,7 +23,8 @@ class _Compiled(NamedTuple):
 class AutoregressiveModel(Model):
     """``forward(x, context=None)`` maps the input of every element to the parameters of ``head`` for the same element.
 
-    ``x`` is ``head.to_input(levels)``. The parameters of an element depend on the elements before it in ``order`` only.
+    ``x`` is ``head.to_input(levels)``; floats are cast to the dtype of the model's parameters, a context's too. The
+    parameters of an element depend on the elements before it in ``order`` only.
     """
 
     predicts = "same"
@@ -46,8 +47,19 @@ class AutoregressiveModel(Model):
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         """The head's parameters."""
 
+    def inputs(self, x: Tensor, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
+        """What ``forward`` computes with: x and the context by name, floats in the dtype of the model's parameters.
+
+        Raises:
+            ValueError: a context other than the config's.
+        """
+        dtype = next(self.parameters()).dtype
+        return _cast(x, dtype), {k: _cast(v, dtype) for k, v in split_context(context, self.conditions).items()}
+
     def log_prob(self, levels: Tensor, context: Context = None) -> Tensor:
         """Log-probability [N] in nats, summed over the elements, of integer levels [N, *event_shape] of any size.
+
+        It is float64 for parameters in float64, else float32.
 
         Raises:
             ValueError: ``levels`` or ``context`` has a wrong shape, dtype or value.
@@ -120,6 +132,10 @@ class AutoregressiveModel(Model):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the compiled samplers behind."""
         return {**super().__getstate__(), "_compiled": {}}
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() and value.dtype != dtype else value
 
 
 def _refreshed(sampler: fastgen.Sampler) -> fastgen.Sampler | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastgen.generate.heads import Categorical
 from fastgen.models.autoregressive.base import AutoregressiveModel
 from fastgen.models.base import ModelConfig
-from fastgen.models.context import Condition, Context, split_context
+from fastgen.models.context import Condition, Context
 from fastgen.models.registry import register
 from fastgen.nn import MaskedConv2d
 
@@ -159,7 +159,7 @@ class GatedPixelCNN(AutoregressiveModel):
         return sizes
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
-        context = split_context(context, self.conditions)
+        x, context = self.inputs(x, context)
         if "map" in context and context["map"].shape[2:] != x.shape[2:]:
             raise ValueError(f"context 'map' is {tuple(context['map'].shape[2:])}; the image is {tuple(x.shape[2:])}")
         v = h = x

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastgen.generate.heads import Categorical
 from fastgen.models.autoregressive.base import AutoregressiveModel
 from fastgen.models.base import ModelConfig
-from fastgen.models.context import Context, split_context
+from fastgen.models.context import Context
 from fastgen.models.registry import register
 from fastgen.nn import MaskedConv2d
 
@@ -99,6 +99,6 @@ class PixelCNN(AutoregressiveModel):
         return "raster" if self.config.event_shape[0] == 1 else "raster-subpixel"
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
-        split_context(context, self.conditions)
+        x, _ = self.inputs(x, context)
         x = self.blocks(self.first(x))
         return self.output(F.relu(self.hidden(F.relu(x))))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastgen.generate.heads import DiscretizedLogisticMixture
 from fastgen.models.autoregressive.base import AutoregressiveModel
 from fastgen.models.base import ModelConfig
-from fastgen.models.context import Condition, Context, check_context, split_context
+from fastgen.models.context import Condition, Context, check_context
 from fastgen.models.registry import register
 from fastgen.nn import (
     DownRightShiftedConv2d,
@@ -159,7 +159,7 @@ class PixelCNNpp(AutoregressiveModel):
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         if x.shape[2] % 4 or x.shape[3] % 4:
             raise ValueError(f"x has shape {tuple(x.shape)}; its sides must be divisible by 4")
-        context = split_context(context, self.conditions)
+        x, context = self.inputs(x, context)
         x = F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
         u = down_shift(self.first_u(x))
         ul = down_shift(self.first_ul_row(x)) + right_shift(self.first_ul_pixel(x))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastgen.generate.heads import Categorical, DiscretizedLogisticMixture
 from fastgen.models.autoregressive.base import AutoregressiveModel
 from fastgen.models.base import ModelConfig
-from fastgen.models.context import Condition, Context, split_context
+from fastgen.models.context import Condition, Context
 from fastgen.models.registry import register
 from fastgen.nn import CausalConv1d, GatedResidualBlock1d
 
@@ -182,7 +182,7 @@ class WaveNet(AutoregressiveModel):
         return sizes
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
-        context = split_context(context, self.conditions)
+        x, context = self.inputs(x, context)
         global_condition = self._global_condition(context)
         local_condition = self._local_condition(context, x.shape[-1])
         h = self.first(x) if self.config.output == "categorical" else self.first(F.pad(x[:, None, :-1], (1, 0)))

@@ -60,6 +60,9 @@ class NoSamples(ValueError):
 class FlowModel(Model):
     """A flow between data x [N, *event_shape] and latents z [N, D] of a simple density, D numbers in an event.
 
+    x, z and the context are cast to the dtype of the model's parameters; log-densities are float64 for parameters in
+    float64, else float32.
+
     A subclass makes ``flow``, a ``FlowSequential`` or ``MultiScale`` from x to z, or another flow layer whose methods
     take (x, context, seed), with a context [N, context_features] or None. For discrete
     data x lies in [0, 1): level v with its noise u in [0, 1) is (v + u) / levels. Noise is uniform unless the subclass
@@ -106,12 +109,16 @@ class FlowModel(Model):
         ``seed`` is of the noise of a model that estimates its log-determinant; None draws it from PyTorch's generator.
         """
         self._check(x, "x", self.config.event_shape)
-        return self.flow(x, self.encode(context, len(x)), seed)
+        return self.flow(self._cast(x), self.encode(context, len(x)), seed)
 
     def inverse(self, z: Tensor, context: Context = None, *, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """z [N, D] to (x [N, *event_shape], log_det [N] of that)."""
         self._check(z, "z", (prod(self.config.event_shape),))
-        return self.flow.inverse(z, self.encode(context, len(z)), seed)
+        return self.flow.inverse(self._cast(z), self.encode(context, len(z)), seed)
+
+    def _cast(self, x: Tensor) -> Tensor:
+        dtype = next(self.parameters()).dtype
+        return x.to(dtype) if x.dtype != dtype and x.is_floating_point() else x
 
     def log_prob(self, x: Tensor, context: Context = None, *, seed: int | None = None) -> Tensor:
         """Log-density [N] in nats of real x [N, *event_shape]; for discrete data, that of dequantized x in [0, 1).

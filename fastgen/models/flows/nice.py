@@ -64,8 +64,8 @@ class NICE(FlowModel):
     def __init__(self, config: NICEConfig | None = None) -> None:
         super().__init__(config)
         config, features = self.config, prod(self.config.event_shape)
-        even, odd = torch.arange(0, features, 2), torch.arange(1, features, 2)
-        layers: list[nn.Module] = [Flatten(config.event_shape), Permutation(torch.cat((even, odd)))]
+        even, odd = range(0, features, 2), range(1, features, 2)
+        layers: list[nn.Module] = [Flatten(config.event_shape), Permutation([*even, *odd])]
         for i in range(config.couplings):
             swap = i % 2 == 1
             kept, changed = (len(odd), len(even)) if swap else (len(even), len(odd))

@@ -1,0 +1,35 @@
+"""Mean and variance of every channel of a batch, on one process or over all of them."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def channel_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """How many values a channel has in x [N, C, ...], their mean [C], and their variance [C]: all 0 of none."""
+    if not x.numel():
+        return 0, x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1])
+    variance, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
+    return x.numel() // x.shape[1], mean, variance
+
+
+def has_processes() -> bool:
+    """Whether ``torch.distributed`` is initialized."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def moments_of_all_processes(count: int, mean: Tensor, variance: Tensor) -> tuple[Tensor | int, Tensor, Tensor]:
+    """Count, mean and variance of the batches of all processes of ``torch.distributed``, from those of its own batch.
+
+    Every process must call it. Without ``torch.distributed`` they are what was given.
+    """
+    if not has_processes():
+        return count, mean, variance
+    totals = torch.stack([torch.full_like(mean, count), count * mean])
+    dist.all_reduce(totals)
+    overall = totals[1] / totals[0]
+    squares = count * (variance + (mean - overall).square())
+    dist.all_reduce(squares)
+    return totals[0, 0], overall, squares / totals[0]

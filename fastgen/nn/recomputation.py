@@ -1,0 +1,13 @@
+"""Whether a forward is computed again for a backward pass."""
+
+from __future__ import annotations
+
+import torch
+
+
+def is_recomputation() -> bool:
+    """Whether this call runs within a backward pass, where activation checkpointing computes a forward again.
+
+    A layer whose state moves on in every forward leaves it as it is then, so that it moves once a step.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
