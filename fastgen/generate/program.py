@@ -76,6 +76,16 @@ OPCODES = {
 OPCODE = {name: number for number, name in enumerate(OPCODES)}
 
 
+def register_arguments(name: str) -> int:
+    """How many registers an operation reads: the first so many of a, b, c."""
+    if name in ("load", "const"):
+        return 0
+    if name in ("where", "mulmod"):
+        return 3
+    binary = OPCODE["add"] <= OPCODE[name] <= OPCODE["ne"] or OPCODE["fmod"] <= OPCODE[name] <= OPCODE["bitxor"]
+    return 2 if binary else 1
+
+
 @dataclass
 class Buffer:
     """``positions`` slots of ``channels`` float32.
@@ -250,6 +260,13 @@ class Program:
             setattr(program, name, [record(*r) for r in rows])
         program.weights, program.constants = tensors["weights"], tensors["constants"]
         return program
+
+    def columns(self) -> dict[str, dict[str, np.ndarray]]:
+        """The fields of every kind of record, each as one array."""
+        tables = self.tables()
+        columns = {n: dict(zip(_integers(r), tables[n].T, strict=True)) for n, r in _RECORDS.items()}
+        columns["operations"] |= dict(zip("xy", tables["operation_numbers"].T, strict=True))
+        return columns
 
     @property
     def fingerprint(self) -> str:

@@ -119,7 +119,12 @@ class ReferenceMachine:
                     self._execute(code, run, _grid([q], range(code.w0, code.w1)))
 
     def _execute(self, code: Code, run: Run, cells: Cells) -> None:
-        """All of a code at some cells, independent of one another."""
+        """All of a code at some cells, independent of one another: so many at once that they take little memory."""
+        together = max(1, _TOGETHER // (code.lanes * max(code.registers, 1)))
+        for q, w in zip(cells[0].split(together), cells[1].split(together), strict=True):
+            self._execute_cells(code, run, (q, w))
+
+    def _execute_cells(self, code: Code, run: Run, cells: Cells) -> None:
         shape = (run.state.shape[0], len(cells[0]), code.lanes)
         registers = [torch.full(shape, torch.nan) for _ in range(code.registers)]
         if code.parts:
@@ -148,7 +153,7 @@ class ReferenceMachine:
             values = self._read(segment.operand, run, cells)
             if segment.kind == INDEX:
                 index = values[..., 0].long()
-                rows = matrix.shape[0] - segment.row
+                rows = segment.length
                 if (index != values[..., 0]).any() or (index < 0).any() or (index >= rows).any():
                     raise ValueError(
                         f"an index is {values.min()} .. {values.max()}; it must be a whole number in 0 .. {rows - 1}"
@@ -200,6 +205,9 @@ class ReferenceMachine:
     def _elements(self, event: Tensor, draw: Draw, run: Run, q: int, w: int) -> Tensor:
         """The draw's elements of ``levels`` or ``known``: ``[B, channels]``, a view."""
         position = draw.a * q + draw.b * w + draw.c - run.position0
+        if not 0 <= position < event.shape[2]:
+            held = f"{run.position0} .. {run.position0 + event.shape[2] - 1}"
+            raise ValueError(f"levels holds the positions {held}; position {position + run.position0} is drawn")
         return event[:, draw.channel0 : draw.channel0 + draw.channels, position]
 
     def _draw(self, draw: Draw, run: Run, q: int, w: int) -> None:
@@ -234,8 +242,14 @@ def _grid(q: list[int] | range, w: list[int] | range) -> Cells:
 
 def _pixel_cells(record: Code | Draw, t: int, row_length: int) -> Iterator[tuple[int, int]]:
     """The cells that answer to step t, in the order of q."""
-    for q in range(record.q0, record.q1):
-        w, rest = divmod(t - record.delay - row_length * record.row_stride * q, record.column_stride)
+    row, column = row_length * record.row_stride, max(record.column_stride, 1)
+    last = t - record.delay - column * record.w0
+    first = last - column * max(record.w1 - record.w0 - 1, 0)
+    rows = range(record.q0, record.q1)
+    if row:  # those with first <= row q <= last
+        rows = range(max(record.q0, -(-first // row)), min(record.q1, last // row + 1))
+    for q in rows:
+        w, rest = divmod(t - record.delay - row * q, column)
         if rest == 0 and record.w0 <= w < record.w1:
             yield q, w
 
@@ -261,6 +275,8 @@ _ROUND: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 _NAMES = list(OPCODES)
+_TOGETHER = 1 << 20
+"""Register values of one sample that are computed at once."""
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     **{

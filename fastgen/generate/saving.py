@@ -9,6 +9,7 @@ from fastgen.generate.contexts import ContextLayout
 from fastgen.generate.heads import from_config, to_config
 from fastgen.generate.orders import event_grid, make_order
 from fastgen.generate.program import Program
+from fastgen.generate.program_checks import check_program
 from fastgen.generate.tensor_file import read_tensor_file, write_tensor_file
 
 if TYPE_CHECKING:
@@ -41,7 +42,12 @@ def restore_sampler(sampler: Sampler, path) -> Program:
     tensors, saved = read_tensor_file(path, "program")
     try:
         _restore(sampler, saved)
-        return Program.from_tensors(tensors)
+        program = Program.from_tensors(tensors)
+        contexts = [] if sampler.layout is None else [s[2] for s in sampler.layout.position_major_shapes(1)]
+        check_program(program, sampler.head, sampler.order, contexts)
+        if sampler.predicts == "next" and not program.draws:
+            raise ValueError("predicts='next' needs a program that draws")
+        return program
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path} holds a sampler that cannot be used: {error}") from error
 

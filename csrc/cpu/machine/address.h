@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -28,10 +29,9 @@ struct Lattice {
             record.q0, record.q1, record.w0, record.w1, together};
   }
 
-  bool operator==(const Lattice& o) const {
-    return row == o.row && column == o.column && delay == o.delay && q0 == o.q0 && q1 == o.q1 && w0 == o.w0 && w1 == o.w1 &&
-           together == o.together;
-  }
+  using Key = std::array<std::int64_t, 8>;
+  Key key() const { return {row, column, delay, q0, q1, w0, w1, together}; }
+  bool operator==(const Lattice& other) const { return key() == other.key(); }
   bool empty() const { return q0 == q1 || w0 == w1; }
   bool single() const { return q1 - q0 == 1 && w1 - w0 == 1; }
   std::int64_t first_step() const { return row * q0 + column * w0 + delay; }

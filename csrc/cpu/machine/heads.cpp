@@ -290,13 +290,13 @@ int coupled_channels(const HeadSpec& spec, int channels) {
   return spec.coupled_channels > 0 ? spec.coupled_channels : channels;
 }
 
-int parameters_per_group(const HeadSpec& spec, int coupled) {
+std::int64_t parameters_per_group(const HeadSpec& spec, int coupled) {
   switch (spec.kind) {
     case HeadKind::bernoulli: return 1;
     case HeadKind::categorical: return spec.levels;
-    case HeadKind::gaussian: return spec.mixtures == 1 ? 2 : 3 * spec.mixtures;
+    case HeadKind::gaussian: return spec.mixtures == 1 ? 2 : std::int64_t{3} * spec.mixtures;
     case HeadKind::discretized_logistic_mixture:
-      return coupled == 1 ? 3 * spec.mixtures : coupled == 3 ? 10 * spec.mixtures : 0;
+      return coupled == 1 ? std::int64_t{3} * spec.mixtures : coupled == 3 ? std::int64_t{10} * spec.mixtures : 0;
   }
   return 0;
 }
@@ -306,7 +306,8 @@ int parameters_per_group(const HeadSpec& spec, int coupled) {
 int parameter_count(const HeadSpec& spec, int channels) {
   const int coupled = coupled_channels(spec, channels);
   if (channels < 1 || channels % coupled != 0) return 0;
-  return channels / coupled * parameters_per_group(spec, coupled);
+  const std::int64_t count = channels / coupled * parameters_per_group(spec, coupled);
+  return count <= std::numeric_limits<int>::max() ? static_cast<int>(count) : 0;
 }
 
 std::size_t draw_scratch_size(const HeadSpec& spec, int) {
@@ -339,7 +340,8 @@ DrawStatus draw(const HeadSpec& spec, const DrawArguments& arguments, double* sc
     case HeadKind::gaussian: return draw_gaussian(context, scratch);
     case HeadKind::discretized_logistic_mixture: break;
   }
-  const int coupled = coupled_channels(spec, channels), count = parameters_per_group(spec, coupled);
+  const int coupled = coupled_channels(spec, channels);
+  const std::int64_t count = parameters_per_group(spec, coupled);
   for (int first = 0; first < channels; first += coupled) {
     const float* parameters = arguments.parameters + static_cast<std::ptrdiff_t>(first / coupled) * count;
     const DrawStatus status = draw_mixture(context, parameters, first, coupled, scratch);

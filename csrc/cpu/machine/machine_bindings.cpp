@@ -128,13 +128,15 @@ Run run_of(const Machine& machine, const py::object& fields) {
     FASTGEN_CHECK(run.contexts[number].channels == buffer.channels, "contexts[", number, "] has ", run.contexts[number].channels,
                   " channels; the program reads ", buffer.channels);
   }
-  run.seed = PyLong_AsUnsignedLongLongMask(fields.attr("seed").ptr());
+  run.seed = py::cast<std::uint64_t>(fields.attr("seed"));
   run.position0 = py::cast<std::int64_t>(fields.attr("position0"));
   run.temperature = py::cast<double>(fields.attr("temperature"));
   run.top_k = py::cast<int>(fields.attr("top_k"));
   run.top_p = py::cast<double>(fields.attr("top_p"));
   run.threads = py::cast<int>(fields.attr("threads"));
   run.ahead = py::cast<bool>(fields.attr("ahead"));
+  constexpr std::int64_t kFarther = std::int64_t{1} << 52;
+  FASTGEN_CHECK(run.position0 >= 0 && run.position0 < kFarther, "position0 is ", run.position0, "; allowed are 0 .. ", kFarther - 1);
   FASTGEN_CHECK(run.temperature > 0.0 && std::isfinite(run.temperature), "temperature is ", run.temperature, "; it must be above 0");
   FASTGEN_CHECK(run.top_k >= 0, "top_k is ", run.top_k, "; it must be 0 (off) or more");
   FASTGEN_CHECK(run.top_p > 0.0 && run.top_p <= 1.0, "top_p is ", run.top_p, "; it must be above 0 and at most 1");

@@ -30,6 +30,7 @@ float from_bfloat16(std::uint16_t half) {
 
 PackedWeights::PackedWeights(const Program& program, Format format) : format_(format) {
   std::size_t bytes = 0, scales = 0, table_floats = 0;
+  std::map<Packed::Key, int> matrices;
   for (const Code& code : program.codes) {
     Packed packed{code.weight, {}, code.parts, code.lanes};
     const std::int64_t lane_tiles = (code.lanes + kTile - 1) / kTile;
@@ -37,9 +38,8 @@ PackedWeights::PackedWeights(const Program& program, Format format) : format_(fo
       const Segment& segment = program.segments[s];
       if (segment.kind == kDense) {
         packed.rows.emplace_back(segment.row, segment.length);
-      } else if (table_of(code, segment) < 0) {
-        Table table{code.weight, segment.row, code.parts, code.lanes};
-        table.count = program.weight_table[code.weight].rows - segment.row;
+      } else if (table_numbers_.emplace(table_key(code, segment), static_cast<int>(tables_.size())).second) {
+        Table table{code.weight, segment.row, code.parts, code.lanes, segment.length};
         table.width = code.parts * lane_tiles * kTile;
         table.offset = table_floats;
         table_floats += static_cast<std::size_t>(table.count * table.width);
@@ -50,9 +50,9 @@ PackedWeights::PackedWeights(const Program& program, Format format) : format_(fo
       of_code_.push_back(-1);
       continue;
     }
-    const auto found = std::find_if(matrices_.begin(), matrices_.end(), [&](const Packed& m) { return m.same_as(packed); });
-    of_code_.push_back(static_cast<int>(found - matrices_.begin()));
-    if (found != matrices_.end()) continue;
+    const auto [found, is_new] = matrices.emplace(packed.key(), static_cast<int>(matrices_.size()));
+    of_code_.push_back(found->second);
+    if (!is_new) continue;
     for (const auto& rows : packed.rows) packed.inputs += rows.second;
     packed.lane_tiles = lane_tiles;
     packed.block_bytes = packed.steps(2) * step_bytes(format);
@@ -67,10 +67,8 @@ PackedWeights::PackedWeights(const Program& program, Format format) : format_(fo
   if (format == Format::int8) scales_.assign(scales, 1.0f);
 }
 
-int PackedWeights::table_of(const Code& code, const Segment& segment) const {
-  const Table wanted{code.weight, segment.row, code.parts, code.lanes};
-  const auto found = std::find_if(tables_.begin(), tables_.end(), [&](const Table& table) { return table.same_as(wanted); });
-  return segment.kind == kIndex && found != tables_.end() ? static_cast<int>(found - tables_.begin()) : -1;
+PackedWeights::TableKey PackedWeights::table_key(const Code& code, const Segment& segment) {
+  return {code.weight, segment.row, segment.length, code.parts, code.lanes};
 }
 
 void PackedWeights::fill(const Program& program, const float* weights) {

@@ -1,8 +1,11 @@
 // Weights in the order in which the kernels read them.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -28,20 +31,16 @@ struct Packed {
   std::int64_t tiles() const { return parts * lane_tiles; }
   std::int64_t blocks() const { return (tiles() + 1) / 2; }
   std::int64_t steps(int block_tiles) const { return (inputs * block_tiles + 3) / 4; }
-  bool same_as(const Packed& other) const {
-    return weight == other.weight && rows == other.rows && parts == other.parts && lanes == other.lanes;
-  }
+  using Key = std::tuple<std::int64_t, std::vector<std::pair<std::int64_t, std::int64_t>>, std::int64_t, std::int64_t>;
+  Key key() const { return {weight, rows, parts, lanes}; }  // of the codes that share it
 };
 
 // The rows of a matrix that an index may choose, row by row: [count, parts, lane_tiles * 16] float32, rounded to the format.
 struct Table {
   std::int64_t weight, row, parts, lanes;
-  std::int64_t count = 0, width = 0;  // rows; floats of a row
+  std::int64_t count;      // rows
+  std::int64_t width = 0;  // floats of a row
   std::size_t offset = 0;
-
-  bool same_as(const Table& other) const {
-    return weight == other.weight && row == other.row && parts == other.parts && lanes == other.lanes;
-  }
 };
 
 // Every matrix of a program: the dense ones packed one after the other in the order of their first use, and the tables.
@@ -53,7 +52,7 @@ class PackedWeights {
   int of_code(std::size_t code) const { return of_code_[code]; }
   const Packed& matrix(int number) const { return matrices_[number]; }
   // The number of the table of an index segment of that code.
-  int table_of(const Code& code, const Segment& segment) const;
+  int table_of(const Code& code, const Segment& segment) const { return table_numbers_.at(table_key(code, segment)); }
   const Table& table(int number) const { return tables_[number]; }
   const float* table_row(const Table& table, std::int64_t row) const {
     return table_values_.data() + table.offset + static_cast<std::size_t>(row * table.width);
@@ -72,6 +71,8 @@ class PackedWeights {
   void fill(const Program& program, const float* weights);
 
  private:
+  using TableKey = std::array<std::int64_t, 5>;
+  static TableKey table_key(const Code& code, const Segment& segment);
   void fill_matrix(const Program& program, const Packed& matrix, const float* weights);
   void fill_table(const Program& program, const Table& table, const float* weights);
   float column_scale(const Weight& weight, const float* column) const;
@@ -80,6 +81,7 @@ class PackedWeights {
   std::vector<Packed> matrices_;
   std::vector<int> of_code_;
   std::vector<Table> tables_;
+  std::map<TableKey, int> table_numbers_;
   std::vector<float> table_values_;
   std::vector<float> scales_;
   Arena arena_;

@@ -34,8 +34,10 @@ BoundOperand bind(Program& program, const Operand& operand, const Bounds& cells,
   }
   const Bounds inside = {std::max(cells.q0, operand.box_q0), std::min(cells.q1, operand.box_q1), std::max(cells.w0, operand.box_w0),
                          std::min(cells.w1, operand.box_w1)};
-  const Span along_q = product_range(operand.a, inside.q0, inside.q1), along_w = product_range(operand.b, inside.w0, inside.w1);
-  bound.wraps = along_q.end + along_w.end + operand.c >= buffer.positions;
+  if (inside.q0 < inside.q1 && inside.w0 < inside.w1) {
+    const Span along_q = product_range(operand.a, inside.q0, inside.q1), along_w = product_range(operand.b, inside.w0, inside.w1);
+    bound.wraps = along_q.end + along_w.end + operand.c >= buffer.positions;
+  }
   bound.where = static_cast<std::int8_t>(buffer.where);
   bound.positions = static_cast<std::int32_t>(buffer.positions);
   bound.reciprocal = buffer.positions > 0 ? 1.0 / static_cast<double>(buffer.positions) : 0.0;
@@ -121,9 +123,10 @@ PlannedDraw plan_draw(Program& program, const Draw& draw, const HeadSpec& head, 
   PlannedDraw planned{};
   planned.lattice = Lattice::of(draw, program.row_length);
   const Bounds cells = {draw.q0, draw.q1, draw.w0, draw.w1};
+  std::int64_t count = 0;
   for (std::int64_t i = draw.parameter0; i < draw.parameter1; ++i) {
     planned.operands.push_back(bind(program, program.operands[i], cells, false, plan));
-    planned.count += static_cast<int>(program.operands[i].length);
+    count += program.operands[i].length;
   }
   planned.parameters = static_cast<int>(planned.operands.size());
   for (std::int64_t i = draw.input0; i < draw.input1; ++i) {
@@ -136,8 +139,9 @@ PlannedDraw plan_draw(Program& program, const Draw& draw, const HeadSpec& head, 
   planned.channel0 = draw.channel0;
   planned.channels = draw.channels;
   const int needed = parameter_count(head, static_cast<int>(draw.channels));
-  FASTGEN_CHECK(needed > 0 && planned.count == needed, "draws[", number, "]: the head needs ", needed, " parameters for ",
-                draw.channels, " channels; the operands have ", planned.count);
+  FASTGEN_CHECK(needed > 0 && count == needed, "draws[", number, "]: the head needs ", needed, " parameters for ", draw.channels,
+                " channels; the operands have ", count);
+  planned.count = needed;
   return planned;
 }
 
@@ -174,6 +178,7 @@ Plan::Plan(Program& program, const PackedWeights& weights, const HeadSpec& head)
   std::int64_t longest = 1;
   for (const Operand& operand : program.operands) longest = std::max(longest, operand.length);
   zeros.assign(longest, 0.0f);
+  std::map<Lattice::Key, int> lattice_numbers;
   for (std::size_t i = 0; i < program.codes.size(); ++i) {
     const Code& code = program.codes[i];
     const int number = static_cast<int>(i);
@@ -195,9 +200,9 @@ Plan::Plan(Program& program, const PackedWeights& weights, const HeadSpec& head)
         planned.only = {code.q0, code.w0};
         codes_once.push_back({lattice.first_step(), number});
       } else if (!lattice.empty()) {
-        const auto found = std::find(lattices.begin(), lattices.end(), lattice);
-        planned.lattice = static_cast<int>(found - lattices.begin());
-        if (found == lattices.end()) lattices.push_back(lattice);
+        const auto [found, is_new] = lattice_numbers.emplace(lattice.key(), static_cast<int>(lattices.size()));
+        planned.lattice = found->second;
+        if (is_new) lattices.push_back(lattice);
         pixel.push_back(number);
       }
     }

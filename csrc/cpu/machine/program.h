@@ -55,7 +55,8 @@ struct Program {
 };
 
 // Throws std::invalid_argument that names the record and the field unless every index of the program is inside its table, every
-// operand inside its buffer, every weight row inside its matrix, and every register inside the code's registers.
+// operand inside its buffer at every cell of the lattices that use it, every weight row inside its matrix, and every register
+// inside the code's registers; no sum of a position or a time leaves 64 bits, and no code runs more cells at once than it stores.
 void check(const Program& program);
 
 }  // namespace fastgen
