@@ -42,16 +42,22 @@ class CpuMachine:
 
     def prologue(self, run: Run) -> None:
         """Computes what depends on no drawn element: once, before the first step."""
-        self._machine.prologue(_arrays(run))
+        self._machine.prologue(_arrays(run), run)
 
     def advance(self, run: Run, t0: int, t1: int) -> None:
-        """Runs the steps ``t0 .. t1 - 1``.
+        """Runs the steps ``t0 .. t1 - 1`` of a run that stands before step t0.
+
+        An interrupt (Ctrl-C, or whatever a signal's handler raises in the main thread) ends the call in a tenth of a
+        second or so: after a step where a step is short, and then ``run.step`` tells which and the run can go on.
 
         Raises:
             ValueError: a tensor of ``run`` has the wrong dtype or shape; the steps are out of range; the network's
                 output is NaN; an index is outside its table; a known level is no level.
+            RuntimeError: another thread is advancing the run, or an exception left it within a step; the system
+                refuses another thread.
+            MemoryError: there is no memory for a thread's scratch.
         """
-        self._machine.advance(_arrays(run), t0, t1)
+        self._machine.advance(_arrays(run), run, t0, t1)
 
     def absorb(self, run: Run, t0: int, t1: int) -> None:
         """``advance`` for steps whose elements are all known, in batches of up to ``program.lookahead`` steps.
@@ -59,7 +65,7 @@ class CpuMachine:
         Raises:
             ValueError: an element drawn at one of these steps is not known; or as ``advance``.
         """
-        self._machine.absorb(_arrays(run), t0, t1)
+        self._machine.absorb(_arrays(run), run, t0, t1)
 
     def refresh(self, weights: Tensor, constants: Tensor) -> None:
         """Takes new float arenas; raises ValueError unless their sizes are the old ones'."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -59,9 +60,7 @@ def known_spans(known: Tensor | None, order: Order, first: int, end: int) -> Ite
     everywhere = known.all(0).numpy()
     full = torch.ones(order.length, dtype=torch.bool)
     full[torch.from_numpy(order.steps[~everywhere])] = False
-    while first < end:
-        last = first
-        while last < end and full[last] == full[first]:
-            last += 1
-        yield first, last, bool(full[first])
-        first = last
+    changes = (full[first + 1 : end] != full[first : end - 1]).nonzero().flatten() + first + 1
+    cuts = [first, *changes.tolist(), end] if first < end else []
+    for start, stop in itertools.pairwise(cuts):
+        yield start, stop, bool(full[start])

@@ -69,15 +69,16 @@ class ReferenceMachine:
                 self._execute(code, run, _grid(range(code.q0, code.q1), range(code.w0, code.w1)))
 
     def advance(self, run: Run, t0: int, t1: int) -> None:
-        """Runs the steps ``t0 .. t1 - 1``.
+        """Runs the steps ``t0 .. t1 - 1`` of a run that stands before step t0.
 
         Raises:
             ValueError: the steps are out of range; the network's output is NaN; an index is outside its table; a known
                 level is no level.
+            RuntimeError: another thread is advancing the run, or an exception left it within a step.
         """
         if not 0 <= t0 <= t1 <= self.program.steps:
             raise ValueError(f"steps are {t0} .. {t1}; they must be within 0 .. {self.program.steps}")
-        for t in range(t0, t1):
+        for t in run.each_step(t0, t1):
             if t % self.program.row_length == 0:
                 self._start_row(run, t // self.program.row_length)
             for code in self.program.codes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -45,6 +46,29 @@ class Run:
     threads: int = 1
     ahead: bool = True
     """Whether codes that may run several cells together do. It goes with the state: those cells' sums lie there."""
+    step: int = 0
+    """All steps before it are done; machines move it on."""
+    unfinished: bool = False
+    """Whether ``state`` lies between two steps no more: a machine is at work, or was interrupted within a step."""
+
+    def each_step(self, t0: int, t1: int) -> Iterator[int]:
+        """The steps ``t0 .. t1 - 1``, one after the other; raises ValueError unless t0 is where the run stands."""
+        self.check_between_steps()
+        if t0 != self.step:
+            raise ValueError(f"steps are {t0} .. {t1}; the run stands before step {self.step}")
+        self.unfinished = True
+        for t in range(t0, t1):
+            yield t
+            self.step = t + 1
+        self.unfinished = False
+
+    def check_between_steps(self) -> None:
+        """Raises RuntimeError where another thread is advancing the run, or did not finish a step."""
+        if self.unfinished:
+            raise RuntimeError(
+                f"this generation cannot go on from step {self.step}: another thread is advancing it, or an exception "
+                "left it within the step. Start it again, or go on from a fork or a file that was made before"
+            )
 
 
 def check_batch(batch: int, seed: int) -> tuple[int, int]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -206,23 +209,24 @@ class Sampler:
     def advance(self, state: State, steps: int, progress: bool = False) -> State:
         """Go ``steps`` further (to the end at most), in place; returns ``state``.
 
+        Ctrl-C ends it in a tenth of a second or so, and ``state.step`` then says after which step: it can go on from
+        there. Only where one step takes longer than that (a large batch) is the step broken off, and the state lost.
+
         Raises:
             ValueError: ``steps`` is no integer, or negative; ``state`` is one of another sampler.
+            RuntimeError: another thread is advancing the state, or an exception left it within a step.
         """
         check_state(state, self)
         steps = check_integer("steps", steps, 0)
-        end = min(state.step + steps, self.steps)
-        bar = progress_bar(end - state.step, "generating") if progress else None
-        part = max(1, (end - state.step) // _PROGRESS_PARTS) if progress else end
-        for first, last, known in known_spans(state.run.known, self.order, state.step, end):
-            for t in range(first, last, part):
-                until = min(t + part, last)
-                (self._machine.absorb if known else self._machine.advance)(state.run, t, until)
-                state.step = until
-                if bar is not None:
-                    bar.update(until - t)
-        if bar is not None:
-            bar.close()
+        begin, end = state.step, min(state.step + steps, self.steps)
+        part = max(1, (end - begin) // _PROGRESS_PARTS) if progress else end
+        with progress_bar(end - begin, "generating") if progress else nullcontext() as bar:
+            for first, last, known in known_spans(state.run.known, self.order, begin, end):
+                for t in range(first, last, part):
+                    until = min(t + part, last)
+                    (self._machine.absorb if known else self._machine.advance)(state.run, t, until)
+                    if bar is not None:
+                        bar.update(until - t)
         return state
 
     def sample_naive(self, n: int, seed: int = 0, **options):
@@ -276,9 +280,13 @@ class Sampler:
         """Take the module's parameters as they are now, after a training step; returns the sampler.
 
         Raises:
-            CompileError: weights that were zero, and so left out, no longer are; compile a new sampler.
+            CompileError: weights that were zero, and so left out, no longer are, or the sampler came from a file or a
+                pickle, which hold no analysis; compile a new sampler.
         """
-        weights, constants = refreshed(self.compiled, self._module())
+        module = self._module()
+        if self.compiled.exported is None:
+            raise CompileError("this sampler came from a pickle, which holds no analysis; compile a new sampler")
+        weights, constants = refreshed(self.compiled, module)
         self.program.weights, self.program.constants = weights, constants
         self._machine.refresh(weights, constants)
         return self
@@ -314,6 +322,31 @@ class Sampler:
             OSError: the file cannot be read.
         """
         return load_state(path, self)
+
+    # ---- copies
+
+    def __copy__(self) -> Sampler:
+        """A sampler of the same module, with a machine of its own."""
+        new = type(self).__new__(type(self))
+        vars(new).update(self.__getstate__())
+        new._finish(replace(self.compiled, program=replace(self.program)), self.machine_name)
+        return new
+
+    def __deepcopy__(self, memo: dict) -> Sampler:
+        """A sampler of the module's copy, whose parameters ``refresh`` takes. They share what the analysis found."""
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        vars(new).update({name: copy.deepcopy(value, memo) for name, value in self.__getstate__().items()})
+        new._finish(replace(self.compiled, program=new.program), self.machine_name)
+        return new
+
+    def __getstate__(self) -> dict:
+        """What a pickle holds: the program and the module, but neither the analysis nor the machine."""
+        return {name: value for name, value in vars(self).items() if name not in ("compiled", "_machine")}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._finish(Compiled(self.program, [], None, None), self.machine_name)
 
     # ---- within
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -26,11 +27,25 @@ _TENSORS = ("state", "samples", "levels", "known", "log_prob", "proposal_log_pro
 
 @dataclass
 class State:
-    """Where ``batch`` generations stand after ``step`` steps. ``run.state`` is everything the network remembers."""
+    """Where ``batch`` generations stand after ``step`` steps. ``run.state`` is everything the network remembers.
+
+    One thread at a time can advance, fork or save it. An interrupt leaves it after a whole step, from where it can go
+    on, unless one step takes so long (a tenth of a second, in a large batch) that it is broken off: then ``advance``,
+    ``fork`` and ``save`` raise RuntimeError.
+
+    A deep copy, or one by ``pickle``, is another generation that goes on alike; a deep copy has the same sampler.
+    """
 
     run: Run
-    step: int
     sampler: Sampler
+
+    @property
+    def step(self) -> int:
+        return self.run.step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self.run.step, self.run.unfinished = step, False
 
     @property
     def batch(self) -> int:
@@ -49,7 +64,9 @@ class State:
 
         Raises:
             ValueError: an index is outside the batch, or ``first_sample`` is no sample index.
+            RuntimeError: another thread is advancing the state, or an exception left it within a step.
         """
+        self.run.check_between_steps()
         chosen = as_tensor("indices", indices)
         listed = chosen.dim() == 1 and len(chosen) and not chosen.is_floating_point() and chosen.dtype != torch.bool
         if not listed or chosen.min() < 0 or chosen.max() >= self.batch:
@@ -64,10 +81,19 @@ class State:
         }
         taken = {name: tensor[chosen].clone() for name, tensor in tensors.items()}
         contexts = [c[chosen].contiguous() for c in run.contexts]
-        return State(replace(run, samples=samples, contexts=contexts, **taken), self.step, self.sampler)
+        return State(replace(run, samples=samples, contexts=contexts, **taken), self.sampler)
+
+    def __deepcopy__(self, memo: dict) -> State:
+        self.run.check_between_steps()
+        return State(copy.deepcopy(self.run, memo), memo.get(id(self.sampler), self.sampler))
 
     def save(self, path) -> None:
-        """Write the state to a safetensors file; ``sampler.load_state(path)`` goes on from it, bitwise."""
+        """Write the state to a safetensors file; ``sampler.load_state(path)`` goes on from it, bitwise.
+
+        Raises:
+            RuntimeError: another thread is advancing the state, or an exception left it within a step.
+        """
+        self.run.check_between_steps()
         run = self.run
         tensors = {name: getattr(run, name) for name in _TENSORS if getattr(run, name) is not None}
         tensors |= {f"context.{i}": c for i, c in enumerate(run.contexts)}
@@ -123,8 +149,8 @@ def _checked_state(sampler: Sampler, tensors: dict[str, Tensor], numbers: dict) 
     given = [tensors[f"context.{i}"] for i in range(len(contexts))]
     if not all(bool(context.isfinite().all()) for context in given):
         raise ValueError("a context holds NaN or infinite values")
-    run = Run(contexts=given, **{name: tensors.get(name) for name in _TENSORS}, **numbers)
-    return State(run, step, sampler)
+    run = Run(contexts=given, **{name: tensors.get(name) for name in _TENSORS}, **numbers, step=step)
+    return State(run, sampler)
 
 
 def check_state(state: State, sampler: Sampler) -> None:
@@ -170,4 +196,4 @@ def start_state(
         buffer = program.buffers[program.operands[draw.input0].buffer]
         run.state[:, buffer.offset : buffer.offset + buffer.channels] = sampler.start_value
     sampler._machine.prologue(run)
-    return State(run, 0, sampler)
+    return State(run, sampler)

@@ -207,6 +207,7 @@ def test_errors_name_what_is_wrong():
         machine.advance(run, 0, 1)
     run = start(case)
     run.state[:, :2] = 5
+    run.step = 3
     with pytest.raises(ValueError, match=r"an index is .* 0 \.\. 4"):
         machine.advance(run, 3, 4)
     machine.refresh(case.program.weights * torch.nan, case.program.constants)

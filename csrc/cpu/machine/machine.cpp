@@ -1,6 +1,8 @@
 #include "machine.h"
 
 #include <algorithm>
+#include <chrono>
+#include <memory>
 #include <utility>
 
 #include "../../common/check.h"
@@ -12,6 +14,7 @@ constexpr std::int64_t kSamplesAlone = 4;    // from so many samples a thread on
 constexpr std::int64_t kItemsAlone = 12;      // from so many items a thread on, threads split the cells of a code
 constexpr std::int64_t kMostTogether = 256;   // steps that are absorbed code by code
 constexpr std::int64_t kCellsTogether = 1024;
+constexpr auto kPart = Interrupt::kPatience;  // as long, about, as the steps take that are run without a question whether to stop
 
 Span part_of(std::int64_t count, int index, int threads) { return {count * index / threads, count * (index + 1) / threads}; }
 
@@ -26,15 +29,18 @@ Program checked(Program program) {
 // level, and split the lanes of a code, or its samples, or its cells.
 class Machine::Crew {
  public:
-  Crew(const Machine& machine, Worker& worker, const Run& run, int index, int threads, Barrier& barrier)
+  Crew(const Machine& machine, Team& team, const Run& run, Interrupt& interrupt, int index, Barrier& barrier)
       : machine_(machine),
-        worker_(worker),
+        team_(team),
+        worker_(team.worker(index)),
         run_(run),
         index_(index),
-        threads_(threads),
+        threads_(run.threads),
         barrier_(barrier),
-        alone_(threads == 1 || run.batch >= kSamplesAlone * threads),
-        mine_(part_of(run.batch, index, threads)) {}
+        alone_(run.threads == 1 || run.batch >= kSamplesAlone * run.threads),
+        mine_(part_of(run.batch, index, run.threads)) {
+    worker_.begin(interrupt, index == 0, threads_ == 1 || !alone_);
+  }
 
   void run_prologue() {
     for (int number : machine_.plan_.prologue) {
@@ -54,8 +60,10 @@ class Machine::Crew {
     meet();
   }
 
-  void advance(std::int64_t t0, std::int64_t t1) {
-    for (std::int64_t t = t0; t < t1 && !failed_before(t); ++t) {
+  // Both return the step before which they stopped.
+  std::int64_t advance(std::int64_t t0, std::int64_t t1) {
+    std::int64_t t = t0;
+    for (; t < t1 && !leaves_before(t); ++t) {
       if (t % machine_.program_.row_length == 0) start_row(t / machine_.program_.row_length, t);
       const std::vector<int>& active = worker_.collect(t, t + 1);
       for (std::size_t i = 0; i < active.size(); ++i) {
@@ -68,11 +76,17 @@ class Machine::Crew {
       dirty_ = true;
       meet();
     }
+    return t;
   }
 
-  void absorb(std::int64_t t0, std::int64_t t1) {
+  std::int64_t absorb(std::int64_t t0, std::int64_t t1) {
+    for (std::int64_t t = t0; t < t1; ++t) worker_.check_known(t, mine_, run_);
+    dirty_ = true;
+    meet();
+    if (leaves_before(t1)) return t0;
     const std::int64_t row_length = machine_.program_.row_length, most = std::min(machine_.program_.lookahead, kMostTogether);
-    for (std::int64_t t = t0; t < t1 && !failed_before(t);) {
+    std::int64_t t = t0;
+    while (t < t1 && !leaves_before(t)) {
       if (t % row_length == 0) start_row(t / row_length, t);
       const std::int64_t end = std::min({t1, t + most, (t / row_length + 1) * row_length});
       // No code of a step reads that step's own input, and in a ring it may take the place of the oldest that is still read.
@@ -92,11 +106,12 @@ class Machine::Crew {
       meet();
       t = end;
     }
+    return t;
   }
 
  private:
-  // All threads answer alike: what happens at step t or later cannot have been seen by some of them only.
-  bool failed_before(std::int64_t t) const { return machine_.failure_.step() < t; }
+  // All threads that meet answer alike: what happens at step t or later cannot have been seen by some of them only.
+  bool leaves_before(std::int64_t t) const { return team_.failure().step() < t || (alone_ && worker_.stopped()); }
 
   void meet() {
     if (dirty_ && !alone_) barrier_.wait();
@@ -112,6 +127,7 @@ class Machine::Crew {
         cells_.push_back({q, w});
         if (static_cast<std::int64_t>(cells_.size()) == kCellsTogether) {
           run_code(number, cells_, step);
+          if (worker_.stopped()) return;
           cells_.clear();
         }
       }
@@ -138,11 +154,12 @@ class Machine::Crew {
     } else if ((code.whole || code.units < threads_) && run_.batch >= threads_) {
       worker_.execute(number, cells.data(), count, {mine_, all_units}, run_, step);
     } else {
-      worker_.execute(number, cells.data(), count, {all_samples, machine_.shares_[number][index_]}, run_, step);
+      worker_.execute(number, cells.data(), count, {all_samples, team_.share(number, index_)}, run_, step);
     }
   }
 
   const Machine& machine_;
+  Team& team_;
   Worker& worker_;
   const Run& run_;
   const int index_, threads_;
@@ -165,55 +182,78 @@ Machine::Machine(Program program, const std::vector<float>& weights, HeadSpec he
   packed_.fill(program_, weights.data());
 }
 
+Machine::~Machine() {
+  Team* team = team_.load();
+  if (team && team->is_here()) delete team;
+}
+
+Team& Machine::team() {
+  Team* team = team_.load();
+  if (team && team->is_here()) return *team;
+  auto made = std::make_unique<Team>();
+  return team_.compare_exchange_strong(team, made.get()) ? *made.release() : *team;  // unless another thread was faster
+}
+
 void Machine::refresh(const std::vector<float>& weights, const std::vector<float>& constants) {
   FASTGEN_CHECK(static_cast<std::int64_t>(weights.size()) == program_.weights_size, "weights has ", weights.size(),
                 " values, the program has ", program_.weights_size);
   FASTGEN_CHECK(constants.size() == program_.constants.size(), "constants has ", constants.size(), " values, the program has ",
                 program_.constants.size());
-  std::lock_guard<std::mutex> lock(mutex_);
   packed_.fill(program_, weights.data());
   std::copy(constants.begin(), constants.end(), program_.constants.begin());
 }
 
-void Machine::start(const Run& run) {
-  if (!pool_ || pool_->threads() != run.threads) {
-    pool_ = std::make_unique<Pool>(run.threads);
-    shares_ = plan_.shares(run.threads);
-    while (static_cast<int>(workers_.size()) < run.threads) {
-      workers_.push_back(std::make_unique<Worker>(plan_, packed_, head_, kernels_, failure_));
-    }
-  }
-  failure_.clear();
-}
-
 template <typename Job>
-void Machine::in_parallel(const Run& run, Job job) {
-  Barrier barrier(run.threads);
-  pool_->run([&](int index) {
-    Crew crew(*this, *workers_[index], run, index, run.threads, barrier);
-    job(crew);
+void Machine::in_parallel(const Run& run, Interrupt& interrupt, Progress& progress, Job job) {
+  Team& team = this->team();
+  team.gather(run.threads, plan_, [this](Failure& failure) {
+    return std::make_unique<Worker>(plan_, packed_, head_, kernels_, failure);
   });
-  failure_.throw_if_any();
+  progress.within = true;
+  team.run([&](int index, Barrier& barrier) {
+    Crew crew(*this, team, run, interrupt, index, barrier);
+    job(crew, index);
+  });
+  if (interrupt.broken_off()) return;
+  team.failure().throw_if_any();
+  progress.within = false;
 }
 
-void Machine::prologue(const Run& run) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  start(run);
-  in_parallel(run, [](Crew& crew) { crew.run_prologue(); });
+// The steps up to `end`, `least` or more at a time: job(crew, t0, t1) runs some and returns the step before which it stopped.
+template <typename Job>
+void Machine::in_parts(const Run& run, std::int64_t end, std::int64_t least, Interrupt& interrupt, Progress& progress, Pace& pace,
+                       Job job) {
+  if (pace.batch != run.batch || pace.threads != run.threads) pace = {run.batch, run.threads, least};
+  while (progress.done < end) {
+    const std::int64_t t0 = progress.done, t1 = interrupt.possible() ? std::min(end, t0 + pace.steps) : end;
+    const auto begin = Interrupt::Clock::now();
+    std::int64_t reached = t1;
+    in_parallel(run, interrupt, progress, [&](Crew& crew, int index) {
+      const std::int64_t stopped = job(crew, t0, t1);
+      if (index == 0) reached = stopped;
+    });
+    if (progress.within) return;
+    progress.done = reached;
+    if (!interrupt.possible() || reached == end) return;
+    const auto passed = Interrupt::Clock::now() - begin;
+    if (2 * passed < kPart) pace.steps *= 2;
+    if (passed > 2 * kPart) pace.steps = std::max(least, pace.steps / 2);
+    if (interrupt.ask()) return;
+  }
 }
 
-void Machine::advance(const Run& run, std::int64_t t0, std::int64_t t1) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  start(run);
-  in_parallel(run, [=](Crew& crew) { crew.advance(t0, t1); });
+void Machine::prologue(const Run& run, Interrupt& interrupt, Progress& progress) {
+  in_parallel(run, interrupt, progress, [](Crew& crew, int) { crew.run_prologue(); });
 }
 
-void Machine::absorb(const Run& run, std::int64_t t0, std::int64_t t1) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  start(run);
-  for (std::int64_t t = t0; t < t1; ++t) workers_[0]->check_known(t, run);
-  failure_.throw_if_any();
-  in_parallel(run, [=](Crew& crew) { crew.absorb(t0, t1); });
+void Machine::advance(const Run& run, std::int64_t end, Interrupt& interrupt, Progress& progress) {
+  in_parts(run, end, 1, interrupt, progress, advancing_,
+           [](Crew& crew, std::int64_t t0, std::int64_t t1) { return crew.advance(t0, t1); });
+}
+
+void Machine::absorb(const Run& run, std::int64_t end, Interrupt& interrupt, Progress& progress) {
+  in_parts(run, end, std::max<std::int64_t>(1, program_.lookahead), interrupt, progress, absorbing_,
+           [](Crew& crew, std::int64_t t0, std::int64_t t1) { return crew.absorb(t0, t1); });
 }
 
 }  // namespace fastgen

@@ -13,6 +13,7 @@
 #include "bandwidth.h"
 #include "heads_bindings.h"
 #include "machine.h"
+#include "without_gil.h"
 
 namespace py = pybind11;
 
@@ -144,14 +145,38 @@ Run run_of(const Machine& machine, const py::object& fields) {
   return run;
 }
 
-using Steps = void (Machine::*)(const Run&, std::int64_t, std::int64_t);
+// Runs a call in its turn. The Python run is told how far it came, and that nobody else may go on before that.
+template <typename Call>
+void take_turn(Machine& machine, const py::object& owner, std::int64_t step, Call call) {
+  Interrupt interrupt(signals());
+  if (py::cast<bool>(owner.attr("unfinished"))) owner.attr("check_between_steps")();
+  Progress progress{step, false};
+  const auto tell = [&] {
+    owner.attr("step") = progress.done;
+    owner.attr("unfinished") = progress.within;
+  };
+  owner.attr("unfinished") = true;
+  try {
+    without_gil([&] {
+      const Team::Turn turn(machine.team(), interrupt);
+      if (turn.held()) call(interrupt, progress);
+    });
+  } catch (...) {
+    tell();
+    throw;
+  }
+  tell();
+}
 
-void run_steps(Machine& machine, Steps steps, const py::object& fields, std::int64_t t0, std::int64_t t1) {
+using Steps = void (Machine::*)(const Run&, std::int64_t, Interrupt&, Progress&);
+
+void run_steps(Machine& machine, Steps steps, const py::object& fields, const py::object& owner, std::int64_t t0, std::int64_t t1) {
   const Run run = run_of(machine, fields);
   FASTGEN_CHECK(0 <= t0 && t0 <= t1 && t1 <= machine.program().steps, "steps are ", t0, " .. ", t1, "; they must be within 0 .. ",
                 machine.program().steps);
-  py::gil_scoped_release release;
-  (machine.*steps)(run, t0, t1);
+  FASTGEN_CHECK(py::cast<std::int64_t>(owner.attr("step")) == t0, "steps are ", t0, " .. ", t1, "; the run stands before step ",
+                py::cast<std::int64_t>(owner.attr("step")));
+  take_turn(machine, owner, t0, [&](Interrupt& interrupt, Progress& progress) { (machine.*steps)(run, t1, interrupt, progress); });
 }
 
 }  // namespace
@@ -163,25 +188,29 @@ void bind_machine(py::module_& module) {
            }),
            py::arg("tables"), py::arg("head"), py::arg("weights"))
       .def("prologue",
-           [](Machine& machine, const py::object& fields) {
-             const Run run = run_of(machine, fields);
-             py::gil_scoped_release release;
-             machine.prologue(run);
+           [](Machine& machine, const py::object& arrays, const py::object& owner) {
+             const Run run = run_of(machine, arrays);
+             take_turn(machine, owner, py::cast<std::int64_t>(owner.attr("step")),
+                       [&](Interrupt& interrupt, Progress& progress) { machine.prologue(run, interrupt, progress); });
            },
-           py::arg("run"))
+           py::arg("arrays"), py::arg("run"))
       .def("advance",
-           [](Machine& machine, const py::object& run, std::int64_t t0, std::int64_t t1) {
-             run_steps(machine, &Machine::advance, run, t0, t1);
+           [](Machine& machine, const py::object& arrays, const py::object& run, std::int64_t t0, std::int64_t t1) {
+             run_steps(machine, &Machine::advance, arrays, run, t0, t1);
            },
-           py::arg("run"), py::arg("t0"), py::arg("t1"))
+           py::arg("arrays"), py::arg("run"), py::arg("t0"), py::arg("t1"))
       .def("absorb",
-           [](Machine& machine, const py::object& run, std::int64_t t0, std::int64_t t1) {
-             run_steps(machine, &Machine::absorb, run, t0, t1);
+           [](Machine& machine, const py::object& arrays, const py::object& run, std::int64_t t0, std::int64_t t1) {
+             run_steps(machine, &Machine::absorb, arrays, run, t0, t1);
            },
-           py::arg("run"), py::arg("t0"), py::arg("t1"))
+           py::arg("arrays"), py::arg("run"), py::arg("t0"), py::arg("t1"))
       .def("refresh",
            [](Machine& machine, const py::object& weights, const py::object& constants) {
-             machine.refresh(numbers(weights), numbers(constants));
+             const std::vector<float> new_weights = numbers(weights), new_constants = numbers(constants);
+             Interrupt interrupt(signals());
+             std::optional<Team::Turn> turn;
+             without_gil([&] { turn.emplace(machine.team(), interrupt); });
+             machine.refresh(new_weights, new_constants);  // with the lock: a process that forks here finds all or nothing
            },
            py::arg("weights"), py::arg("constants"))
       .def_property_readonly("isa", &Machine::isa)

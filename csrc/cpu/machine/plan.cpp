@@ -9,6 +9,7 @@ namespace fastgen {
 namespace {
 
 constexpr std::int64_t kMostItems = 48;
+constexpr std::int64_t kWorkOfOperation = 16;  // of a lane, in multiply-adds, about
 constexpr std::int64_t kChunkFloats = 48 * 1024;  // of inputs, and of registers: they should stay in the second-level cache
 
 // The least and greatest value of coefficient * i for begin <= i < end.
@@ -115,6 +116,10 @@ PlannedCode plan_code(Program& program, const PackedWeights& weights, std::size_
                                   static_cast<std::int32_t>(operation.c), operation.x, operation.y});
   }
   const std::int64_t floats = std::max(planned.padded_inputs, planned.lane_tiles * kTile * std::max<std::int64_t>(code.registers, 1));
+  planned.work = static_cast<std::int64_t>(
+      std::min(static_cast<double>(kUnasked),
+               (static_cast<double>(planned.inputs) * static_cast<double>(std::max<std::int64_t>(code.parts, 1)) +
+                static_cast<double>(kWorkOfOperation * (code.operation1 - code.operation0))) * static_cast<double>(code.lanes)));
   planned.chunk = std::clamp(kChunkFloats / floats / 6 * 6, std::int64_t{6}, kMostItems);
   return planned;
 }

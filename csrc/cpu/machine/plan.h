@@ -13,6 +13,9 @@
 
 namespace fastgen {
 
+// Work, in multiply-adds, after which it is time to ask whether to stop: some milliseconds.
+constexpr std::int64_t kUnasked = std::int64_t{1} << 26;
+
 struct DenseInput {
   int operand;  // in the code's bound operands
   std::int64_t length;
@@ -47,6 +50,7 @@ struct PlannedCode {
   std::vector<IndexInput> index;
   std::vector<PlannedOperation> operations;
   std::int64_t chunk;       // items that are computed together
+  std::int64_t work;        // of an item, in multiply-adds, about; kUnasked at most
 };
 
 struct PlannedDraw {

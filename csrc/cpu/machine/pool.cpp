@@ -1,7 +1,13 @@
 #include "pool.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <chrono>
+#include <stdexcept>
+#include <system_error>
+
+#include "../../common/check.h"
 
 namespace fastgen {
 namespace {
@@ -32,7 +38,15 @@ void wait_until(Ready ready) {
   while (!ready()) std::this_thread::yield();
 }
 
+std::atomic<std::uint64_t> fork_count{0};
+
 }  // namespace
+
+std::uint64_t forks() {
+  static const bool counted = pthread_atfork(nullptr, nullptr, [] { fork_count.fetch_add(1); }) == 0;
+  if (!counted) throw std::bad_alloc();
+  return fork_count.load(std::memory_order_relaxed);
+}
 
 void Barrier::wait() {
   const std::uint32_t round = round_.load(std::memory_order_relaxed);
@@ -40,15 +54,28 @@ void Barrier::wait() {
     arrived_.store(0, std::memory_order_relaxed);
     round_.store(round + 1, std::memory_order_release);
   } else {
-    wait_until([&] { return round_.load(std::memory_order_acquire) != round; });
+    wait_until([&] { return round_.load(std::memory_order_acquire) != round || abandoned_.load(std::memory_order_relaxed); });
   }
+  if (abandoned_.load(std::memory_order_acquire)) throw Abandoned{};
 }
 
 Pool::Pool(int threads) {
-  for (int index = 1; index < threads; ++index) workers_.emplace_back([this, index] { work(index); });
+  workers_.reserve(static_cast<std::size_t>(threads - 1));
+  try {
+    for (int index = 1; index < threads; ++index) workers_.emplace_back([this, index] { work(index); });
+  } catch (const std::system_error& error) {
+    stop();
+    throw std::runtime_error(text("threads must be at most ", workers_.size() + 1, " here, got ", threads,
+                                  ": the system refuses another thread (", error.code().message(), ")"));
+  } catch (...) {
+    stop();
+    throw;
+  }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_.store(true);

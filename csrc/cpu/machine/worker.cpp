@@ -39,6 +39,19 @@ Worker::Worker(const Plan& plan, const PackedWeights& weights, const HeadSpec& h
   once_active_.reserve(plan.codes.size());
 }
 
+void Worker::begin(Interrupt& interrupt, bool asks, bool together) {
+  interrupt_ = &interrupt;
+  asks_ = asks && interrupt.possible();
+  together_ = together;
+  stopped_ = false;
+}
+
+void Worker::ask(std::int64_t step) {
+  work_ = 0;
+  if (asks_ && interrupt_->ask() && together_) failure_.leave_after(step);
+  stopped_ = interrupt_->broken_off();
+}
+
 const std::vector<int>& Worker::collect(std::int64_t t0, std::int64_t t1) {
   for (std::size_t i = 0; i < plan_.lattices.size(); ++i) {
     lattice_cells_[i].clear();
@@ -96,6 +109,7 @@ void Worker::execute(int number, const Cell* cells, std::int64_t count, const Sh
       tile.sample0 = share.samples.begin + done;
       tile.samples = std::min(code.chunk, samples - done);
       tile.register_stride = tile.items() * tile.width;
+      if (!goes_on(tile.items() * code.work, step)) return;
       compute(tile);
     }
   }

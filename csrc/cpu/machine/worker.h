@@ -6,6 +6,7 @@
 
 #include "address.h"
 #include "failure.h"
+#include "interrupt.h"
 #include "kernels.h"
 #include "pack.h"
 #include "plan.h"
@@ -22,6 +23,11 @@ class Worker {
  public:
   Worker(const Plan& plan, const PackedWeights& weights, const HeadSpec& head, const Kernels& kernels, Failure& failure);
 
+  // Before a run. Now and then the worker of the calling thread `asks` the interrupt. Where all threads are in the same step, they
+  // leave `together` after it; once it is broken off, what a worker is told to do is not done.
+  void begin(Interrupt& interrupt, bool asks, bool together);
+  bool stopped() const { return stopped_; }
+
   // Runs a code at `count` cells.
   void execute(int number, const Cell* cells, std::int64_t count, const Share& share, const Run& run, std::int64_t step);
 
@@ -36,7 +42,7 @@ class Worker {
   void draw_step(std::int64_t t, Span samples, const Run& run, bool inputs_written);
 
   // An element of step t that is not known is a failure.
-  void check_known(std::int64_t t, const Run& run);
+  void check_known(std::int64_t t, Span samples, const Run& run);
 
   // Writes the inputs of the elements of step t, all known.
   void write_known(std::int64_t t, Span samples, const Run& run);
@@ -59,6 +65,12 @@ class Worker {
   };
 
   void compute(const Tile& tile);
+  // Whether the run goes on, given how much is to be computed next, in about the time of a multiply-add.
+  bool goes_on(std::int64_t work, std::int64_t step) {
+    if ((work_ += work) >= kUnasked) ask(step);
+    return !stopped_;
+  }
+  void ask(std::int64_t step);
   // Asks for the next lines of the weights: between two products of one item memory would have nothing to do.
   void look_ahead(int lines) {
     for (int i = 0; i < lines; ++i, ahead_ += 64) __builtin_prefetch(ahead_, 0, 2);
@@ -83,6 +95,9 @@ class Worker {
   const HeadSpec& head_;
   const Kernels& kernels_;
   Failure& failure_;
+  Interrupt* interrupt_ = nullptr;
+  bool asks_ = false, together_ = false, stopped_ = false;
+  std::int64_t work_ = 0;  // since the last question
   Arena inputs_, registers_, parameters_, values_, scratch_;
   std::vector<const float*> input_pointers_;
   std::vector<Address> addresses_;

@@ -8,6 +8,7 @@ namespace fastgen {
 namespace {
 
 constexpr int kLinesAtDraw = 32;  // of the first weights
+constexpr std::int64_t kWorkOfParameter = 64;
 
 }  // namespace
 
@@ -58,6 +59,7 @@ void Worker::draw_cell(const PlannedDraw& planned, Cell cell, std::int64_t t, Sp
   arguments.top_k = run.top_k;
   arguments.top_p = run.top_p;
   for (std::int64_t b = samples.begin; b < samples.end; ++b) {
+    if (!goes_on(kWorkOfParameter * planned.count, t)) return;
     arguments.parameters = addresses_[0].base + b * addresses_[0].sample_stride;
     if (!planned.in_place) {
       float* to = reinterpret_cast<float*>(parameters_.data());
@@ -105,8 +107,8 @@ void Worker::each_known(std::int64_t t, Span samples, const Run& run, Function f
   });
 }
 
-void Worker::check_known(std::int64_t t, const Run& run) {
-  each_known(t, {0, run.batch}, run, [&](std::int64_t b, std::int64_t channel, std::int64_t position, std::int64_t element, const Address&) {
+void Worker::check_known(std::int64_t t, Span samples, const Run& run) {
+  each_known(t, samples, run, [&](std::int64_t b, std::int64_t channel, std::int64_t position, std::int64_t element, const Address&) {
     if (!run.known || !run.known[element]) {
       failure_.report(t, text("known is False for position ", position, ", channel ", channel, ", of item ", b,
                               " of the batch; absorb needs all elements of its steps known"));
