@@ -17,6 +17,7 @@ from fastgen.generate.fuse import cut_runs
 from fastgen.generate.graph import Channels, Graph, Node, Piece, Value
 from fastgen.generate.lower import Lowered, Lowering
 from fastgen.generate.merge import merge_sums
+from fastgen.generate.nodes import halves
 from fastgen.generate.orders import Order, event_grid, make_order
 from fastgen.generate.schedule import DrawSite, Placed, Scheduler
 from fastgen.generate.still import settle
@@ -56,7 +57,7 @@ def analyse(
     traced = trace(exported, state, lambda graph, example: _event_node(graph, order, event_shape, shift))
     graph = traced.graph
     parameters = head.arrange(traced.output.ids, event_shape)
-    draws = _draw_sites(graph, parameters, order, head.groups(event_shape))
+    draws = _draw_sites(graph, parameters, order, event_shape)
     _check_causal(draws, order, event_shape, traced.input)
     settle(traced, order, draws)
     cut_runs(graph)
@@ -87,39 +88,64 @@ def _event_node(graph: Graph, order: Order, event_shape, shift: int) -> tuple[No
     return node, Value(ids[..., 0] if len(event_shape) == 1 else ids.movedim(-1, 1))
 
 
-def _draw_sites(graph: Graph, parameters: Tensor, order: Order, groups: int) -> list[DrawSite]:
+Site = tuple[int, int, np.ndarray, Tensor]
+"""First channel, channels, positions, and the ids of the head's parameters ``[positions, n]``."""
+
+
+def _draw_sites(graph: Graph, parameters: Tensor, order: Order, event_shape) -> list[DrawSite]:
+    """The draws, from the ids of the head's parameters ``[N, P, G, n]``.
+
+    A draw reads runs of channels, each from one computed tensor at every position. An output that is padded or joined
+    along its positions, or whose constant rows belong to no sample (positions before the batch), is copied to one.
+    """
+    sites = _sites(parameters, order)
+    pieces = [_pieces(graph, table) for *_, table in sites]
+    if None in pieces:
+        _, grid = event_grid(event_shape)
+        output = Value(parameters.reshape(-1, *grid, parameters[0, 0].numel()))
+        copied = graph.map("mulc", output, x=1.0, channel=len(grid) + 1)
+        sites = _sites(copied.ids.reshape(parameters.shape), order)
+        pieces = [_pieces(graph, table) for *_, table in sites]
+    return [
+        DrawSite(channel0, count, positions, order.steps[channel0][positions], read)
+        for (channel0, count, positions, _), read in zip(sites, pieces, strict=True)
+    ]
+
+
+def _sites(parameters: Tensor, order: Order) -> list[Site]:
     parameters = parameters[0]  # [P, G, n]
-    channels = order.channels
+    groups, channels = parameters.shape[1], order.channels
     positions = np.arange(parameters.shape[0])
     if order.name == "raster-subpixel":
         if groups != channels:
             raise CompileError(
                 "order 'raster-subpixel' draws one channel a step; the head draws all channels of a position at once"
             )
-        sites = [(c, 1, parameters[:, c]) for c in range(channels)]
+        tables = [(c, 1, parameters[:, c]) for c in range(channels)]
     else:
-        sites = [(0, channels, parameters.reshape(parameters.shape[0], -1))]
-    draws = []
-    for channel0, count, table in sites:
-        rows = [[p] for p in np.argsort(order.steps[channel0])] if not order.regular else [positions]
-        for chosen in rows:
-            part = table[torch.as_tensor(chosen)]
-            draws.append(
-                DrawSite(channel0, count, positions[chosen], order.steps[channel0][chosen], _pieces(graph, part))
-            )
-    return draws
+        tables = [(0, channels, parameters.reshape(parameters.shape[0], -1))]
+    return [
+        (channel0, count, chosen, table[torch.from_numpy(chosen)])
+        for channel0, count, table in tables
+        for chosen in ([positions] if order.regular else np.argsort(order.steps[channel0])[:, None])
+    ]
 
 
-def _pieces(graph: Graph, table: Tensor) -> list[Piece]:
+def _pieces(graph: Graph, table: Tensor) -> list[Piece] | None:
+    """The runs of channels that a draw reads; None where one of them is not one tensor with a place for every row."""
     pieces = []
     for start, length, (stride,) in channel_runs(graph, [Table(table)]):
         found, constants = graph.decode(table[:, start].contiguous().numpy(), stride, length)
-        if len(found) + len(constants) > 1 or bool((table[:, start] == 0).any()):
-            raise CompileError(
-                "the network's output is not one computed tensor at every position; it is padded or joined in places"
-            )
-        pieces += found + [graph.value_piece(value, where, length) for value, where in constants]
+        found += [graph.value_piece(value, where, length) for value, where in constants]
+        if len(found) != 1 or (found[0].rows < 0).any() or not _placed(found[0]):
+            return None
+        pieces += found
     return pieces
+
+
+def _placed(piece: Piece) -> bool:
+    uses = piece.node.uses
+    return piece.node.kind == "constant" or halves(uses) or bool(uses[piece.rows].all())
 
 
 def check_start(traced: Traced, start: float) -> None:

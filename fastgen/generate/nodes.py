@@ -164,6 +164,11 @@ class Node:
     def rows(self) -> int:
         return math.prod(self.rows_shape)
 
+    @property
+    def uses(self) -> np.ndarray:
+        """``[rows]``: the samples that any run of the row depends on."""
+        return np.bitwise_or.reduce([run.uses for run in self.runs])
+
 
 def halves(uses: np.ndarray) -> bool:
     """Whether the rows of a node split into those of sample 0 and those of sample 1."""

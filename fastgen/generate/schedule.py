@@ -134,14 +134,13 @@ class Scheduler:
 
     def _enter(self, node: Node) -> Placed:
         rows = node.rows
-        uses = np.bitwise_or.reduce([run.uses for run in node.runs])
         position = np.full(rows, -1, np.int32)
         if node.kind == "constant":
             row = np.arange(rows)
-        elif halves(uses):
+        elif halves(node.uses):
             row = np.arange(rows // 2)
         else:
-            row = np.flatnonzero(uses == 1)
+            row = np.flatnonzero(node.uses == 1)
             if not self.has_rows:
                 row = row[np.argsort(np.max([run.ready[row] for run in node.runs], 0), kind="stable")]
         position[row] = np.arange(len(row))

@@ -51,10 +51,6 @@ def settle(traced: Traced, order: Order, draws: list[DrawSite]) -> None:
 # ---- which cells
 
 
-def _uses(node: Node) -> np.ndarray:
-    return np.bitwise_or.reduce([run.uses for run in node.runs])
-
-
 def _lag(draws: list[DrawSite]) -> int:
     """By how many steps every draw comes after its parameters are ready."""
     lags = []
@@ -68,7 +64,7 @@ def _lag(draws: list[DrawSite]) -> int:
 
 def _without_step(node: Node, order: Order, lag: int) -> np.ndarray:
     """The rows ``[rows]`` that depend on no input and lie before the first step, or nowhere."""
-    uses = _uses(node)
+    uses = node.uses
     still = uses == 0
     if not still.any() or not halves(uses):
         return still
@@ -228,7 +224,7 @@ class _Readers:
     def rewrite(self) -> None:
         for node in [node for node in self.graph.nodes if node.kind == "computed"]:
             free = ~self.settled.get(node, np.zeros(node.rows, bool))
-            folded = not halves(_uses(node))
+            folded = not halves(node.uses)
             for run in node.runs:
                 if run.terms is not None:
                     run.terms = self._terms(run, free, folded)
