@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.generate.channels import Table, channel_runs
+from fastgen.generate.context_plan import ContextPlan
+from fastgen.generate.contexts import apart
 from fastgen.generate.errors import CompileError, NotCausalError
-from fastgen.generate.export import Exported, export, state_of
+from fastgen.generate.export import Adapted, Exported, export, state_of
 from fastgen.generate.fuse import cut_runs
 from fastgen.generate.graph import Channels, Graph, Node, Piece, Value
+from fastgen.generate.heads import Head
+from fastgen.generate.inputs import with_input
 from fastgen.generate.lower import Lowered, Lowering
 from fastgen.generate.merge import merge_sums
 from fastgen.generate.nodes import halves
@@ -33,15 +37,19 @@ class Analysis:
 
     exported: Exported
     traced: Traced
+    plan: ContextPlan | None
+    """What of the contexts runs in PyTorch at the start; None where there is no context."""
     event_shape: tuple[int, ...]
     order: Order
+    head: Head
+    """With the input that the network takes."""
     draws: list[DrawSite]
     placed: dict[Node, Placed]
     lowered: Lowered
 
 
 def analyse(
-    module: nn.Module, event_shape, head, order, predicts: str, adapter: Callable | None, context, dtype: torch.dtype
+    module: nn.Module, event_shape, head: Head, order, predicts: str, adapter: Callable | None, context
 ) -> Analysis:
     """Export ``module`` at ``event_shape``, find the schedule and lower it.
 
@@ -49,16 +57,28 @@ def analyse(
     """
     order = make_order(order, event_shape)
     shape = (2, *event_shape)
-    x = torch.zeros(shape, dtype=dtype)
+    head = with_input(head.resolve(event_shape), Adapted(module, adapter), shape, context)
+    x = head.to_input(torch.zeros(shape, dtype=torch.int64 if head.levels else torch.float32))
     exported = export(module, x, context, adapter)
     state = state_of(exported, module)
     check_finite(state, list(exported.parameters))
-    shift = 1 if predicts == "next" else 0
-    traced = trace(exported, state, lambda graph, example: _event_node(graph, order, event_shape, shift))
+    plan = None if context is None else ContextPlan(exported, state, apart(context), event_grid(event_shape)[1])
+    while True:
+        try:
+            return _analysed(exported, state, event_shape, head, order, 1 if predicts == "next" else 0, plan)
+        except CompileError as error:
+            if plan is None or not plan.absorb(error):
+                raise
+
+
+def _analysed(
+    exported: Exported, state, event_shape, head: Head, order: Order, shift: int, plan: ContextPlan | None
+) -> Analysis:
+    traced = trace(exported, state, lambda graph, example: _event_node(graph, order, event_shape, shift), plan)
     graph = traced.graph
     parameters = head.arrange(traced.output.ids, event_shape)
     draws = _draw_sites(graph, parameters, order, event_shape)
-    _check_causal(draws, order, event_shape, traced.input)
+    _check_causal(draws, order, event_shape, traced.input, shift)
     settle(traced, order, draws)
     cut_runs(graph)
     merge_sums(graph, draws)
@@ -66,7 +86,7 @@ def analyse(
     lookahead = 1 if not order.regular else min(LOOKAHEAD, order.row_length)
     lowered = Lowering(graph, order, placed, draws, traced.input, shift, lookahead).run()
     lowered.program.weights, lowered.program.constants = lowered.fill(graph.constants)
-    return Analysis(exported, traced, tuple(event_shape), order, draws, placed, lowered)
+    return Analysis(exported, traced, plan, tuple(event_shape), order, head, draws, placed, lowered)
 
 
 def _event_node(graph: Graph, order: Order, event_shape, shift: int) -> tuple[Node, Value]:
@@ -99,16 +119,16 @@ def _draw_sites(graph: Graph, parameters: Tensor, order: Order, event_shape) -> 
     along its positions, or whose constant rows belong to no sample (positions before the batch), is copied to one.
     """
     sites = _sites(parameters, order)
-    pieces = [_pieces(graph, table) for *_, table in sites]
-    if None in pieces:
+    runs = [_runs(graph, table) for *_, table in sites]
+    if not all(_readable(found) for site in runs for found in site):
         _, grid = event_grid(event_shape)
         output = Value(parameters.reshape(-1, *grid, parameters[0, 0].numel()))
         copied = graph.map("mulc", output, x=1.0, channel=len(grid) + 1)
         sites = _sites(copied.ids.reshape(parameters.shape), order)
-        pieces = [_pieces(graph, table) for *_, table in sites]
+        runs = [_runs(graph, table) for *_, table in sites]
     return [
-        DrawSite(channel0, count, positions, order.steps[channel0][positions], read)
-        for (channel0, count, positions, _), read in zip(sites, pieces, strict=True)
+        DrawSite(channel0, count, positions, order.steps[channel0][positions], [p for found in site for p in found])
+        for (channel0, count, positions, _), site in zip(sites, runs, strict=True)
     ]
 
 
@@ -131,21 +151,21 @@ def _sites(parameters: Tensor, order: Order) -> list[Site]:
     ]
 
 
-def _pieces(graph: Graph, table: Tensor) -> list[Piece] | None:
-    """The runs of channels that a draw reads; None where one of them is not one tensor with a place for every row."""
-    pieces = []
+def _runs(graph: Graph, table: Tensor) -> list[list[Piece]]:
+    """For every run of channels the pieces that give it."""
+    runs = []
     for start, length, (stride,) in channel_runs(graph, [Table(table)]):
         found, constants = graph.decode(table[:, start].contiguous().numpy(), stride, length)
-        found += [graph.value_piece(value, where, length) for value, where in constants]
-        if len(found) != 1 or (found[0].rows < 0).any() or not _placed(found[0]):
-            return None
-        pieces += found
-    return pieces
+        runs.append(found + [graph.value_piece(value, where, length) for value, where in constants])
+    return runs
 
 
-def _placed(piece: Piece) -> bool:
-    uses = piece.node.uses
-    return piece.node.kind == "constant" or halves(uses) or bool(uses[piece.rows].all())
+def _readable(found: list[Piece]) -> bool:
+    """Whether a run of channels is one tensor, with a place for every row."""
+    if len(found) != 1 or (found[0].rows < 0).any():
+        return False
+    uses = found[0].node.uses
+    return found[0].node.kind == "constant" or halves(uses) or bool(uses[found[0].rows].all())
 
 
 def check_start(traced: Traced, start: float) -> None:
@@ -161,7 +181,7 @@ def check_start(traced: Traced, start: float) -> None:
 # ---- causality
 
 
-def _check_causal(draws: list[DrawSite], order: Order, event_shape, event: Node) -> None:
+def _check_causal(draws: list[DrawSite], order: Order, event_shape, event: Node, shift: int) -> None:
     for draw in draws:
         for piece in draw.pieces:
             for run in piece.source_runs():
@@ -173,7 +193,9 @@ def _check_causal(draws: list[DrawSite], order: Order, event_shape, event: Node)
                 late = run.ready[rows] > draw.steps
                 if late.any():
                     at = int(np.argmax(late))
-                    raise NotCausalError(_peeking(draw, piece, run, int(rows[at]), at, order, event_shape, event))
+                    late_by = int(run.ready[rows[at]]) - int(draw.steps[at])
+                    peek = _peeking(draw, piece, run, int(rows[at]), at, order, event_shape, event, shift)
+                    raise NotCausalError(peek + _remedy(order, shift, late_by))
 
 
 def _walk(
@@ -222,18 +244,38 @@ def _element(order: Order, event_shape, position: int, channel: int | None) -> s
 
 
 def _peeking(
-    draw: DrawSite, piece: Piece, run: Channels, row: int, at: int, order: Order, event_shape, event: Node
+    draw: DrawSite, piece: Piece, run: Channels, row: int, at: int, order: Order, event_shape, event: Node, shift: int
 ) -> str:
     path, _, source, slot = _walk(piece.node, run, row, lambda r, s: int(r.ready[s]))
     target = _element(order, event_shape, int(draw.positions[at]), draw.channel0)
     if order.name == "features":
         peeked = _element(order, event_shape, slot, None)
     else:
-        peeked = _element(order, event_shape, source % (event.rows // 2), slot)
-    offset = int(run.ready[row]) - int(draw.steps[at])
-    hint = ' If output t is meant to score element t + 1, pass predicts="next".' if offset == 1 else ""
+        peeked = _element(order, event_shape, source % (event.rows // 2) - shift, slot)
+    seen = (
+        "itself"
+        if peeked == target and order.channels == 1
+        else f"element {peeked} (drawn at step {int(run.ready[row]) - 1})"
+    )
     return (
         f"the network is not causal for order {order.name!r}: the output that scores element {target} (drawn at step "
-        f"{int(draw.steps[at])}) depends on element {peeked} (drawn at step {int(run.ready[row]) - 1}), "
-        f"through {_layers(path)}.{hint}"
+        f"{int(draw.steps[at])}) depends on {seen}, through {_layers(path)}."
     )
+
+
+def _remedy(order: Order, shift: int, late_by: int) -> str:
+    """What to do about an output that sees an element drawn ``late_by - 1`` steps after its own."""
+    if order.name == "features":
+        return " The output of a feature may depend on the features before it, not on itself: mask the weights so."
+    if shift:
+        return (
+            ' With predicts="next" the network reads the start value and then the elements, each one position late. An '
+            f"output may read the input at its own position and before; this one reads {late_by} further on. If output "
+            't is meant to score element t, pass predicts="same".'
+        )
+    said = []
+    if late_by == 1 and order.name in ("time", "raster"):
+        said.append('If output t is meant to score element t + 1, pass predicts="next".')
+    if late_by == 1 and order.name == "raster" and order.channels > 1:
+        said.append('If the channels of a pixel follow one another, pass order="raster-subpixel".')
+    return "".join(" " + words for words in said)

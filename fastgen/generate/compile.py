@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.generate.analysis import Analysis, analyse
-from fastgen.generate.contexts import ContextLayout
+from fastgen.generate.context_network import ContextNetwork
+from fastgen.generate.context_plan import ContextPlan
+from fastgen.generate.contexts import ContextLayout, apart
 from fastgen.generate.errors import CompileError, NotCausalError
-from fastgen.generate.export import Exported, state_of
+from fastgen.generate.export import Exported, export, state_of
 from fastgen.generate.heads import Head
 from fastgen.generate.orders import event_grid
 from fastgen.generate.program import UNBOUNDED, Program
@@ -32,6 +34,10 @@ class Compiled:
     folded: list[tuple[str, Callable]]
     exported: Exported | None
     analysis: Analysis | None
+    context_network: ContextNetwork | None = None
+    """What of the contexts runs in PyTorch at the start."""
+    plan: ContextPlan | None = None
+    """Where the context network is taken from: the plan at the full event shape."""
 
 
 def compile_module(
@@ -49,7 +55,6 @@ def compile_module(
     the reach of its operators (of all of them together, where one finds nothing but padding), and the program follows
     from the two; it has no end unless a context has frames.
     """
-    dtype = head.to_input(torch.zeros((1, *event_shape), dtype=torch.int64 if head.levels else torch.float32)).dtype
 
     def at(length: int | None) -> Analysis | None:
         shape = event_shape if length is None else (*event_shape[:-1], length)
@@ -58,7 +63,7 @@ def compile_module(
             context = layout.example(2, length, event_shape[-1])
             if context is None:
                 return None
-        return analyse(module, shape, head.resolve(shape), order, predicts, adapter, context, dtype)
+        return analyse(module, shape, head, order, predicts, adapter, context)
 
     steps = event_grid(event_shape)[1][-1]
     if isinstance(order, str) and order == "time":
@@ -85,8 +90,9 @@ def compile_module(
                     continue
                 times = ((steps if framed else STREAM) - length) // grain
                 program = extrapolate(short.lowered.program, long.lowered.program, times)
-                if program is not None:
-                    return _compiled(long, program)
+                plan = _whole_plan(module, short, long, times, event_shape, adapter, layout)
+                if program is not None and (plan is None or plan.results == long.plan.results):
+                    return _compiled(long, program, plan)
             length += 3 * (length - rest)
         if steps > _LONGEST:
             raise CompileError(
@@ -94,11 +100,37 @@ def compile_module(
                 f"Give an event_shape of at most {_LONGEST} steps"
             )
     analysis = at(None)
-    return _compiled(analysis, analysis.lowered.program)
+    return _compiled(analysis, analysis.lowered.program, analysis.plan)
 
 
-def _compiled(analysis: Analysis, program: Program) -> Compiled:
-    return Compiled(program, analysis.traced.folded, analysis.exported, analysis)
+def _compiled(analysis: Analysis, program: Program, plan: ContextPlan | None) -> Compiled:
+    network = None if plan is None else plan.network()
+    return Compiled(program, analysis.traced.folded, analysis.exported, analysis, network, plan)
+
+
+def _whole_plan(
+    module, short: Analysis, long: Analysis, times: int, event_shape, adapter, layout
+) -> ContextPlan | None:
+    """The plan of two lengths at the full event shape; its results are none where the three do not go together."""
+    if short.plan is None or not (short.plan.results or long.plan.results):
+        return short.plan
+    context = layout.example(2)
+    x = long.head.to_input(torch.zeros((2, *event_shape), dtype=torch.int64 if long.head.levels else torch.float32))
+    exported = export(module, x, context, adapter)
+    plan = ContextPlan(exported, state_of(exported, module), apart(context), ())
+    results = short.plan.results
+    if results == long.plan.results and all(_follows(r.name, short.plan, long.plan, plan, times) for r in results):
+        plan.results = results
+    return plan
+
+
+def _follows(name: str, short: ContextPlan, long: ContextPlan, whole: ContextPlan, times: int) -> bool:
+    """Whether a value is computed alike at three lengths and its sizes follow from the shorter two."""
+    nodes = [plan.still.get(name) for plan in (short, long, whole)]
+    if None in nodes or len({node.target for node in nodes}) > 1:
+        return False
+    a, b, c = (list(node.meta["val"].shape) for node in nodes)
+    return [m + (n - m) * times for m, n in zip(a, b, strict=True)] == c
 
 
 def _reach(module: nn.Module) -> int:
@@ -147,4 +179,7 @@ def refreshed(compiled: Compiled, module: nn.Module) -> tuple[Tensor, Tensor]:
             raise CompileError(
                 f"weights that were zero are not any more, or a constant changed, at {where}; compile a new sampler"
             )
+    if compiled.context_network is not None:
+        compiled.plan.state = state_of(compiled.plan.exported, module)
+        compiled.context_network.tensors = compiled.plan.network().tensors
     return compiled.analysis.lowered.fill(constants)

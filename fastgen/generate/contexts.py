@@ -115,6 +115,18 @@ def context_leaves(layout: ContextLayout | None, context, batch: int) -> list[Te
     return layout.check(context, batch)
 
 
+def apart(context) -> list[Tensor]:
+    """The leaves of a context for two samples, the second one made different from the first where its values allow."""
+    generator = torch.Generator().manual_seed(0)
+    leaves = []
+    for leaf in tree_flatten(context)[0]:
+        second = leaf[1:]
+        if leaf.is_floating_point():
+            second = second + torch.randn(second.shape, generator=generator).to(leaf.dtype)
+        leaves.append(torch.cat([leaf[:1], second if leaf.is_floating_point() else second.roll(1, -1)]))
+    return leaves
+
+
 def position_major(leaf: Tensor) -> Tensor:
     """``[N, C, *grid]`` (or ``[N]``) to float32 ``[N, positions, C]``."""
     leaf = leaf.unsqueeze(1) if leaf.dim() == 1 else leaf

@@ -6,6 +6,13 @@ from __future__ import annotations
 class CompileError(ValueError):
     """The network cannot be compiled to a step program; the message says where and why."""
 
+    node: str | None = None
+    """The node of the exported graph that has no rule or no schedule."""
+    context: int | None = None
+    """The context that it reads across positions."""
+    final = False
+    """Whether the node cannot be computed however its operands lie."""
+
 
 class NotCausalError(CompileError):
     """An output depends on an element that is not drawn yet, or on another sample of the batch."""

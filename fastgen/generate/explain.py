@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastgen.generate.analysis import Analysis
+from fastgen.generate.heads import Head
 from fastgen.generate.orders import event_grid
 from fastgen.generate.program import CONSTANT, DENSE, OPCODE, PIXEL, PROLOGUE, ROW, STATE, Code, Program
 from fastgen.generate.receptive_field import ReceptiveField, receptive_field
@@ -82,6 +83,8 @@ class Explanation:
     """``Sampler.explain()``: print it, or read its parts."""
 
     title: str
+    input: str
+    """How a level becomes the network's input."""
     causality: str
     field: ReceptiveField | None
     """Of the output at the middle of the last row, or at the last step of the length that was analysed."""
@@ -92,6 +95,8 @@ class Explanation:
     memory: Memory
     rings: list[tuple[int, int]]
     """(positions, channels) of every buffer of the state."""
+    context_network: str | None
+    """What of the contexts runs in PyTorch at the start; None where nothing does."""
     analysis: Analysis | None = field(repr=False)
     shift: int = field(repr=False)
 
@@ -130,6 +135,8 @@ class Explanation:
 
     def __str__(self) -> str:
         rows = [
+            ("input", self.input),
+            *([("at the start", self.context_network)] if self.context_network else []),
             ("causality", self.causality),
             ("receptive field", _field_text(self.field)),
             ("blind spots", _blind_text(self.field)),
@@ -160,6 +167,7 @@ def explain(sampler: Sampler) -> Explanation:
     event = f"event {sampler.event_shape}, {order}, {sampler.steps} steps"
     return Explanation(
         title=f"Sampler of {name}, {event}, machine {sampler.machine_name!r}",
+        input=_input(sampler.head),
         causality=_causality(sampler),
         field=None if analysis is None else receptive_field(analysis, shift),
         work=_work(sampler, program, analysis),
@@ -168,8 +176,35 @@ def explain(sampler: Sampler) -> Explanation:
         | {"draws": len(program.draws), "operands": len(program.operands)},
         memory=_memory(sampler, program),
         rings=[(b.positions, b.channels) for b in program.buffers if b.where == STATE],
+        context_network=_context_network(sampler),
         analysis=analysis,
         shift=shift,
+    )
+
+
+def _input(head: Head) -> str:
+    most = head.levels - 1
+    words = {
+        "index": f"integers 0 .. {most}",
+        "float": f"levels as floats 0 .. {most}",
+        "unit": f"level / {most}",
+        "symmetric": f"2 * level / {most} - 1",
+        "table": f"a table of {head.levels} values",
+    }
+    return f"{words[head.to_input_name]} (to_input={head.to_input_name!r})" if head.levels else "values as they are"
+
+
+def _context_network(sampler: Sampler) -> str | None:
+    network, plan = sampler.compiled.context_network, sampler.compiled.plan
+    if network is None:
+        return None
+    layers = plan.layers() if plan is not None else []
+    shown = ", ".join(layers if len(layers) <= _EXAMPLES else [*layers[:_EXAMPLES], "..."])
+    kept = ", ".join(f"{positions} x {channels}" for positions, channels in network.sizes)
+    where = f" of {shown}" if shown else ""
+    return (
+        f"PyTorch runs {len(network.calls)} operators on the context{where}, once a sample; kept as {kept} numbers "
+        "(positions x channels)"
     )
 
 
@@ -231,12 +266,13 @@ def _forward_multiply_adds(analysis: Analysis) -> float:
 
 def _memory(sampler: Sampler, program: Program) -> Memory:
     leaves = sampler.layout.leaves if sampler.layout is not None else []
+    sizes = sampler.compiled.context_network.sizes if sampler.compiled.context_network is not None else []
     packed = getattr(sampler._machine, "packed_bytes", None)
     if packed is None:
         packed = sum(matrix.nbytes for matrix in sampler._machine.matrices)
     return Memory(
         state=4 * (-(-program.state_size // 16) * 16 + 16),
-        contexts=sum(4 * leaf[0].numel() for leaf in leaves),
+        contexts=4 * (sum(leaf[0].numel() for leaf in leaves) + sum(p * c for p, c in sizes)),
         weights=program.weights.nbytes,
         packed=packed,
         constants=2 * program.constants.nbytes,

@@ -40,14 +40,15 @@ class Graph:
         self._next = 1
         self._value_ids: dict[float, int] = {}
         self._value_nodes: dict[float, Node] = {}
-        self.name, self.where = "", ""
+        self.name, self.where, self.source = "", "", ""
 
     # ---- nodes and ids
 
     def add(self, kind: str, rows_shape: Sequence[int], channels: int, runs: list[Channels], **options) -> Node:
         node = Node(
-            len(self.nodes), kind, self.name, self.where, tuple(rows_shape), channels, self._next, runs, **options
-        )
+            len(self.nodes), kind, self.name, self.where, tuple(rows_shape), channels, self._next, runs,
+            source=self.source, **options,
+        )  # fmt: skip
         self.nodes.append(node)
         self.bases = np.append(self.bases, node.base)
         self._next += node.rows * (channels + 1)

@@ -151,6 +151,7 @@ class Node:
     runs: list[Channels] = field(repr=False)
     values: Recipe | None = None  # of a constant: [rows, channels]
     context: int = 0  # number of a context
+    source: str = ""  # the node of the exported graph
     one_hot: list[Term] | None = field(default=None, repr=False)
     """Index terms of a one-hot encoding, whose classes are the slots."""
     run_of_slot: np.ndarray = field(init=False)

@@ -42,7 +42,7 @@ class Sampler:
     bitwise the same for any batch size, number of threads and division into calls.
 
     Args:
-        module: takes ``[N, *event_shape]`` (what ``head.to_input`` makes of levels), and a context if
+        module: takes ``[N, *event_shape]`` (levels as ``head.to_input`` makes them), and a context if
             ``example_context`` is given; any module that ``torch.export`` takes. It is used in eval mode.
         event_shape: ``(C, H, W)``, ``(C, T)``, ``(T,)`` or ``(D,)``.
         head: how outputs are read, scored and drawn; see ``fastgen.heads``.
@@ -52,7 +52,8 @@ class Sampler:
             element t + 1; then the network first reads ``start``.
         adapter: applied to the module's output, to bring it to a layout that the head reads.
         example_context: a context (or dict of contexts) of any batch size, if the module takes one: ``[N]`` or
-            ``[N, C]``, or what has positions ``[N, C, F]`` (F frames of a sequence), ``[N, C, H, W]``.
+            ``[N, C]``, or what has positions ``[N, C, F]`` (F frames of a sequence), ``[N, C, H, W]``. What
+            reads only the context may use any operators: it runs once at the start.
         start: the input value before the first element, for ``predicts="next"``.
         machine: "cpu" or "reference"; by default "cpu" where the compiled extension is there.
         threads: threads of the cpu machine; by default PyTorch's number.
@@ -96,9 +97,9 @@ class Sampler:
         self.predicts, self.adapter, self.start_value = predicts, adapter, finite_number("start", start)
         self.weights, self.threads = weights, check_threads(threads)
         self.layout = ContextLayout(example_context) if example_context is not None else None
-        self._finish(
-            compile_module(module, self.event_shape, self.head, order, predicts, adapter, self.layout), machine
-        )
+        compiled = compile_module(module, self.event_shape, self.head, order, predicts, adapter, self.layout)
+        self.head = compiled.analysis.head
+        self._finish(compiled, machine)
         if predicts == "next":
             check_start(self.compiled.analysis.traced, self.start_value)
 
@@ -295,7 +296,8 @@ class Sampler:
         """Write the program; ``Sampler.load(path)`` generates from it without the module.
 
         Raises:
-            NotImplementedError: the context holds something else than tensors in dicts, lists and tuples.
+            NotImplementedError: the context holds something else than tensors in dicts, lists and tuples, or its
+                network calls an operator that a file may not name.
         """
         save_sampler(self, path)
 
@@ -309,9 +311,9 @@ class Sampler:
             OSError: the file cannot be read.
         """
         sampler = cls.__new__(cls)
-        program = restore_sampler(sampler, path)
+        compiled = restore_sampler(sampler, path)
         sampler.threads = check_threads(threads)
-        sampler._finish(Compiled(program, [], None, None), machine)
+        sampler._finish(compiled, machine)
         return sampler
 
     def load_state(self, path) -> State:

@@ -101,7 +101,9 @@ class Scheduler:
                 f"its cells{read} do not keep one distance from the steps of the order. A layer with a weight for "
                 "every pair of positions (a matrix along the sequence, as in gMLP) is not supported"
             )
-        return CompileError(f"no regular schedule was found for {node.name}, {node.where}: {reason}")
+        error = CompileError(f"no regular schedule was found for {node.name}, {node.where}: {reason}")
+        error.node, error.context = node.source, across[0].context if across else None
+        return error
 
     def _contracted_at(self, node: Node) -> Node | None:
         """The first contraction that reads the node, or what is computed of it."""

@@ -129,6 +129,8 @@ def _checked_state(sampler: Sampler, tensors: dict[str, Tensor], numbers: dict) 
     check_batch(batch, numbers["seed"])
     event = (torch.float32, [batch, order.channels, order.positions])
     contexts = [] if sampler.layout is None else sampler.layout.position_major_shapes(batch)
+    network = sampler.compiled.context_network
+    contexts += [[batch, *size] for size in (network.sizes if network is not None else [])]
     shapes = {f"context.{i}": (torch.float32, shape) for i, shape in enumerate(contexts)}
     needed = {"state": (torch.float32, [batch, _stride(sampler)]), "samples": (torch.int64, [batch]), "levels": event}
     shapes |= needed | {"known": (torch.bool, event[1])}
@@ -174,11 +176,11 @@ def start_state(
     batch, seed = check_batch(batch, seed)
     sampler.head.check_sampling(temperature, top_k, top_p, scored=log_prob or proposal_log_prob)
     leaves = sampler._contexts(context, batch)
-    program = sampler.program
+    program, network = sampler.program, sampler.compiled.context_network
     channels, positions = sampler.order.channels, sampler.order.positions
     run = Run(
         state=torch.zeros(batch, _stride(sampler)),
-        contexts=[position_major(leaf) for leaf in leaves],
+        contexts=[position_major(leaf) for leaf in leaves] + (network.run(leaves) if network is not None else []),
         seed=seed,
         samples=sample_indices(first_sample, batch),
         levels=torch.zeros(batch, channels, window or positions) if known is None else known,

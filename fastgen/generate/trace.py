@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.fx import Node as FxNode
 from torch.utils._pytree import tree_any, tree_map
 
+from fastgen.generate.context_network import Result
+from fastgen.generate.context_plan import ContextPlan
 from fastgen.generate.errors import CompileError, UnsupportedOperator
 from fastgen.generate.export import BATCH, Exported
 from fastgen.generate.graph import Channels, Constant, Graph, Node, Recipe, Value
@@ -33,18 +35,31 @@ class Traced:
 
 
 def trace(
-    exported: Exported, state: dict[str, Tensor], input_node: Callable[[Graph, Tensor], tuple[Node, Value]]
+    exported: Exported,
+    state: dict[str, Tensor],
+    input_node: Callable[[Graph, Tensor], tuple[Node, Value]],
+    plan: ContextPlan | None,
 ) -> Traced:
-    """Apply the rules. ``input_node(graph, example)`` makes the event's node and its ids in the input's shape."""
+    """Apply the rules. ``input_node(graph, example)`` makes the event's node and its ids in the input's shape.
+
+    ``plan`` says which values of the contexts are computed outside of the program and read as further contexts.
+    """
     graph = Graph()
     environment: dict[FxNode, object] = {}
     folded: list[tuple[str, Callable]] = []
     contexts: list[Node] = []
     source = None
+    results = {} if plan is None else {result.name: result for result in plan.results}
+    skipped = set() if plan is None else plan.still.keys() - plan.needed - {*exported.users}
     pending = {node: len(node.users) for node in exported.graph_module.graph.nodes}
     check_softmax_masks(exported.graph_module.graph.nodes, state)
+
+    def outside(node: FxNode) -> Value:
+        number = len(exported.users) - 1 + list(results).index(node.name)
+        return _result(graph, node.meta["val"], results[node.name], number)
+
     for node in exported.graph_module.graph.nodes:
-        graph.name, graph.where = name_of(node), where_of(node)
+        graph.name, graph.where, graph.source = name_of(node), where_of(node), node.name
         if node.op == "placeholder":
             if node.name in exported.users:
                 example = node.meta["val"]
@@ -53,6 +68,8 @@ def trace(
                 else:
                     context, environment[node] = _context(graph, example, len(contexts))
                     contexts.append(context)
+                    if node.name in results:
+                        environment[node] = outside(node)
             else:
                 tensor = state[node.name]
                 graph.constants[node.name] = tensor
@@ -68,16 +85,25 @@ def trace(
                 f"forward draws random numbers at {graph.name}, {graph.where}, so the network is no function of its "
                 "input. Dropout must be off in eval (nn.Dropout, or F.dropout with training=self.training)"
             )
+        if node.name in results:
+            environment[node] = outside(node)
+            continue
+        if node.name in skipped:
+            continue
         arguments = tree_map(
             lambda n: environment[n] if isinstance(n, FxNode) else n, (list(node.args), dict(node.kwargs))
         )
         if not tree_any(lambda a: isinstance(a, Value), arguments):
             environment[node] = _fold(graph, node, arguments, folded)
         else:
-            environment[node] = _apply(graph, node, *arguments)
+            try:
+                environment[node] = _apply(graph, node, *arguments)
+            except CompileError as error:
+                error.node, error.final = node.name, True
+                raise
         for read in node.all_input_nodes:
             pending[read] -= 1
-            if not pending[read]:
+            if not pending[read] and read in environment:
                 del environment[read]
     raise AssertionError("an exported graph ends with its output")
 
@@ -87,7 +113,7 @@ def _draws_noise(node: FxNode) -> bool:
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
     given = arguments_of(node)
-    return given.get("train", given.get("training", True)) and given.get("p") != 0
+    return given.get("train", given.get("training", True)) and given.get("p", given.get("dropout_p")) != 0
 
 
 def _constant(name: str, tensor: Tensor) -> Constant:
@@ -165,6 +191,16 @@ def _context(graph: Graph, example: Tensor, number: int) -> tuple[Node, Value]:
     node = graph.add("context", rows_shape, channels, [run], context=number)
     ids = graph.ids(node)
     return node, Value(ids.movedim(-1, 1) if example.dim() >= 2 else ids[..., 0])
+
+
+def _result(graph: Graph, example: Tensor, result: Result, number: int) -> Value:
+    """The value of a context that PyTorch computes at the start."""
+    *rows_shape, channels = result.arranged(example).shape
+    rows = int(np.prod(rows_shape))
+    uses = np.repeat(np.array([1, 2], np.uint8), rows // BATCH)
+    run = Channels(0, channels, np.zeros(rows, np.int32), uses)
+    node = graph.add("context", rows_shape, channels, [run], context=number)
+    return Value(result.restored(graph.ids(node)))
 
 
 def check_finite(state: dict[str, Tensor], names: Sequence[str]) -> None:

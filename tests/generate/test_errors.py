@@ -184,7 +184,7 @@ HEAD = heads.Categorical(5, to_input="unit")
         ({"event_shape": (1, 0, 7)}, r"event_shape must be .*positive sizes, got \(1, 0, 7\)"),
         ({"event_shape": (2, 9, 7)}, r"event_shape \(2, 9, 7\).*expected input.*to have 1 channels"),
         ({"head": "categorical"}, "head must be one of fastgen.heads, got 'categorical'"),
-        ({"head": heads.Categorical(6, to_input="unit")}, r"output has shape \[2, 5, 9, 7\].*\[N, 6, 9, 7\]"),
+        ({"head": heads.Categorical(6, to_input="unit")}, r"output must have shape \[N, 6, 9, 7\].*\[2, 5, 9, 7\]"),
         ({"order": "spiral"}, r"order must be one of 'raster', .*'features' or a permutation.*'spiral'"),
         ({"order": "time"}, r"order 'time' needs event_shape \(T,\), \(C, T\) or \(D,\), got \(1, 9, 7\)"),
         ({"order": [0, 1, 1]}, r"order must be a permutation of the 63 positions of \(1, 9, 7\), got \[0, 1, 1\]"),
@@ -227,7 +227,7 @@ MASK = torch.zeros(2, 1, 9, 7, dtype=torch.bool)
     [
         ({"temperature": 0.0}, "temperature is 0.0; it must be a finite number above 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),
-        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("nan")}, "temperature must be a finite number, got nan"),
         ({"temperature": 1e-320}, "temperature is 1e-320; it must be 1.2e-38 or more"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.5}, "top_p is 1.5"),

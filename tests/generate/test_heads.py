@@ -151,7 +151,7 @@ def test_arrange_moves_channels_last(head, event_shape, layout, groups):
 @pytest.mark.parametrize(("head", "event_shape", "layout", "groups"), LAYOUTS, ids=str)
 def test_arrange_refuses_other_layouts(head, event_shape, layout, groups):
     for wrong in ((layout[0] + 1, *layout[1:]), layout[:-1], (*layout, 1), (*layout[:-1], layout[-1] + 1)):
-        with pytest.raises(ValueError, match=r"output has shape .* reads \[N, "):
+        with pytest.raises(ValueError, match=r"output must have shape \[N, .*, got \[2"):
             head.arrange(torch.zeros(2, *wrong), event_shape)
 
 
@@ -186,11 +186,14 @@ WRONG = [
     (lambda: Mixture(5).groups((2, 4, 4)), "has 2 channels; .* couples 1 or 3"),
     (lambda: Mixture(5, channels=3).groups((4, 4, 4)), "has 4 channels"),
     (lambda: heads.Gaussian(min_log_scale=math.inf), "min_log_scale is inf"),
-    (lambda: heads.Categorical(4, "indexed"), "to_input is 'indexed'; it must be one of index, unit, symmetric"),
-    (lambda: heads.Categorical(4, torch.zeros(3)), r"to_input is a table of torch.float32 \[3\]"),
+    (
+        lambda: heads.Categorical(4, "indexed"),
+        "to_input must be None, 'index', 'float', 'unit', 'symmetric' or a tensor of 4 values, got 'indexed'",
+    ),
+    (lambda: heads.Categorical(4, torch.zeros(3)), r"to_input must be a table of .* \[4\], got torch.float32 \[3\]"),
     (lambda: heads.Categorical(4).groups(()), r"event_shape is \(\)"),
     (lambda: heads.Categorical(4).check_sampling(0.0), "temperature is 0.0; it must be a finite number above 0"),
-    (lambda: heads.Categorical(4).check_sampling(math.nan), "temperature is nan"),
+    (lambda: heads.Categorical(4).check_sampling(math.nan), "temperature must be a finite number, got nan"),
     (lambda: heads.Categorical(4).check_sampling(1.0, top_k=5), r"top_k is 5; it must be an integer in 0 \(off\) .. 4"),
     (lambda: heads.Categorical(4).check_sampling(1.0, top_k=-1), "top_k is -1"),
     (lambda: heads.Categorical(4).check_sampling(1.0, top_p=0.0), "top_p is 0.0; it must be above 0 and at most 1"),

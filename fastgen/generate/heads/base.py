@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from numbers import Integral, Real
@@ -45,7 +46,7 @@ class Head(ABC):
     feed_raw: bool = False
     min_log_scale: float = -7.0
 
-    def __init__(self, levels: int, to_input: str | Tensor) -> None:
+    def __init__(self, levels: int, to_input: str | Tensor | None) -> None:
         self.levels = levels
         self.to_input_name = "table" if isinstance(to_input, Tensor) else to_input
         self.inputs = _input_table(levels, to_input)
@@ -85,6 +86,12 @@ class Head(ABC):
         self.groups(event_shape)
         return self
 
+    def reading(self, to_input: str) -> Head:
+        """This head, whose levels become the network's input as ``to_input`` ("index" or "float") says."""
+        head = copy.copy(self)
+        head.to_input_name = to_input
+        return head
+
     def groups(self, event_shape: tuple[int, ...]) -> int:
         """G: how many groups of parameters a position has."""
         channels, _ = _split_event(event_shape)
@@ -108,7 +115,10 @@ class Head(ABC):
         if tuple(output.shape[1:]) not in layouts:
             accepted = " or ".join("[" + ", ".join(map(str, ("N", *layout))) + "]" for layout in layouts)
             given = list(output.shape)
-            raise ValueError(f"output has shape {given}; {self} with event_shape {tuple(event_shape)} reads {accepted}")
+            raise ValueError(
+                f"output must have shape {accepted} ({self} with event_shape {tuple(event_shape)}), got {given}"
+                + _turned(output, layouts)
+            )
         groups, (_, positions) = self.groups(event_shape), _split_event(event_shape)
         count = self.resolve(event_shape).parameters_per_group
         return output.reshape(-1, groups, count, math.prod(positions)).permute(0, 3, 1, 2)
@@ -152,11 +162,11 @@ class Head(ABC):
                 raise ValueError(f"{name} has values in {low} .. {high}; {self} takes 0 .. {self.levels - 1}")
 
     def to_input(self, levels: Tensor) -> Tensor:
-        """The module's input: int64 for ``to_input="index"``, else float32 (a continuous head passes values on)."""
+        """The module's input: int64 for "index" or None, else float32 (a continuous head passes values on)."""
         self.check_levels(levels)
         if not self.levels:
             return levels.float()
-        return levels.long() if self.to_input_name == "index" else self.inputs.to(levels.device)[levels.long()]
+        return levels.long() if self.to_input_name in ("index", None) else self.inputs.to(levels.device)[levels.long()]
 
     def check_sampling(self, temperature: float, top_k: int = 0, top_p: float = 1.0, scored: bool = False) -> None:
         """Raises ValueError unless the head can draw so; ``scored``: log-probabilities of the draws are wanted."""
@@ -242,7 +252,7 @@ class Head(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.config().items() if k != 'to_input')})"
 
-    def _to_input_config(self) -> str | list[float]:
+    def _to_input_config(self) -> str | list[float] | None:
         return self.inputs.tolist() if self.to_input_name == "table" else self.to_input_name
 
 
@@ -284,6 +294,19 @@ def check_distribution(top: Tensor, position: int) -> None:
         )
 
 
+def _turned(output: Tensor, layouts: list[tuple[int, ...]]) -> str:
+    """What an adapter must do, where an output has the right sizes in another order."""
+    shape = list(output.shape)
+    ways = [
+        (f"movedim({d}, 1)", shape[:1] + shape[d : d + 1] + shape[1:d] + shape[d + 1 :]) for d in range(2, len(shape))
+    ]
+    ways += [("transpose(0, 1)", shape[1:2] + shape[:1] + shape[2:]), ("permute(1, 2, 0)", shape[1:] + shape[:1])]
+    for way, turned in ways:
+        if tuple(turned[1:]) in layouts:
+            return f". Its dimensions lie in another order: pass adapter=lambda output: output.{way}"
+    return ""
+
+
 def _split_event(event_shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
     """Channels and positions: (C, H, W), (C, T), or one channel of (T,) or (D,)."""
     if not event_shape or any(size < 1 for size in event_shape):
@@ -293,18 +316,18 @@ def _split_event(event_shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
     return (1, tuple(event_shape)) if len(event_shape) == 1 else (event_shape[0], tuple(event_shape[1:]))
 
 
-def _input_table(levels: int, to_input: str | Tensor) -> Tensor | None:
+def _input_table(levels: int, to_input: str | Tensor | None) -> Tensor | None:
     if not levels:
         return None
     if isinstance(to_input, Tensor):
         if to_input.shape != (levels,) or not to_input.is_floating_point() or not to_input.isfinite().all():
             given = f"{to_input.dtype} {list(to_input.shape)}"
-            raise ValueError(f"to_input is a table of {given}; it must be finite floating-point values, [{levels}]")
+            raise ValueError(f"to_input must be a table of finite floating-point values [{levels}], got {given}")
         return to_input.detach().cpu().float().contiguous()
     level = torch.arange(levels, dtype=torch.float64, device="cpu")
-    tables = {"index": level, "unit": level / (levels - 1), "symmetric": 2 * level / (levels - 1) - 1}
-    if not isinstance(to_input, str) or to_input not in tables:
-        raise ValueError(
-            f"to_input is {to_input!r}; it must be one of {', '.join(tables)}, or a tensor of {levels} values"
-        )
+    unit = level / (levels - 1)
+    tables = {None: level, "index": level, "float": level, "unit": unit, "symmetric": 2 * level / (levels - 1) - 1}
+    if not isinstance(to_input, str | None) or to_input not in tables:
+        names = ", ".join(repr(name) for name in tables if name)
+        raise ValueError(f"to_input must be None, {names} or a tensor of {levels} values, got {to_input!r}")
     return tables[to_input].float()

@@ -17,12 +17,14 @@ class Bernoulli(Head):
     level 1 where the uniform of draw 0 is below ``sigmoid(logit / temperature)``.
 
     Args:
-        to_input: "index", "unit", "symmetric" or a tensor of 2 values: how a level becomes the network's input.
+        to_input: how a level becomes the network's input: "index" (integers), "float" (the level as a float), "unit"
+            (level / (L - 1)), "symmetric" (2 level / (L - 1) - 1) or a tensor of 2 values. None: a sampler takes
+            "index" for a network that reads integers, as one with an embedding does, and "float" for any other.
     """
 
     kind = "bernoulli"
 
-    def __init__(self, to_input: str | Tensor = "index") -> None:
+    def __init__(self, to_input: str | Tensor | None = None) -> None:
         super().__init__(2, to_input)
 
     @property

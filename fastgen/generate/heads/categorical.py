@@ -20,12 +20,14 @@ class Categorical(Head):
 
     Args:
         levels: L, at least 2.
-        to_input: "index", "unit", "symmetric" or a tensor of L values: how a level becomes the network's input.
+        to_input: how a level becomes the network's input: "index" (integers), "float" (the level as a float), "unit"
+            (level / (L - 1)), "symmetric" (2 level / (L - 1) - 1) or a tensor of L values. None: a sampler takes
+            "index" for a network that reads integers, as one with an embedding does, and "float" for any other.
     """
 
     kind = "categorical"
 
-    def __init__(self, levels: int, to_input: str | Tensor = "index") -> None:
+    def __init__(self, levels: int, to_input: str | Tensor | None = None) -> None:
         super().__init__(check_count("levels", levels, 2), to_input)
 
     @property

@@ -37,7 +37,8 @@ class DiscretizedLogisticMixture(Head):
         mixtures: M.
         levels: L, at least 2.
         channels: how many channels share a mixture, 1 or 3; None: those of the event. 1 draws channels independently.
-        to_input: "index", "unit", "symmetric" or a tensor of L values: how a level becomes the network's input.
+        to_input: how a level becomes the network's input: "index", "float", "unit", "symmetric" or a tensor of L
+            values, as in ``Categorical``; None: what the network takes.
         feed_raw: feed the clamped draw before rounding to the network and to later channels, as public code does. Such
             draws have no log-probability. Needs ``to_input="symmetric"``.
     """
@@ -49,7 +50,7 @@ class DiscretizedLogisticMixture(Head):
         mixtures: int,
         levels: int = 256,
         channels: int | None = None,
-        to_input: str | Tensor = "symmetric",
+        to_input: str | Tensor | None = "symmetric",
         feed_raw: bool = False,
     ) -> None:
         super().__init__(check_count("levels", levels, 2), to_input)

@@ -131,7 +131,7 @@ class WaveNet(AutoregressiveModel):
         config = self.config
         channels = config.residual_channels
         if config.output == "categorical":
-            self._head = Categorical(config.levels)
+            self._head = Categorical(config.levels, to_input="index")
             self.first = FirstConv1d(config.levels, channels)
         else:
             self._head = DiscretizedLogisticMixture(config.mixtures, levels=config.levels, channels=1)

@@ -1,0 +1,132 @@
+"""The context network: what depends on contexts only and has no place in a program runs in PyTorch at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The value of an input, a tensor or an earlier call, by name."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """``name = operator(*arguments, **options)``; tensors among the arguments are references."""
+
+    name: str
+    operator: Callable
+    arguments: list
+    options: dict
+
+    @property
+    def reads(self) -> set[str]:
+        return {leaf.name for leaf in tree_leaves((self.arguments, self.options)) if isinstance(leaf, Reference)}
+
+
+@dataclass(frozen=True)
+class Result:
+    """A value that the program reads as a context, and how its dimensions lie.
+
+    Dimension ``batch`` holds both samples, one after the other; ``channel`` is the dimension of the channels (None: one
+    channel); the others are positions.
+    """
+
+    name: str
+    batch: int
+    channel: int | None
+
+    def arranged(self, value: Tensor) -> Tensor:
+        """``[2, *positions, C]``"""
+        value = value.unflatten(self.batch, (2, -1)).movedim(self.batch, 0)
+        if self.channel is None:
+            return value.unsqueeze(-1)
+        channel = self.channel + (1 if self.channel > self.batch else 0)
+        return value.movedim(channel if channel > self.batch else channel + 1, -1)
+
+    def restored(self, arranged: Tensor) -> Tensor:
+        """The inverse of ``arranged``."""
+        if self.channel is None:
+            value = arranged.squeeze(-1)
+        else:
+            channel = self.channel + (1 if self.channel > self.batch else 0)
+            value = arranged.movedim(-1, channel if channel > self.batch else channel + 1)
+        return value.movedim(0, self.batch).flatten(self.batch, self.batch + 1)
+
+
+@dataclass
+class ContextNetwork:
+    """Calls of ATen operators on the contexts of a batch of two, whose results are further contexts of the program."""
+
+    inputs: list[str]
+    """The names of the contexts."""
+    tensors: dict[str, Tensor]
+    """Parameters and what is computed of them alone."""
+    calls: list[Call]
+    results: list[Result]
+    sizes: list[tuple[int, int]]
+    """Positions and channels of every result."""
+
+    @torch.no_grad()
+    def run(self, leaves: Sequence[Tensor]) -> list[Tensor]:
+        """The results ``[N, positions, C]`` of contexts ``[N, ...]``.
+
+        Every sample runs by itself, twice in a batch of two, on one thread: so its results are bitwise the same in any
+        batch. Where one row stands for all samples it runs once.
+        """
+        count = len(leaves[0])
+        rows = 1 if all(leaf.stride(0) == 0 for leaf in leaves) else count
+        with _one_thread():
+            made = [self._sample([leaf[i : i + 1] for leaf in leaves]) for i in range(rows)]
+        results = [torch.stack(values) for values in zip(*made, strict=True)]
+        if not all(bool(torch.isfinite(result).all()) for result in results):
+            raise ValueError("context gives NaN or infinite values in the network that reads it")
+        return [result.expand(count, -1, -1).contiguous() for result in results]
+
+    def _sample(self, leaves: list[Tensor]) -> list[Tensor]:
+        values = self.values([leaf.expand(2, *leaf.shape[1:]).contiguous() for leaf in leaves])
+        return [result.arranged(values[result.name])[0].flatten(0, -2).float() for result in self.results]
+
+    def values(self, leaves: Sequence[Tensor], check: Callable | None = None) -> dict[str, Tensor]:
+        """The results of contexts ``[2, ...]`` by name; ``check`` is called with what every call returns."""
+        values = self.tensors | dict(zip(self.inputs, leaves, strict=True))
+        kept = {result.name for result in self.results}
+        last = {name: number for number, call in enumerate(self.calls) for name in call.reads}
+        for number, call in enumerate(self.calls):
+            values[call.name] = _called(call, values)
+            if check is not None:
+                check(values[call.name])
+            for name in call.reads - kept:
+                if last[name] == number:
+                    del values[name]
+        return {name: values[name] for name in kept}
+
+    def measured(self, values: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+        """``sizes``, from tensors of the results' shapes."""
+        arranged = [result.arranged(values[result.name])[0] for result in self.results]
+        return [(part[..., 0].numel(), part.shape[-1]) for part in arranged]
+
+
+def _called(call: Call, values: Mapping[str, Tensor]):
+    arguments, options = tree_map(
+        lambda leaf: values[leaf.name] if isinstance(leaf, Reference) else leaf, (call.arguments, call.options)
+    )
+    return call.operator(*arguments, **options)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,84 @@
+"""A refusal says the true reason and what to do (fault generation_19_messages)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fastgen
+from fastgen.generate import NotCausalError, heads
+from tests.generate.compiled import FAST
+
+HEAD = heads.Categorical(12)
+
+
+class Tokens(nn.Module):
+    def __init__(self, shift: int = 0, turn=lambda h: h.transpose(1, 2)) -> None:
+        super().__init__()
+        self.embed, self.out, self.shift, self.turn = nn.Embedding(12, 8), nn.Linear(8, 12), shift, turn
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        return self.turn(self.out(F.pad(h, (0, 0, 0, self.shift))[:, self.shift :]))
+
+
+def refused(module: nn.Module, event_shape, head=HEAD, order="time", **options) -> str:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        fastgen.Sampler(module, event_shape, head, order, machine=FAST, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_a_peek_under_predicts_next_names_the_element_and_does_not_advise_what_is_set(ahead):
+    said = refused(Tokens(ahead), (8,), predicts="next")
+    seen = "itself" if ahead == 1 else r"element (2,) (drawn at step 2)"
+    assert f"scores element (0,) (drawn at step 0) depends on {seen}, through embed -> out" in said
+    assert 'pass predicts="next"' not in said
+    assert f"this one reads {ahead} further on" in said
+
+
+def test_a_peek_at_the_element_itself_is_told_of_predicts_next_where_that_cures_it():
+    said = refused(Tokens(), (8,))
+    assert "scores element (0,) (drawn at step 0) depends on itself" in said
+    assert 'pass predicts="next"' in said
+    fastgen.Sampler(Tokens(), (8,), HEAD, "time", predicts="next", machine=FAST)
+    assert 'pass predicts="next"' not in refused(Tokens(1), (8,))
+
+
+@pytest.mark.parametrize("order", ["features", [1, 0, 2, 3]])
+def test_orders_without_a_next_element_are_not_told_of_it(order):
+    module = nn.Linear(4, 4)
+    module.weight.data.tril_()
+    said = refused(module, (4,), heads.Bernoulli(), order)
+    assert "predicts" not in said
+    assert ("not on itself: mask" in said) == (order == "features")
+
+
+def test_colours_that_follow_one_another_are_told_of_sub_pixels():
+    said = refused(nn.Conv2d(3, 3, 1), (3, 2, 2), heads.Bernoulli(), "raster")
+    assert 'order="raster-subpixel"' in said
+
+
+@pytest.mark.parametrize(
+    ("turn", "way"),
+    [(lambda h: h, "movedim(2, 1)"), (lambda h: h.transpose(0, 1), "permute(1, 2, 0)")],
+)
+def test_an_output_in_another_order_is_told_how_to_turn_it(turn, way):
+    said = refused(Tokens(turn=turn), (8,), predicts="next")
+    assert said.startswith("output must have shape [N, 12, 8] or [N, 1, 12, 8] (Categorical(levels=12)")
+    assert f"pass adapter=lambda output: output.{way}" in said
+    adapter = eval(f"lambda output: output.{way}")
+    module = Tokens(turn=turn)
+    compiled = fastgen.Sampler(module, (8,), HEAD, "time", predicts="next", adapter=adapter, machine=FAST)
+    assert torch.equal(compiled.sample(2), compiled.sample_naive(2))
+
+
+def test_an_output_of_another_size_is_not_told_to_turn_it():
+    assert "adapter" not in refused(Tokens(), (8,), heads.Categorical(11))
+
+
+def test_what_is_not_causal_is_a_subclass_of_its_own():
+    with pytest.raises(NotCausalError):
+        fastgen.Sampler(Tokens(), (8,), HEAD, "time", machine=FAST)
