@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from fastgen.generate.channels import Table, channel_runs
 from fastgen.generate.context_plan import ContextPlan
-from fastgen.generate.contexts import apart
 from fastgen.generate.errors import CompileError, NotCausalError
 from fastgen.generate.export import Adapted, Exported, export, state_of
 from fastgen.generate.fuse import cut_runs
@@ -62,7 +61,7 @@ def analyse(
     exported = export(module, x, context, adapter)
     state = state_of(exported, module)
     check_finite(state, list(exported.parameters))
-    plan = None if context is None else ContextPlan(exported, state, apart(context), event_grid(event_shape)[1])
+    plan = None if context is None else ContextPlan(exported, state, context, event_grid(event_shape)[1])
     while True:
         try:
             return _analysed(exported, state, event_shape, head, order, 1 if predicts == "next" else 0, plan)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastgen.generate.analysis import Analysis, analyse
 from fastgen.generate.context_network import ContextNetwork
 from fastgen.generate.context_plan import ContextPlan
-from fastgen.generate.contexts import ContextLayout, apart
+from fastgen.generate.contexts import ContextLayout
 from fastgen.generate.errors import CompileError, NotCausalError
 from fastgen.generate.export import Exported, export, state_of
 from fastgen.generate.heads import Head
@@ -117,7 +117,7 @@ def _whole_plan(
     context = layout.example(2)
     x = long.head.to_input(torch.zeros((2, *event_shape), dtype=torch.int64 if long.head.levels else torch.float32))
     exported = export(module, x, context, adapter)
-    plan = ContextPlan(exported, state_of(exported, module), apart(context), ())
+    plan = ContextPlan(exported, state_of(exported, module), context, ())
     results = short.plan.results
     if results == long.plan.results and all(_follows(r.name, short.plan, long.plan, plan, times) for r in results):
         plan.results = results

@@ -12,22 +12,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.fx import Node as FxNode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fastgen.generate.context_network import Call, ContextNetwork, Reference, Result
+from fastgen.generate.contexts import probes
 from fastgen.generate.errors import CompileError, NotCausalError
 from fastgen.generate.export import Exported
 from fastgen.generate.places import name_of, where_of
 
 
 class ContextPlan:
-    """The plan of one exported graph; ``leaves`` are contexts ``[2, ...]`` whose two rows differ where they can."""
+    """The plan of one exported graph, whose context is ``context``; ``sizes`` are those of the event's positions."""
 
-    def __init__(
-        self, exported: Exported, state: dict[str, Tensor], leaves: Sequence[Tensor], sizes: Sequence[int]
-    ) -> None:
-        self.exported, self.state, self.leaves = exported, state, list(leaves)
-        self.sizes = {*sizes, *(n for leaf in leaves for n in leaf.shape[2:])}
+    def __init__(self, exported: Exported, state: dict[str, Tensor], context, sizes: Sequence[int]) -> None:
+        self.exported, self.state, self.context = exported, state, context
+        self.sizes = {*sizes, *(n for leaf in tree_leaves(context) for n in leaf.shape[2:])}
         """Sizes that positions have."""
         self.nodes = {node.name: node for node in exported.graph_module.graph.nodes}
         event, *self.contexts = exported.users
@@ -100,11 +99,7 @@ class ContextPlan:
         """Where the two samples lie in every value, found by exchanging them."""
         if self._batch:
             return
-        first, other = self.leaves, [leaf.flip(0) for leaf in self.leaves]
-        same = [leaf[:1].expand_as(leaf).contiguous() for leaf in self.leaves]
-        network = self._network([Result(name, 0, None) for name in self.still])
-        with torch.no_grad():
-            values, again, exchanged, alike = (network.values(leaves) for leaves in (first, first, other, same))
+        values, again, exchanged, alike = self._probed()
         for name, value in values.items():
             if not isinstance(value, Tensor):
                 self._batch[name] = None
@@ -112,17 +107,22 @@ class ContextPlan:
             if not torch.equal(value, again[name]):
                 node = self.nodes[name]
                 raise CompileError(f"{name_of(node)}, {where_of(node)}, gives other values each time it is called")
-            self._batch[name] = next(
-                (
-                    d
-                    for d, size in enumerate(value.shape)
-                    if size % 2 == 0
-                    and size
-                    and torch.equal(value, exchanged[name].roll(size // 2, d))
-                    and torch.equal(value.narrow(d, 0, size // 2), alike[name].narrow(d, 0, size // 2))
-                ),
-                None,
-            )
+            self._batch[name] = _batch_dimension(value, exchanged[name], alike[name])
+
+    def _probed(self) -> list[dict]:
+        """All values for two samples that differ, twice, for them exchanged, and for the first one in both places."""
+        network = self._network([Result(name, 0, None) for name in self.still])
+        failed = None
+        for leaves in probes(self.context):
+            exchanged, alike = ([leaf[rows] for leaf in leaves] for rows in ([1, 0], [0, 0]))
+            try:
+                with torch.no_grad():
+                    return [network.values(given) for given in (leaves, leaves, exchanged, alike)]
+            except Exception as error:  # of the user's operators: the values are none that they take
+                failed = error
+        raise CompileError(
+            f"what reads the context does not run for contexts a little different from example_context: {failed}"
+        ) from failed
 
     def _candidates(self, name: str) -> list[int | None]:
         """The dimensions that may hold the channels, the likeliest first."""
@@ -184,6 +184,17 @@ class ContextPlan:
         """The layers whose operators run in PyTorch, in order."""
         calls = self._network(self.results).calls if self.results else []
         return list(dict.fromkeys(name_of(self.nodes[call.name]).split(" (")[0] for call in calls))
+
+
+def _batch_dimension(value: Tensor, exchanged: Tensor, alike: Tensor) -> int | None:
+    """The dimension along which the two samples' halves lie, each computed of its own sample; None where none does."""
+    for d, size in enumerate(value.shape):
+        if size and size % 2 == 0:
+            first, second = value.split(size // 2, d)
+            moved = torch.equal(value, exchanged.roll(size // 2, d)) and not torch.equal(first, second)
+            if moved and torch.equal(first, alike.narrow(d, 0, size // 2)):
+                return d
+    return None
 
 
 def _call(node: FxNode) -> Call:

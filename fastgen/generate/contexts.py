@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -115,16 +116,25 @@ def context_leaves(layout: ContextLayout | None, context, batch: int) -> list[Te
     return layout.check(context, batch)
 
 
-def apart(context) -> list[Tensor]:
-    """The leaves of a context for two samples, the second one made different from the first where its values allow."""
-    generator = torch.Generator().manual_seed(0)
-    leaves = []
-    for leaf in tree_flatten(context)[0]:
-        second = leaf[1:]
-        if leaf.is_floating_point():
-            second = second + torch.randn(second.shape, generator=generator).to(leaf.dtype)
-        leaves.append(torch.cat([leaf[:1], second if leaf.is_floating_point() else second.roll(1, -1)]))
-    return leaves
+def probes(context) -> Iterator[list[Tensor]]:
+    """The leaves of a context for two samples, with random changes to the second one that a network may allow.
+
+    Floats get noise or change places, integers go up or down by one.
+    """
+    for noise, step in ((True, 1), (True, -1), (False, 1), (False, -1)):
+        generator = torch.Generator("cpu").manual_seed(0)
+        leaves = []
+        for leaf in tree_flatten(context)[0]:
+            changed = torch.rand(leaf.shape, generator=generator) < 0.5
+            changed.view(-1)[:: max(1, leaf[0].numel())] = True
+            if not leaf.is_floating_point():
+                other = ~leaf if leaf.dtype == torch.bool else leaf + step
+            else:
+                other = (
+                    leaf + torch.randn(leaf.shape, generator=generator).to(leaf.dtype) if noise else leaf.roll(1, -1)
+                )
+            leaves.append(torch.cat([leaf[:1], torch.where(changed, other, leaf)[1:]]))
+        yield leaves
 
 
 def position_major(leaf: Tensor) -> Tensor:
