@@ -108,7 +108,7 @@ class InvertibleConv1x1(nn.Module):
 def random_rotation(channels: int) -> Tensor:
     """[C, C], orthogonal, of determinant 1, from the uniform distribution of such."""
     basis, triangle = torch.linalg.qr(torch.randn(channels, channels))
-    rotation = basis * triangle.diag().sign()
+    rotation = (basis * triangle.diag().sign()).contiguous()
     rotation[:, 0] *= torch.linalg.det(rotation).sign()
     return rotation
 

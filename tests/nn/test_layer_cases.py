@@ -32,3 +32,11 @@ def test_a_case_is_the_same_each_time_and_holds_the_layer_it_is_named_after(name
     outputs, again = tree_leaves(first(*inputs, **case.options)), tree_leaves(second(*inputs, **case.options))
     assert all(torch.isfinite(out).all() for out in outputs)
     assert all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_can_be_saved_and_sharded(name):
+    """safetensors and FSDP take no strided tensors, FSDP no scalar parameters."""
+    layer = CASES[name].make()
+    assert all(parameter.dim() > 0 for parameter in layer.parameters())
+    assert all(tensor.is_contiguous() for tensor in (*layer.parameters(), *layer.buffers()))
