@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor, nn
 
-from fastgen.nn.channel_moments import channel_moments, moments_of_all_processes
+from fastgen.nn.channel_moments import channel_moments, constant_channels, moments_of_all_processes
 from fastgen.ops.precision import in_float32
-
-_ROUNDING = 8
-"""A channel is constant if it deviates from its mean by no more than so many roundings of that."""
 
 
 class ActNorm(nn.Module):
@@ -80,17 +75,9 @@ class ActNorm(nn.Module):
             )
         if not (torch.isfinite(mean) & torch.isfinite(variance)).all():
             raise ValueError("x has values that are not finite, or too large; ActNorm is set by its first batch")
-        deviation = variance.sqrt()
-        constant = deviation <= _ROUNDING * torch.finfo(mean.dtype).eps * mean.abs()
-        if constant.any():
-            warnings.warn(
-                f"ActNorm: {int(constant.sum())} of {self.channels} channels are constant in the first batch "
-                f"(channel {int(constant.nonzero()[0])} is the first of them); their scale is 1",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+        constant = constant_channels(mean, variance, "ActNorm")
         self.bias.copy_(-mean)
-        self.log_scale.copy_(torch.where(constant, 0.0, -(deviation + self.epsilon).log()))
+        self.log_scale.copy_(torch.where(constant, 0.0, -(variance.sqrt() + self.epsilon).log()))
 
     def check_parameters(self, inverse: bool) -> None:
         """ValueError where one cannot be used."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_ROUNDING = 8
+"""A channel is constant if it deviates from its mean by no more than so many roundings of that."""
 
 
 def channel_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
@@ -33,3 +38,16 @@ def moments_of_all_processes(count: int, mean: Tensor, variance: Tensor) -> tupl
     squares = count * (variance + (mean - overall).square())
     dist.all_reduce(squares)
     return totals[0, 0], overall, squares / totals[0]
+
+
+def constant_channels(mean: Tensor, variance: Tensor, name: str) -> Tensor:
+    """Which channels of a first batch are constant, bool [C]; a RuntimeWarning says that they keep their scale."""
+    constant = variance.sqrt() <= _ROUNDING * torch.finfo(mean.dtype).eps * mean.abs()
+    if constant.any():
+        warnings.warn(
+            f"{name}: {int(constant.sum())} of {len(constant)} channels are constant in the first batch "
+            f"(channel {int(constant.nonzero()[0])} is the first of them); their scale is 1",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return constant

@@ -13,8 +13,8 @@ SHRINK = 1.1
 class LipSwish(nn.Module):
     """``y = x sigmoid(b x) / 1.1`` with a learned b = softplus(beta) > 0: its slope is nowhere more than 1 in size.
 
-    x is float of any shape. beta is a parameter [1]; a state dict that has it as a scalar, as earlier versions saved it,
-    loads too.
+    x is float of any shape. beta is a parameter [1]; a state dict that has it as a scalar, as earlier versions saved
+    it, loads too.
 
     Reference: Chen, Behrmann, Duvenaud, Jacobsen, "Residual flows for invertible generative modeling", NeurIPS 2019.
 

@@ -18,11 +18,12 @@ _DOUBLINGS = 64
 _NEWTON_STEPS = 2
 
 
-def monotone_inverse(function: Increasing, y: Tensor) -> tuple[Tensor, Tensor]:
+def monotone_inverse(function: Increasing, y: Tensor, reach: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """x with f(x) = y for an elementwise increasing f, and the log-derivative of that inverse, -log f'(x).
 
     From the sign of f(0) - y the end of a bracket goes outwards from 1 or -1, doubling, to 2^64 at most; the bracket is
-    halved as many times as y's dtype has bits in its significand, and two Newton steps within what is left finish.
+    halved as many times as y's dtype has bits in its significand, and two Newton steps within what is left finish. With
+    ``reach`` the bracket is known: torch.compile, which cannot look at values, has 64 doublings less to compile.
 
     Derivatives are those of the implicit function: dx = (dy - df) / f'(x), for whatever f was computed from. They are
     what two Newton steps from a constant x have, which is exact for first and second derivatives.
@@ -30,12 +31,14 @@ def monotone_inverse(function: Increasing, y: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         function: x of y's shape to (f(x), log f'(x)), computed in float32 at least.
         y: float [...]; half precision is computed in float32.
+        reach: what |f(x) - x| is nowhere more than, of y's shape or one that broadcasts to it; None if it has no bound.
 
     Returns:
         x [...] of y's dtype, and the log-derivative [...], float32 for inputs of 32 bits or fewer, else float64.
 
     Raises:
-        ValueError: f does not reach a value (seen on the CPU, and outside torch.compile and torch.func).
+        ValueError: f does not reach a value, or it is not finite (seen on the CPU, and outside torch.compile and
+            torch.func).
 
     Example:
         >>> def cubic(x):
@@ -46,7 +49,8 @@ def monotone_inverse(function: Increasing, y: Tensor) -> tuple[Tensor, Tensor]:
     """
     (target,) = in_float32(y)
     with torch.no_grad():
-        found = _newton(function, target, *_halved(function, target, *_bracket(function, target)))
+        bracket = _bracket(function, target) if reach is None else _bracket_within(reach, target)
+        found = _newton(function, target, *_halved(function, target, *bracket))
     x = found.detach()
     for _ in range(2):
         value, log_slope = function(x)
@@ -66,10 +70,20 @@ def _bracket(function: Increasing, y: Tensor) -> tuple[Tensor, Tensor]:
             break
         inner, outer = torch.where(beyond, inner, outer), torch.where(beyond, outer, 2 * outer)
         beyond = _passed(function, outer, y, above)
-    if readable(y, inverse=True) and not beyond.all():
-        wrong = y[~beyond]
-        raise ValueError(f"{wrong.numel()} values have no inverse, the first of them {wrong[0].item():g}")
+    _refuse_others(y, beyond)
     return torch.minimum(inner, outer), torch.maximum(inner, outer)
+
+
+def _bracket_within(reach: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    _refuse_others(y, y.isfinite())
+    return y - reach, y + reach
+
+
+def _refuse_others(y: Tensor, found: Tensor) -> None:
+    """ValueError for values that are not found, where they may be looked at."""
+    if readable(y, inverse=True) and not found.all():
+        wrong = y[~found]
+        raise ValueError(f"{wrong.numel()} values have no inverse, the first of them {wrong[0].item():g}")
 
 
 def _passed(function: Increasing, x: Tensor, y: Tensor, above: Tensor) -> Tensor:

@@ -50,7 +50,10 @@ class Planar(AmortizedFlow):
 
     def inverse_transform(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         w, u, slope, b = self._constrained(parameters)
-        projection, log_slope = monotone_inverse(lambda a: tanh_map(a, slope - 1, 1.0, b, slope), (w * y).sum(1))
+        scale = slope - 1
+        projection, log_slope = monotone_inverse(
+            lambda a: tanh_map(a, scale, 1.0, b, slope), (w * y).sum(1), reach=scale.abs()
+        )
         return y - u * (projection + b).tanh()[:, None], log_slope
 
     def _constrained(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -102,7 +102,7 @@ class Sylvester(AmortizedFlow):
             offset = b[:, m] + (s[:, m, m + 1 :] * solved).sum(1)
             scale, inner = r[:, m, m], s[:, m, m]
             own = partial(tanh_map, scale=scale, inner=inner, offset=offset, least_slope=1 + scale * inner)
-            unit, log_slope = monotone_inverse(own, target)
+            unit, log_slope = monotone_inverse(own, target, reach=scale.abs())
             solved = torch.cat((unit[:, None], solved), 1)
             activations = torch.cat(((inner * unit + offset).tanh()[:, None], activations), 1)
             log_det = log_det + log_slope

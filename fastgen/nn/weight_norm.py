@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
+from fastgen.nn.channel_moments import constant_channels
+
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -28,7 +30,7 @@ def initialize_weight_norm(
     network: nn.Module, run: Callable[[], Tensor], scales: dict[nn.Module, float] | None = None
 ) -> None:
     """Sets g and the bias of every weight-normed layer so that, over one batch, each output channel has mean 0 and a
-    given deviation.
+    given deviation. A channel that is constant over the batch keeps its g, and a RuntimeWarning says so.
 
     Args:
         network: a network whose layers were weight-normed; its layers must be called once each by ``run``.
@@ -41,8 +43,9 @@ def initialize_weight_norm(
         channel = output.dim() - 1 if isinstance(layer, nn.Linear) else 1
         dims = [d for d in range(output.dim()) if d != channel]
         shape = [1 if d in dims else -1 for d in range(output.dim())]
-        mean = output.mean(dims)
-        scale = scales.get(layer, 1.0) / (output.var(dims, correction=0) + 1e-10).sqrt()
+        variance, mean = torch.var_mean(output, dims, correction=0)
+        scale = scales.get(layer, 1.0) / (variance + 1e-10).sqrt()
+        scale = scale.masked_fill(constant_channels(mean, variance, "initialize_weight_norm"), 1)
         gain = layer.parametrizations.weight.original0
         gain.mul_(scale.view([-1 if d == _output_dim(layer) else 1 for d in range(gain.dim())]))
         layer.bias.sub_(mean).mul_(scale)

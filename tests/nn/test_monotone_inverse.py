@@ -33,6 +33,47 @@ def test_where_the_function_is_flat_the_bisection_holds():
     torch.testing.assert_close(monotone_inverse(step, step(x)[0])[0], x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(
+    x=strategies.lists(strategies.floats(-1e4, 1e4, width=32), min_size=1, max_size=5),
+    scale=strategies.sampled_from([0.0, -0.999, 0.3, 1.0, 50.0, 1000.0]),
+)
+def test_a_function_of_known_reach_has_the_same_inverse(dtype, x, scale):
+    def bent(x):
+        t = x.tanh()
+        return x + scale * t, (1 + scale * (1 - t) * (1 + t)).log()
+
+    x = torch.tensor(x, dtype=dtype)
+    y = bent(x)[0]
+    found, log_derivative = monotone_inverse(bent, y, reach=torch.tensor(abs(scale), dtype=dtype))
+    slack = 8 * torch.finfo(dtype).eps * (y.abs() + x.abs() + abs(scale))
+    assert ((bent(found)[0] - y).abs() <= slack).all()
+    assert torch.equal(log_derivative, -bent(found)[1])
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_of_known_reach_a_value_that_is_not_finite_is_named(value):
+    with pytest.raises(ValueError, match="1 values have no inverse"):
+        monotone_inverse(lambda x: (x, torch.zeros_like(x)), torch.tensor([value, 1.0]), reach=torch.ones(1))
+
+
+def test_a_known_reach_leaves_few_steps_to_compile():
+    sizes = []
+
+    def counting(module, inputs):
+        sizes.append(len(module.graph.nodes))
+        return module.forward
+
+    def inverse(y):
+        return monotone_inverse(lambda x: (x + x.tanh(), 1 + x.tanh()), y, reach=torch.ones(1))[0]
+
+    torch._dynamo.reset()
+    y = torch.tensor([0.5, -3.0])
+    torch.testing.assert_close(torch.compile(inverse, backend=counting, fullgraph=True)(y), inverse(y))
+    assert sizes[0] < 400
+
+
 def test_the_derivatives_are_those_of_the_implicit_function():
     def scaled(x, scale):
         value, log_slope = cubic(x * scale)

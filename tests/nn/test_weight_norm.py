@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -36,3 +37,17 @@ def test_initialisation_gives_every_channel_mean_zero_and_the_deviation_asked_fo
         mean, deviation = y.mean(dims), y.std(dims, correction=0)
         torch.testing.assert_close(mean, torch.zeros_like(mean))
         torch.testing.assert_close(deviation, torch.full_like(deviation, scale))
+
+
+def test_a_channel_that_is_constant_over_the_batch_keeps_its_scale():
+    """The kind of reports_actnorm_constant_channel."""
+    net = apply_weight_norm(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)).double())
+    with torch.no_grad():
+        net[0].parametrizations.weight.original1[1] = torch.tensor([0.0, 1.0])
+    x = torch.stack([torch.randn(9), torch.full((9,), 4.0)], 1).double()
+    with pytest.warns(RuntimeWarning, match=r"initialize_weight_norm: 1 of 3 channels .* \(channel 1 is the first"):
+        initialize_weight_norm(net, lambda: net(x))
+    gain = net[0].parametrizations.weight.original0[:, 0]
+    assert gain[1] == 1
+    assert (gain[::2] != 1).all()
+    torch.testing.assert_close(net[0](x)[:, 1], torch.zeros(9, dtype=torch.float64))
