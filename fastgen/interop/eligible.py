@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fastgen.ops.precision import is_autocast
 from fastgen.ops.registry import OPS
 
 
@@ -20,7 +21,7 @@ def eligible(op: str, *tensors: Tensor) -> bool:
     device = tensors[0].device
     if any(t.dtype != torch.float32 or t.device != device for t in tensors):
         return False
-    return has_kernel(op, device.type) and not torch.is_autocast_enabled(device.type)
+    return has_kernel(op, device.type) and not is_autocast(tensors[0])
 
 
 def is_transformed() -> bool:

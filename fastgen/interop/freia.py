@@ -20,6 +20,7 @@ from fastgen.interop.known_source import check_known, digest
 from fastgen.interop.patching import Patches
 from fastgen.interop.worthwhile import LARGE, NEVER_ON_CPU, is_worthwhile
 from fastgen.ops import affine_coupling
+from fastgen.ops.precision import is_autocast
 
 PATCHES = Patches()
 
@@ -128,7 +129,7 @@ def _pre_permute(original: Callable) -> Callable:
 
 def _is_product(weight: Tensor, x: Tensor) -> bool:
     """Whether ``weight`` is a matrix, to be multiplied with every position of a large x, in a plain eager call."""
-    if not is_worthwhile(x, LARGE // 2) or is_transformed() or torch.is_autocast_enabled(x.device.type):
+    if not is_worthwhile(x, LARGE // 2) or is_transformed() or is_autocast(x):
         return False
     if x.dim() != max(2, weight.dim()) or weight.shape[:2] != (x.shape[1], x.shape[1]):
         return False

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgen.interop.eligible import is_transformed
+from fastgen.ops.precision import is_autocast
 
 _NAMES: dict[Callable, str] = {
     F.relu: "relu",
@@ -46,7 +47,7 @@ def is_plain(network: nn.Module) -> bool:
         return False
     if any(m._forward_hooks or m._forward_pre_hooks for m in network.modules()):
         return False
-    return not any(torch.is_autocast_enabled(p.device.type) for p in network.parameters())
+    return not any(is_autocast(p) for p in network.parameters())
 
 
 def is_recorded(network: nn.Module, *tensors: Tensor | None) -> bool:

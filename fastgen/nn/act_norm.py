@@ -56,11 +56,13 @@ class ActNorm(nn.Module):
         self._check(y)
         return self._transform(y, inverse=True)
 
-    @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
         """Sets the parameters by x, if the layer is training and no batch did so before."""
-        if not self.training or self._seen_initialized:
-            return
+        if self.training and not self._seen_initialized:
+            self._initialize(x)
+
+    @torch.no_grad()
+    def _initialize(self, x: Tensor) -> None:
         if not self.initialized:
             self._set_by(x)
             self.initialized.fill_(True)

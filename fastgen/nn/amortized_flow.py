@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastgen.ops.precision import in_float32
+from fastgen.ops.precision import in_float32, without_autocast
 
 
 class AmortizedFlow(nn.Module):
@@ -62,11 +62,11 @@ class AmortizedFlow(nn.Module):
         if (parameters is None) == self.amortized:
             given, needed = ("None", "must be given") if self.amortized else ("given", "must be None")
             raise ValueError(f"parameters is {given}; of a layer with amortized={self.amortized} it {needed}")
-        if parameters is not None and parameters.shape != (len(x), self.parameter_size):
-            wanted = len(x), self.parameter_size
+        if parameters is not None and parameters.shape != (x.shape[0], self.parameter_size):
+            wanted = x.shape[0], self.parameter_size
             raise ValueError(f"parameters has shape {tuple(parameters.shape)}; it must be {wanted}")
         wide, raw = in_float32(x, self.own[None] if parameters is None else parameters)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             y, log_det = function(wide, raw)
         return y.to(x.dtype), log_det
 
@@ -129,8 +129,8 @@ class DiagonalAffine(AmortizedFlow):
 
     def transform(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = parameters.chunk(2, 1)
-        return shift + log_scale.exp() * x, log_scale.sum(1).expand(len(x))
+        return shift + log_scale.exp() * x, log_scale.sum(1).expand(x.shape[0])
 
     def inverse_transform(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = parameters.chunk(2, 1)
-        return (y - shift) * (-log_scale).exp(), -log_scale.sum(1).expand(len(y))
+        return (y - shift) * (-log_scale).exp(), -log_scale.sum(1).expand(y.shape[0])

@@ -88,6 +88,6 @@ class _LinearByDegree:
             self.inputs = value if self.inputs is None else torch.cat((self.inputs, value), 1)
             return self.inputs
         if self.inputs is None:
-            self.inputs = value.new_empty(len(value), self.weight.shape[1])
+            self.inputs = value.new_empty(value.shape[0], self.weight.shape[1])
         self.inputs[:, before : self.seen] = value
         return self.inputs[:, : self.seen]

@@ -12,7 +12,7 @@ from fastgen.nn.flow_sequential import no_log_det
 from fastgen.nn.ode_path import Evaluations, Path
 from fastgen.nn.ode_solver import OdeSolver, Slope
 from fastgen.nn.solved_field import SolvedField, SolvedMLPField, solved_field
-from fastgen.ops.field import Field
+from fastgen.ops.field import Field, is_transformed
 from fastgen.ops.hutchinson_trace import KINDS, hutchinson_trace, probe_noise
 from fastgen.ops.precision import in_float32, without_autocast
 from fastgen.ops.seeds import draw_seed
@@ -132,9 +132,14 @@ class ContinuousFlow(nn.Module):
         return x, log_det
 
     def _solve(self, *arguments) -> tuple[Tensor, ...]:
-        if torch.compiler.is_compiling() and not self.solver.is_fixed:  # its steps depend on the numbers
-            return torch.compiler.disable(self._integrate)(*arguments)
-        return self._integrate(*arguments)
+        if self.solver.is_fixed or not is_transformed():
+            return self._integrate(*arguments)
+        if torch.compiler.is_exporting() or not torch.compiler.is_compiling():
+            raise NotImplementedError(
+                f"solver {self.solver.name!r} chooses its steps by the numbers, which torch.export and torch.func do "
+                "not show; use a solver of fixed steps, such as 'rk4' with a step_size"
+            )
+        return torch.compiler.disable(self._integrate)(*arguments)
 
     def _integrate(
         self,
@@ -148,11 +153,11 @@ class ContinuousFlow(nn.Module):
         if not x.is_floating_point() or x.dim() < 2:
             raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; it must be floating point, [N, D...]")
         self.evaluations = Evaluations()
-        if not len(x):
+        if x.is_meta or not x.shape[0]:
             return x, *(no_log_det(x) for _ in range(1 + len(regularizers)))
         (start,) = in_float32(x)
         recorded = torch.is_grad_enabled()
-        through = torch.compiler.is_compiling() or (recorded and self.gradient == "autograd")
+        through = is_transformed() or (recorded and self.gradient == "autograd")
         with without_autocast(x):
             field = solved_field(self.field, context, through=through)
         dynamics = _Dynamics(self, field, start, seed, regularizers)
@@ -216,7 +221,7 @@ class _Dynamics:
             at = x if x.requires_grad else x.detach().requires_grad_()
             y = field(at)
         if not y.requires_grad:  # the field is constant
-            return x.new_zeros(len(x))
+            return x.new_zeros(x.shape[0])
         recorded = torch.is_grad_enabled()
         products = [
             torch.autograd.grad(y, at, v, retain_graph=True, create_graph=recorded, materialize_grads=True)[0]

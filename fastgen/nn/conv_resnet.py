@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgen.nn.batch_norm import BatchNorm2d
 from fastgen.nn.weight_norm import apply_weight_norm
 
 
@@ -34,11 +35,11 @@ class ConvResNet(nn.Module):
         self, inputs: int, outputs: int, hidden: int = 64, blocks: int = 8, *, context_features: int | None = None
     ) -> None:
         super().__init__()
-        self.input_norm = nn.BatchNorm2d(inputs)
+        self.input_norm = BatchNorm2d(inputs)
         self.first = nn.Conv2d(2 * inputs, hidden, 3, padding=1)
         self.blocks = nn.ModuleList(_block(hidden) for _ in range(blocks))
         self.skips = nn.ModuleList(nn.Conv2d(hidden, hidden, 1) for _ in range(blocks + 1))
-        self.last_norm = nn.BatchNorm2d(hidden)
+        self.last_norm = BatchNorm2d(hidden)
         self.last = nn.Conv2d(hidden, outputs, 1)
         apply_weight_norm(self)
         nn.init.zeros_(self.last.parametrizations.weight.original0)
@@ -58,10 +59,10 @@ class ConvResNet(nn.Module):
 
 def _block(hidden: int) -> nn.Module:
     return nn.Sequential(
-        nn.BatchNorm2d(hidden),
+        BatchNorm2d(hidden),
         nn.ReLU(),
         nn.Conv2d(hidden, hidden, 3, padding=1, bias=False),
-        nn.BatchNorm2d(hidden),
+        BatchNorm2d(hidden),
         nn.ReLU(),
         nn.Conv2d(hidden, hidden, 3, padding=1),
     )

@@ -40,7 +40,7 @@ class Coupling(nn.Module):
     def _check_mask(self, shape: torch.Size) -> None:
         sizes = self.mask.shape
         ends = zip(reversed(sizes), reversed(shape), strict=False)
-        if len(sizes) > len(shape) or any(size not in (1, given) for size, given in ends):
+        if len(sizes) > len(shape) or any(size != 1 and size != given for size, given in ends):
             raise ValueError(
                 f"mask has shape {tuple(sizes)}; it must broadcast to {tuple(shape)}, the shape of a sample"
             )

@@ -38,8 +38,8 @@ class FieldNet(nn.Module):
         """f(., t, context)."""
 
     def forward(self, x: Tensor, t: float | Tensor | None = None, context: Tensor | None = None) -> Tensor:
-        if context is not None and len(context) != len(x):
-            raise ValueError(f"context has shape {tuple(context.shape)}; x has {len(x)} samples")
+        if context is not None and context.shape[0] != x.shape[0]:
+            raise ValueError(f"context has shape {tuple(context.shape)}; x has {x.shape[0]} samples")
         return self.at(t, context)(x)
 
     def _squash(

@@ -59,4 +59,4 @@ def fixed_point(
 def _largest(x: Tensor) -> Tensor:
     """The largest size in each sample, [N]; NaN where there is one."""
     flat = x.flatten(1)
-    return flat.abs().amax(1) if flat.shape[1] else flat.new_zeros(len(x))
+    return flat.abs().amax(1) if flat.shape[1] else flat.new_zeros(x.shape[0])

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastgen.nn.shifted_conv import GatedResnet
 
@@ -44,7 +46,7 @@ class GatedAttention(nn.Module):
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         """x [N, T, C] and the encoding of positions, [T, C]."""
         query, key, value = self.project_in(x + position).unflatten(2, (3, self.heads, -1)).movedim(2, 0).unbind(0)
-        attended = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        attended = _attended(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
         a, b = self.project_out(self.dropout(attended.transpose(1, 2).flatten(2))).chunk(2, 2)
         return x + a * torch.sigmoid(b)
 
@@ -142,6 +144,14 @@ def begin_small(layer: nn.Linear | nn.Conv2d, scale: float = 0.1) -> None:
     """Outputs with standard deviation ``scale`` for inputs with standard deviation 1, and mean 0."""
     nn.init.normal_(layer.weight, std=scale / math.sqrt(layer.weight[0].numel()))
     nn.init.zeros_(layer.bias)
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Scaled dot-product attention; the fused kernels have no forward-mode derivative, the plain formula has."""
+    if forward_ad._current_level < 0:
+        return F.scaled_dot_product_attention(query, key, value)
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.scaled_dot_product_attention(query, key, value)
 
 
 def _same_conv(inputs: int, outputs: int) -> nn.Conv2d:

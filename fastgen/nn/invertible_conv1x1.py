@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastgen.nn.act_norm import ActNorm, check_finite, readable
 from fastgen.ops.lu_conv1x1 import lu_conv1x1, product
-from fastgen.ops.precision import in_float32
+from fastgen.ops.precision import in_float32, without_autocast
 
 
 class InvertibleConv1x1(nn.Module):
@@ -93,7 +93,7 @@ class InvertibleConv1x1(nn.Module):
         if log_scale is not None:
             log_scale = log_scale.to(weight.dtype)
             weight, log_det = weight * log_scale.exp(), log_det + log_scale.sum()
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             y = product(wide, weight, bias)
         return y.to(x.dtype), (log_det * x.shape[2:].numel()).repeat(x.shape[0])
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastgen.nn import residual_log_det
 from fastgen.nn.fixed_point import fixed_point
 from fastgen.nn.residual_log_det import DISTRIBUTIONS
-from fastgen.ops.precision import in_float32
+from fastgen.ops.precision import in_float32, without_autocast
 from fastgen.ops.seeds import draw_seed
 
 LOG_DETS = ("exact", "power-series", "russian-roulette")
@@ -139,14 +139,14 @@ class InvertibleResidual(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """x to (z, log_det [N])."""
         (wide,) = in_float32(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             g, log_det = self._value_and_log_det(self._g(context), wide, seed)
             return (wide + g).to(x.dtype), log_det
 
     def inverse(self, z: Tensor, context: Tensor | None = None, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """z to (x, log_det [N] of that)."""
         (wide,) = in_float32(z)
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z):
             g = self._g(context)
             x = self._solve(g, wide, context)
             if torch.is_grad_enabled():
@@ -179,7 +179,7 @@ class InvertibleResidual(nn.Module):
     @torch.no_grad()
     def _solve(self, g: Callable[[Tensor], Tensor], z: Tensor, context: Tensor | None) -> Tensor:
         def step(x: Tensor, rows: Tensor) -> Tensor:
-            here = g if context is None or len(rows) == len(z) else self._g(context[rows])
+            here = g if context is None or len(rows) == z.shape[0] else self._g(context[rows])
             return z[rows] - here(x)
 
         return fixed_point(step, z, tolerance=self.tolerance, max_iterations=self.max_iterations)
@@ -195,7 +195,7 @@ class InvertibleResidual(nn.Module):
                 return None
             pull = residual_log_det.Products(g, x).pull
             return fixed_point(
-                lambda solved, rows: (gradient - pull(_scatter(solved, rows, len(x))))[rows],
+                lambda solved, rows: (gradient - pull(_scatter(solved, rows, x.shape[0])))[rows],
                 gradient,
                 tolerance=self.tolerance * float(gradient.abs().max()),
                 max_iterations=self.max_iterations,

@@ -11,7 +11,7 @@ from torch.linalg import vector_norm
 
 from fastgen.nn.induced_norm import CLOSED, Map, closed_form, leading_vector, power_steps
 from fastgen.nn.recomputation import is_recomputation
-from fastgen.ops.precision import in_float32
+from fastgen.ops.precision import in_float32, without_autocast
 
 _LIMIT = 2000
 """Products with W^T W that a search for the norm may take."""
@@ -74,11 +74,11 @@ class LipschitzLayer(nn.Module):
     def norm(self) -> Tensor:
         """The norm of ``weight``, exact in closed form, else what ``direction`` shows of it: a number with a gradient.
 
-        After ``refresh`` it is right to half the layer's ``tolerance``.
+        After ``refresh`` it is right to half the layer's ``tolerance``. Of half precision it is computed in float32.
         """
-        with torch.autocast(self.weight.device.type, enabled=False):
+        with without_autocast(self.weight):
             if self.direction is None:
-                return closed_form(self.weight, self.domain, self.codomain)
+                return closed_form(*in_float32(self.weight), self.domain, self.codomain)
             weight, direction = in_float32(self.weight, self.direction)
             unit = direction / vector_norm(direction)  # a copy: the direction may move on before backward
             return vector_norm(self.apply_weight(weight, unit))
@@ -110,7 +110,7 @@ class LipschitzLayer(nn.Module):
         """
         if self.direction is None:
             return
-        with torch.autocast(self.weight.device.type, enabled=False):
+        with without_autocast(self.weight):
             found, left = leading_vector(self._normal(), *in_float32(self.direction), self.tolerance, _LIMIT)
         if left > self.tolerance:
             warnings.warn(
@@ -133,7 +133,7 @@ class LipschitzLayer(nn.Module):
         if self.iterations is None:
             self.refresh()
         elif self.direction is not None:
-            with torch.autocast(self.weight.device.type, enabled=False):
+            with without_autocast(self.weight):
                 self.direction.copy_(power_steps(self._normal(), *in_float32(self.direction), self.iterations))
 
     def _normal(self) -> Map:

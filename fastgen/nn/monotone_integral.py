@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgen.nn.monotone_transform import MonotoneTransform, check_at_least_one
+from fastgen.ops.autograd import push_forward
+from fastgen.ops.precision import without_autocast
 
 
 class MonotoneIntegral(MonotoneTransform):
@@ -67,12 +69,14 @@ class MonotoneIntegral(MonotoneTransform):
         self._nodes, self._weights = (part.tolist() for part in clenshaw_curtis(intervals))
 
     def transform(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             weights = [p.to(x.dtype) for layer in self.layers for p in (layer.weight, layer.bias)]
             of_embedding = [p.to(x.dtype) for p in (self.of_embedding.weight, self.of_embedding.bias)]
             weights = [self.of_x.weight.to(x.dtype).squeeze(-1), F.linear(parameters[..., 1:], *of_embedding), *weights]
             rule = x.new_tensor([self._nodes, self._weights])
-            integral = _Integral.apply(x, self.min_derivative, rule, *weights)
+            # torch.compile takes no Function with a jvp, and makes no number of a float where sizes are dynamic
+            function = _Integral if torch.compiler.is_compiling() else _IntegralWithJvp
+            integral = function.apply(x, x.new_tensor(self.min_derivative), rule, *weights)
             return parameters[..., 0] + integral, _integrand(x, self.min_derivative, *weights).log()
 
     def extra_repr(self) -> str:
@@ -99,7 +103,7 @@ def clenshaw_curtis(intervals: int) -> tuple[Tensor, Tensor]:
     return (1 - torch.cos(math.pi / intervals * k)) / 2, weights
 
 
-def _integrand(t: Tensor, least: float, of_t: Tensor, first: Tensor, *layers: Tensor) -> Tensor:
+def _integrand(t: Tensor, least: float | Tensor, of_t: Tensor, first: Tensor, *layers: Tensor) -> Tensor:
     """f at t [...], from the weight of t [H], what the embedding gives the first layer [..., H], and further layers."""
     hidden = t.unsqueeze(-1) * of_t + first
     for weight, bias in zip(layers[::2], layers[1::2], strict=True):
@@ -108,7 +112,7 @@ def _integrand(t: Tensor, least: float, of_t: Tensor, first: Tensor, *layers: Te
     return raw.clamp(max=0).exp() + raw.relu() + least
 
 
-def _quadrature(x: Tensor, least: float, rule: Tensor, *weights: Tensor) -> Tensor:
+def _quadrature(x: Tensor, least: Tensor, rule: Tensor, *weights: Tensor) -> Tensor:
     nodes, of_nodes = (part.reshape(-1, *[1] * x.dim()) for part in rule)
     return x * (of_nodes * _integrand(nodes * x, least, *weights)).sum(0)
 
@@ -124,11 +128,20 @@ class _Integral(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, ctx.least, rule, *weights = inputs
-        ctx.save_for_backward(x, rule, *weights)
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx, gradient):
-        x, rule, *weights = ctx.saved_tensors
-        _, pull = torch.func.vjp(lambda *weights: _quadrature(x, ctx.least, rule, *weights), *weights)
-        return gradient * _integrand(x, ctx.least, *weights), None, None, *pull(gradient)
+        x, least, rule, *weights = ctx.saved_tensors
+        _, pull = torch.func.vjp(lambda *weights: _quadrature(x, least, rule, *weights), *weights)
+        return gradient * _integrand(x, least, *weights), None, None, *pull(gradient)
+
+
+class _IntegralWithJvp(_Integral):
+    @staticmethod
+    def jvp(ctx, of_x, of_least, of_rule, *of_weights):
+        x, least, rule, *weights = ctx.saved_tensors
+        tangents = [torch.zeros_like(w) if t is None else t for w, t in zip(weights, of_weights, strict=True)]
+        pushed = push_forward(lambda *weights: _quadrature(x, least, rule, *weights), weights, tangents)
+        return pushed if of_x is None else pushed + of_x * _integrand(x, least, *weights)

@@ -135,7 +135,7 @@ class OdeSolver:
                 f"to {end:g}; max_evaluations is {self.max_evaluations}"
             )
         times = [begin + math.copysign(i * self.step_size, end - begin) for i in range(steps)] + [end]
-        integrals = [x.new_zeros(len(x)) for _ in range(count)]
+        integrals = [x.new_zeros(x.shape[0]) for _ in range(count)]
         for now, after in pairwise(times):
             if kept is not None:
                 kept.append(Step(x, now, after - now))
@@ -195,7 +195,7 @@ class OdeSolver:
         try:
             found = solve(
                 dynamics,
-                (x, *(x.new_zeros(len(x)) for _ in range(count))),
+                (x, *(x.new_zeros(x.shape[0]) for _ in range(count))),
                 torch.tensor([begin, end], dtype=torch.float64, device=x.device),
                 rtol=self.rtol,
                 atol=self.atol,

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgen.nn.batch_norm import BatchNorm2d
 from fastgen.nn.mlp import zero_
 
 
@@ -65,7 +66,7 @@ class ResidualConvNet(nn.Module):
 class _Block(nn.Module):
     def __init__(self, width: int, context_features: int | None, dropout: float, batch_norm: bool) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) if batch_norm else nn.Identity() for _ in range(2))
+        self.norms = nn.ModuleList(BatchNorm2d(width) if batch_norm else nn.Identity() for _ in range(2))
         self.first, self.second = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
         self.dropout = nn.Dropout(dropout)
         self.gate = None if context_features is None else nn.Linear(context_features, width)

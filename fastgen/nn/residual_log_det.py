@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from fastgen.ops.field import Field
+from fastgen.ops.field import Field, is_transformed
 from fastgen.ops.hutchinson_trace import Products
 from fastgen.ops.philox_uniform import philox_uniform
 
@@ -38,6 +38,10 @@ class _ValueOf(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         pass
+
+    @staticmethod
+    def jvp(ctx, differentiated: Tensor | None, value: Tensor | None) -> Tensor | None:
+        return None if differentiated is None else differentiated.clone()
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
@@ -70,7 +74,7 @@ def exact(g: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
 def series_of_traces(g: Callable[[Tensor], Tensor], x: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     """g(x) and ``sum_k (-1)^(k+1) c_k tr(J^k) / k`` [N], the traces exact."""
     y, matrix = jacobian(g, x)
-    power, total = matrix, x.new_zeros(len(x))
+    power, total = matrix, x.new_zeros(x.shape[0])
     for k, weight in enumerate(_alternating(coefficients), 1):
         power = power @ matrix if k > 1 else power
         total = total + weight / k * power.diagonal(dim1=1, dim2=2).sum(1)
@@ -80,7 +84,7 @@ def series_of_traces(g: Callable[[Tensor], Tensor], x: Tensor, coefficients: Ten
 def series(g: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     """g(x) and ``sum_k (-1)^(k+1) c_k v^T J^k v / k`` [N], differentiated as it stands: memory grows with the terms."""
     products = Products(g, x)
-    carried, total = v, x.new_zeros(len(x))
+    carried, total = v, x.new_zeros(x.shape[0])
     for k, weight in enumerate(_alternating(coefficients), 1):
         carried = products.pull(carried)
         total = total + weight / k * (carried * v).flatten(1).sum(1)
@@ -118,7 +122,7 @@ def neumann_series(g: Callable[[Tensor], Tensor], x: Tensor, v: Tensor, coeffici
 def _products_that_count(field: Field | Products, x: Tensor, v: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """f(x), and products with the powers of J, some at a time, until all are done or the rest are 0 to rounding."""
     y, terms = field.power_products(x, v, min(count, _FIRST))
-    looks = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()) and x.numel()
+    looks = x.numel() and not (is_transformed() or x.is_meta)
     while len(terms) < count and not (looks and terms[-1].abs().amax() < _NOTHING * _LIFT):
         more = field.power_products(x, terms[-1], min(count - len(terms), 2 * len(terms)))[1]
         terms = torch.cat((terms, more))
@@ -140,7 +144,7 @@ def roulette(reached: tuple[float, ...], exact_terms: int, seed: int, device: to
     """Coefficients c [n], float64, of a series cut off after n = ``exact_terms`` + N terms, N drawn from the seed.
 
     ``c_k = 1 / P(N >= k - exact_terms)``, 1 for the exact terms, makes the mean of the cut series the whole one.
-    Under ``torch.compile`` c is of a fixed length, 0 after the n-th.
+    Under ``torch.compile``, and on the meta device, c is of a fixed length, 0 after the n-th.
 
     Args:
         reached: of ``survival``.
@@ -149,14 +153,14 @@ def roulette(reached: tuple[float, ...], exact_terms: int, seed: int, device: to
     zero = torch.zeros(1, dtype=torch.int64, device=device)
     drawn = philox_uniform(seed, zero, zero, 1, 0)[0] < table
     random = torch.where(drawn, 1 / table, 0.0)
-    if not torch.compiler.is_compiling():
+    if not (torch.compiler.is_compiling() or drawn.is_meta):
         random = random[: int(drawn.sum())]
     return torch.cat((random.new_ones(exact_terms), random))
 
 
 def probe(x: Tensor, seed: int) -> Tensor:
     """Random signs like x, each of the seed, the sample's number and its place alone."""
-    samples = torch.arange(len(x), device=x.device)
+    samples = torch.arange(x.shape[0], device=x.device)
     places = torch.arange(math.prod(x.shape[1:]), device=x.device)
     return (philox_uniform(seed, samples, places, 0, 0) - 0.5).sign().to(x.dtype).reshape(x.shape)
 

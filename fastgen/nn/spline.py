@@ -42,7 +42,7 @@ class Spline(SplineTransform):
     def _parameters_of(self, x: Tensor, parameters: Tensor | None) -> Tensor:
         if x.shape[1:] != self.shape:
             raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, {', '.join(map(str, self.shape))}]")
-        wanted = (len(x), *self.raw.shape)
+        wanted = (x.shape[0], *self.raw.shape)
         if parameters is None:
             return self.raw.expand(wanted)
         if parameters.shape != wanted:

@@ -96,7 +96,7 @@ class Sylvester(AmortizedFlow):
     def inverse_transform(self, y: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         r, s, b, of_q = self._matrices(parameters)
         image = self._rotated(y, of_q)
-        solved, activations, log_det = image[:, :0], image[:, :0], image.new_zeros(len(y))
+        solved, activations, log_det = image[:, :0], image[:, :0], image.new_zeros(y.shape[0])
         for m in reversed(range(self.rank)):
             target = image[:, m] - (r[:, m, m + 1 :] * activations).sum(1)
             offset = b[:, m] + (s[:, m, m + 1 :] * solved).sum(1)
@@ -176,4 +176,4 @@ def _reflected(x: Tensor, vectors: tuple[Tensor, ...]) -> Tensor:
 
 def _product(matrix: Tensor, x: Tensor) -> Tensor:
     """[N or 1, A, B] and [N, B] to [N, A]."""
-    return x @ matrix[0].mT if len(matrix) == 1 else (matrix @ x[:, :, None]).squeeze(2)
+    return x @ matrix[0].mT if matrix.shape[0] == 1 else (matrix @ x[:, :, None]).squeeze(2)

@@ -89,7 +89,7 @@ class VectorQuantizer(nn.Module):
             loss = loss + _mean_square(rows.detach() - nearest)
         elif self.training and not is_recomputation():
             self._average(counts, sums)
-        share = counts / max(1, len(codes))
+        share = counts / max(1, codes.shape[0])
         perplexity = torch.special.entr(share).sum().exp()
         values = self._grid((rows + (nearest - rows).detach()).to(z.dtype), z)
         return Quantized(values, codes.reshape(z.shape[0], *z.shape[2:]), loss, perplexity)

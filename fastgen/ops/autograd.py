@@ -119,7 +119,7 @@ def _vjp(function: Callable, arguments: Sequence, gradients: Sequence[Tensor]) -
     return pull(tuple(gradients) if isinstance(outputs, tuple) else gradients[0])
 
 
-def _jvp(function: Callable, arguments: Sequence, tangents: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
+def push_forward(function: Callable, arguments: Sequence, tangents: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
     """Forward mode by transposing reverse mode: nothing in it nests forward levels."""
     of, tensors = _of(function, arguments)
     outputs, pull = torch.func.vjp(of, *tensors)
@@ -159,7 +159,7 @@ def _function(op: Op, reference: Callable, pull: Callable, rule: VmapRule) -> ty
             given = [
                 torch.zeros_like(a) if t is None else t for a, t in zip(inputs, tangents, strict=True) if _is_float(a)
             ]
-            return _jvp(reference, inputs, given)
+            return push_forward(reference, inputs, given)
 
         @staticmethod
         def vmap(info, in_dims, *arguments):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastgen.ops.autograd import backward_of, differentiable, loop
-from fastgen.ops.precision import in_float32
+from fastgen.ops.precision import in_float32, without_autocast
 from fastgen.ops.registry import Op
 from fastgen.reference import causal_conv1d as reference
 from fastgen.reference.causal_conv1d import GATES
@@ -44,12 +44,12 @@ def _backward_of(plain: Callable, outputs: int) -> Callable:
 
 
 def _plain(x: Tensor, *arguments) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return reference.causal_conv1d(x, *arguments)
 
 
 def _plain_residual(x: Tensor, *arguments) -> tuple[Tensor, Tensor]:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return reference.causal_conv1d_residual(x, *arguments)
 
 

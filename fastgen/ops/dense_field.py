@@ -26,7 +26,7 @@ def _value(activation: int, x: Tensor, left: Tensor, right: Tensor, parameters: 
 def _kept(keep: bool, x: Tensor, left: Tensor, parameters: list[Tensor]) -> Tensor:
     """Zeros: [N, layers, P, columns], the columns padded for any vectors; in the kernel's own order."""
     columns = -(-max(len(weight) for weight in parameters[:-2:2]) // _PADDING) * _PADDING
-    return x.new_zeros(len(x) if keep else 0, len(parameters) // 2, len(left), columns)
+    return x.new_zeros(x.shape[0] if keep else 0, len(parameters) // 2, left.shape[0], columns)
 
 
 def _reference(activation: int, keep: bool, x: Tensor, left: Tensor, right: Tensor, parameters: list[Tensor]):
@@ -97,7 +97,7 @@ def _powers_reference(activation: int, count: int, x: Tensor, vectors: Tensor, p
 
 
 def _fake_powers(activation: int, count: int, x: Tensor, vectors: Tensor, parameters: list[Tensor]):
-    return x.new_empty(x.shape), x.new_empty(count, len(vectors), *x.shape)
+    return x.new_empty(x.shape), x.new_empty(count, vectors.shape[0], *x.shape)
 
 
 POWERS = Op(
@@ -181,5 +181,5 @@ class DenseField(Field):
 
     def _kernels(self, x: Tensor) -> Kernels | None:
         small = max(max(weight.shape) for weight in self.weights) <= _WIDEST
-        fit = small and all(bias.dim() == 1 or len(bias) == len(x) for bias in self.biases)
+        fit = small and all(bias.dim() == 1 or bias.shape[0] == x.shape[0] for bias in self.biases)
         return _KERNELS if fit and _compiled(x.device.type) else None

@@ -65,15 +65,18 @@ class Field:
             raise ValueError(f"x has shape {tuple(x.shape)}; the field takes {taken}")
         for i, bias in enumerate(self.biases):
             if bias.dim() == x.dim() and bias.shape[0] != 1 and bias.shape[0] != x.shape[0]:
-                raise ValueError(f"x has {len(x)} samples, but biases[{i}] is of {len(bias)}")
+                raise ValueError(f"x has {x.shape[0]} samples, but biases[{i}] is of {bias.shape[0]}")
 
     def __call__(self, x: Tensor) -> Tensor:
         self.check(x)
-        return reference.field(self.linear, self.activation, x, self._parameters(x))
+        parameters = [
+            p if p.dtype == x.dtype else p.to(torch.promote_types(p.dtype, x.dtype)) for p in self._parameters(x)
+        ]
+        return reference.field(self.linear, self.activation, x, parameters)
 
     def has_gradient_alone(self, x: Tensor) -> bool:
         """Whether the gradient of ``contract`` needs nothing that its results are made of, or none is recorded."""
-        return not _transformed() and not (torch.is_grad_enabled() and self._kernels(x) is None)
+        return not is_transformed() and not (torch.is_grad_enabled() and self._kernels(x) is None)
 
     def contract(
         self, x: Tensor, left: Tensor, right: Tensor, known: tuple[Tensor, Tensor] | None = None
@@ -87,7 +90,7 @@ class Field:
         """
         with without_autocast(x):
             x, left, right, *parameters = in_float32(x, left.detach(), right.detach(), *self._parameters(x))
-            if _transformed():
+            if is_transformed():
                 return reference.field_trace(self.linear, self.activation, x, left, right, *parameters)
             if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
                 return _Trace.apply(self.linear, self.activation, self._kernels(x), known, x, left, right, *parameters)
@@ -125,7 +128,7 @@ class Field:
     def _powers(self, x: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
         with without_autocast(x):
             x, vectors, *parameters = in_float32(x, vectors, *self._parameters(x))
-            kernels = None if _transformed() else self._kernels(x)
+            kernels = None if is_transformed() else self._kernels(x)
             if kernels:
                 together = vectors if vectors.dim() > x.dim() else vectors[None]
                 y, terms = kernels.powers(list(ACTIVATIONS).index(self.activation), count, x, together, parameters)
@@ -142,7 +145,7 @@ class Field:
         return [tensor for layer in zip(self.weights, self.biases, strict=True) for tensor in layer]
 
 
-def _transformed() -> bool:
+def is_transformed() -> bool:
     """Whether ``torch.compile`` or ``torch.func`` looks on, which the plain formula is for."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
@@ -265,20 +268,20 @@ class _Trace(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y: Tensor, grad_trace: Tensor):
         count = len(ctx.needs_input_grad) - 7
-        (x, left, right), parameters = ctx.saved_tensors[:3], list(ctx.saved_tensors[3 : 3 + count])
+        saved = ctx.saved_tensors  # read once: checkpointing computes it anew, and hooks are called, at every read
+        (x, left, right), parameters, kept = saved[:3], list(saved[3 : 3 + count]), saved[3 + count :]
         if torch.is_grad_enabled():
             found = _again(ctx.linear, ctx.activation, x, left, right, parameters, grad_y, grad_trace)
         elif ctx.kernels:
             number = list(ACTIVATIONS).index(ctx.activation)
-            kept = ctx.saved_tensors[-1]
-            grad_x, grads = ctx.kernels.backward(number, grad_y, grad_trace, kept, x, left, right, parameters)
+            grad_x, grads = ctx.kernels.backward(number, grad_y, grad_trace, kept[0], x, left, right, parameters)
             each = grads.split([parameter.numel() for parameter in parameters])
             found = [grad_x, *(grad.view_as(tensor) for grad, tensor in zip(each, parameters, strict=True))]
         else:
             gradients = _Gradients(ctx.linear, ctx.activation, x, parameters, ctx.needs_input_grad)
-            kept, hidden = iter(ctx.saved_tensors[3 + count :]), count // 2 - 1
+            rest, hidden = iter(kept), count // 2 - 1
             for samples, _ in _blocks(x, len(right), parameters[::2], whole=True):
-                run = _Run(*([next(kept) for _ in range(length)] for length in (*[hidden] * 4, 1)))
+                run = _Run(*([next(rest) for _ in range(length)] for length in (*[hidden] * 4, 1)))
                 pairs = (_of(samples, vectors, 1) for vectors in (left, right))
                 gradients.add(samples, x[samples], *pairs, run, grad_y[samples], grad_trace[samples])
             found = [

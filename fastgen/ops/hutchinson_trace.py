@@ -107,6 +107,11 @@ def hutchinson_trace(
     return (y.to(x.dtype) if isinstance(field, Field) else y), trace if scale == 1 else trace * scale
 
 
+def _has_hooks() -> bool:
+    """Whether what is saved for the backward goes through hooks, as in checkpointing: vmap fails on them."""
+    return not torch.compiler.is_compiling() and torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 def _field(f: Callable) -> Callable:
     at = getattr(f, "at", None)
     return at() if callable(at) else f
@@ -134,14 +139,15 @@ def _check(f: Callable, x: Tensor, probes: int, kind: str, noise: Tensor | None)
     if not noise.is_floating_point():
         raise TypeError(f"noise has dtype {noise.dtype}; it must be floating point")
     count = probes - probes // 3 if kind == "hutch++" else probes
-    if tuple(noise.shape) not in ((count, n, *x.shape[1:]) for n in (len(x), 1)):
-        wanted = (count, len(x), *x.shape[1:])
-        raise ValueError(f"noise has shape {tuple(noise.shape)}; it must be {wanted}, or have 1 in place of {len(x)}")
+    wanted = (count, *x.shape)
+    if noise.shape != wanted and noise.shape != (count, 1, *x.shape[1:]):
+        given, samples = tuple(noise.shape), x.shape[0]
+        raise ValueError(f"noise has shape {given}; it must be {wanted}, or have 1 in place of {samples}")
 
 
 def probe_noise(x: Tensor, probes: int, kind: str, seed: int, offset: int, dtype: torch.dtype) -> Tensor:
     """The vectors [probes, N, D...] that a seed stands for, kind "rademacher" or "gaussian"."""
-    samples = torch.arange(offset, offset + len(x), device=x.device)
+    samples = torch.arange(offset, offset + x.shape[0], device=x.device)
     positions = torch.arange(math.prod(x.shape[1:]), device=x.device)
     rows = []
     for probe in range(probes):
@@ -164,7 +170,7 @@ def _hutch_pp(field: Field | Products, x: Tensor, noise: Tensor, sketched: int) 
     """An orthonormal basis of J^T's range, sketched, and the rest of the noise with that subspace taken out."""
     ranges = field.products(x, noise[:sketched]).flatten(2).permute(1, 2, 0)
     basis = torch.linalg.qr(ranges)[0]
-    rest = noise[sketched:].flatten(2).expand(-1, len(x), -1).permute(1, 2, 0)
+    rest = noise[sketched:].flatten(2).expand(-1, x.shape[0], -1).permute(1, 2, 0)
     rest = (rest - basis @ (basis.mT @ rest)) / math.sqrt(rest.shape[2])
     vectors = torch.cat([basis, rest], 2).permute(2, 0, 1).unflatten(2, x.shape[1:])
     return vectors, vectors
@@ -174,7 +180,7 @@ class Products:
     """Vector-Jacobian products of a callable at x, which runs once: what a ``Field`` has methods for."""
 
     def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_dynamo_compiling() or torch._C._are_functorch_transforms_active():
             self.y, pull = torch.func.vjp(f, x)
             self.pull = lambda cotangent: pull(cotangent)[0]
         else:
@@ -218,7 +224,7 @@ class Products:
         found = self._batched(x, cotangents)
         if found is not None:
             return self.y, (found * right).flatten(2).sum(2).sum(0)
-        total, numbers = left.new_zeros(len(x)), tuple(range(1, x.dim()))
+        total, numbers = left.new_zeros(x.shape[0]), tuple(range(1, x.dim()))
         for cotangent, along in zip(cotangents, right, strict=True):
             total = total + (self.pull(cotangent) * along).sum(numbers)
         return self.y, total
@@ -230,7 +236,7 @@ class Products:
             of_vectors = _BATCHED_RECORDED if torch.is_grad_enabled() else _BATCHED
             most, least = of_vectors if x.dim() == 2 else _BATCHED_IMAGES, _LEAST
         together = most // max(1, x.numel())
-        if together < least or len(cotangents) < 2:
+        if together < least or len(cotangents) < 2 or _has_hooks():
             return None
         chunk = together if together < len(cotangents) else None  # one chunk would be copied all the same
         try:

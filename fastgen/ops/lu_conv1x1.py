@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastgen.ops.arguments import check_device, has_numbers
 from fastgen.ops.autograd import backward_of, differentiable, loop
-from fastgen.ops.precision import in_float32
+from fastgen.ops.precision import in_float32, without_autocast
 from fastgen.ops.registry import Op
 from fastgen.reference import lu_conv1x1 as reference
 
@@ -26,7 +26,7 @@ def _fake_backward(
 
 
 def _backward(grad: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
-    with torch.autocast(grad.device.type, enabled=False):
+    with without_autocast(grad):
         return backward_of(reference.solve, 1)(grad, *arguments)
 
 
@@ -106,7 +106,7 @@ def lu_conv1x1(
         factors = (permutation, lower, upper, diagonal, torch.zeros_like(log_s) if bias is None else bias)
         y = _solve(x.reshape(x.shape[0], x.shape[1], positions), *factors).reshape(x.shape)
     else:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             y = product(x, reference.weight_of(permutation, lower, upper, diagonal), bias)
     return y.to(dtype), log_det.expand(x.shape[0]) * (-positions if inverse else positions)
 

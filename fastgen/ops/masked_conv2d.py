@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgen.ops.autograd import backward_of, differentiable, loop
+from fastgen.ops.precision import without_autocast
 from fastgen.ops.registry import Op
 from fastgen.reference import masked_conv2d as reference
 from fastgen.reference.masked_conv2d import causal_mask, margins_of
@@ -17,7 +18,7 @@ _LANES, _LEAST_CHANNELS, _MOST_PAIRS = 16, 16, 1 << 15
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor, seen: Tensor, dilation: int) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return reference.masked_conv2d(x, weight, bias, seen, 1, dilation)
 
 

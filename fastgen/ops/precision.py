@@ -14,7 +14,11 @@ def in_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t if t.dtype == dtype else t.to(dtype) for t in tensors)
 
 
+def is_autocast(x: Tensor) -> bool:
+    """Whether autocast is enabled on x's device; the meta device knows no autocast."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager:
-    """In which products on x's device keep their dtype; one that costs nothing where autocast is off anyhow."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    """Disables autocast on x's device; costs nothing where it is disabled anyhow."""
+    return torch.autocast(x.device.type, enabled=False) if is_autocast(x) else nullcontext()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastgen.ops.arguments import check_device, has_numbers
 from fastgen.ops.autograd import backward_of, differentiable, loop
-from fastgen.ops.precision import in_float32
+from fastgen.ops.precision import in_float32, without_autocast
 from fastgen.ops.registry import Op
 from fastgen.reference import sequential_affine as reference
 from fastgen.reference.sequential_affine import ACTIVATIONS, PARAMETERISATIONS, layer_sizes, parameter_count
@@ -32,12 +32,12 @@ def _fake_backward(
 
 
 def _reference(*arguments) -> tuple[Tensor, Tensor]:
-    with torch.autocast(arguments[0].device.type, enabled=False):
+    with without_autocast(arguments[0]):
         return reference.sequential_affine(*arguments)
 
 
 def _backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.autocast(arguments[0].device.type, enabled=False):
+    with without_autocast(arguments[0]):
         return backward_of(reference.sequential_affine, 2)(*arguments)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fastgen.ops.autograd import backward_of, differentiable, loop
-from fastgen.ops.precision import in_float32
+from fastgen.ops.precision import in_float32, without_autocast
 from fastgen.ops.registry import Op
 from fastgen.reference import skew_lstm as reference
 
@@ -23,7 +22,7 @@ def _fake_backward(grad_h: Tensor, grad_c: Tensor, *inputs: Tensor) -> tuple[Ten
 
 
 def _backward(*arguments: Tensor) -> tuple[Tensor, ...]:
-    with torch.autocast(arguments[0].device.type, enabled=False):
+    with without_autocast(arguments[0]):
         return backward_of(reference.skew_lstm, 2)(*arguments)
 
 

@@ -101,7 +101,14 @@ def _padding(weight: Tensor) -> tuple[int, int]:
 
 def _images(x: Tensor) -> Tensor:
     """[..., C, H, W] as [N, C, H, W], channels last in memory: a kernel of 1 leaves them as they come."""
-    return x.flatten(0, -4).contiguous(memory_format=torch.channels_last)
+    return _channels_last(x.flatten(0, -4))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """The same numbers, with the channels last in memory; ``torch.func``, whose vmap has no such order, gets x."""
+    if torch._C._are_functorch_transforms_active():
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _conv_push(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -117,10 +124,6 @@ def _conv_pull(v: Tensor, weight: Tensor) -> Tensor:
 def _conv_outer(v: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     where = (None, (1, 1), _padding(weight), (1, 1), False, (0, 0), 1)
     return torch.ops.aten.convolution_backward(v, x, weight, *where, (False, True, False))[1]
-
-
-def _channels_last(weight: Tensor) -> Tensor:
-    return weight.contiguous(memory_format=torch.channels_last)
 
 
 CONV = LinearMap(_conv_push, _conv_pull, _conv_outer, _channels_last, _channels_last)

@@ -41,7 +41,7 @@ class Case:
                 for parameter in layer.parameters():
                     parameter.add_(0.1 * torch.randn_like(parameter))
                 layer.train()
-                layer(*self.inputs(16), **self.options)
+                layer(*self.inputs(16, torch.get_default_dtype()), **self.options)
         return layer.to(dtype).eval()
 
     def inputs(self, n: int = 6, dtype: torch.dtype = torch.float32, seed: int = 1) -> tuple[Tensor, ...]:
