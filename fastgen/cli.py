@@ -73,7 +73,7 @@ def _train(arguments: list[str]) -> int:
     if config.resume:
         directory = RunDirectory(config.output)
         directory.check_resumable()
-        stored = TrainConfig.from_json(directory.training.read_text(), config.output)
+        stored = TrainConfig.from_json(directory.training.read_bytes(), config.output)
         config = _parse(TrainConfig, "train", arguments, default=stored)
 
     from fastgen.training.loop import TrainingDiverged, TrainingInterrupted, train

@@ -21,18 +21,19 @@ PACKAGES = ("fastgen", "triton_kernels", "bench")
 ALLOWED = {
     "version": set(),
     "eval_mode": set(),
+    "fields": set(),
     "triton_kernels": set(),
     "reference": set(),
     "ops": {"", "reference", "triton_kernels"},
     "distributions": {"", "reference", "ops"},
     "nn": {"", "reference", "ops", "distributions"},
-    "generate": {"", "_C", "version", "eval_mode", "reference", "ops", "distributions"},
-    "models": {"", "version", "ops", "nn", "distributions", "generate"},
-    "data": {""},
+    "generate": {"", "_C", "version", "eval_mode", "fields", "reference", "ops", "distributions"},
+    "models": {"", "version", "fields", "ops", "nn", "distributions", "generate"},
+    "data": {"", "fields"},
     "plots": {"", "generate"},
     "metrics": {"", "eval_mode", "data", "distributions", "models"},
-    "training": {"", "version", "data", "distributions", "generate", "metrics", "models", "plots"},
-    "interop": {"", "ops", "nn", "distributions", "generate", "models"},
+    "training": {"", "version", "fields", "data", "distributions", "generate", "metrics", "models", "plots"},
+    "interop": {"", "fields", "ops", "nn", "distributions", "generate", "models"},
 }
 TOP = {"", "__main__", "cli", "demo", "bench"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastgen.data.standardization import Standardization
+from fastgen.fields import check_fields, one_line, parse_object
 
 SPLITS = ("train", "validation", "test")
 
@@ -52,17 +54,31 @@ class Description:
         return json.dumps(asdict(self), indent=2)
 
     @classmethod
-    def from_json(cls, text: str) -> Description:
+    def from_json(cls, text: str | bytes) -> Description:
         """The description that ``to_json`` wrote. Raises ValueError for another text."""
         try:
-            values = json.loads(text)
-            for name in ("event_shape", "classes", "columns"):
-                values[name] = tuple(values.get(name, ()))
+            values = parse_object(text, "it")
             if (given := values.get("standardization")) is not None:
-                values["standardization"] = Standardization(tuple(given["mean"]), tuple(given["scale"]))
-            return cls(**values)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"the description of the data cannot be read: {error!r}") from error
+                values["standardization"] = Standardization(**check_fields(Standardization, given))
+            description = cls(**check_fields(cls, values))
+        except ValueError as error:
+            raise ValueError(f"the description of the data cannot be read: {one_line(error)}") from error
+        description._check()
+        return description
+
+    def _check(self) -> None:
+        sizes = [*self.event_shape, self.sample_rate or 1]
+        if not self.event_shape or min(sizes) < 1 or math.prod(self.event_shape) > 1 << 40 or self.levels < 0:
+            raise ValueError(
+                "the description of the data cannot be read: event_shape and sample_rate must be positive, levels 0 or "
+                f"more, got {self.event_shape!r:.100}, {self.sample_rate}, {self.levels}"
+            )
+        rows = self.standardization
+        if rows is not None and not (len(rows.mean) == len(rows.scale) == self.event_shape[0] and min(rows.scale) > 0):
+            raise ValueError(
+                "the description of the data cannot be read: standardization must have a mean and a scale above 0 of "
+                f"each of {self.event_shape[0]} columns"
+            )
 
     def check_like(self, other: Description, source: str) -> None:
         """Raises ValueError unless ``source``, read again, gives data of the same kind and form as ``other``."""

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, uint8
 
+from fastgen.fields import one_line, parse_object
+
 FORMAT_VERSION = 2
 """Version 1 had neither a digest nor a version. Raise it whenever older readers would misread a file."""
 
@@ -26,7 +28,7 @@ def write_tensor_file(path, kind: str, tensors: Mapping[str, Tensor], descriptio
     """Writes a safetensors file; ``description`` is plain JSON, kept under the key ``kind`` of its metadata."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {kind: json.dumps(description), "format_version": str(FORMAT_VERSION)}
-    save_file(tensors, path, metadata | {"digest": _digest(tensors, metadata)})
+    save_file(tensors, path, metadata | {"digest": digest(tensors, metadata)})
 
 
 def read_tensor_file(path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -52,32 +54,16 @@ def read_tensor_file(path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
             "version of fastgen; read it with that version, or save it again with this one"
         )
     given = metadata.pop("digest", None)
-    if given != _digest(tensors, metadata):
+    if given != digest(tensors, metadata):
         raise ValueError(f"{path} is damaged: its content does not have the digest that was written with it")
     return tensors, parse_object(metadata[kind], f"{path}: the description of the {kind}")
 
 
-def parse_object(text: str, name: str) -> dict[str, Any]:
-    """The JSON object in ``text``; raises ValueError, with ``name`` first, where it is something else."""
-    try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} must be JSON, got {one_line(error)}") from error
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{name} must be a JSON object, got {type(parsed).__name__}")
-    return parsed
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's message, of 200 characters at most."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """SHA-256 of every name, dtype, shape, value and text, in the order of the names."""
-    digest = hashlib.sha256()
+    running = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.detach().reshape(-1).view(uint8).numpy())
-    digest.update(json.dumps(sorted(metadata.items())).encode())
-    return digest.hexdigest()
+        running.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        running.update(tensor.detach().reshape(-1).view(uint8).numpy())
+    running.update(json.dumps(sorted(metadata.items())).encode())
+    return running.hexdigest()

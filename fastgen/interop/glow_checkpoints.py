@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from fastgen.fields import one_line
 from fastgen.interop.glow_conventions import GlowConventions
 from fastgen.models.flows.glow import Glow, GlowConfig
+from fastgen.models.saved_weights import built_within
 from fastgen.nn import ActNorm, AffineCoupling, InvertibleConv1x1, ZeroConv2d
 
 
@@ -37,13 +39,23 @@ def glow_from_checkpoint(
         levels: of the data.
 
     Raises:
-        ValueError: a name is missing or left over; shapes that do not go with ``event_shape`` or with one another.
+        ValueError: a name is missing or left over, or no tensor is under it; shapes that do not go with ``event_shape``
+            or with one another.
 
     Example:
-        >>> state = torch.load("model.pt", weights_only=True)  # doctest: +SKIP
+        >>> state = torch.load("model.pt", weights_only=True)  # runs no code of the file  # doctest: +SKIP
         >>> model = glow_from_checkpoint(state, (3, 64, 64), ROSINALITY, levels=32)  # doctest: +SKIP
     """
     checkpoint = _Checkpoint(state, conventions)
+    try:
+        return _glow(checkpoint, event_shape, conventions, levels)
+    except (IndexError, RuntimeError) as error:  # of shapes that were not told apart before
+        raise ValueError(f"state has tensors whose shapes do not go together: {one_line(error)}") from error
+
+
+def _glow(
+    checkpoint: _Checkpoint, event_shape: tuple[int, int, int], conventions: GlowConventions, levels: int
+) -> Glow:
     steps = checkpoint.count(lambda i: checkpoint.step(0, i, 0))
     scales = checkpoint.count(lambda i: checkpoint.step(i, 0, steps))
     if not steps:
@@ -71,7 +83,7 @@ def glow_from_checkpoint(
         edge_bias=conventions.padding == "ones",
         **condition,
     )
-    model = Glow(config).to(checkpoint.state[begin + names.norm_bias].dtype)
+    model = built_within(lambda: Glow(config), checkpoint.state).to(checkpoint.state[begin + names.norm_bias].dtype)
     with torch.no_grad():
         for i, scale in enumerate(model.flow.scales):
             layers, order = scale.layers, _squeezed(config.event_shape[0] * 2**i, conventions)
@@ -95,6 +107,8 @@ class _Checkpoint:
     """A state dict, and which of its names have been read."""
 
     def __init__(self, state: Mapping[str, Tensor], conventions: GlowConventions) -> None:
+        if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+            raise ValueError(f"state must be a state dict, names to tensors, got {type(state).__name__}")
         prefix = "module." if state and all(name.startswith("module.") for name in state) else ""
         self.state = {name.removeprefix(prefix): value for name, value in state.items()}
         self.conventions, self.names, self.read = conventions, conventions.names, set()
@@ -106,7 +120,10 @@ class _Checkpoint:
         if name not in self.state:
             raise ValueError(f"state has no {name}, which these conventions ask for")
         self.read.add(name)
-        return self.state[name].detach().double().cpu()
+        value = self.state[name]
+        if not isinstance(value, Tensor) or value.is_complex() or value.layout != torch.strided or not value.dim():
+            raise ValueError(f"{name} must be a tensor of numbers, got {type(value).__name__}")
+        return value.detach().double().cpu()
 
     def step(self, scale: int, step: int, steps: int) -> str:
         return self.names.step.format(scale=scale, step=step, layer=scale * (steps + 2) + 1 + step)

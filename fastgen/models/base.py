@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import MISSING, asdict, dataclass, fields
-from numbers import Integral, Real
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fastgen.fields import check_fields, one_line, parse_object
 from fastgen.models.context import Condition, Context
+from fastgen.models.saved_weights import built, read_weights, write_weights
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-
-
-_TYPES = {bool: bool, int: Integral, float: Real, str: str, tuple: (tuple, list)}
-"""What a field may be given, by the type of its default."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class ModelConfig:
         for field in fields(self):
             if isinstance(getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
-        if not self.event_shape or not all(isinstance(size, int) and size > 0 for size in self.event_shape):
+        if not self.event_shape or not all(isinstance(size, Integral) and size > 0 for size in self.event_shape):
             raise ValueError(f"event_shape={self.event_shape} must be positive integers")
         self.check_levels()
 
@@ -63,15 +59,7 @@ class ModelConfig:
     @classmethod
     def from_fields(cls, values: dict[str, Any]) -> Self:
         """The config with these fields; raises ValueError naming what is unknown, what there is, and a wrong type."""
-        known = [field.name for field in fields(cls)]
-        if unknown := sorted(set(values) - set(known)):
-            raise ValueError(f"{', '.join(unknown)}: no such field in {cls.__name__}; it has {', '.join(known)}")
-        for field in fields(cls):
-            default, given = field.default, values.get(field.name, field.default)
-            free = default in (MISSING, None) or (given is None and "None" in field.type)
-            if not free and not isinstance(given, _TYPES[type(default)]):
-                raise ValueError(f"{field.name}={given!r} must be of type {type(default).__name__}")
-        return cls(**values)
+        return cls(**check_fields(cls, values))
 
 
 class Model(nn.Module):
@@ -131,10 +119,9 @@ class Model(nn.Module):
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         description = {"model": self.name, "config": asdict(self.config)}
-        (directory / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")
-        save_file(
-            {key: value.detach().contiguous() for key, value in self.state_dict().items()}, directory / WEIGHTS_FILE
-        )
+        text = json.dumps(description, indent=2)
+        (directory / CONFIG_FILE).write_text(text + "\n")
+        write_weights(directory / WEIGHTS_FILE, self.state_dict(), json.loads(text))
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Self:
@@ -142,20 +129,18 @@ class Model(nn.Module):
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: the directory holds another model.
+            ValueError: a file is damaged, the directory holds another model, or the weights are not the config's.
         """
         name, config = read_config(directory)
         if name != cls.name:
             raise ValueError(f"{directory} holds a model {name!r}, not {cls.name!r}")
-        model = cls(cls.Config.from_fields(config))
-        weights = Path(directory) / WEIGHTS_FILE
-        if not weights.is_file():
-            raise FileNotFoundError(f"{weights} does not exist")
+        path = Path(directory) / WEIGHTS_FILE
         try:
-            model.load_state_dict(load_file(weights))
-        except (SafetensorError, RuntimeError) as error:
-            raise ValueError(f"{weights} does not hold the weights of its config: {error}") from error
-        return model.eval()
+            parsed = cls.Config.from_fields(config)
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"{Path(directory) / CONFIG_FILE}: {one_line(error)}") from error
+        weights = read_weights(path, {"model": name, "config": config})
+        return built(lambda: cls(parsed), weights, path).eval()
 
 
 def read_config(directory: str | Path) -> tuple[str, dict[str, Any]]:
@@ -163,11 +148,11 @@ def read_config(directory: str | Path) -> tuple[str, dict[str, Any]]:
     path = Path(directory) / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
-    try:
-        description = json.loads(path.read_text())
-        return description["model"], description["config"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not the config of a fastgen model") from error
+    description = parse_object(path.read_bytes(), str(path))
+    name, config = description.get("model"), description.get("config")
+    if not isinstance(name, str) or not isinstance(config, dict):
+        raise ValueError(f"{path} is not the config of a fastgen model")
+    return name, config
 
 
 def batch_parts(batch: Tensor | Iterable) -> tuple[Tensor, Context]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastgen.data import DataConfig
+from fastgen.fields import check_fields, one_line, parse_object
 
 RUN_TIME = {
     *("output", "steps", "samples", "checkpoint_interval", "resume", "overwrite", "progress"),
@@ -125,16 +126,15 @@ class TrainConfig:
         return json.dumps(values, indent=2)
 
     @classmethod
-    def from_json(cls, text: str, output: Path) -> TrainConfig:
+    def from_json(cls, text: str | bytes, output: Path) -> TrainConfig:
         """The config that ``to_json`` wrote. Raises ValueError for another text."""
         try:
-            values = json.loads(text)
-            rate = values["optimizer"]
-            values["data"] = DataConfig(**values["data"])
-            values["optimizer"] = OptimizerConfig(**rate | {"betas": tuple(rate["betas"])})
-            return cls(output=output, **values | {"set": tuple(values["set"])})
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"what {output} was asked for cannot be read: {error!r}") from error
+            values = parse_object(text, "it")
+            values["data"] = DataConfig(**check_fields(DataConfig, values.get("data")))
+            values["optimizer"] = OptimizerConfig(**check_fields(OptimizerConfig, values.get("optimizer")))
+            return cls(**check_fields(cls, values | {"output": output}))
+        except ValueError as error:
+            raise ValueError(f"what {output} was asked for cannot be read: {one_line(error)}") from error
 
     def check_resumes(self, stored: TrainConfig) -> None:
         """Raises ValueError if this config would continue ``stored`` as another run."""

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+
+from fastgen.fields import one_line, parse_object
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,10 @@ class RunDirectory:
     def load_checkpoint(self) -> dict[str, Any]:
         """The last checkpoint, on the CPU. Raises ValueError if it cannot be read, or is none of ``fastgen train``."""
         try:
+            _check_archive(self.checkpoint)
             state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises what pickle and zipfile raise, of any kind
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
+            reason = f"{type(error).__name__}: {one_line(error)}"
             raise ValueError(
                 f"checkpoint {self.checkpoint} cannot be read; it is damaged, or no checkpoint ({reason})"
             ) from error
@@ -109,6 +113,8 @@ class RunDirectory:
             raise ValueError(
                 f"checkpoint {self.checkpoint} must hold {', '.join(wanted)}, as fastgen train writes them, got {held}"
             )
+        if not _plain(state):
+            raise ValueError(f"checkpoint {self.checkpoint} must hold tensors and numbers, no larger than their memory")
         if isinstance(state["step"], bool) or state["step"] < 0:
             raise ValueError(f"checkpoint {self.checkpoint}: step must be 0 or more, got {state['step']!r}")
         return state
@@ -129,13 +135,40 @@ class RunDirectory:
         """The rows written so far; a last line cut off by a kill is left out."""
         if not self.metrics.is_file():
             return []
-        lines = self.metrics.read_text().split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        lines = self.metrics.read_bytes().decode(errors="replace").split("\n")
+        rows = [parse_object(line, f"{self.metrics}, line {number + 1}") for number, line in enumerate(lines[:-1])]
+        for number, row in enumerate(rows):
+            if type(row.get("step")) is not int:
+                raise ValueError(f"{self.metrics}, line {number + 1}: step must be an integer, got {row.get('step')!r}")
+        return rows
 
     def rewind_metrics(self, step: int) -> None:
         """Drops rows later than ``step``: the resumed run writes them again."""
         rows = [json.dumps(row) + "\n" for row in self.read_metrics() if row["step"] <= step]
         replace(self.metrics, lambda temporary: temporary.write_text("".join(rows)))
+
+
+def _plain(value: Any, depth: int = 0) -> bool:
+    """Whether it is made of numbers, texts and tensors that take as much memory as they say."""
+    if isinstance(value, torch.Tensor):
+        dense = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        return dense and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    if isinstance(value, dict | list | tuple):
+        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        return depth < 16 and all(_plain(part, depth + 1) for part in parts)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _check_archive(path: Path) -> None:
+    """Raises ValueError or zipfile.BadZipFile unless ``path`` is what torch.save writes: a zip file with right
+    checksums whose parts are stored as they are, so that reading it takes no more memory than the file has."""
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+        if not stored or sum(part.file_size for part in parts) > path.stat().st_size:
+            raise ValueError("its parts are compressed, or overlap")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:

@@ -55,8 +55,8 @@ def train(config: TrainConfig) -> Outcome:
     directory = RunDirectory(config.output)
     if config.resume:
         directory.check_resumable()
-        config.check_resumes(TrainConfig.from_json(directory.training.read_text(), config.output))
-        described = Description.from_json(directory.data.read_text())
+        config.check_resumes(TrainConfig.from_json(directory.training.read_bytes(), config.output))
+        described = Description.from_json(directory.data.read_bytes())
     else:
         described = None
         directory.check_writable(config.overwrite)
@@ -168,7 +168,7 @@ class _Training:
             try:
                 self.network.load_state_dict(state["network"])
                 self.average.model.load_state_dict(state["average"])
-                self.optimizer.load_state_dict(state["optimizer"])
+                _load_moments(self.optimizer, state["optimizer"])
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(
                     f"checkpoint {directory.checkpoint} must be of the model {config.model!r} as this version of "
@@ -304,6 +304,21 @@ class _Training:
                 self.fabric.print(f"no samples: {error}")
         self.fabric.barrier()
         return Outcome(test, self.baseline)
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """The optimizer's state of every parameter; its rates stay as the run's config says.
+
+    Raises ValueError where a parameter has another state than AdamW's; or as ``load_state_dict``.
+    """
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group |= settings
+        for parameter, held in ((p, optimizer.state[p]) for p in group["params"] if p in optimizer.state):
+            shapes = {name: value.shape for name, value in held.items() if isinstance(value, Tensor)}
+            if shapes != {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
+                raise ValueError("the optimizer's state is of another shape than its parameter")
 
 
 def _errors(scored: Evaluation) -> dict[str, float]:

@@ -26,5 +26,5 @@ def load_run(path: Path) -> Run:
     for file in (directory.training, directory.data, path / "config.json", path / "model.safetensors"):
         if not file.is_file():
             raise FileNotFoundError(f"{path} is no run directory with a model: {file.name} is missing")
-    config = TrainConfig.from_json(directory.training.read_text(), path)
-    return Run(from_pretrained(path), config, Description.from_json(directory.data.read_text()))
+    config = TrainConfig.from_json(directory.training.read_bytes(), path)
+    return Run(from_pretrained(path), config, Description.from_json(directory.data.read_bytes()))
