@@ -17,7 +17,7 @@ from fastgen.generate.export import Adapted, Exported, export, state_of
 from fastgen.generate.fuse import cut_runs
 from fastgen.generate.graph import Channels, Graph, Node, Piece, Value
 from fastgen.generate.heads import Head
-from fastgen.generate.inputs import with_input
+from fastgen.generate.inputs import advice, with_input
 from fastgen.generate.lower import Lowered, Lowering
 from fastgen.generate.merge import merge_sums
 from fastgen.generate.nodes import halves
@@ -56,9 +56,15 @@ def analyse(
     """
     order = make_order(order, event_shape)
     shape = (2, *event_shape)
-    head = with_input(head.resolve(event_shape), Adapted(module, adapter), shape, context)
+    network = Adapted(module, adapter)
+    head = with_input(head.resolve(event_shape), network, shape, context)
     x = head.to_input(torch.zeros(shape, dtype=torch.int64 if head.levels else torch.float32))
-    exported = export(module, x, context, adapter)
+    try:
+        exported = export(module, x, context, adapter)
+    except CompileError as error:
+        if said := advice(head, network, shape, context):
+            raise CompileError(f"{error}{said}") from error
+        raise
     state = state_of(exported, module)
     check_finite(state, list(exported.parameters))
     plan = None if context is None else ContextPlan(exported, state, context, event_grid(event_shape)[1])

@@ -24,21 +24,41 @@ def with_input(head: Head, network: nn.Module, shape: tuple[int, ...], context) 
     """
     if head.to_input_name is not None:
         return head
-    errors, casts = {}, _Casts()
-    with eval_mode(network), torch.no_grad():
-        for dtype in torch.float32, torch.int64:
-            try:
-                with casts:
-                    network(torch.zeros(shape, dtype=dtype), context)
-            except Exception as error:
-                errors[dtype] = f"{type(error).__name__}: {error}"
-                continue
-            return head.reading("index" if casts.found or dtype == torch.int64 else "float")
-    floats, integers = errors.values()
+    with _Casts() as casts:
+        floats = _refusal(network, torch.float32, shape, context)
+    if floats is None:
+        return head.reading("index" if casts.found else "float")
+    integers = _refusal(network, torch.int64, shape, context)
+    if integers is None:
+        return head.reading("index")
     raise CompileError(
         f"the network takes neither floats nor integers {list(shape)} (a batch of two of event_shape "
         f"{tuple(shape[1:])}). Given floats: {floats}. Given integers: {integers}"
     )
+
+
+def advice(head: Head, network: nn.Module, shape: tuple[int, ...], context) -> str:
+    """What to pass instead, where the network does not take the head's input but takes the other kind."""
+    fed, other, names = torch.int64, torch.float32, '"float", "unit" or "symmetric", whichever it was trained with'
+    if head.to_input_name != "index":
+        fed, other, names = other, fed, '"index"'
+    if not head.levels or not _refusal(network, fed, shape, context) or _refusal(network, other, shape, context):
+        return ""
+    kinds = {torch.int64: "integers", torch.float32: "floats"}
+    return (
+        f". The head feeds {kinds[fed]} (to_input={head.to_input_name!r}) and the network takes {kinds[other]}: pass "
+        f"to_input={names}; without to_input the sampler chooses"
+    )
+
+
+def _refusal(network: nn.Module, dtype: torch.dtype, shape: tuple[int, ...], context) -> str | None:
+    """Why the network does not take an input; None where it does."""
+    with eval_mode(network), torch.no_grad():
+        try:
+            network(torch.zeros(shape, dtype=dtype), context)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return None
 
 
 class _Casts(TorchDispatchMode):

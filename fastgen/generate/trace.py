@@ -156,7 +156,10 @@ def _fold(graph: Graph, node: FxNode, arguments, folded: list):
 def _apply(graph: Graph, node: FxNode, args, kwargs):
     target = node.target
     if getattr(target, "__name__", "") == "getitem":
-        return args[0][args[1]]
+        taken = args[0][args[1]]
+        if taken is None and node.users:
+            raise UnsupportedOperator(graph, f"result {args[1]} of operator {node.args[0].target}")
+        return taken
     if target is aten._assert_tensor_metadata.default:
         return None
     if target in (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default):

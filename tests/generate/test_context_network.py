@@ -159,6 +159,39 @@ def test_only_what_needs_it_runs_in_pytorch_and_the_least_is_kept():
     assert plain.compiled.context_network is None
 
 
+def test_explain_says_what_runs_in_pytorch():
+    said = str(sampler("lstm").explain())
+    assert "at the start     PyTorch runs " in said
+    assert "operators on the context of encoder, encoder.lstm, once a sample" in said
+    assert f"kept as {FRAMES} x {MEL} numbers (positions x channels)" in said
+    assert "PyTorch runs" not in str(compiled(built(lambda: Conditioned(Repeated()))).explain())
+
+
+class Image(nn.Module):
+    """Rows above, a class and a pooled picture, ``{"class": [N], "picture": [N, 2, 5, 5]}``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.classes = nn.Conv2d(1, LEVELS, (1, 3)), nn.Embedding(3, 4)
+        self.encoder = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.AdaptiveMaxPool2d(1), nn.Flatten())
+        self.shift = nn.Linear(8, LEVELS)
+
+    def forward(self, x: Tensor, context: dict[str, Tensor]) -> Tensor:
+        code = torch.cat([self.classes(context["class"]), self.encoder(context["picture"])], 1)
+        return self.conv(F.pad(x, (1, 1, 1, -1))) + self.shift(code)[:, :, None, None]
+
+
+def test_an_image_with_several_contexts_is_exact():
+    def context(n: int) -> dict[str, Tensor]:
+        picture = torch.randn(n, 2, 5, 5, generator=torch.Generator().manual_seed(1))
+        return {"class": torch.arange(n) % 3, "picture": picture}
+
+    made = fastgen.Sampler(built(Image), (1, 4, 4), HEAD, example_context=context(1), machine=FAST)
+    assert made.compiled.context_network is not None
+    drawn = made.sample(3, seed=1, context=context(3))
+    assert torch.equal(drawn, made.sample_naive(3, seed=1, context=context(3)))
+
+
 def test_chunks_of_a_stream_and_a_saved_state_go_on_with_the_results(tmp_path):
     made, context = sampler("lstm"), mel(2)
     whole = made.sample(2, seed=4, context=context)

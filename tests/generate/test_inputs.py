@@ -94,6 +94,26 @@ def test_a_network_that_takes_neither_is_told_both_reasons():
         fastgen.Sampler(nn.Conv2d(3, LEVELS, 1), (9,), heads.Categorical(LEVELS), "time", machine=FAST)
 
 
+@pytest.mark.parametrize(
+    ("name", "to_input", "said"),
+    [
+        (
+            "floats",
+            "index",
+            r"feeds integers \(to_input='index'\) and the network takes floats: pass to_input=\"float\",",
+        ),
+        (
+            "embedding",
+            "unit",
+            r"feeds floats \(to_input='unit'\) and the network takes integers: pass to_input=\"index\"",
+        ),
+    ],
+)
+def test_the_wrong_kind_of_input_is_told_the_right_one(name, to_input, said):
+    with pytest.raises(CompileError, match=said):
+        fastgen.Sampler(built(NETWORKS[name][0]), (9,), heads.Categorical(LEVELS, to_input), "time", machine=FAST)
+
+
 def test_a_continuous_head_feeds_floats():
     compiled = fastgen.Sampler(built(lambda: Two()), (6,), heads.Gaussian(), "time", machine=FAST)
     assert "values as they are" in str(compiled.explain())

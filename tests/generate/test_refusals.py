@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastgen
-from fastgen.generate import NotCausalError, heads
+from fastgen.generate import NotCausalError, UnsupportedOperator, heads
 from tests.generate.compiled import FAST
 
 HEAD = heads.Categorical(12)
@@ -77,6 +77,17 @@ def test_an_output_in_another_order_is_told_how_to_turn_it(turn, way):
 
 def test_an_output_of_another_size_is_not_told_to_turn_it():
     assert "adapter" not in refused(Tokens(), (8,), heads.Categorical(11))
+
+
+class MaxIndex(Tokens):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        return self.out(h + h.max(-1, keepdim=True)[1]).transpose(1, 2)
+
+
+def test_indices_of_a_maximum_are_named():
+    with pytest.raises(UnsupportedOperator, match=r"result 1 of operator aten\.max\.dim has no rule, at .*h\.max\(-1"):
+        fastgen.Sampler(MaxIndex(), (8,), HEAD, "time", predicts="next", machine=FAST)
 
 
 def test_what_is_not_causal_is_a_subclass_of_its_own():
