@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastgen.nn.act_norm import check_finite
 from fastgen.nn.channel_moments import channel_moments, moments_of_all_processes
 from fastgen.nn.recomputation import is_recomputation
 from fastgen.ops.precision import in_float32
@@ -29,7 +30,9 @@ class FlowBatchNorm(nn.Module):
         momentum: weight of a new batch in the running averages.
 
     Raises:
-        ValueError: an x of another number of channels; in training mode fewer than 2 values of a channel.
+        ValueError: an x of another number of channels; in training mode fewer than 2 values of a channel; averages that
+            are not finite, as of a batch that was not, or beyond half precision (seen on the CPU, and by ``inverse``
+            anywhere).
 
     References: Dinh, Sohl-Dickstein, Bengio, "Density estimation using Real NVP", ICLR 2017, appendix E; Papamakarios,
     Pavlakou, Murray, "Masked autoregressive flow for density estimation", NeurIPS 2017, appendix B.
@@ -57,7 +60,7 @@ class FlowBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         self._check(x)
         if not self.training:
-            return self._transform(x, self.mean, self.variance, inverse=False)
+            return self._by_averages(x, inverse=False)
         if x.shape[0] * x.shape[2:].numel() < 2:
             raise ValueError(f"x has shape {tuple(x.shape)}; training needs 2 values of a channel or more")
         (wide,) = in_float32(x)
@@ -68,7 +71,7 @@ class FlowBatchNorm(nn.Module):
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         self._check(y)
-        return self._transform(y, self.mean, self.variance, inverse=True)
+        return self._by_averages(y, inverse=True)
 
     def _check(self, x: Tensor) -> None:
         if x.dim() < 2 or x.shape[1] != self.channels:
@@ -79,6 +82,11 @@ class FlowBatchNorm(nn.Module):
         weight = (1 / self.batches).clamp(min=self.momentum).to(self.mean.dtype)
         self.mean.lerp_(mean.to(self.mean.dtype), weight)
         self.variance.lerp_(variance.to(self.mean.dtype), weight)
+
+    def _by_averages(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        check_finite(self.mean, "mean", inverse)
+        check_finite(self.variance, "variance", inverse)
+        return self._transform(x, self.mean, self.variance, inverse)
 
     def _transform(self, x: Tensor, mean: Tensor, variance: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         wide, mean, variance = in_float32(x, mean, variance)

@@ -122,6 +122,14 @@ def test_a_constant_channel_and_evaluation_before_training_stay_finite(dtype):
     assert layer.eval()(torch.randn(20, 2, dtype=dtype))[0].isfinite().all()
 
 
+@pytest.mark.parametrize("method", ["forward", "inverse"])
+def test_averages_that_are_not_finite_are_named(method):
+    layer = FlowBatchNorm(2).half()
+    layer((1000 * torch.randn(50, 2)).half())  # whose variance is beyond half precision
+    with pytest.raises(ValueError, match="variance has 2 values that are not finite"):
+        getattr(layer.eval(), method)(torch.randn(3, 2).half())
+
+
 def test_errors():
     with pytest.raises(ValueError, match="channels=0 must be at least 1"):
         FlowBatchNorm(0)
