@@ -38,13 +38,14 @@ _NAMES = """
     nan_to_num lerp addcmul addcdiv sinc
     sum mean amax amin max min argmax argmin prod any all var std var_mean std_mean norm linalg_vector_norm logsumexp
     softmax _softmax log_softmax _log_softmax cumsum cumprod logcumsumexp cosine_similarity layer_norm native_layer_norm
-    group_norm native_group_norm rms_norm batch_norm instance_norm sort argsort topk gather index_select
-    take_along_dim one_hot embedding
+    group_norm native_group_norm rms_norm batch_norm _native_batch_norm_legit_no_training instance_norm sort argsort
+    topk gather index index_select index_put take_along_dim scatter select_scatter slice_scatter one_hot
+    embedding bucketize
     linear matmul mm bmm mv dot addmm baddbmm einsum bilinear tensordot conv1d conv2d conv3d conv_transpose1d
     conv_transpose2d convolution scaled_dot_product_attention gru lstm rnn_tanh rnn_relu gru_cell lstm_cell
     avg_pool1d avg_pool2d max_pool1d max_pool2d adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d
     adaptive_max_pool1d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d upsample_linear1d upsample_bilinear2d
-    upsample_bicubic2d
+    upsample_bicubic2d _upsample_nearest_exact1d _upsample_nearest_exact2d
     """
 _OPERATORS = frozenset(_NAMES.split())
 _CONSTANTS = {

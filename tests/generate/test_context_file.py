@@ -6,11 +6,35 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import fastgen
 from fastgen.generate.context_file import read_network, write_network
 from tests.generate.compiled import FAST
-from tests.generate.test_context_network import FRAMES, MEL, mel, sampler
+from tests.generate.seeded import built
+from tests.generate.test_context_network import FRAMES, MEL, Conditioned, compiled, mel, sampler
+
+
+class Chosen(nn.Module):
+    """Channels by their numbers, and the greatest channel's number as an index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.chosen = nn.Embedding(MEL, MEL), torch.tensor([3, 1, 2])
+
+    def forward(self, mel: Tensor) -> Tensor:
+        chosen = mel[:, self.chosen].cumsum(2).amax(2)
+        return torch.cat([chosen, self.embed(mel.amax(2).argmax(1))], 1)[..., None]
+
+
+def test_lookups_are_exact_and_saved(tmp_path):
+    made = compiled(built(lambda: Conditioned(Chosen())))
+    drawn = made.sample(3, seed=2, context=mel(3))
+    assert torch.equal(drawn, made.sample_naive(3, seed=2, context=mel(3)))
+    made.save(tmp_path / "sampler")
+    loaded = fastgen.Sampler.load(tmp_path / "sampler", machine=FAST)
+    assert torch.equal(loaded.sample(3, seed=2, context=mel(3)), drawn)
+
 
 LEAVES = [torch.zeros(1, MEL, FRAMES)]
 
