@@ -65,7 +65,7 @@ def analyse(
         if said := advice(head, network, shape, context):
             raise CompileError(f"{error}{said}") from error
         raise
-    state = state_of(exported, module)
+    state = state_of(exported, network)
     check_finite(state, list(exported.parameters))
     plan = None if context is None else ContextPlan(exported, state, context, event_grid(event_shape)[1])
     while True:

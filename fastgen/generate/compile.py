@@ -14,7 +14,7 @@ from fastgen.generate.context_network import ContextNetwork
 from fastgen.generate.context_plan import ContextPlan
 from fastgen.generate.contexts import ContextLayout
 from fastgen.generate.errors import CompileError, NotCausalError
-from fastgen.generate.export import Exported, export, state_of
+from fastgen.generate.export import Adapted, Exported, export, state_of
 from fastgen.generate.heads import Head
 from fastgen.generate.orders import event_grid
 from fastgen.generate.program import UNBOUNDED, Program
@@ -117,7 +117,7 @@ def _whole_plan(
     context = layout.example(2)
     x = long.head.to_input(torch.zeros((2, *event_shape), dtype=torch.int64 if long.head.levels else torch.float32))
     exported = export(module, x, context, adapter)
-    plan = ContextPlan(exported, state_of(exported, module), context, ())
+    plan = ContextPlan(exported, state_of(exported, Adapted(module, adapter)), context, ())
     results = short.plan.results
     if results == long.plan.results and all(_follows(r.name, short.plan, long.plan, plan, times) for r in results):
         plan.results = results
@@ -163,15 +163,15 @@ def extrapolate(short: Program, long: Program, times: int) -> Program | None:
     return program
 
 
-def refreshed(compiled: Compiled, module: nn.Module) -> tuple[Tensor, Tensor]:
-    """The program's float arenas from the module's parameters as they are now.
+def refreshed(compiled: Compiled, network: Adapted) -> tuple[Tensor, Tensor]:
+    """The program's float arenas from the network's parameters as they are now.
 
     Raises:
         CompileError: what the analysis relied on has changed: weights that were zero, or constants that are moved
             about.
     """
     graph = compiled.analysis.traced.graph
-    constants = dict(state_of(compiled.exported, module))
+    constants = dict(state_of(compiled.exported, network))
     for name, evaluate in compiled.folded:
         constants[name] = evaluate(constants)
     for where, recipe, holds in graph.assumptions:
@@ -180,6 +180,6 @@ def refreshed(compiled: Compiled, module: nn.Module) -> tuple[Tensor, Tensor]:
                 f"weights that were zero are not any more, or a constant changed, at {where}; compile a new sampler"
             )
     if compiled.context_network is not None:
-        compiled.plan.state = state_of(compiled.plan.exported, module)
+        compiled.plan.state = state_of(compiled.plan.exported, network)
         compiled.context_network.tensors = compiled.plan.network().tensors
     return compiled.analysis.lowered.fill(constants)

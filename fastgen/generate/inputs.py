@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
-from fastgen.eval_mode import eval_mode
 from fastgen.generate.errors import CompileError
 from fastgen.generate.heads import Head
+from fastgen.generate.untouched import borrowed
 
 _CASTS = (torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype)
 
@@ -53,9 +54,9 @@ def advice(head: Head, network: nn.Module, shape: tuple[int, ...], context) -> s
 
 def _refusal(network: nn.Module, dtype: torch.dtype, shape: tuple[int, ...], context) -> str | None:
     """Why the network does not take an input; None where it does."""
-    with eval_mode(network), torch.no_grad():
+    with borrowed(network):
         try:
-            network(torch.zeros(shape, dtype=dtype), context)
+            network(torch.zeros(shape, dtype=dtype), tree_map_only(Tensor, torch.clone, context))
         except Exception as error:
             return f"{type(error).__name__}: {error}"
     return None

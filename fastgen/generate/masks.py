@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import re
 from collections.abc import Iterable
 
 import torch
@@ -15,24 +13,6 @@ from fastgen.generate.errors import CompileError
 from fastgen.generate.places import name_of, where_of
 
 aten = torch.ops.aten
-
-WRITES = (
-    "the module writes to its own weights in forward (a mask applied as `self.weight.data *= self.mask`, usually). "
-    "Use fastgen.generate.freeze_masks(module), which folds such masks into the weights once."
-)
-_WRITE = re.compile(r"\.data(\[.*?\])?([-*+/]?=(?!=)|\.[a-z]\w*_\()")
-
-
-def writes_weights(module: nn.Module) -> bool:
-    """Whether the source of a forward writes to ``weight.data``: torch.export would not see it."""
-    for kind in {type(m) for m in module.modules() if not type(m).__module__.startswith("torch.")}:
-        try:
-            source = inspect.getsource(kind.forward)
-        except (OSError, TypeError):
-            continue
-        if any(_WRITE.search(line.split("#")[0].replace(" ", "")) for line in source.splitlines()):
-            return True
-    return False
 
 
 def freeze_masks(module: nn.Module) -> nn.Module:

@@ -19,7 +19,7 @@ from fastgen.generate.compile import Compiled, compile_module, refreshed
 from fastgen.generate.contexts import ContextLayout, context_leaves
 from fastgen.generate.errors import CompileError
 from fastgen.generate.explain import Explanation, explain
-from fastgen.generate.export import Adapted
+from fastgen.generate.export import Adapted, usable
 from fastgen.generate.heads import Head, to_config
 from fastgen.generate.known import known_levels, known_spans
 from fastgen.generate.machines import check_threads, default_machine, make_machine
@@ -93,11 +93,11 @@ class Sampler:
         self.order = make_order(order, self.event_shape)
         if predicts == "next" and self.order.name not in ("time", "raster"):
             raise ValueError(f"predicts='next' needs order 'time' or 'raster', got {self.order.name!r}")
-        self.module, self.head = module, head.resolve(self.event_shape)
+        self.module, self.head = usable(module), head.resolve(self.event_shape)
         self.predicts, self.adapter, self.start_value = predicts, adapter, finite_number("start", start)
         self.weights, self.threads = weights, check_threads(threads)
         self.layout = ContextLayout(example_context) if example_context is not None else None
-        compiled = compile_module(module, self.event_shape, self.head, order, predicts, adapter, self.layout)
+        compiled = compile_module(self.module, self.event_shape, self.head, order, predicts, adapter, self.layout)
         self.head = compiled.analysis.head
         self._finish(compiled, machine)
         if predicts == "next":
@@ -257,8 +257,9 @@ class Sampler:
             flat = inputs.flatten(-2) if self.order.name == "raster" else inputs
             first = torch.full_like(flat[..., :1], self.start_value)
             inputs = torch.cat([first, flat[..., :-1]], -1).reshape(inputs.shape)
-        with eval_mode(network):
-            return network(inputs, None if self.layout is None else self.layout.module_context(leaves))
+        leaves = [leaf.clone() for leaf in leaves]  # a forward may write to what it is given
+        with eval_mode(network), torch.autocast("cpu", enabled=False):
+            return network(inputs.clone(), None if self.layout is None else self.layout.module_context(leaves))
 
     # ---- the sampler itself
 
@@ -284,10 +285,10 @@ class Sampler:
             CompileError: weights that were zero, and so left out, no longer are, or the sampler came from a file or a
                 pickle, which hold no analysis; compile a new sampler.
         """
-        module = self._module()
+        network = Adapted(self._module(), self.adapter)
         if self.compiled.exported is None:
             raise CompileError("this sampler came from a pickle, which holds no analysis; compile a new sampler")
-        weights, constants = refreshed(self.compiled, module)
+        weights, constants = refreshed(self.compiled, network)
         self.program.weights, self.program.constants = weights, constants
         self._machine.refresh(weights, constants)
         return self

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastgen
-from fastgen.generate import CompileError, NotCausalError, UnsupportedOperator, freeze_masks, heads
+from fastgen.generate import CompileError, NotCausalError, UnsupportedOperator, heads
 from tests.generate.compiled import FAST, case, sampler
 from tests.generate.seeded import built
 from tests.generate.wrong_networks import WRONG
@@ -66,39 +66,6 @@ def test_an_operator_without_a_rule_is_named_with_its_line():
     module, event_shape, head, order, _ = WRONG["sorts"]()
     with pytest.raises(UnsupportedOperator, match=r"sort.*wrong_networks\.py.*self\.spoil.*register_rule"):
         make(module, event_shape, head, order)
-
-
-def test_masks_in_forward_are_refused_and_freeze_masks_folds_them():
-    module, event_shape, head, order, _ = WRONG["writes_weights"]()
-    frozen = freeze_masks(module)
-    compiled = make(frozen, event_shape, head, order)
-    levels = torch.randint(0, head.levels, (4, *event_shape))
-    with torch.no_grad():
-        assert torch.equal(frozen(head.to_input(levels)), module(head.to_input(levels)))
-    assert torch.equal(compiled.sample(4, seed=1), compiled.sample_naive(4, seed=1))
-
-
-class WrittenMask(nn.Conv1d):
-    """A mask that is multiplied into the weight without ``.data``."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            self.weight.mul_(torch.tensor([1.0, 0.0]))
-        return super().forward(F.pad(x[:, None], (1, 0)))
-
-
-def test_a_parameter_that_forward_writes_to_is_named():
-    with pytest.raises(CompileError, match=r"forward writes to 'weight'.*freeze_masks"):
-        make(WrittenMask(1, 3, 2), (8,), heads.Categorical(3, to_input="unit"), "time")
-
-
-def test_freeze_masks_leaves_the_module_alone_and_refuses_one_without_masks():
-    module = WRONG["writes_weights"]()[0]
-    before = copy.deepcopy(module.state_dict())
-    freeze_masks(module)
-    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-    with pytest.raises(ValueError, match="nothing to freeze"):
-        freeze_masks(nn.Conv2d(1, 1, 3))
 
 
 class Branches(nn.Module):

@@ -81,29 +81,6 @@ class NotANumber(Wrong):
             self.conv.weight[0, 0, 0] = float("nan")
 
 
-class WritesWeights(nn.Module):
-    """The commonest public masked convolution: the mask is multiplied into ``weight.data`` in ``forward``."""
-
-    class Conv(nn.Conv2d):
-        def __init__(self, centre: int, *args, **kwargs) -> None:
-            super().__init__(*args, **kwargs)
-            mask = torch.zeros_like(self.weight)
-            mask[:, :, :1], mask[:, :, 1, : 1 + centre] = 1, 1
-            self.register_buffer("mask", mask)
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.weight.data *= self.mask
-            return super().forward(x)
-
-    def __init__(self, dim: int = 6) -> None:
-        super().__init__()
-        self.first = self.Conv(0, 1, dim, 3, padding=1)
-        self.second = self.Conv(1, dim, LEVELS, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.second(F.relu(self.first(x)))
-
-
 def _sequence(make: type[nn.Module], word: str):
     return lambda: (make().eval(), (16,), heads.Categorical(LEVELS, to_input="unit"), "time", word)
 
@@ -118,11 +95,4 @@ WRONG = {
     "sorts": _sequence(Sorts, "sort"),
     "fourier": _sequence(Fourier, "fft"),
     "not_a_number": _sequence(NotANumber, "NaN"),
-    "writes_weights": lambda: (
-        WritesWeights().eval(),
-        (1, 6, 6),
-        heads.Categorical(LEVELS, to_input="unit"),
-        "raster",
-        "freeze_masks",
-    ),
 }
