@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from fastgen.generate.errors import CompileError
 
 _GET_DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__
-_REPEATS = 8
+REPEATS = 8
 """Calls after which a write must have stopped to change anything; rounding may take a few."""
 
 
@@ -102,7 +102,7 @@ class Writes:
         Raises:
             CompileError: every further call changes it.
         """
-        for _ in range(_REPEATS if self.targets else 0):
+        for _ in range(REPEATS if self.targets else 0):
             with torch.no_grad():
                 new = dict(zip(self.targets, self.call(*[state[name] for name in self.inputs]), strict=True))
             changed = [name for name, value in new.items() if not same_values(value, state[name])]
