@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fastgen.fields import one_line
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -84,8 +86,11 @@ class ContextNetwork:
         """
         count = len(leaves[0])
         rows = 1 if all(leaf.stride(0) == 0 for leaf in leaves) else count
-        with _one_thread():
-            made = [self._sample([leaf[i : i + 1] for leaf in leaves]) for i in range(rows)]
+        try:
+            with _one_thread():
+                made = [self._sample([leaf[i : i + 1] for leaf in leaves]) for i in range(rows)]
+        except (IndexError, RuntimeError) as error:
+            raise ValueError(f"context is none that its network reads: {one_line(error)}") from error
         results = [torch.stack(values) for values in zip(*made, strict=True)]
         if not all(bool(torch.isfinite(result).all()) for result in results):
             raise ValueError("context gives NaN or infinite values in the network that reads it")

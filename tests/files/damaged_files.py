@@ -24,7 +24,7 @@ KINDS = ("sampler", "state", "model", "checkpoint")
 
 
 class Net(nn.Module):
-    """A causal network with an embedding, a ring of several positions and a context."""
+    """A causal network with an embedding and a ring of several positions; a network of its own reads the context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,8 @@ class Net(nn.Module):
 
     def forward(self, x, context):
         hidden = self.embed(x).transpose(1, 2)
-        mixed = self.mix(nn.functional.pad(hidden, (2, 0))) + self.listen(context["c"])[..., None]
+        heard = self.listen(context["c"].sort(1).values)
+        mixed = self.mix(nn.functional.pad(hidden, (2, 0))) + heard[..., None]
         return self.head(torch.tanh(mixed))
 
 

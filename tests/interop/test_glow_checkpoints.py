@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import random
 
 import pytest
 import torch
@@ -167,3 +169,21 @@ def test_images_of_another_number_of_channels_are_refused():
     theirs, conventions = public("rosinality", {}, {})
     with pytest.raises(ValueError, match=r"has 12 channels; event_shape makes them 4"):
         glow_from_checkpoint(theirs.state_dict(), (1, 8, 8), conventions)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_whatever_a_state_dict_holds_is_read_or_refused(name):
+    """Any tensor replaced by another shape, dtype or thing: ValueError, and no memory that the state does not have."""
+    theirs, conventions = public(name, {}, {})
+    good = theirs.state_dict()
+    choose = random.Random(0)
+    for key in choose.sample(list(good), 12):
+        value = good[key]
+        others = [None, "x", 3, value.to(torch.complex64), value[..., None], value[:0], torch.zeros(()), torch.zeros(7)]
+        others += [torch.zeros(1).expand(1 << 20, 1, 1, 1), torch.zeros(1).expand(1 << 33)]
+        for other in choose.sample(others, 4):
+            with contextlib.suppress(ValueError):
+                glow_from_checkpoint(good | {key: other}, SHAPE, conventions)
+    for state in (None, [], {3: torch.zeros(1)}, torch.zeros(1)):
+        with pytest.raises(ValueError, match="state must be a state dict, names to tensors"):
+            glow_from_checkpoint(state, SHAPE, conventions)
