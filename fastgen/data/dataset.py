@@ -67,7 +67,7 @@ class Description:
         return description
 
     def _check(self) -> None:
-        sizes = [*self.event_shape, self.sample_rate or 1]
+        sizes = [*self.event_shape, 1 if self.sample_rate is None else self.sample_rate]
         if not self.event_shape or min(sizes) < 1 or math.prod(self.event_shape) > 1 << 40 or self.levels < 0:
             raise ValueError(
                 "the description of the data cannot be read: event_shape and sample_rate must be positive, levels 0 or "

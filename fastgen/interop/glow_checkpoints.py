@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastgen.fields import one_line
 from fastgen.interop.glow_conventions import GlowConventions
 from fastgen.models.flows.glow import Glow, GlowConfig
-from fastgen.models.saved_weights import built_within
+from fastgen.models.saved_weights import built_within, is_dense
 from fastgen.nn import ActNorm, AffineCoupling, InvertibleConv1x1, ZeroConv2d
 
 
@@ -49,7 +49,7 @@ def glow_from_checkpoint(
     checkpoint = _Checkpoint(state, conventions)
     try:
         return _glow(checkpoint, event_shape, conventions, levels)
-    except (IndexError, RuntimeError) as error:  # of shapes that were not told apart before
+    except (IndexError, RuntimeError, TypeError) as error:  # of shapes that were not told apart before
         raise ValueError(f"state has tensors whose shapes do not go together: {one_line(error)}") from error
 
 
@@ -83,7 +83,10 @@ def _glow(
         edge_bias=conventions.padding == "ones",
         **condition,
     )
-    model = built_within(lambda: Glow(config), checkpoint.state).to(checkpoint.state[begin + names.norm_bias].dtype)
+    dtype = checkpoint.state[begin + names.norm_bias].dtype
+    if not dtype.is_floating_point:
+        raise ValueError(f"{begin}{names.norm_bias} must be floating point, got {dtype}")
+    model = built_within(lambda: Glow(config), checkpoint.state).to(dtype)
     with torch.no_grad():
         for i, scale in enumerate(model.flow.scales):
             layers, order = scale.layers, _squeezed(config.event_shape[0] * 2**i, conventions)
@@ -109,6 +112,11 @@ class _Checkpoint:
     def __init__(self, state: Mapping[str, Tensor], conventions: GlowConventions) -> None:
         if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
             raise ValueError(f"state must be a state dict, names to tensors, got {type(state).__name__}")
+        for name, value in state.items():
+            if not isinstance(value, Tensor) or value.is_complex() or not is_dense(value):
+                raise ValueError(
+                    f"{name} must be a tensor of numbers, with memory of its own, got {type(value).__name__}"
+                )
         prefix = "module." if state and all(name.startswith("module.") for name in state) else ""
         self.state = {name.removeprefix(prefix): value for name, value in state.items()}
         self.conventions, self.names, self.read = conventions, conventions.names, set()
@@ -121,8 +129,6 @@ class _Checkpoint:
             raise ValueError(f"state has no {name}, which these conventions ask for")
         self.read.add(name)
         value = self.state[name]
-        if not isinstance(value, Tensor) or value.is_complex() or value.layout != torch.strided or not value.dim():
-            raise ValueError(f"{name} must be a tensor of numbers, got {type(value).__name__}")
         return value.detach().double().cpu()
 
     def step(self, scale: int, step: int, steps: int) -> str:

@@ -87,6 +87,12 @@ def built_within(build: Callable[[], nn.Module], weights: Mapping[str, Tensor], 
     return build()
 
 
+def is_dense(value: Tensor) -> bool:
+    """Whether a tensor is strided and takes as much memory as it has numbers: an expanded one says more than it has."""
+    strided = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+    return strided and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
 def _check_fits(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     for names, words in ((wanted.keys() - weights.keys(), "lacks"), (weights.keys() - wanted.keys(), "has besides")):
         if names:

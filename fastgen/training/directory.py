@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from fastgen.fields import one_line, parse_object
+from fastgen.models.saved_weights import is_dense
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,7 @@ class RunDirectory:
 def _plain(value: Any, depth: int = 0) -> bool:
     """Whether it is made of numbers, texts and tensors that take as much memory as they say."""
     if isinstance(value, torch.Tensor):
-        dense = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-        return dense and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+        return is_dense(value)
     if isinstance(value, dict | list | tuple):
         parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
         return depth < 16 and all(_plain(part, depth + 1) for part in parts)

@@ -99,12 +99,13 @@ def test_the_optimizer_has_the_state_of_its_parameters_and_keeps_its_rates(direc
 
 
 CONFIG = json.loads(TrainConfig(Path("x")).to_json())
-VALUES = [None, True, 1.5, -1, 10**400, "x", [], {}, [1], float("nan"), "[" * 9]
+VALUES = [None, True, 1.5, -1, 10**400, "x", [], {}, [1], float("nan")]
 
 
 @pytest.mark.parametrize("field", CONFIG)
 def test_every_field_of_training_json_is_checked(field):
     kept = {"set": [[]], "samples": [None], "threads": [None], "model": ["x"], "preset": ["x"], "conditional": [True]}
+    kept |= {"data": [{}], "optimizer": [{}]}  # the defaults
     for value in VALUES:
         words = refusal(lambda value=value: TrainConfig.from_json(json.dumps(CONFIG | {field: value}), Path("x")))
         if words is None:
