@@ -187,6 +187,21 @@ def test_autoregressive_flows(kind, net, context):
             torch.testing.assert_close(log_det_back, -log_det)
 
 
+@pytest.mark.parametrize("net", ["plain", "residual"])
+def test_the_first_feature_does_not_depend_on_the_context_as_in_nflows(net, calls):
+    """reports_made_context_first_feature, of a peer whose network cannot: its numbers stay its own."""
+    layer = transforms.MaskedAffineAutoregressiveTransform(4, 8, context_features=3, num_blocks=1, **NETS[net])
+    u, given = torch.randn(5, 4), torch.randn(2, 5, 3)
+    with torch.no_grad():
+        expected = [layer.inverse(u, context)[0] for context in given]
+        with fastgen.accelerated("nflows"):
+            found = [layer.inverse(u, context)[0] for context in given]
+    assert calls()
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(found[0][:, 0], found[1][:, 0])
+    assert not torch.equal(found[0][:, 1:], found[1][:, 1:])
+
+
 def test_the_last_pass_is_nflows_own():
     """The forward of an inverse that no gradient is recorded for gives the log-determinant back but for its sign."""
     for layer, x in autoregressive("Affine", "plain", context=False):
