@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -180,6 +181,7 @@ def refreshed(compiled: Compiled, network: Adapted) -> tuple[Tensor, Tensor]:
                 f"weights that were zero are not any more, or a constant changed, at {where}; compile a new sampler"
             )
     if compiled.context_network is not None:
-        compiled.plan.state = state_of(compiled.plan.exported, network)
-        compiled.context_network.tensors = compiled.plan.network().tensors
+        plan = copy.copy(compiled.plan)  # which copies of the sampler share
+        plan.state = state_of(plan.exported, network)
+        compiled.context_network = plan.network()
     return compiled.analysis.lowered.fill(constants)

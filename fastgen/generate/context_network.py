@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,9 +30,19 @@ class Call:
     arguments: list
     options: dict
 
+    def __reduce__(self) -> tuple:
+        """Operators are pickled by name."""
+        path = None if self.operator is operator.getitem else str(self.operator)
+        return _named, (self.name, path, self.arguments, self.options)
+
     @property
     def reads(self) -> set[str]:
         return {leaf.name for leaf in tree_leaves((self.arguments, self.options)) if isinstance(leaf, Reference)}
+
+
+def _named(name: str, path: str | None, arguments: list, options: dict) -> Call:
+    found = operator.getitem if path is None else operator.attrgetter(path)(torch.ops)
+    return Call(name, found, arguments, options)
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,8 @@ class ContextNetwork:
         kept = {result.name for result in self.results}
         last = {name: number for number, call in enumerate(self.calls) for name in call.reads}
         for number, call in enumerate(self.calls):
-            values[call.name] = _called(call, values)
+            with torch.autocast("cpu", enabled=False):
+                values[call.name] = _called(call, values)
             if check is not None:
                 check(values[call.name])
             for name in call.reads - kept:

@@ -331,7 +331,7 @@ class Sampler:
     def __copy__(self) -> Sampler:
         """A sampler of the same module, with a machine of its own."""
         new = type(self).__new__(type(self))
-        vars(new).update(self.__getstate__())
+        vars(new).update(self._kept())
         new._finish(replace(self.compiled, program=replace(self.program)), self.machine_name)
         return new
 
@@ -339,19 +339,22 @@ class Sampler:
         """A sampler of the module's copy, whose parameters ``refresh`` takes. They share what the analysis found."""
         new = type(self).__new__(type(self))
         memo[id(self)] = new
-        vars(new).update({name: copy.deepcopy(value, memo) for name, value in self.__getstate__().items()})
+        vars(new).update({name: copy.deepcopy(value, memo) for name, value in self._kept().items()})
         new._finish(replace(self.compiled, program=new.program), self.machine_name)
         return new
 
     def __getstate__(self) -> dict:
-        """What a pickle holds: the program and the module, but neither the analysis nor the machine."""
-        return {name: value for name, value in vars(self).items() if name not in ("compiled", "_machine")}
+        """What a pickle holds: the program, the context network and the module, not the analysis or the machine."""
+        return self._kept() | {"context_network": self.compiled.context_network}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
-        self._finish(Compiled(self.program, [], None, None), self.machine_name)
+        self._finish(Compiled(self.program, [], None, None, vars(self).pop("context_network")), self.machine_name)
 
     # ---- within
+
+    def _kept(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name not in ("compiled", "_machine")}
 
     def _module(self) -> nn.Module:
         if self.module is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from functools import cache
 
 import pytest
@@ -145,6 +147,8 @@ def test_it_is_bitwise_the_same_in_any_batch_and_thread(name):
         torch.set_num_threads(threads)
     for number, result in enumerate(whole):
         assert torch.equal(result, torch.cat([part[number] for part in parts]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(map(torch.equal, made.start(5, context=context).run.contexts, whole))
     same = made.start(5, context=context[:1]).run.contexts
     assert all(torch.equal(a[:1].expand_as(b), b) for a, b in zip(whole, same, strict=True))
 
@@ -210,6 +214,17 @@ def test_refresh_takes_the_encoders_new_weights():
             parameter.mul_(-2)
     assert not torch.equal(made.refresh().start(1, context=context[:1]).run.contexts[-1], before)
     assert torch.equal(made.sample(3, seed=1, context=context), made.sample_naive(3, seed=1, context=context))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])
+def test_copies_keep_their_own_context_network(copied):
+    made, context = compiled(built(lambda: Conditioned(ENCODERS["gru"]()))), mel(2)
+    before = made.sample(2, seed=1, context=context)
+    other = copied(made)
+    with torch.no_grad():
+        made.module.encoder.gru.weight_hh_l0.mul_(-2)
+    made.refresh()
+    assert torch.equal(other.sample(2, seed=1, context=context), before)
 
 
 class Stretched(nn.Module):
