@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_unflatten
 
 _MAPPINGS = {"dict": dict, "OrderedDict": OrderedDict}
 _SEQUENCES = {"list": list, "tuple": tuple}
@@ -25,9 +25,13 @@ class ContextLayout:
 
     def __init__(self, example) -> None:
         self.leaves, self.structure = tree_flatten(example)
-        for leaf in self.leaves:
+        for path, leaf in tree_flatten_with_path(example)[0]:
             if not isinstance(leaf, Tensor) or leaf.dim() < 1:
-                raise ValueError(f"example_context must hold tensors [N, ...], got {type(leaf).__name__}")
+                said = "a tensor without dimensions" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
+                raise ValueError(
+                    f"example_context{keystr(path)} must be a tensor [N, ...], got {said}; leave out what is not a "
+                    "tensor, and give it to the network in a forward of your own"
+                )
 
     def example(self, batch: int, length: int | None = None, full_length: int | None = None):
         """``batch`` rows of the example.

@@ -43,7 +43,9 @@ class Sampler:
 
     Args:
         module: takes ``[N, *event_shape]`` (levels as ``head.to_input`` makes them), and a context if
-            ``example_context`` is given; any module that ``torch.export`` takes. It is used in eval mode.
+            ``example_context`` is given; any module that ``torch.export`` takes. It is used in eval mode, and compiling
+            leaves it exactly as it was. Masks that it writes into its weights in forward are applied; counters and
+            other state that the output does not read are ignored.
         event_shape: ``(C, H, W)``, ``(C, T)``, ``(T,)`` or ``(D,)``.
         head: how outputs are read, scored and drawn; see ``fastgen.heads``.
         order: "raster", "raster-subpixel", "time", "features", or the positions in the order in which they are drawn.
@@ -59,7 +61,8 @@ class Sampler:
         threads: threads of the cpu machine; by default PyTorch's number.
 
     Raises:
-        CompileError: the network is not causal, mixes the batch, has an operator without a rule, or holds NaN.
+        CompileError: the network is not causal, mixes the batch, has an operator without a rule, holds NaN, or gives
+                another output at every call.
         ValueError: an argument is wrong, or the output has a layout that the head does not read.
 
     Example::

@@ -163,7 +163,7 @@ HEAD = heads.Categorical(5, to_input="unit")
         ({"start": "x"}, "start must be a finite number, got 'x'"),
         ({"threads": 0}, r"threads must be an integer in 1 \.\. 1024, got 0"),
         ({"threads": 1.5}, r"threads must be an integer in 1 \.\. 1024, got 1.5"),
-        ({"example_context": [1, 2]}, r"example_context must hold tensors \[N, \.\.\.\], got int"),
+        ({"example_context": [1, 2]}, r"example_context\[0\] must be a tensor \[N, \.\.\.\], got a int"),
     ],
 )  # fmt: skip
 def test_a_wrong_argument_of_a_sampler_is_named(options, message):
