@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -48,11 +48,18 @@ class Analysis:
 
 
 def analyse(
-    module: nn.Module, event_shape, head: Head, order, predicts: str, adapter: Callable | None, context
+    module: nn.Module,
+    event_shape,
+    head: Head,
+    order,
+    predicts: str,
+    adapter: Callable | None,
+    context,
+    start: float = 0.0,
 ) -> Analysis:
     """Export ``module`` at ``event_shape``, find the schedule and lower it.
 
-    ``context``: tensors for a batch of two, or None.
+    ``context``: tensors for a batch of two, or None. ``start``: the input before the first element.
     """
     order = make_order(order, event_shape)
     shape = (2, *event_shape)
@@ -66,24 +73,28 @@ def analyse(
             raise CompileError(f"{error}{said}") from error
         raise
     state = state_of(exported, network)
-    check_finite(state, list(exported.parameters))
+    check_finite(exported, state, {name for name, _ in network.named_parameters()})
     plan = None if context is None else ContextPlan(exported, state, context, event_grid(event_shape)[1])
     while True:
         try:
-            return _analysed(exported, state, event_shape, head, order, 1 if predicts == "next" else 0, plan)
+            return _analysed(exported, state, event_shape, head, order, 1 if predicts == "next" else 0, plan, start)
         except CompileError as error:
             if plan is None or not plan.absorb(error):
                 raise
 
 
 def _analysed(
-    exported: Exported, state, event_shape, head: Head, order: Order, shift: int, plan: ContextPlan | None
+    exported: Exported, state, event_shape, head: Head, order: Order, shift: int, plan: ContextPlan | None, start: float
 ) -> Analysis:
-    traced = trace(exported, state, lambda graph, example: _event_node(graph, order, event_shape, shift), plan)
+    def event(graph: Graph, example: Tensor) -> tuple[Node, Value]:
+        node, value = _event_node(graph, order, event_shape, shift)
+        return node, replace(value, **_input_range(head, start))
+
+    traced = trace(exported, state, event, plan)
     graph = traced.graph
     parameters = head.arrange(traced.output.ids, event_shape)
     draws = _draw_sites(graph, parameters, order, event_shape)
-    _check_causal(draws, order, event_shape, traced.input, shift)
+    _check_causal(draws, order, event_shape, traced.input, shift, graph.remark)
     settle(traced, order, draws)
     cut_runs(graph)
     merge_sums(graph, draws)
@@ -92,6 +103,14 @@ def _analysed(
     lowered = Lowering(graph, order, placed, draws, traced.input, shift, lookahead).run()
     lowered.program.weights, lowered.program.constants = lowered.fill(graph.constants)
     return Analysis(exported, traced, plan, tuple(event_shape), order, head, draws, placed, lowered)
+
+
+def _input_range(head, start: float) -> dict[str, float]:
+    """The least and the greatest number that the network can be fed."""
+    if not head.levels or head.feed_raw:
+        return {}
+    inputs = [*head.inputs.tolist(), start]
+    return {"low": min(inputs), "high": max(inputs)}
 
 
 def _event_node(graph: Graph, order: Order, event_shape, shift: int) -> tuple[Node, Value]:
@@ -186,7 +205,7 @@ def check_start(traced: Traced, start: float) -> None:
 # ---- causality
 
 
-def _check_causal(draws: list[DrawSite], order: Order, event_shape, event: Node, shift: int) -> None:
+def _check_causal(draws: list[DrawSite], order: Order, event_shape, event: Node, shift: int, remark: str) -> None:
     for draw in draws:
         for piece in draw.pieces:
             for run in piece.source_runs():
@@ -200,7 +219,7 @@ def _check_causal(draws: list[DrawSite], order: Order, event_shape, event: Node,
                     at = int(np.argmax(late))
                     late_by = int(run.ready[rows[at]]) - int(draw.steps[at])
                     peek = _peeking(draw, piece, run, int(rows[at]), at, order, event_shape, event, shift)
-                    raise NotCausalError(peek + _remedy(order, shift, late_by))
+                    raise NotCausalError(peek + _remedy(order, shift, late_by) + remark)
 
 
 def _walk(

@@ -49,6 +49,7 @@ def compile_module(
     predicts: str,
     adapter: Callable | None,
     layout: ContextLayout | None,
+    start: float = 0.0,
 ) -> Compiled:
     """Analyse a module and give the program of its event.
 
@@ -64,7 +65,7 @@ def compile_module(
             context = layout.example(2, length, event_shape[-1])
             if context is None:
                 return None
-        return analyse(module, shape, head, order, predicts, adapter, context)
+        return analyse(module, shape, head, order, predicts, adapter, context, start)
 
     steps = event_grid(event_shape)[1][-1]
     if isinstance(order, str) and order == "time":

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastgen.fields import one_line
+from fastgen.generate.contexts import in_float32
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class ContextNetwork:
 
     def _sample(self, leaves: list[Tensor]) -> list[Tensor]:
         values = self.values([leaf.expand(2, *leaf.shape[1:]).contiguous() for leaf in leaves])
-        return [result.arranged(values[result.name])[0].flatten(0, -2).float() for result in self.results]
+        return [in_float32(result.arranged(values[result.name])[0].flatten(0, -2)) for result in self.results]
 
     def values(self, leaves: Sequence[Tensor], check: Callable | None = None) -> dict[str, Tensor]:
         """The results of contexts ``[2, ...]`` by name; ``check`` is called with what every call returns."""

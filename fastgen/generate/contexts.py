@@ -19,6 +19,9 @@ _DTYPES = {
 }
 _DEEPEST = 32
 
+MOST_OF_CONTEXT = 1 << 20
+"""How large integers of a context may be, so that float32 holds what is made from them."""
+
 
 class ContextLayout:
     """The structure that ``example_context`` shows: one tensor, or a dict or tuple of tensors, ``[N, ...]`` each."""
@@ -141,8 +144,25 @@ def probes(context) -> Iterator[list[Tensor]]:
         yield leaves
 
 
+def in_float32(leaf: Tensor) -> Tensor:
+    """The tensor as float32; raises ValueError where it holds integers beyond ``MOST_OF_CONTEXT``."""
+    if not leaf.is_floating_point() and leaf.numel() and leaf.dtype != torch.bool:
+        largest = max(-int(leaf.min()), int(leaf.max()))
+        if largest > MOST_OF_CONTEXT:
+            raise ValueError(
+                f"context must hold integers of at most {MOST_OF_CONTEXT} (2^20), got {largest}; pass larger ones as "
+                "floats"
+            )
+    return leaf.float()
+
+
 def position_major(leaf: Tensor) -> Tensor:
-    """``[N, C, *grid]`` (or ``[N]``) to float32 ``[N, positions, C]``."""
+    """``[N, C, *grid]`` (or ``[N]``) to float32 ``[N, positions, C]``.
+
+    Raises:
+        ValueError: integers beyond ``MOST_OF_CONTEXT``.
+    """
+    leaf = in_float32(leaf)
     leaf = leaf.unsqueeze(1) if leaf.dim() == 1 else leaf
     return leaf.flatten(2).movedim(1, -1).float().contiguous() if leaf.dim() > 2 else leaf[:, None].float().contiguous()
 

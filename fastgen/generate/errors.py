@@ -24,5 +24,5 @@ class UnsupportedOperator(CompileError):
     def __init__(self, graph, what: str) -> None:
         super().__init__(
             f"{what} has no rule, at {graph.name}, {graph.where}. "
-            "Register one with fastgen.generate.register_rule(operator); see its docstring."
+            f"Register one with fastgen.generate.register_rule(operator); see its docstring.{graph.remark}"
         )

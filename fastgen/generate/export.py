@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node as FxNode
 from torch.utils._pytree import tree_map_only
 
+from fastgen.generate.attention import ATTENTION
 from fastgen.generate.errors import CompileError
 from fastgen.generate.rules import RULES
 from fastgen.generate.untouched import borrowed
@@ -202,7 +203,7 @@ def _program(network: nn.Module, arguments: tuple) -> ExportedProgram:
         with redirect_stderr(io.StringIO()):  # where torch.export prints its graph
             program = torch.export.export(network, arguments)
             if not all(_has_rule(node) for node in program.graph.nodes):
-                program = program.run_decompositions({})
+                program = program.run_decompositions(_decompositions(program))
     except CompileError:
         raise
     except Exception as error:
@@ -225,6 +226,34 @@ def _has_rule(node: FxNode) -> bool:
         return False
     return node.target in RULES or node.target in _PLAIN or not any(isinstance(a, FxNode) for a in node.args)
 
+
+def _decompositions(program: torch.export.ExportedProgram) -> dict:
+    """PyTorch's decompositions of the operators that have no rule and that read what depends on an input.
+
+    Attention stays whole, to be named where it is refused.
+    """
+    nodes, inputs = program.graph.nodes, set(program.graph_signature.user_inputs)
+    moving = {node for node in nodes if node.name in inputs}
+    for node in nodes:
+        if any(n in moving for n in node.all_input_nodes):
+            moving.add(node)
+    called = [node for node in nodes if node.op == "call_function"]
+    still = {n.target for n in called if n not in moving} - {n.target for n in called if n in moving}
+    table = torch.export.default_decompositions()
+    for operator in (*RULES, *_PLAIN, *ATTENTION, *still):
+        table.pop(operator, None)
+    kept = {operator: table[operator] for operator in table if _reads_tensors(operator)}
+    return kept | torch._decomp.get_decompositions(_FURTHER)
+
+
+def _reads_tensors(operator) -> bool:
+    return any("Tensor" in str(argument.type) for argument in operator._schema.arguments)
+
+
+_FURTHER = (
+    aten.upsample_linear1d.default, aten.upsample_linear1d.vec, aten.upsample_bilinear2d.default,
+    aten.upsample_bilinear2d.vec,
+)  # fmt: skip
 
 _PLAIN = (
     aten._assert_tensor_metadata.default, aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout,

@@ -41,6 +41,8 @@ class Graph:
         self._value_ids: dict[float, int] = {}
         self._value_nodes: dict[float, Node] = {}
         self.name, self.where, self.source = "", "", ""
+        self.remark = ""
+        """What a refusal for want of causality should add."""
 
     # ---- nodes and ids
 
@@ -87,7 +89,7 @@ class Graph:
 
         A few different numbers are constants by value; more of them, a node whose channels lie as those of ``beside``.
         """
-        tensor = constant.tensor.detach()
+        tensor = constant.tensor.detach().clone()  # the module's own tensor may change in place
         varied = bool(constant.recipe.sources) or (tensor.numel() > 8 and len(tensor.unique()) > 4)
         if varied and beside is not None and beside.ids.dim() == tensor.dim() and bool((tensor != 0).any()):
             channel = channel_dim(self, beside.shape, [beside])
@@ -102,10 +104,14 @@ class Graph:
     def _value_ids_of(self, tensor: Tensor) -> Tensor:
         flat = tensor.to(torch.float64).reshape(-1)
         unique, inverse = torch.unique(flat, return_inverse=True)
-        table = torch.tensor([self._value_id(v) for v in unique.tolist()], dtype=torch.int64)
+        table = torch.tensor([self.value_id(v) for v in unique.tolist()], dtype=torch.int64)
         return table[inverse].reshape(tensor.shape)
 
-    def _value_id(self, value: float) -> int:
+    def is_value(self, ids: Tensor, value: float) -> Tensor:
+        """Where the ids are those of a constant."""
+        return ids == self._value_ids.get(value, 1 << 62)
+
+    def value_id(self, value: float) -> int:
         if value == 0:
             return 0
         if value not in self._value_ids:
@@ -178,7 +184,10 @@ class Graph:
         are all zero do not exist: masks need no rule.
         """
         rows = math.prod(rows_shape)
-        nonzero = matrix(self.constants) != 0
+        weights = matrix(self.constants)
+        if not bool(torch.isfinite(weights).all()):
+            raise CompileError(f"weights at {self.name}, {self.where}, hold NaN or infinite values")
+        nonzero = weights != 0
         terms = []
         for ids, stride, length, weight_rows, index in inputs:
             terms += self._terms(ids, stride, length, weight_rows, index)

@@ -12,7 +12,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastgen.eval_mode import eval_mode, set_mode
-from fastgen.generate.errors import CompileError
 from fastgen.generate.places import name_of, where_of
 from fastgen.generate.untouched import untouched
 from fastgen.generate.writes import REPEATS, same_values
@@ -199,8 +198,8 @@ _MASKING = (
 )  # fmt: skip
 
 
-def check_softmax_masks(nodes: Iterable[FxNode], state: dict[str, Tensor]) -> None:
-    """Raises CompileError where a softmax is masked with a large finite number."""
+def finite_mask(nodes: Iterable[FxNode], state: dict[str, Tensor]) -> str:
+    """A remark for a refusal where a softmax is masked with a large finite number; empty where none is."""
     for node in nodes:
         if node.target not in _MASKING:
             continue
@@ -211,7 +210,8 @@ def check_softmax_masks(nodes: Iterable[FxNode], state: dict[str, Tensor]) -> No
                 finite = tensor[torch.isfinite(tensor)] if tensor.is_floating_point() else tensor[:0]
                 number = float(finite.min()) if finite.numel() else None
             if isinstance(number, (int, float)) and _finite_mask(node, number):
-                raise CompileError(
-                    f"a softmax is masked with the finite number {number:g} at {name_of(node)}, {where_of(node)}: "
-                    'masked positions keep a weight. Mask with float("-inf").'
+                return (
+                    f" A softmax is masked with the finite number {number:g} at {name_of(node)}, {where_of(node)}: "
+                    "that masked positions get no weight cannot be shown for all scores. Mask with float('-inf')."
                 )
+    return ""

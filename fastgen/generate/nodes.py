@@ -54,9 +54,11 @@ def derive(function: Callable[..., Tensor], *constants: Constant) -> Constant:
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor that depends on the input: the ids of its elements."""
+    """A tensor that depends on the input: the ids of its elements, the least and the greatest number among them."""
 
     ids: Tensor
+    low: float = -math.inf
+    high: float = math.inf
 
     @property
     def shape(self) -> torch.Size:

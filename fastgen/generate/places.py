@@ -9,7 +9,7 @@ def where_of(node: FxNode) -> str:
     """The line of the source, the user's rather than PyTorch's."""
     stack = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
     files = [i for i, line in enumerate(stack) if line.startswith("File ")]
-    own = [i for i in files if "/torch/" not in stack[i]] or files
+    own = [i for i in files if "/torch/" not in stack[i] and "<eval_with_key>" not in stack[i]] or files
     if not own:
         return "an unknown source line"
     line = stack[own[-1]]

@@ -41,6 +41,9 @@ class Sampler:
     loop's for the same seed, but for draws whose uniform number lies within float32 rounding of a cdf edge, and it is
     bitwise the same for any batch size, number of threads and division into calls.
 
+    Everything is computed in float32, a float64 module too; half precision and ``torch.autocast`` are refused. Integers
+    are PyTorch's, narrow ones wrap: those beyond 2^24 only in sums of products with constants whose remainder is taken.
+
     Args:
         module: takes ``[N, *event_shape]`` (levels as ``head.to_input`` makes them), and a context if
             ``example_context`` is given; any module that ``torch.export`` takes. It is used in eval mode, and compiling
@@ -61,8 +64,8 @@ class Sampler:
         threads: threads of the cpu machine; by default PyTorch's number.
 
     Raises:
-        CompileError: the network is not causal, mixes the batch, has an operator without a rule, holds NaN, or gives
-                another output at every call.
+        CompileError: the network is not causal, mixes the batch, has an operator without a rule, computes in half
+            precision or with integers that float32 does not hold, holds NaN, or gives another output at every call.
         ValueError: an argument is wrong, or the output has a layout that the head does not read.
 
     Example::
@@ -100,7 +103,9 @@ class Sampler:
         self.predicts, self.adapter, self.start_value = predicts, adapter, finite_number("start", start)
         self.weights, self.threads = weights, check_threads(threads)
         self.layout = ContextLayout(example_context) if example_context is not None else None
-        compiled = compile_module(self.module, self.event_shape, self.head, order, predicts, adapter, self.layout)
+        compiled = compile_module(
+            self.module, self.event_shape, self.head, order, predicts, adapter, self.layout, self.start_value
+        )
         self.head = compiled.analysis.head
         self._finish(compiled, machine)
         if predicts == "next":

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node as FxNode
-from torch.utils._pytree import tree_any, tree_map
+from torch.utils._pytree import tree_any, tree_leaves, tree_map
 
+from fastgen.generate.attention import ATTENTION
 from fastgen.generate.context_network import Result
 from fastgen.generate.context_plan import ContextPlan
+from fastgen.generate.contexts import MOST_OF_CONTEXT
 from fastgen.generate.errors import CompileError, UnsupportedOperator
 from fastgen.generate.export import BATCH, Exported
 from fastgen.generate.graph import Channels, Constant, Graph, Node, Recipe, Value
-from fastgen.generate.masks import check_softmax_masks
+from fastgen.generate.integers import CONVERSIONS, computed, is_moving
+from fastgen.generate.masks import finite_mask
 from fastgen.generate.places import arguments_of, name_of, where_of
+from fastgen.generate.ranges import TRUTH, UNKNOWN
 from fastgen.generate.rules import RULES
 
 aten = torch.ops.aten
@@ -52,7 +57,7 @@ def trace(
     results = {} if plan is None else {result.name: result for result in plan.results}
     skipped = set() if plan is None else plan.still.keys() - plan.needed - {*exported.users}
     pending = {node: len(node.users) for node in exported.graph_module.graph.nodes}
-    check_softmax_masks(exported.graph_module.graph.nodes, state)
+    graph.remark = finite_mask(exported.graph_module.graph.nodes, state)
 
     def outside(node: FxNode) -> Value:
         number = len(exported.users) - 1 + list(results).index(node.name)
@@ -93,7 +98,7 @@ def trace(
         arguments = tree_map(
             lambda n: environment[n] if isinstance(n, FxNode) else n, (list(node.args), dict(node.kwargs))
         )
-        if not tree_any(lambda a: isinstance(a, Value), arguments):
+        if not tree_any(is_moving, arguments):
             environment[node] = _fold(graph, node, arguments, folded)
         else:
             try:
@@ -162,26 +167,48 @@ def _apply(graph: Graph, node: FxNode, args, kwargs):
         return taken
     if target is aten._assert_tensor_metadata.default:
         return None
-    if target in (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default):
-        before, after = node.args[0].meta["val"].dtype, node.meta["val"].dtype
-        if after == torch.bool:
-            return RULES[aten.ne.Scalar](graph, args[0], 0.0)
-        if before.is_floating_point and not after.is_floating_point:
-            return RULES[aten.trunc.default](graph, args[0])
-        return args[0]
-    if target not in RULES:
+    _check_precision(graph, node)
+    if target in ATTENTION:
+        raise CompileError(
+            f"attention ({target}) has no rule yet, at {graph.name}, {graph.where}; a sampler takes convolutions, "
+            "recurrences and layers over channels, not products of two computed tensors"
+        )
+    rule = _conversion(node) if target in CONVERSIONS else RULES.get(target)
+    if rule is None:
         raise UnsupportedOperator(graph, f"operator {target}")
-    rule = RULES[target]
     wanted = inspect.signature(rule).parameters
     told = {"operator": target, "result": node.meta["val"].dtype if "result" in wanted else None}
-    kwargs = kwargs | {name: value for name, value in told.items() if name in wanted}
+    rule = partial(rule, **{name: value for name, value in told.items() if name in wanted})
     try:
-        return rule(graph, *args, **kwargs)
+        return computed(graph, node, rule, args, kwargs)
     except CompileError:
         raise
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         use = f"this use of operator {target} ({type(error).__name__}: {error})"
         raise UnsupportedOperator(graph, use) from error
+
+
+def _conversion(node: FxNode) -> Callable:
+    """The rule of a conversion between dtypes."""
+    before, after = node.args[0].meta["val"].dtype, node.meta["val"].dtype
+
+    def convert(graph: Graph, x: Value, *_, **__) -> Value:
+        if after == torch.bool:
+            return RULES[aten.ne.Scalar](graph, x, 0.0)
+        return RULES[aten.trunc.default](graph, x) if before.is_floating_point and not after.is_floating_point else x
+
+    return convert
+
+
+def _check_precision(graph: Graph, node: FxNode) -> None:
+    """Raises CompileError where what depends on the input is computed in half precision."""
+    for value in tree_leaves(node.meta.get("val")):
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype.itemsize < 4:
+            raise CompileError(
+                f"the network computes in {value.dtype} at {graph.name}, {graph.where}; the sampler computes in "
+                "float32, so its samples would not be the module's. Compile a float32 copy, "
+                "copy.deepcopy(module).float(), and without torch.autocast in forward"
+            )
 
 
 def _context(graph: Graph, example: Tensor, number: int) -> tuple[Node, Value]:
@@ -193,7 +220,15 @@ def _context(graph: Graph, example: Tensor, number: int) -> tuple[Node, Value]:
     run = Channels(0, channels, np.zeros(rows, np.int32), uses)
     node = graph.add("context", rows_shape, channels, [run], context=number)
     ids = graph.ids(node)
-    return node, Value(ids.movedim(-1, 1) if example.dim() >= 2 else ids[..., 0])
+    ids = ids.movedim(-1, 1) if example.dim() >= 2 else ids[..., 0]
+    return node, Value(ids, *_given_range(example))
+
+
+def _given_range(example: Tensor) -> tuple[float, float]:
+    """The least and the greatest number of a context, or of what is made of contexts."""
+    if example.is_floating_point() or example.is_complex():
+        return UNKNOWN
+    return TRUTH if example.dtype == torch.bool else (-float(MOST_OF_CONTEXT), float(MOST_OF_CONTEXT))
 
 
 def _result(graph: Graph, example: Tensor, result: Result, number: int) -> Value:
@@ -203,10 +238,17 @@ def _result(graph: Graph, example: Tensor, result: Result, number: int) -> Value
     uses = np.repeat(np.array([1, 2], np.uint8), rows // BATCH)
     run = Channels(0, channels, np.zeros(rows, np.int32), uses)
     node = graph.add("context", rows_shape, channels, [run], context=number)
-    return Value(result.restored(graph.ids(node)))
+    return Value(result.restored(graph.ids(node)), *_given_range(example))
 
 
-def check_finite(state: dict[str, Tensor], names: Sequence[str]) -> None:
-    for placeholder, tensor in state.items():
-        if placeholder in names and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CompileError(f"parameter {placeholder!r} holds NaN or infinite values")
+def check_finite(exported: Exported, state: dict[str, Tensor], parameters: set[str]) -> None:
+    """Raises CompileError where the network reads NaN, or infinite ``parameters``; a buffer's infinities are a mask."""
+    read = {node.name for node in exported.graph_module.graph.nodes if node.op == "placeholder" and node.users}
+    for placeholder, name in exported.parameters.items():
+        tensor, told = state[placeholder], name.removeprefix("module.")
+        if placeholder not in read or not tensor.is_floating_point():
+            continue
+        if name not in parameters and bool(tensor.isnan().any()):
+            raise CompileError(f"buffer {told!r} holds NaN")
+        if name in parameters and not bool(torch.isfinite(tensor).all()):
+            raise CompileError(f"parameter {told!r} holds NaN or infinite values")

@@ -120,7 +120,6 @@ def test_an_output_that_is_no_tensor_needs_an_adapter():
     [
         (lambda h: F.conv1d(h[:, None], h[:1, None, :3], padding=1)[:, 0], "conv1d"),
         (lambda h: torch.zeros(3, 4)[h.long(), h.long()], "index"),
-        (lambda h: h.long() & 1, "bits|__and__|bitwise_and"),
     ],
 )
 def test_a_use_of_an_operator_without_a_rule_is_named_with_its_line(use, said):

@@ -6,7 +6,17 @@ others ``Constant``, and returns a ``Value`` (or a tuple of them, or a ``Constan
 
 from __future__ import annotations
 
-from fastgen.generate.rules import activation, contraction, elementwise, movement, reduction
+from fastgen.generate.rules import activation, bits, contraction, elementwise, movement, pooling, reduction
 from fastgen.generate.rules.registry import RULES, register_rule
 
-__all__ = ["RULES", "activation", "contraction", "elementwise", "movement", "reduction", "register_rule"]
+__all__ = [
+    "RULES",
+    "activation",
+    "bits",
+    "contraction",
+    "elementwise",
+    "movement",
+    "pooling",
+    "reduction",
+    "register_rule",
+]

@@ -53,7 +53,7 @@ def gelu(graph: Graph, x: Value, approximate: str = "none") -> Value:
         return graph.map("gelu", x)
     cubic = graph.map("mul", graph.map("mul", x, x), x)
     inner = mul(graph, graph.map("add", x, mul(graph, cubic, 0.044715)), math.sqrt(2 / math.pi))
-    return mul(graph, graph.map("mul", x, add(graph, graph.map("tanh", inner), 1.0)), 0.5)
+    return graph.map("mul", mul(graph, x, 0.5), add(graph, graph.map("tanh", inner), 1.0))
 
 
 @register_rule(aten.silu.default)
@@ -84,12 +84,12 @@ def rrelu(graph: Graph, x: Value, lower: float = 1 / 8, upper: float = 1 / 3, *_
 
 @register_rule(aten.threshold.default)
 def threshold(graph: Graph, x: Value, least: float, value: float) -> Value:
-    return graph.map("where", graph.map("lt", constant(least), x), x, constant(value))
+    return graph.map("where", graph.map("le", x, constant(least)), constant(value), x)
 
 
 @register_rule(aten.hardshrink.default)
 def hardshrink(graph: Graph, x: Value, width: float = 0.5) -> Value:
-    return graph.map("where", graph.map("lt", constant(width), graph.map("abs", x)), x, constant(0.0))
+    return graph.map("where", graph.map("le", graph.map("abs", x), constant(width)), constant(0.0), x)
 
 
 @register_rule(aten.softshrink.default)
@@ -104,12 +104,12 @@ def relu6(graph: Graph, x: Value) -> Value:
 
 @register_rule(aten.hardsigmoid.default)
 def hardsigmoid(graph: Graph, x: Value) -> Value:
-    return mul(graph, relu6(graph, add(graph, x, 3.0)), 1 / 6)
+    return graph.map("div", relu6(graph, add(graph, x, 3.0)), constant(6.0))
 
 
 @register_rule(aten.hardswish.default)
 def hardswish(graph: Graph, x: Value) -> Value:
-    return graph.map("mul", x, hardsigmoid(graph, x))
+    return graph.map("div", graph.map("mul", x, relu6(graph, add(graph, x, 3.0))), constant(6.0))
 
 
 @register_rule(aten.glu.default)

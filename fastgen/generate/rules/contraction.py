@@ -12,9 +12,10 @@ from fastgen.generate.channels import Table, channel_runs
 from fastgen.generate.errors import UnsupportedOperator
 from fastgen.generate.graph import Constant, Graph, Recipe, Value, derive
 from fastgen.generate.rules.elementwise import add, mul
-from fastgen.generate.rules.registry import register_rule
+from fastgen.generate.rules.registry import RULES, register_rule
 
 aten = torch.ops.aten
+TWO_TENSORS = "a product of two tensors neither of which is constant (attention, or weights made from a context)"
 
 
 def channel_inputs(graph: Graph, ids: torch.Tensor) -> list[tuple[int, int, int, np.ndarray]]:
@@ -61,9 +62,7 @@ def linear(graph: Graph, x: Value, weight: Constant, bias: Constant | None = Non
 @register_rule(aten.matmul.default, aten.mm.default, aten.bmm.default)
 def matmul(graph: Graph, a: Value | Constant, b: Value | Constant) -> Value:
     if isinstance(a, Value) and isinstance(b, Value):
-        raise UnsupportedOperator(
-            graph, "a product of two tensors neither of which is constant (attention, or weights made from a context)"
-        )
+        raise UnsupportedOperator(graph, TWO_TENSORS)
     if isinstance(a, Constant):
         if a.tensor.dim() < 2 or b.ids.dim() < 2:
             raise UnsupportedOperator(graph, "a matrix product with a vector on its left")
@@ -93,15 +92,17 @@ def addmm(graph: Graph, c: Value | Constant, a: Value | Constant, b: Value | Con
 def einsum(graph: Graph, equation: str, operands: Sequence[Value | Constant], **_) -> Value:
     left, _, out = equation.replace(" ", "").partition("->")
     names = left.split(",")
-    if len(names) != 2 or not out or "." in equation or isinstance(operands[0], type(operands[1])):
-        raise UnsupportedOperator(graph, f"einsum {equation!r}; supported: one tensor of the input with one constant")
+    if len(names) != 2 or "->" not in equation or "." in equation or any(len(set(n)) < len(n) for n in (*names, out)):
+        raise UnsupportedOperator(graph, f"einsum {equation!r}; supported: two tensors, each index once, with '->'")
     first = 0 if isinstance(operands[0], Value) else 1
     x, w, of_x, of_w = operands[first], operands[1 - first], names[first], names[1 - first]
+    if isinstance(w, Value) and set(of_x) != set(of_w):
+        raise UnsupportedOperator(graph, f"einsum {equation!r}: {TWO_TENSORS}")
     summed = [c for c in of_x if c not in out]
     columns = [c for c in of_w if c not in summed]
     kept = [c for c in of_x if c not in summed]
-    if set(columns) & set(kept) or not set(summed) <= set(of_w) or len(set(left) - {","}) != len(set(of_x) | set(of_w)):
-        raise UnsupportedOperator(graph, f"einsum {equation!r}")
+    if isinstance(w, Value) or set(columns) & set(kept) or not summed or not set(summed) <= set(of_w):
+        return _multiply_and_sum(graph, x, w, of_x, of_w, out)
     ids = x.ids.permute([of_x.index(c) for c in kept + summed])
     shape = [ids.shape[i] for i in range(len(kept))]
     width = [w.tensor.shape[of_w.index(c)] for c in columns]
@@ -112,6 +113,22 @@ def einsum(graph: Graph, equation: str, operands: Sequence[Value | Constant], **
 
     flat = contract_last(graph, Value(ids.reshape(*shape, -1)), _matrix(w, matrix)).ids.reshape(*shape, *width)
     return Value(flat.permute([(kept + columns).index(c) for c in out]))
+
+
+def _multiply_and_sum(graph: Graph, x: Value, w: Value | Constant, of_x: str, of_w: str, out: str) -> Value:
+    """The product of two tensors elementwise, then the sum over the indices that the result lacks."""
+    indices = out + "".join(sorted(set(of_x + of_w) - set(out)))
+
+    def aligned(names: str, tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.permute([names.index(c) for c in indices if c in names])
+        for place, c in enumerate(indices):
+            tensor = tensor if c in names else tensor.unsqueeze(place)
+        return tensor
+
+    other = Value(aligned(of_w, w.ids)) if isinstance(w, Value) else derive(lambda t: aligned(of_w, t), w)
+    product = mul(graph, Value(aligned(of_x, x.ids)), other)
+    gone = list(range(len(out), len(indices)))
+    return RULES[aten.sum.dim_IntList](graph, product, gone) if gone else product
 
 
 @register_rule(aten.embedding.default)

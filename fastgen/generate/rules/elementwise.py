@@ -44,7 +44,17 @@ def add(graph: Graph, a: Operand, b: Operand, alpha: float = 1) -> Value:
         return graph.map("addc", a, x=number) if number else a
     if isinstance(b, Constant) and not b.tensor.any() and not b.recipe.sources:
         return Value(a.ids.expand(torch.broadcast_shapes(a.shape, b.tensor.shape)))
+    if isinstance(b, Constant) and bool((b.tensor == -math.inf).any()):
+        return _masked_out(graph, a, b)
     return graph.map("add", a, b)
+
+
+def _masked_out(graph: Graph, a: Value, b: Constant) -> Value:
+    """What -inf is added to is not used."""
+    hidden = b.tensor == -math.inf
+    graph.assume(b.recipe, lambda t: torch.equal(t == -math.inf, hidden))
+    rest = add(graph, a, derive(lambda t: t.masked_fill(hidden, 0.0), b))
+    return Value(torch.where(hidden, graph.value_id(-math.inf), rest.ids))
 
 
 def mul(graph: Graph, a: Operand, b: Operand) -> Value:
@@ -52,7 +62,10 @@ def mul(graph: Graph, a: Operand, b: Operand) -> Value:
         a, b = b, a
     number = scalar(b)
     if number is not None:
-        return Value(torch.zeros_like(a.ids)) if number == 0 else graph.map("mulc", a, x=number)
+        if number == 0:
+            return Value(torch.zeros_like(a.ids))
+        product = graph.map("mulc", a, x=number)
+        return keep_hidden(graph, a, product) if number > 0 else product
     if isinstance(b, Constant) and bool((b.tensor == 0).any()):
         mask = b.tensor != 0
         graph.assume(b.recipe, lambda t: torch.equal(t != 0, mask))
@@ -61,7 +74,20 @@ def mul(graph: Graph, a: Operand, b: Operand) -> Value:
             graph.assume(b.recipe, lambda t: bool((t[mask] == 1).all()))
             return kept
         return Value(torch.where(mask, graph.map("mul", kept, b).ids, 0))
+    if isinstance(b, Value):
+        used = (a.ids != 0) & (b.ids != 0)
+        if not used.all():
+            if not used.any():
+                return Value(torch.zeros(used.shape, dtype=torch.int64))
+            product = graph.map("mul", Value(torch.where(used, a.ids, 0)), Value(torch.where(used, b.ids, 0)))
+            return Value(torch.where(used, product.ids, 0))
     return graph.map("mul", a, b)
+
+
+def keep_hidden(graph: Graph, x: Value, result: Value) -> Value:
+    """The result of an operator that leaves -inf as it is: a mask that was added stays one."""
+    hidden = graph.is_value(x.ids, -math.inf)
+    return Value(torch.where(hidden, x.ids, result.ids)) if hidden.any() else result
 
 
 def where(graph: Graph, condition: Value | Constant, a: Operand, b: Operand) -> Value:
@@ -93,7 +119,14 @@ def rsub(graph: Graph, a: Operand, b: Operand, alpha: float = 1) -> Value:
 
 @register_rule(aten.div.Tensor, aten.div.Scalar)
 def div(graph: Graph, a: Operand, b: Operand) -> Value:
-    return graph.map("div", constant(a), constant(b))
+    quotient = graph.map("div", constant(a), constant(b))
+    if isinstance(a, Value):
+        number = scalar(b) if not isinstance(b, Value) else None
+        if number is not None and number > 0:
+            return keep_hidden(graph, a, quotient)
+        if not a.ids.all():  # zero by anything
+            return Value(torch.where(a.ids.expand(quotient.shape) == 0, 0, quotient.ids))
+    return quotient
 
 
 @register_rule(aten.div.Tensor_mode, aten.div.Scalar_mode)
@@ -119,8 +152,12 @@ def round_decimals(graph: Graph, x: Value, *, decimals: int) -> Value:
 @register_rule(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar)
 def power(graph: Graph, a: Operand, b: Operand) -> Value:
     exponent = scalar(b)
-    if exponent == 2:
-        return graph.map("mul", a, a)
+    if exponent in (2, 3, -2):
+        product = graph.map("mul", a, a)
+        product = product if exponent != 3 else graph.map("mul", product, a)
+        return product if exponent > 0 else graph.map("reciprocal", product)
+    if exponent == -0.5:
+        return graph.map("rsqrt", a)
     if exponent == 0.5:
         return graph.map("sqrt", a)
     return graph.map("pow", constant(a), constant(b))
@@ -214,12 +251,26 @@ def lerp(graph: Graph, a: Operand, b: Operand, weight: Operand) -> Value:
 
 @register_rule(aten.logaddexp.default)
 def logaddexp(graph: Graph, a: Operand, b: Operand) -> Value:
-    smaller = graph.map("exp", graph.map("neg", graph.map("abs", sub(graph, a, b))))
+    same = graph.map("eq", constant(a), constant(b))  # two infinities have no difference
+    between = graph.map("where", same, constant(0.0), sub(graph, a, b))
+    smaller = graph.map("exp", graph.map("neg", graph.map("abs", between)))
     return graph.map("add", maximum(graph, a, b), graph.map("log1p", smaller))
 
 
-for _operator, _base in (aten.log2, 2), (aten.log10, 10):
-    register_rule(_operator.default)(lambda graph, x, _base=_base: mul(graph, graph.map("log", x), 1 / math.log(_base)))
+def _logarithm(base: float) -> Callable[[Graph, Value], Value]:
+    """By the natural logarithm; exact at the powers of the base."""
+
+    def rule(graph: Graph, x: Value) -> Value:
+        y = mul(graph, graph.map("log", x), 1 / math.log(base))
+        nearest = graph.map("round", y)
+        is_power = graph.map("eq", graph.map("pow", constant(base), nearest), x)
+        return graph.map("where", is_power, nearest, y)
+
+    return rule
+
+
+register_rule(aten.log2.default)(_logarithm(2.0))
+register_rule(aten.log10.default)(_logarithm(10.0))
 
 
 @register_rule(aten.exp2.default)
@@ -227,40 +278,72 @@ def exp2(graph: Graph, x: Value) -> Value:
     return graph.map("pow", constant(2.0), x)
 
 
-# ---- truth values
+@register_rule(aten.tan.default)
+def tan(graph: Graph, x: Value) -> Value:
+    return graph.map("div", graph.map("sin", x), graph.map("cos", x))
 
 
-@register_rule(aten.logical_not.default, aten.bitwise_not.default)
-def logical_not(graph: Graph, x: Value, *, result: torch.dtype) -> Value:
-    _only_booleans(graph, result)
-    return graph.map("eq", x, constant(0.0))
+@register_rule(aten.hypot.default)
+def hypot(graph: Graph, a: Operand, b: Operand) -> Value:
+    """By the larger of the two, so that no square overflows."""
+    a, b = graph.map("abs", constant(a)), graph.map("abs", constant(b))
+    large, small = graph.map("max", a, b), graph.map("min", a, b)
+    ratio = graph.map(
+        "where", graph.map("eq", large, small), graph.map("ne", large, constant(0.0)), graph.map("div", small, large)
+    )
+    return graph.map("mul", large, graph.map("sqrt", graph.map("addc", graph.map("mul", ratio, ratio), x=1.0)))
 
 
-@register_rule(aten.logical_and.default, aten.bitwise_and.Tensor, aten.__and__.Tensor)
-def logical_and(graph: Graph, a: Operand, b: Operand, *, result: torch.dtype) -> Value:
-    _only_booleans(graph, result)
-    return graph.map("mul", _truth(graph, a), _truth(graph, b))
+@register_rule(aten.logit.default)
+def logit(graph: Graph, x: Value, eps: float | None = None) -> Value:
+    x = x if eps is None else clamp(graph, x, eps, 1 - eps)
+    return graph.map("log", graph.map("div", x, sub(graph, 1.0, x)))
 
 
-@register_rule(aten.logical_or.default, aten.bitwise_or.Tensor, aten.__or__.Tensor)
-def logical_or(graph: Graph, a: Operand, b: Operand, *, result: torch.dtype) -> Value:
-    _only_booleans(graph, result)
-    return graph.map("max", _truth(graph, a), _truth(graph, b))
+@register_rule(aten.isnan.default)
+def isnan(graph: Graph, x: Value) -> Value:
+    return graph.map("ne", x, x)
 
 
-@register_rule(aten.logical_xor.default, aten.bitwise_xor.Tensor, aten.__xor__.Tensor)
-def logical_xor(graph: Graph, a: Operand, b: Operand, *, result: torch.dtype) -> Value:
-    _only_booleans(graph, result)
-    return graph.map("ne", _truth(graph, a), _truth(graph, b))
+@register_rule(aten.isinf.default)
+def isinf(graph: Graph, x: Value) -> Value:
+    return graph.map("eq", graph.map("abs", x), constant(math.inf))
 
 
-def _truth(graph: Graph, x: Operand) -> Value | Constant:
-    return graph.map("ne", x, constant(0.0)) if isinstance(x, Value) else derive(lambda t: t != 0, constant(x))
+@register_rule(aten.isfinite.default)
+def isfinite(graph: Graph, x: Value) -> Value:
+    return graph.map("lt", graph.map("abs", x), constant(math.inf))
 
 
-def _only_booleans(graph: Graph, result: torch.dtype) -> None:
-    if result != torch.bool:
-        raise UnsupportedOperator(graph, "an operator on the bits of integers")
+@register_rule(aten.signbit.default)
+def signbit(graph: Graph, x: Value) -> Value:
+    """A zero is told by its reciprocal."""
+    told = graph.map("where", graph.map("eq", x, constant(0.0)), graph.map("reciprocal", x), x)
+    return graph.map("lt", told, constant(0.0))
+
+
+@register_rule(aten.copysign.Tensor, aten.copysign.Scalar)
+def copysign(graph: Graph, a: Operand, b: Operand) -> Value:
+    size = graph.map("abs", constant(a))
+    negative = signbit(graph, b) if isinstance(b, Value) else derive(torch.signbit, constant(b))
+    return where(graph, negative, graph.map("neg", size), size)
+
+
+@register_rule(aten.fmax.default)
+def fmax(graph: Graph, a: Operand, b: Operand) -> Value:
+    return _without_nan(graph, maximum, a, b)
+
+
+@register_rule(aten.fmin.default)
+def fmin(graph: Graph, a: Operand, b: Operand) -> Value:
+    return _without_nan(graph, minimum, a, b)
+
+
+def _without_nan(graph: Graph, choose: Callable, a: Operand, b: Operand) -> Value:
+    """The other operand where one is NaN."""
+    a, b = constant(a), constant(b)
+    chosen = graph.map("where", graph.map("ne", b, b), a, choose(graph, a, b))
+    return graph.map("where", graph.map("ne", a, a), b, chosen)
 
 
 # ---- batch norm
