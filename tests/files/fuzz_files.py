@@ -10,6 +10,7 @@ AddressSanitizer too (LD_PRELOAD of libasan): memory is not limited then.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import random
@@ -33,56 +34,65 @@ SECONDS = 60
 _ADDRESSES = 6 << 30
 _MEBIBYTES = 400
 """By which a file of some kilobytes may raise the memory in use."""
+_MARK = "damaged-file"
 _EXPECTED = (ValueError, CompileError)
 _SANITIZED = "asan" in os.environ.get("LD_PRELOAD", "")
 
 
-def fuzz(kind: str, count: int, first: int = 0) -> tuple[Counter, list[str]]:
-    """How often files ``first .. first + count`` of a kind were refused, or worked; and what went wrong, in words."""
-    outcomes, failures = Counter(), []
+def fuzz(counts: dict[str, int], first: int = 0) -> tuple[dict[str, Counter], list[str]]:
+    """How often files ``first .. first + count`` of each kind were refused, or worked; and what went wrong."""
+    outcomes, failures = {kind: Counter() for kind in counts}, []
+    tasks, done = _tasks(counts, first), 0
     with tempfile.TemporaryDirectory() as folder:
-        write_good_file(kind, Path(folder))
-        at, end = first, first + count
-        while at < end:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "tests.files.fuzz_files", "--child", folder, kind, str(at), str(end)],
+        for kind in counts:
+            write_good_file(kind, Path(folder))
+        while done < len(tasks):
+            arguments = ["--child", folder, json.dumps(counts), str(first), str(done)]
+            said, begun = [], done
+            with subprocess.Popen(
+                [sys.executable, "-m", "tests.files.fuzz_files", *arguments],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
                 cwd=Path(__file__).parents[2],
-            )
-            lines = []
-            for line in child.stdout or ():
-                number, _, words = line.rstrip("\n").partition(" ")
-                if number.isdigit() and words.partition(":")[0] in ("refused", "works", "FAILED"):
-                    at = int(number) + 1
-                    outcome = words.partition(":")[0]
-                    outcomes[outcome] += 1
-                    if outcome == "FAILED":
-                        failures.append(f"{kind} {number}: {words}")
-                else:
-                    lines.append(line)
-            if child.wait():
-                outcomes["FAILED"] += 1
-                said = " | ".join(lines)[-2000:].replace("\n", " ")
-                failures.append(f"{kind} {at}: the process ended with {child.returncode}: {said}")
-                at += 1
+            ) as child:
+                for line in child.stdout or ():
+                    mark, _, words = line.rstrip("\n").partition(" ")
+                    if mark != _MARK:
+                        said.append(line.rstrip("\n"))
+                        continue
+                    kind, number = tasks[done]
+                    outcomes[kind][words.partition(":")[0]] += 1
+                    failures += [f"{kind} {number}: {words}"] if words.startswith("FAILED") else []
+                    done += 1
+            if done < len(tasks):
+                kind, number = tasks[done]
+                outcomes[kind]["FAILED"] += 1
+                words = f"the process ended with {child.returncode}: {' | '.join(said)[-2000:]}"
+                failures.append(f"{kind} {number}: {words}")
+                done += 1
+                if done == begun + 1 and len(failures) > 20:
+                    break  # it cannot even begin
     return outcomes, failures
 
 
-def _child(folder: Path, kind: str, first: int, end: int) -> None:
+def _tasks(counts: dict[str, int], first: int) -> list[tuple[str, int]]:
+    return [(kind, number) for kind, count in counts.items() for number in range(first, first + count)]
+
+
+def _child(folder: Path, tasks: list[tuple[str, int]]) -> None:
     torch.set_num_threads(1)
-    use = _prepared(folder, kind)
+    uses = {kind: _prepared(folder, kind) for kind, _ in tasks}
     if not _SANITIZED:
         resource.setrlimit(resource.RLIMIT_AS, (_ADDRESSES, _ADDRESSES))
-    bad = folder / "bad"
-    for number in range(first, end):
+    for kind, number in tasks:
         choose = random.Random(f"{kind} {number}")
+        bad = folder / f"bad {kind}"
         damage(kind, folder / kind, bad, choose)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         signal.alarm(SECONDS)
         try:
-            use(bad, choose)
+            uses[kind](bad, choose)
             outcome = "works"
         except _EXPECTED as error:
             outcome = "refused" if len(str(error).splitlines()) == 1 else f"FAILED: several lines: {error!r}"
@@ -92,7 +102,7 @@ def _child(folder: Path, kind: str, first: int, end: int) -> None:
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
         if grown > _MEBIBYTES and not _SANITIZED:
             outcome = f"FAILED: {grown} MiB of memory, {outcome}"
-        print(number, outcome.replace("\n", " "), flush=True)
+        print(_MARK, outcome.replace("\n", " "), flush=True)
 
 
 def _prepared(folder: Path, kind: str):
@@ -140,15 +150,13 @@ def main() -> None:
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        folder, kind, first, end = arguments.child
-        return _child(Path(folder), kind, int(first), int(end))
-    wrong = []
-    for kind in arguments.kinds:
-        outcomes, failures = fuzz(kind, arguments.count, arguments.first)
-        print(f"{kind}: {dict(outcomes)}", flush=True)
-        print(*failures, sep="\n", flush=True)
-        wrong += failures
-    sys.exit(bool(wrong))
+        folder, counts, first, done = arguments.child
+        return _child(Path(folder), _tasks(json.loads(counts), int(first))[int(done) :])
+    outcomes, failures = fuzz(dict.fromkeys(arguments.kinds, arguments.count), arguments.first)
+    for kind, counted in outcomes.items():
+        print(f"{kind}: {dict(counted)}")
+    print(*failures, sep="\n")
+    sys.exit(bool(failures))
 
 
 if __name__ == "__main__":

@@ -7,19 +7,21 @@ import pytest
 from tests.files.damaged_files import KINDS
 from tests.files.fuzz_files import fuzz
 
+COUNTS = {"sampler": 250, "state": 250, "model": 50, "checkpoint": 30}
+
 
 @pytest.mark.needs_extension
-@pytest.mark.parametrize("kind", KINDS)
-def test_damaged_files(kind):
-    outcomes, failures = fuzz(kind, 200)
+def test_damaged_files():
+    outcomes, failures = fuzz(COUNTS)
     assert failures == []
-    assert outcomes.total() == 200
-    assert outcomes["refused"] > 60
-    assert outcomes["works"] > 0
+    for kind, count in COUNTS.items():
+        assert outcomes[kind].total() == count
+        assert outcomes[kind]["refused"] > count // 3
+        assert outcomes[kind]["works"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.needs_extension
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_damaged_files(kind):
-    assert fuzz(kind, 10_000, first=200)[1] == []
+    assert fuzz({kind: 10_000}, first=1000)[1] == []
