@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgen.ops.arguments import check_integers
 from fastgen.ops.causal_conv1d import causal_conv1d
 
 
@@ -15,7 +16,7 @@ class CausalConv1d(nn.Conv1d):
     Input [N, C, T], output [N, out_channels, T], of the input's dtype. ``step`` computes one element at a time.
 
     Raises:
-        ValueError: ``kernel_size`` or ``dilation`` is less than 1.
+        ValueError: ``kernel_size`` or ``dilation`` is less than 1, or no integer.
     """
 
     def __init__(
@@ -28,8 +29,7 @@ class CausalConv1d(nn.Conv1d):
         groups: int = 1,
         bias: bool = True,
     ) -> None:
-        if kernel_size < 1 or dilation < 1:
-            raise ValueError(f"kernel_size={kernel_size} and dilation={dilation} must be at least 1")
+        check_integers(kernel_size=kernel_size, dilation=dilation)
         super().__init__(in_channels, out_channels, kernel_size, dilation=dilation, groups=groups, bias=bias)
         self.history = (kernel_size - 1) * dilation
 

@@ -12,6 +12,7 @@ from fastgen.nn.flow_sequential import no_log_det
 from fastgen.nn.ode_path import Evaluations, Path
 from fastgen.nn.ode_solver import OdeSolver, Slope
 from fastgen.nn.solved_field import SolvedField, SolvedMLPField, solved_field
+from fastgen.ops.arguments import check_integers
 from fastgen.ops.field import Field, is_transformed
 from fastgen.ops.hutchinson_trace import KINDS, hutchinson_trace, probe_noise
 from fastgen.ops.precision import in_float32, without_autocast
@@ -94,8 +95,7 @@ class ContinuousFlow(nn.Module):
             if kind not in KINDS:
                 raise ValueError(f"{name} is {kind!r}; it must be one of {', '.join(map(repr, KINDS))}")
         least = 3 if "hutch++" in (trace, evaluation_trace) else 1
-        if probes < least:
-            raise ValueError(f"probes is {probes}; it must be at least {least}")
+        check_integers(least, probes=probes)
         for name in regularizers:
             if name not in REGULARIZERS:
                 allowed = ", ".join(map(repr, REGULARIZERS))

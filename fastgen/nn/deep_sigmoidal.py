@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgen.nn.monotone_transform import MonotoneTransform, check_at_least_one
+from fastgen.nn.monotone_transform import MonotoneTransform
+from fastgen.ops.arguments import check_integers
 
 _LEAST = 1e-6
 _RAW_ONE = math.log(math.expm1(1 - _LEAST))
@@ -43,7 +44,7 @@ class DeepSigmoidal(MonotoneTransform):
     """
 
     def __init__(self, units: int = 16, layers: int = 1) -> None:
-        check_at_least_one(units=units, layers=layers)
+        check_integers(units=units, layers=layers)
         super().__init__(3 * units * layers)
         self.units, self.layers = units, layers
 
@@ -91,7 +92,7 @@ class DeepDenseSigmoidal(MonotoneTransform):
     """
 
     def __init__(self, units: int = 16, layers: int = 1) -> None:
-        check_at_least_one(units=units, layers=layers)
+        check_integers(units=units, layers=layers)
         widths = [1, *[units] * (layers - 1), 1]
         sizes = [(units, units, before, units) for before in widths[:-1]]
         super().__init__(sum(map(sum, sizes)))

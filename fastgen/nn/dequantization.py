@@ -12,6 +12,7 @@ from fastgen.nn.checkerboard_split import CheckerboardSplit
 from fastgen.nn.flow_plus_plus_step import FlowPlusPlusStep
 from fastgen.nn.flow_sequential import FlowSequential, Inverse
 from fastgen.nn.gated_attention import GatedConv, as_map
+from fastgen.ops.arguments import check_integers
 
 
 class VariationalDequantization(nn.Module):
@@ -46,8 +47,7 @@ class VariationalDequantization(nn.Module):
     """
 
     def __init__(self, flow: nn.Module, levels: int, features: nn.Module | None = None) -> None:
-        if levels < 2:
-            raise ValueError(f"levels={levels} must be at least 2")
+        check_integers(2, levels=levels)
         super().__init__()
         self.flow, self.levels, self.features = flow, levels, features
 

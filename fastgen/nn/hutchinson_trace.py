@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from fastgen.ops.arguments import check_integers
 from fastgen.ops.hutchinson_trace import KINDS, hutchinson_trace
 
 
@@ -36,8 +37,7 @@ class HutchinsonTrace(nn.Module):
     def __init__(self, field: Callable[..., Tensor], probes: int = 1, kind: str = "rademacher") -> None:
         if kind not in KINDS:
             raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(map(repr, KINDS))}")
-        if probes < 1:
-            raise ValueError(f"probes={probes} must be at least 1")
+        check_integers(probes=probes)
         super().__init__()
         self.field, self.probes, self.kind = field, probes, kind
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastgen.nn import residual_log_det
 from fastgen.nn.fixed_point import fixed_point
 from fastgen.nn.residual_log_det import DISTRIBUTIONS
+from fastgen.ops.arguments import check_integers
 from fastgen.ops.precision import in_float32, without_autocast
 from fastgen.ops.seeds import draw_seed
 
@@ -100,14 +101,13 @@ class InvertibleResidual(nn.Module):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
-        for name, count in (
-            ("terms", terms),
-            ("exact_terms", exact_terms),
-            ("exact_terms_evaluation", exact_terms_evaluation),
-            ("max_iterations", max_iterations),
-        ):
-            if count < 1:
-                raise ValueError(f"{name}={count} must be at least 1")
+        check_integers(
+            terms=terms,
+            exact_terms=exact_terms,
+            exact_terms_evaluation=exact_terms_evaluation,
+            max_iterations=max_iterations,
+        )
+        check_integers(0, exact_features=exact_features)
         if parameter is None:
             parameter = 0.5 if distribution == "geometric" else 2.0
         low, high = DISTRIBUTIONS[distribution]

@@ -11,6 +11,7 @@ from torch.linalg import vector_norm
 
 from fastgen.nn.induced_norm import CLOSED, Map, closed_form, leading_vector, power_steps
 from fastgen.nn.recomputation import is_recomputation
+from fastgen.ops.arguments import check_integers
 from fastgen.ops.precision import in_float32, without_autocast
 
 _LIMIT = 2000
@@ -39,8 +40,8 @@ class LipschitzLayer(nn.Module):
                 f"domain={domain} with codomain={codomain}: the pair must be one of "
                 f"{', '.join(map(str, ((2, 2), *CLOSED)))}; the norms of others are hard to compute"
             )
-        if iterations is not None and iterations < 1:
-            raise ValueError(f"iterations={iterations} must be at least 1, or None")
+        if iterations is not None:
+            check_integers(iterations=iterations)
         if not tolerance > 0:
             raise ValueError(f"tolerance={tolerance} must be greater than 0")
         super().__init__()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fastgen.nn.coupling import Coupling
 from fastgen.ops.affine_coupling import affine_coupling
+from fastgen.ops.arguments import check_integers
 from fastgen.ops.logistic_mixture_cdf import logistic_mixture_cdf
 
 
@@ -51,8 +52,7 @@ class LogisticMixtureCoupling(Coupling):
         swap: bool = False,
     ) -> None:
         super().__init__(net, mask, swap)
-        if components < 1:
-            raise ValueError(f"components is {components}; it must be 1 or more")
+        check_integers(components=components)
         self.components = components
         if isinstance(scale, nn.Parameter):
             self.scale = scale

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.nn.masked_linear import MaskedLinear
+from fastgen.ops.arguments import check_integers
 from fastgen.reference.sequential_affine import ACTIVATIONS, cyclic_degrees, masks_of
 
 Order = str | Sequence[int] | Tensor
@@ -221,9 +222,8 @@ class ResMADE(MaskedNetwork):
         context_features: int | None = None,
         dropout: float = 0.0,
     ) -> None:
-        for name, value, lowest in (("width", width, 1), ("blocks", blocks, 0)):
-            if value < lowest:
-                raise ValueError(f"{name} is {value}; it must be at least {lowest}")
+        check_integers(width=width)
+        check_integers(0, blocks=blocks)
         conditional = context_features is not None
         first, second = _degrees_of(features, (width,), activation, order, hidden_degrees, conditional)
         degrees = [first, *[second] * (1 + 2 * blocks)]

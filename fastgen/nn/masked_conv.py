@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastgen.nn.derived_buffers import DerivedBuffers
+from fastgen.ops.arguments import check_integers
 from fastgen.ops.masked_conv2d import masked_conv2d
 from fastgen.reference.masked_conv2d import causal_mask, margins_of
 
@@ -50,7 +52,10 @@ class MaskedConv2d(DerivedBuffers, nn.Conv2d):
         dilation: int = 1,
         bias: bool = True,
     ) -> None:
-        height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        height, width = kernel_size if isinstance(kernel_size, Sequence) else (kernel_size, kernel_size)
+        for size in (height, width):
+            check_integers(kernel_size=size)
+        check_integers(colours=colours, parts=parts, stride=stride, dilation=dilation)
         if mask not in ("A", "B"):
             raise ValueError(f'mask={mask!r} must be "A" or "B"')
         if height % 2 == 0 or width % 2 == 0:

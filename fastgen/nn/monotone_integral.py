@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastgen.nn.monotone_transform import MonotoneTransform, check_at_least_one
+from fastgen.nn.monotone_transform import MonotoneTransform
+from fastgen.ops.arguments import check_integers
 from fastgen.ops.autograd import push_forward
 from fastgen.ops.precision import without_autocast
 
@@ -56,7 +57,7 @@ class MonotoneIntegral(MonotoneTransform):
         intervals: int = 50,
         min_derivative: float = 1e-3,
     ) -> None:
-        check_at_least_one(embedding=embedding, intervals=intervals)
+        check_integers(embedding=embedding, intervals=intervals)
         if not hidden or min(hidden) < 1:
             raise ValueError(f"hidden is {tuple(hidden)}; it must have the width of one layer at least, each 1 or more")
         if not min_derivative > 0:
@@ -94,7 +95,7 @@ def clenshaw_curtis(intervals: int) -> tuple[Tensor, Tensor]:
         >>> bool((weights * nodes**2).sum().isclose(torch.tensor(1 / 3, dtype=torch.float64)))
         True
     """
-    check_at_least_one(intervals=intervals)
+    check_integers(intervals=intervals)
     k = torch.arange(intervals + 1, dtype=torch.float64, device="cpu")
     j = torch.arange(1, intervals // 2 + 1, dtype=torch.float64, device="cpu")
     terms = torch.where(2 * j == intervals, 1.0, 2.0) / (4 * j**2 - 1)

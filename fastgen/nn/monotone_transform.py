@@ -62,10 +62,3 @@ class MonotoneTransform(nn.Module):
         wanted = (*x.shape, self.parameters_per_element)
         if parameters.shape != wanted:
             raise ValueError(f"parameters has shape {tuple(parameters.shape)}; it must be {wanted}")
-
-
-def check_at_least_one(**numbers: int) -> None:
-    """ValueError for a number below 1, by its name."""
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastgen.ops.arguments import check_integers
+
 Slope = Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]]
 """From x to dx/dt, and to what is integrated along the path."""
 
@@ -81,8 +83,7 @@ class OdeSolver:
             raise ValueError(f"step_size is {self.step_size}; for {self.name!r} it must be greater than 0, and finite")
         if self.name in ADAPTIVE and self.step_size is not None:
             raise ValueError(f"step_size is {self.step_size}, but {self.name!r} chooses its steps by rtol and atol")
-        if self.max_evaluations < 1:
-            raise ValueError(f"max_evaluations is {self.max_evaluations}; it must be at least 1")
+        check_integers(max_evaluations=self.max_evaluations)
 
     @property
     def is_fixed(self) -> bool:

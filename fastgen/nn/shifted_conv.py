@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgen.ops.arguments import check_integers
+
 
 def concat_elu(x: Tensor) -> Tensor:
     """``elu([x, -x])`` along the channels: [N, C, H, W] to [N, 2C, H, W]."""
@@ -34,6 +36,7 @@ class DownShiftedConv2d(nn.Conv2d):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: tuple[int, int] = (2, 3), *, stride: int = 1
     ) -> None:
+        check_integers(stride=stride)
         height, width = kernel_size
         if width % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} must have an odd width")
@@ -53,6 +56,7 @@ class DownRightShiftedConv2d(nn.Conv2d):
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: tuple[int, int] = (2, 2), *, stride: int = 1
     ) -> None:
+        check_integers(stride=stride)
         super().__init__(in_channels, out_channels, kernel_size, stride=stride)
         self.margins = (kernel_size[1] - 1, 0, kernel_size[0] - 1, 0)
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgen.nn.masked_conv import MaskedConv2d
+from fastgen.ops.arguments import check_integers
 from fastgen.ops.skew_lstm import skew_lstm
 
 
@@ -41,7 +42,7 @@ class RowLSTM(nn.Module):
         colours: int = 1,
         residual: bool = False,
     ) -> None:
-        _check(channels, hidden, mask, residual)
+        _check(channels, hidden, colours, mask, residual)
         if taps < 1 or taps % 2 == 0:
             raise ValueError(f"taps={taps} must be odd and at least 1")
         super().__init__()
@@ -82,7 +83,7 @@ class DiagonalLSTM(nn.Module):
     def __init__(
         self, channels: int, hidden: int, mask: str = "B", *, colours: int = 1, residual: bool = False
     ) -> None:
-        _check(channels, hidden, mask, residual)
+        _check(channels, hidden, colours, mask, residual)
         super().__init__()
         self.channels = channels
         width = 3 if mask == "A" else 1
@@ -123,10 +124,8 @@ def _state_weight(hidden: int, taps: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(4 * hidden, hidden, taps).uniform_(-bound, bound))
 
 
-def _check(channels: int, hidden: int, mask: str, residual: bool) -> None:
-    for name, number in (("channels", channels), ("hidden", hidden)):
-        if number < 1:
-            raise ValueError(f"{name}={number} must be at least 1")
+def _check(channels: int, hidden: int, colours: int, mask: str, residual: bool) -> None:
+    check_integers(channels=channels, hidden=hidden, colours=colours)
     if residual and mask == "A":
         raise ValueError('residual=True needs mask="B": mask="A" must not see the pixel, which is added')
 

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastgen.nn.monotone_transform import MonotoneTransform, check_at_least_one
+from fastgen.nn.monotone_transform import MonotoneTransform
+from fastgen.ops.arguments import check_integers
 
 
 class SOSPolynomial(MonotoneTransform):
@@ -38,7 +39,7 @@ class SOSPolynomial(MonotoneTransform):
     """
 
     def __init__(self, polynomials: int = 5, degree: int = 4, *, min_derivative: float = 1e-3) -> None:
-        check_at_least_one(polynomials=polynomials, degree=degree)
+        check_integers(polynomials=polynomials, degree=degree)
         if not 0 < min_derivative < 1:
             raise ValueError(f"min_derivative is {min_derivative}; it must be greater than 0 and less than 1")
         super().__init__(1 + polynomials * (degree + 1))

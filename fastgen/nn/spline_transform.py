@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fastgen.ops.arguments import check_integers
 from fastgen.ops.cubic_spline import cubic_spline
 from fastgen.ops.rq_spline import rq_spline
 from fastgen.reference import cubic_spline as cubic
@@ -55,8 +56,7 @@ class SplineTransform(nn.Module):
         **least: float,
     ) -> None:
         super().__init__()
-        if bins < 1:
-            raise ValueError(f"bins={bins} must be at least 1")
+        check_integers(bins=bins)
         for name, value, allowed in (("tails", tails, rational_quadratic.TAILS), ("kind", kind, KINDS)):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")

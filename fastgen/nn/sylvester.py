@@ -12,6 +12,7 @@ from fastgen.nn.act_norm import readable
 from fastgen.nn.amortized_flow import AmortizedFlow
 from fastgen.nn.monotone_inverse import monotone_inverse
 from fastgen.nn.planar import tanh_log_slope, tanh_map
+from fastgen.ops.arguments import check_integers
 
 KINDS = ("orthogonal", "householder", "triangular")
 _ORTHOGONALIZATIONS = 40
@@ -74,8 +75,7 @@ class Sylvester(AmortizedFlow):
             raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(map(repr, KINDS))}")
         if rank is not None and (kind != "orthogonal" or not 1 <= rank <= features):
             raise ValueError(f"rank={rank} must be from 1 to {features}, and of kind 'orthogonal'; this is {kind!r}")
-        if kind == "householder" and reflections < 1:
-            raise ValueError(f"reflections={reflections} must be at least 1")
+        check_integers(reflections=reflections)
         width = features if rank is None else rank
         of_q = {"orthogonal": width * features, "householder": reflections * features, "triangular": 0}[kind]
         super().__init__(features, width * (width + 2) + of_q, amortized)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,13 @@ def has_numbers(tensor: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level():
         return False
     return tensor.device.type == "cpu"
+
+
+def check_integers(least: int = 1, **numbers: int) -> None:
+    """ValueError for a number, by its name, that is no integer of Python or NumPy, or below ``least``."""
+    for name, number in numbers.items():
+        if not isinstance(number, Integral) or isinstance(number, bool) or number < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {number!r}")
 
 
 def check_device(name: str, tensor: Tensor, wanted_of: str, wanted: torch.device) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 
 _WORD = (1 << 64) - 1
@@ -23,6 +25,7 @@ def fold_in(seed: int | None, number: int) -> int | None:
     """
     if seed is None:
         return None
+    seed = seed if isinstance(seed, int) else operator.index(seed)  # NumPy's integers overflow
     mixed = (seed + (number + 1) * 0x9E3779B97F4A7C15) & _WORD
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _WORD

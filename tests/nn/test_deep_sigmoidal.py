@@ -60,7 +60,7 @@ def test_slopes_that_vanish_leave_everything_finite(make):
 
 @pytest.mark.parametrize("make", [DeepSigmoidal, DeepDenseSigmoidal])
 def test_wrong_numbers_are_named(make):
-    with pytest.raises(ValueError, match="units is 0"):
+    with pytest.raises(ValueError, match="units must be"):
         make(0)
-    with pytest.raises(ValueError, match="layers is 0"):
+    with pytest.raises(ValueError, match="layers must be"):
         make(layers=0)

@@ -143,7 +143,7 @@ def test_the_ends_of_the_noise_are_finite_in_single_precision():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="levels=1"):
+    with pytest.raises(ValueError, match="levels must be an integer of at least 2, got 1"):
         VariationalDequantization(nn.Identity(), 1)
     for wrong in (torch.rand(2, 3), torch.ones(2, 2, dtype=torch.int64)):
         with pytest.raises(ValueError, match="noise is"):

@@ -317,7 +317,7 @@ def test_wrong_arguments_are_refused():
         with pytest.raises(ValueError, match=f"{name} is 'none'; it must be one of"):
             InvertibleResidual(net, **{name: "none"})
     for name in ("terms", "exact_terms", "exact_terms_evaluation", "max_iterations"):
-        with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):
             InvertibleResidual(net, **{name: 0})
     for distribution, parameter in (("geometric", 1.0), ("geometric", 0.0), ("poisson", 0.0), ("poisson", math.nan)):
         with pytest.raises(ValueError, match=f"parameter=.* of '{distribution}'"):

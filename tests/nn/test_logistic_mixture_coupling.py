@@ -61,7 +61,7 @@ def test_every_channel_has_its_own_parameters():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="components is 0"):
+    with pytest.raises(ValueError, match="components must be an integer of at least 1, got 0"):
         LogisticMixtureCoupling(nn.Linear(2, 2), components=0)
     layer = LogisticMixtureCoupling(nn.Linear(2, 5), components=2)
     with pytest.raises(ValueError, match=r"net returns \(3, 5\); it must return \(3, 16\)"):

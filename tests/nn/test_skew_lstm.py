@@ -134,8 +134,8 @@ def test_every_parameter_is_trained(kind):
     ("changed", "word"),
     [
         ({"mask": "C"}, "mask='C'"),
-        ({"hidden": 0}, "hidden=0"),
-        ({"channels": 0}, "channels=0"),
+        ({"hidden": 0}, "hidden must be an integer of at least 1, got 0"),
+        ({"channels": 0}, "channels must be an integer of at least 1, got 0"),
         ({"colours": 4}, "colours=4"),
         ({"mask": "A", "residual": True}, "residual=True"),
     ],

@@ -89,5 +89,5 @@ def test_arguments_that_cannot_be_used_are_refused():
             Sylvester(3, rank=rank)
     with pytest.raises(ValueError, match="of kind 'orthogonal'; this is 'triangular'"):
         Sylvester(3, "triangular", rank=2)
-    with pytest.raises(ValueError, match="reflections=0 must be at least 1"):
+    with pytest.raises(ValueError, match="reflections must be an integer of at least 1, got 0"):
         Sylvester(3, "householder", reflections=0)
