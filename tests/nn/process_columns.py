@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.nn.layer_cases import CASES, Case
@@ -36,7 +38,7 @@ def _try(case: Case, rank: int, spread: Callable[[nn.Module], nn.Module]) -> Non
         alone = bound(case).train()
         plain.append(gradients(alone, alone, _part(case, other)))
     found = gradients(spread(module), module, _part(case, rank))
-    found = [t.full_tensor() if isinstance(t, torch.distributed.tensor.DTensor) else t for t in found]
+    found = [t.full_tensor() if isinstance(t, DTensor) else t for t in found]
     mean = [sum(column) / WORLD for column in zip(*plain, strict=True)][-count:]
     assert_near([*found[:-count], *found[-count:]], [*plain[rank][:-count], *mean])
 
@@ -49,27 +51,37 @@ def _fsdp(module: nn.Module) -> nn.Module:
     return fully_shard(module, mesh=init_device_mesh("cpu", (WORLD,)))
 
 
-PROCESS_COLUMNS: dict[str, Callable[[nn.Module], nn.Module]] = {"DDP": _ddp, "FSDP2": _fsdp}
+class ProcessColumn(NamedTuple):
+    """What a process makes of the module, and what the page says of it."""
+
+    spread: Callable[[nn.Module], nn.Module]
+    says: str
 
 
-def _work(rank: int, folder: str) -> None:
+PROCESS_COLUMNS: dict[str, ProcessColumn] = {
+    "DDP": ProcessColumn(_ddp, "`DistributedDataParallel` in two processes (gloo), each with half of the batch"),
+    "FSDP2": ProcessColumn(_fsdp, "`fully_shard` over two processes on the CPU, likewise"),
+}
+
+
+def _work(rank: int, folder: str, names: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD, timeout=timedelta(seconds=120)
     )
     failures = {}
-    for name, case in CASES.items():
-        for column, spread in PROCESS_COLUMNS.items():
+    for name in names:
+        for column, (spread, _) in PROCESS_COLUMNS.items():
             try:
-                _try(case, rank, spread)
+                _try(CASES[name], rank, spread)
             except Exception as error:  # of any kind: it is the cell's
                 failures[name, column] = f"{type(error).__name__}: {error}"
     torch.save(failures, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-def failures_in_two_processes(folder: str) -> dict[tuple[str, str], str]:
+def failures_in_two_processes(folder: str, names: tuple[str, ...]) -> dict[tuple[str, str], str]:
     """(layer, column) -> the error of the first process that met one."""
-    mp.spawn(_work, (folder,), WORLD)
+    mp.spawn(_work, (folder, names), WORLD)
     parts = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(WORLD)]
     return {**parts[1], **parts[0]}

@@ -6,6 +6,7 @@ A check raises where the layer fails it.
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
 from collections.abc import Callable
@@ -24,7 +25,7 @@ Call = Callable[..., object]
 
 
 class Column(NamedTuple):
-    """``check(case)``, what the page says of it, and whether it takes minutes for all layers."""
+    """``check(case)``, what the page says of it, and whether it takes long for all layers."""
 
     check: Callable[[Case], None]
     says: str
@@ -42,8 +43,14 @@ class _Bound(nn.Module):
         return tuple(tree_leaves(self.layer(*inputs, **self.options)))
 
 
-def bound(case: Case, dtype: torch.dtype = torch.float32) -> _Bound:
+@functools.cache
+def _prepared(case: Case, dtype: torch.dtype, default: torch.dtype) -> _Bound:
     return _Bound(case.layer(dtype), case.options).eval()
+
+
+def bound(case: Case, dtype: torch.dtype = torch.float32) -> _Bound:
+    """A new one each time, always the same."""
+    return copy.deepcopy(_prepared(case, dtype, torch.get_default_dtype()))
 
 
 def differentiable(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -106,10 +113,6 @@ def compile_dynamic(case: Case) -> None:
             inputs = case.inputs(n)
             assert_near(gradients(compiled, module, inputs), gradients(module, module, inputs))
         assert counters["stats"]["unique_graphs"] == 1, "compiled anew for another batch size"
-
-
-def compile_inductor(case: Case) -> None:
-    compile_static(case, "inductor")
 
 
 def _export(case: Case, strict: bool) -> None:
@@ -350,25 +353,43 @@ def default_device(case: Case) -> None:
 
 
 COLUMNS: dict[str, Column] = {
-    "compile": Column(compile_static, ""),
-    "compile, dynamic": Column(compile_dynamic, ""),
-    "export": Column(export, ""),
-    "export, strict": Column(export_strict, ""),
-    "meta": Column(meta, ""),
-    "deepcopy": Column(deepcopy, ""),
-    "pickle": Column(pickled, ""),
-    "assign": Column(assigned, ""),
-    "checkpoint, reentrant": Column(checkpoint_reentrant, ""),
-    "checkpoint": Column(checkpoint_not_reentrant, ""),
-    "grad": Column(func_grad, ""),
-    "vmap": Column(func_vmap, ""),
-    "vmap(grad)": Column(func_per_sample, ""),
-    "jvp": Column(func_jvp, ""),
-    "autocast bfloat16": Column(autocast_bfloat16, ""),
-    "autocast float16": Column(autocast_float16, ""),
-    "bfloat16": Column(bfloat16, ""),
-    "float16": Column(float16, ""),
-    "float64": Column(float64, ""),
-    "default dtype": Column(default_dtype, ""),
-    "default device": Column(default_device, ""),
+    "compile": Column(
+        compile_static, "`torch.compile(layer, fullgraph=True)`, values and gradients; with the backend aot_eager", True
+    ),
+    "compile, dynamic": Column(
+        compile_dynamic, "the same with `dynamic=True`: batches of three sizes go through one graph", True
+    ),
+    "export": Column(
+        export, "`torch.export.export` with a batch of any size, saved, loaded and called with two sizes", True
+    ),
+    "export, strict": Column(export_strict, "the same with `strict=True`", True),
+    "meta": Column(meta, "shapes and dtypes of the results on the meta device"),
+    "deepcopy": Column(deepcopy, "`copy.deepcopy` of a layer that has been trained", True),
+    "pickle": Column(pickled, "`pickle`, of a layer that has been trained", True),
+    "assign": Column(assigned, "made on the meta device, then `load_state_dict(state, assign=True)`", True),
+    "checkpoint, reentrant": Column(
+        checkpoint_reentrant, "`torch.utils.checkpoint` with `use_reentrant=True`, in training mode, buffers too", True
+    ),
+    "checkpoint": Column(checkpoint_not_reentrant, "the same with `use_reentrant=False`"),
+    "grad": Column(func_grad, "`torch.func.grad` by inputs and parameters, with `functional_call`", True),
+    "vmap": Column(func_vmap, "`torch.func.vmap` over batches"),
+    "vmap(grad)": Column(func_per_sample, "the gradients of each sample by itself", True),
+    "jvp": Column(func_jvp, "`torch.func.jvp`, compared with the gradient"),
+    "autocast bfloat16": Column(
+        autocast_bfloat16,
+        "`torch.autocast` on the CPU: all is finite, and as near to float64 as the dtype allows",
+        True,
+    ),
+    "autocast float16": Column(autocast_float16, "the same in float16", True),
+    "bfloat16": Column(bfloat16, "`layer.bfloat16()`, likewise", True),
+    "float16": Column(float16, "`layer.half()`, likewise", True),
+    "float64": Column(float64, "`layer.double()`, in which nothing is rounded to float32", True),
+    "default dtype": Column(
+        default_dtype,
+        "`torch.set_default_dtype(torch.float64)`: a float32 layer computes what it did, new ones float64",
+        True,
+    ),
+    "default device": Column(
+        default_device, "another default device: all that a call makes is on the device of its input"
+    ),
 }
