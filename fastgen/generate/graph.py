@@ -80,7 +80,7 @@ class Graph:
 
     def value_node(self, value: float) -> Node:
         if value not in self._value_nodes:
-            recipe = Recipe((), lambda: torch.tensor([[value]]))
+            recipe = Recipe((), lambda: torch.tensor([[value]], dtype=torch.float32))
             self._value_nodes[value] = self.constant_node((1,), 1, recipe)
         return self._value_nodes[value]
 

@@ -352,7 +352,7 @@ class Lowering:
         weight_parts, constant_parts, table = self.weight_parts, self.constant_parts, self.program.weight_table
 
         def fill(constants: Constants) -> tuple[Tensor, Tensor]:
-            weights, values = torch.zeros(weights_size), torch.zeros(constants_size)
+            weights, values = (torch.zeros(n, dtype=torch.float32) for n in (weights_size, constants_size))
             for (offset, parts), record in zip(weight_parts, table, strict=True):
                 block = _weight_block(parts, constants)
                 weights[offset : offset + record.rows * record.columns] = block.reshape(-1)
@@ -381,7 +381,7 @@ def _joined_bias(recipes: list[Recipe | None], columns: list[np.ndarray]) -> Rec
         parts, start = [], 0
         for recipe, chosen, count in zip(recipes, columns, counts, strict=True):
             if recipe is None:
-                parts.append(torch.zeros(len(chosen)))
+                parts.append(torch.zeros(len(chosen), dtype=torch.float32))
             else:
                 parts.append(recipe.function(*sources[start : start + count]).float()[torch.from_numpy(chosen)])
             start += count

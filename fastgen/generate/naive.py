@@ -49,7 +49,10 @@ def sample_naive(
     channels, positions = order.channels, order.positions
     shape = (n, *sampler.event_shape)
     if levels is None:
-        levels, mask = torch.zeros(n, channels, positions), torch.zeros(n, channels, positions, dtype=torch.bool)
+        levels, mask = (
+            torch.zeros(n, channels, positions, dtype=torch.float32),
+            torch.zeros(n, channels, positions, dtype=torch.bool),
+        )
     inputs = head.to_input(sampler._levels_out(levels)).reshape(n, channels, positions).clone()
     samples = torch.arange(n)
     log_prob, proposal = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)

@@ -212,8 +212,8 @@ class Program:
     operations: list[Operation] = field(default_factory=list)
     codes: list[Code] = field(default_factory=list)
     draws: list[Draw] = field(default_factory=list)
-    weights: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
-    constants: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    weights: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float32))
+    constants: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float32))
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """One int64 table per kind of record, the operations' numbers, and the two float arenas."""

@@ -127,7 +127,7 @@ class ReferenceMachine:
 
     def _execute_cells(self, code: Code, run: Run, cells: Cells) -> None:
         shape = (run.state.shape[0], len(cells[0]), code.lanes)
-        registers = [torch.full(shape, torch.nan) for _ in range(code.registers)]
+        registers = [torch.full(shape, torch.nan, dtype=torch.float32) for _ in range(code.registers)]
         if code.parts:
             sums = self._gather_multiply(code, run, cells).split(code.lanes, -1)
             registers[: code.parts] = sums
@@ -138,7 +138,7 @@ class ReferenceMachine:
             elif name == "store":
                 self._write(operation.b, run, cells, registers[operation.a])
             elif name == "const":
-                registers[operation.dst] = torch.full(shape, operation.x)
+                registers[operation.dst] = torch.full(shape, operation.x, dtype=torch.float32)
             else:
                 registers[operation.dst] = apply_operation(name, operation, registers)
 
@@ -188,7 +188,7 @@ class ReferenceMachine:
     def _read(self, number: int, run: Run, cells: Cells) -> Tensor:
         """``[B, cells, length]``."""
         operand = self.program.operands[number]
-        border = torch.zeros(operand.length)
+        border = torch.zeros(operand.length, dtype=torch.float32)
         if operand.border >= 0:
             border = self.constants[operand.border : operand.border + operand.length]
         values = border.expand(run.state.shape[0], len(cells[0]), -1).clone()

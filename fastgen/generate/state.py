@@ -179,11 +179,11 @@ def start_state(
     program, network = sampler.program, sampler.compiled.context_network
     channels, positions = sampler.order.channels, sampler.order.positions
     run = Run(
-        state=torch.zeros(batch, _stride(sampler)),
+        state=torch.zeros(batch, _stride(sampler), dtype=torch.float32),
         contexts=[position_major(leaf) for leaf in leaves] + (network.run(leaves) if network is not None else []),
         seed=seed,
         samples=sample_indices(first_sample, batch),
-        levels=torch.zeros(batch, channels, window or positions) if known is None else known,
+        levels=torch.zeros(batch, channels, window or positions, dtype=torch.float32) if known is None else known,
         known=known_mask,
         log_prob=torch.zeros(batch, dtype=torch.float64) if log_prob else None,
         proposal_log_prob=torch.zeros(batch, dtype=torch.float64) if proposal_log_prob else None,

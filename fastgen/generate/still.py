@@ -159,7 +159,7 @@ def _evaluation(node: Node, cells: dict[Node, _Cells]) -> Callable[[Constants], 
     runs = [replace(run) for run in node.runs]  # as they are now: readers are rewritten later
 
     def evaluate(constants: Constants) -> Tensor:
-        values = torch.zeros(len(own.rows), node.channels)
+        values = torch.zeros(len(own.rows), node.channels, dtype=torch.float32)
         for run in runs:
             rows = own.rows[run.uses[own.rows] == 0]
             if len(rows):
@@ -188,7 +188,7 @@ def _contraction(run: Channels, rows: np.ndarray, cells: dict[Node, _Cells], con
 def _operation(run: Channels, rows: np.ndarray, cells: dict[Node, _Cells], constants: Constants) -> Tensor:
     operands = []
     for pieces in run.operands:
-        operand = torch.zeros(len(rows), run.length)
+        operand = torch.zeros(len(rows), run.length, dtype=torch.float32)
         for piece in pieces:
             operand += _read(piece, rows, cells, constants)
         operands.append(operand)
@@ -200,7 +200,7 @@ def _read(piece: Piece, rows: np.ndarray, cells: dict[Node, _Cells], constants: 
     """``[len(rows), length]``, zeros where the piece gives nothing."""
     inside = piece.rows[rows] >= 0
     source, slots = piece.rows[rows][inside], piece.slots[rows][inside]
-    values = torch.zeros(len(rows), piece.length)
+    values = torch.zeros(len(rows), piece.length, dtype=torch.float32)
     if not inside.any():
         return values
     if piece.node.kind == "constant":

@@ -38,7 +38,7 @@ def stream(
     at = given
     while at < total:
         size = min(chunk, total - at)
-        state.run.levels, state.run.known = torch.zeros(batch, channels, size), None
+        state.run.levels, state.run.known = torch.zeros(batch, channels, size, dtype=torch.float32), None
         state.run.position0 = at
         sampler._machine.advance(state.run, at, at + size)
         at += size

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fastgen
 from fastgen.generate import CompileError, heads
-from tests.generate.compiled import FAST
+from tests.generate.compiled import FAST, MACHINES
 from tests.generate.test_untouched import assert_untouched
 
 LEVELS, LENGTH = 7, 12
@@ -263,3 +263,25 @@ def test_the_mode_around_it_changes_nothing(outer):
         assert torch.equal(drawn, sampler.sample_naive(4))
         assert sampler.log_prob(drawn).dtype == torch.float32
     assert torch.equal(drawn, want)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_changes_nothing(dtype, machine):
+    torch.manual_seed(0)
+    module = Network()
+    want = compiled(module, machine=machine).sample(2, return_log_prob=True)
+    torch.set_default_dtype(dtype)
+    try:
+        sampler = compiled(module, machine=machine)
+        drawn = sampler.sample(2, return_log_prob=True)
+        naive = sampler.sample_naive(2)
+        streamed = torch.cat(list(sampler.stream(2, LENGTH, chunk=5)), -1)
+        sampler.refresh()
+        assert sampler.log_prob(naive).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(drawn[0], want[0])
+    assert torch.equal(drawn[1], want[1])
+    assert torch.equal(naive, want[0])
+    assert torch.equal(streamed, want[0])

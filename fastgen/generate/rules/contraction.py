@@ -149,7 +149,7 @@ def one_hot(graph: Graph, x: Value, classes: int) -> Value:
     if classes < 1:
         raise UnsupportedOperator(graph, "one_hot without the number of classes")
     ids = x.ids.reshape(-1).contiguous().numpy()
-    eye = Recipe((), lambda: torch.eye(classes))
+    eye = Recipe((), lambda: torch.eye(classes, dtype=torch.float32))
     encoded = graph.contract(x.shape, [(ids, 1, 1, np.arange(classes), True)], eye, None)
     node = graph.nodes[-1]
     node.one_hot = node.runs[0].terms

@@ -357,7 +357,7 @@ def batch_norm(graph: Graph, x: Value, weight, bias, mean: Constant, variance: C
             graph, "batch_norm with the statistics of the batch, which mixes samples and positions,"
         )
     shape = (1, -1, *[1] * (x.ids.dim() - 2))
-    one, zero = Constant.literal(torch.ones(1)), Constant.literal(torch.zeros(1))
+    one, zero = (Constant.literal(torch.tensor([value], dtype=torch.float32)) for value in (1.0, 0.0))
 
     def scale(w, v):
         return (w.double() * (v.double() + eps).rsqrt()).reshape(shape).float()
