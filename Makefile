@@ -1,4 +1,4 @@
-# make demo | test | bench | gpu | lint | check-cuda | clean
+# make demo | test | sanitize | bench | gpu | lint | check-cuda | clean
 #
 # Needs Python 3.11 or newer with venv, a C++17 compiler and make; the first call makes .venv and installs the rest.
 # make PYTHON=/path/to/python ... uses an environment of yours instead: fastgen is installed into it, editable, and the
@@ -18,7 +18,7 @@ endif
 EXTENSION := build/extension-$(subst /,-,$(PYTHON))
 PYTEST := $(PYTHON) -m pytest
 
-.PHONY: demo test test-no-extension test-interpreter bench gpu lint check-cuda clean
+.PHONY: demo test test-no-extension test-interpreter sanitize bench gpu lint check-cuda clean
 .DEFAULT_GOAL := demo
 
 .venv/installed: setup.py pyproject.toml
@@ -52,6 +52,24 @@ test-no-extension: $(EXTENSION)
 # TRITON_INTERPRET=1 must be there before the first import of Triton: a process of its own
 test-interpreter: $(EXTENSION)
 	TRITON_INTERPRET=1 $(PYTEST) -n 2 -q -m interpreter tests/ops
+
+# A copy of the tree, with its own extension, under AddressSanitizer and UBSan; then another under ThreadSanitizer. PyTorch is
+# not built with them, and Python keeps memory until its end: leaks are not looked for.
+SANITIZED = cd build/sanitize-$(1) && LD_PRELOAD="$$(gcc -print-file-name=lib$(2).so) $$(gcc -print-file-name=libstdc++.so)" \
+  OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+  TSAN_OPTIONS=report_signal_unsafe=0:ignore_noninstrumented_modules=1 $(abspath $(PYTHON))
+FUZZ := tests/ops/test_raw_calls.py $(wildcard tests/generate/test_*fuzz*.py tests/generate/test_damage*.py)
+
+build/sanitize-%: $(SOURCES) $(ENVIRONMENT)
+	mkdir -p $@ && git ls-files -z | xargs -0 cp --parents -t $@
+	cd $@ && FASTGEN_SANITIZE=$(subst address,address$(comma)undefined,$*) $(abspath $(PYTHON)) -W ignore setup.py --quiet build_ext --inplace
+	@touch $@
+comma := ,
+
+sanitize: build/sanitize-address build/sanitize-thread
+	$(call SANITIZED,address,asan) -m tests.ops.raw_calls 2000
+	$(call SANITIZED,address,asan) -m pytest -q $(FUZZ) tests/generate/test_cpu_machine.py tests/generate/test_interrupts.py
+	$(call SANITIZED,thread,tsan) -m pytest -q tests/generate/test_cpu_machine.py tests/generate/test_threads.py -k 'not memory and not had'
 
 bench: $(EXTENSION)
 	$(PYTEST) -s bench --benchmark-enable --benchmark-group-by=group

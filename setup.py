@@ -4,7 +4,8 @@ Instruction sets are chosen at run time. The files named ``*_simd.cpp`` are comp
 x86-64, for AVX2 and AVX-512 beside it (csrc/common/isa.h).
 
 Environment: ``FASTGEN_CUDA=1`` insists on the CUDA sources and ``0`` leaves them out; by default they are built where
-torch is a CUDA build and ``nvcc`` is found. ``MAX_JOBS`` limits the parallel compilations.
+torch is a CUDA build and ``nvcc`` is found. ``FASTGEN_SANITIZE``, such as ``address,undefined`` or ``thread``, builds
+with these sanitizers: for ``make sanitize``, in a copy of the tree. ``MAX_JOBS`` limits the parallel compilations.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ COMMON = (
     "-O3 -std=c++17 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno "
     "-Wall -Wextra -Wno-unused-parameter -Wno-psabi"
 )
+if SANITIZE := os.environ.get("FASTGEN_SANITIZE", ""):
+    COMMON += f" -O1 -g1 -fno-omit-frame-pointer -fsanitize={SANITIZE} -fno-sanitize-recover=all"
 ISA_FLAGS = {"baseline": ""}
 if X86:
     ISA_FLAGS["avx2"] = "-mavx2 -mfma"
@@ -94,6 +97,8 @@ class NinjaBuild(build_ext):
             libraries += " -undefined dynamic_lookup"
         compiler = os.environ.get("CXX", "c++")
         linker = compiler
+        if SANITIZE:
+            libraries += f" -fsanitize={SANITIZE}"
         if any(Path(source).suffix == ".cu" for source in extension.sources):
             linker = "nvcc"
             libraries += " -ltorch_cuda"

@@ -10,6 +10,8 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/parallel_launcher.h"
+
 namespace fastgen {
 namespace {
 
@@ -54,7 +56,7 @@ void run(const AffineCouplingShape& shape, const AffineCouplingData<T>& data, st
   const std::int64_t pieces = shape.pieces;
   if (samples * pieces == 0) return;
   const std::int64_t size = std::max<std::int64_t>(1, shape.elements / pieces);
-  torch::stable::parallel_for(0, samples * pieces, std::max<std::int64_t>(1, kGrain / size),
+  parallel_for(0, samples * pieces, std::max<std::int64_t>(1, kGrain / size),
                               [&](std::int64_t begin, std::int64_t end) { kernel(shape, data, begin, end); });
 }
 
@@ -107,7 +109,14 @@ Tensor affine_coupling_over_cpu(Tensor x, Tensor parameters, Tensor scale, std::
                                 std::int64_t parameterisation, bool interleaved) {
   const AffineCouplingShape shape = shape_of(x, parameters, scale, mask, inverse, parameterisation, interleaved);
   STD_TORCH_CHECK(x.is_contiguous(), "x must be contiguous to be written over");
-  return transform(x, parameters, scale, mask, x, shape);
+  parameters = torch::stable::contiguous(parameters);
+  const char *begin = static_cast<const char*>(x.const_data_ptr()), *other = static_cast<const char*>(parameters.const_data_ptr());
+  const std::int64_t bytes = x.numel() * (x.scalar_type() == ScalarType::Float ? 4 : 8);
+  STD_TORCH_CHECK(bytes == 0 || begin + bytes <= other || other + 2 * bytes <= begin, "parameters must not share memory with x");
+  const Tensor log_det = transform(x, parameters, scale, mask, x, shape);
+  Tensor over = x, none = torch::stable::narrow(over, 0, 0, 0);
+  torch::stable::zero_(none);  // so that autograd learns of the writing: PyTorch's own operations count the versions of a tensor
+  return log_det;
 }
 
 // Whether a tensor is one number, expanded, as is the gradient of a sum.

@@ -46,6 +46,8 @@ Sizes sizes_of(const Tensors& a, std::int64_t dilation, std::int64_t gate) {
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, "x must be float32 or float64");
   STD_TORCH_CHECK(x.dim() == 3 && weight.dim() == 3 && weight.size(2) > 0, "x must be [N, C, T] and weight [O, C, K]");
   STD_TORCH_CHECK(gate >= 0 && gate < kGates && dilation > 0, "gate is ", gate, " and dilation ", dilation);
+  std::int64_t history = 0;
+  STD_TORCH_CHECK(!__builtin_mul_overflow(weight.size(2) - 1, dilation, &history), "dilation must be smaller, got ", dilation);
   const Sizes s{x.size(0), x.size(1), weight.size(0), weight.size(2), x.size(2), dilation, gate};
   STD_TORCH_CHECK(s.outputs % s.halves() == 0, "weight has ", s.outputs, " output channels; a gate needs an even one");
   const bool constant = a.condition.dim() == 3 && a.condition.size(2) == 1;

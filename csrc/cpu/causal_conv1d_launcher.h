@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/causal_conv1d.h"
+#include "cpu/parallel_launcher.h"
 
 namespace fastgen {
 
@@ -35,7 +36,7 @@ class CausalConv1dBlocks {
   // function(scratch, block, its number, its run), on all threads.
   template <typename Scratch, typename Function>
   void each(Scratch scratch, Function function) const {
-    torch::stable::parallel_for(0, runs_, 1, [&](std::int64_t begin, std::int64_t end) {
+    parallel_for(0, runs_, 1, [&](std::int64_t begin, std::int64_t end) {
       const torch::stable::Tensor own = scratch();
       for (std::int64_t run = begin; run < end; ++run) {
         for (std::int64_t i = first(run); i < first(run + 1); ++i) {
@@ -75,7 +76,7 @@ class CausalConv1dRows {
   // Over all rows.
   std::vector<double> totals() const {
     std::vector<double> all(size_);
-    torch::stable::parallel_for(0, size_, kCausalConv1dGrain, [&](std::int64_t begin, std::int64_t end) {
+    parallel_for(0, size_, kCausalConv1dGrain, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t row = 0; row < rows_; ++row)
         for (std::int64_t i = begin; i < end; ++i) all[i] += sums_[row * size_ + i];
     });
@@ -107,7 +108,7 @@ class CausalConv1dBefore {
   // Adds those of runs that begin within a sample.
   void hand_over(T* of_x) const {
     const std::int64_t history = s_.history(), grain = std::max<std::int64_t>(1, kCausalConv1dGrain / (history + 1));
-    torch::stable::parallel_for(0, s_.channels, grain, [&](std::int64_t begin, std::int64_t end) {
+    parallel_for(0, s_.channels, grain, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t run = 1; run < blocks_.runs(); ++run) {
         const std::int64_t block = blocks_.first(run), start = blocks_.start(block, run);
         const std::int64_t early = std::max<std::int64_t>(0, history - start);  // before x

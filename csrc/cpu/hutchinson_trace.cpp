@@ -11,6 +11,8 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/parallel_launcher.h"
+
 namespace fastgen {
 namespace {
 
@@ -156,7 +158,7 @@ void trace(TraceData<T> data, const Packed<T>& packed, TraceKernel<T> kernel) {
   const std::int64_t matrices = trace_scratch(data.hidden, data.probes);
   data.rows = rows_of(data, packed, data.kept ? trace_backward_scratch(data.hidden, data.probes) : matrices);
   const std::int64_t tiles = (data.samples + data.rows - 1) / data.rows;
-  torch::stable::parallel_for(0, tiles, std::max<std::int64_t>(1, kGrain / data.rows), [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(0, tiles, std::max<std::int64_t>(1, kGrain / data.rows), [&](std::int64_t begin, std::int64_t end) {
     const Scratch<T> scratch(matrices * data.rows * packed.widest);
     const std::int64_t last = std::min(end * data.rows, data.samples);
     kernel(data, scratch.data(), packed.widest, begin * data.rows, last);
@@ -181,7 +183,7 @@ void trace_backward(TraceData<T> data, Packed<T>& packed, TraceBackwardKernel<T>
   const std::int64_t most = (data.samples + kTogether - 1) / kTogether, runs = std::max<std::int64_t>(1, std::min({kRuns, most, tiles}));
   const std::int64_t numbers = packed.gradients;
   const std::unique_ptr<double[]> sums(new double[runs * numbers]);
-  torch::stable::parallel_for(0, runs, 1, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(0, runs, 1, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t scratch = matrices * data.rows * packed.widest;
     const Scratch<T> own(scratch + numbers);
     T *memory = own.data(), *part = memory + scratch;

@@ -8,6 +8,8 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/parallel_launcher.h"
+
 namespace fastgen {
 namespace {
 
@@ -41,7 +43,7 @@ ActivationData<T> activation_of(const Tensor& a, const Tensor& tangents, std::in
 template <typename T>
 void run_pieces(const ActivationData<T>& data, ActivationKernel<T> kernel) {
   const std::int64_t pieces = (data.numbers + kActivationPiece - 1) / kActivationPiece;
-  torch::stable::parallel_for(0, data.samples * pieces, kActivationGrain,
+  parallel_for(0, data.samples * pieces, kActivationGrain,
                               [&](std::int64_t begin, std::int64_t end) { kernel(data, begin, end); });
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "common/arena.h"
+#include "cpu/parallel_launcher.h"
 
 namespace fastgen {
 namespace {
@@ -37,7 +38,7 @@ LogisticMixtureShape shape_of(const Tensor& level, const Tensor& parameters, std
 template <typename T, typename Kernel>
 void run(const LogisticMixtureShape& shape, const LogisticMixtureData<T>& data, std::int64_t count, std::int64_t lanes,
          Kernel kernel) {
-  torch::stable::parallel_for(0, count, kGrain, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(0, count, kGrain, [&](std::int64_t begin, std::int64_t end) {
     const Arena scratch(static_cast<std::size_t>(logistic_mixture_scratch(shape, lanes)) * sizeof(T));
     kernel(shape, data, begin, end, reinterpret_cast<T*>(scratch.data()));
   });

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "common/arena.h"
+#include "cpu/parallel_launcher.h"
 
 namespace fastgen {
 namespace {
@@ -42,7 +43,7 @@ LogisticMixtureCdfData<T> inputs_of(const Tensor& x, const Tensor& parameters, s
 template <typename T>
 void run(const LogisticMixtureCdfData<T>& data, std::int64_t count, LogisticMixtureCdfKernel<T> kernel) {
   const std::int64_t lanes = logistic_mixture_cdf_kernels().lanes;
-  torch::stable::parallel_for(0, count, kGrain, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(0, count, kGrain, [&](std::int64_t begin, std::int64_t end) {
     const Arena scratch(static_cast<std::size_t>(logistic_mixture_cdf_scratch(data.components, lanes)) * sizeof(T));
     kernel(data, begin, end, reinterpret_cast<T*>(scratch.data()));
   });

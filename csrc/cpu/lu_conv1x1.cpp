@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common/arena.h"
+#include "cpu/parallel_launcher.h"
 
 namespace fastgen {
 namespace {
@@ -61,7 +62,7 @@ class Factors {
     const std::int64_t groups = positions == 1 ? (samples + lanes - 1) / lanes : samples * lu_groups_of_sample(positions, lanes);
     const std::int64_t tiles = (groups + kernels.groups - 1) / kernels.groups;
     const std::int64_t grain = std::max<std::int64_t>(1, kGrainFlops / (2 * c * (c + 8) * lanes * kernels.groups));
-    torch::stable::parallel_for(0, tiles, grain, [&](std::int64_t begin, std::int64_t end) {
+    parallel_for(0, tiles, grain, [&](std::int64_t begin, std::int64_t end) {
       const Arena scratch(static_cast<std::size_t>(lu_scratch(slots_, kernels)) * sizeof(T));
       kernel(task, begin * kernels.groups, std::min(end * kernels.groups, groups), reinterpret_cast<T*>(scratch.data()));
     });
@@ -113,7 +114,8 @@ void check(const Tensor& y, const Tensor& permutation, const Tensor& lower, cons
   STD_TORCH_CHECK(permutation.scalar_type() == ScalarType::Long && permutation.dim() == 1 && permutation.size(0) == channels,
                   "permutation must be int64 [C]");
   std::vector<bool> seen(channels);
-  const std::int64_t* places = permutation.const_data_ptr<std::int64_t>();
+  const Tensor in_order = torch::stable::contiguous(permutation);
+  const std::int64_t* places = in_order.const_data_ptr<std::int64_t>();
   for (std::int64_t i = 0; i < channels; ++i) {
     const bool is_new = places[i] >= 0 && places[i] < channels && !seen[places[i]];
     STD_TORCH_CHECK(is_new, "permutation must have every number below ", channels, " once");
@@ -122,8 +124,8 @@ void check(const Tensor& y, const Tensor& permutation, const Tensor& lower, cons
 }
 
 Tensor lu_conv1x1_cpu(Tensor y, Tensor permutation, Tensor lower, Tensor upper, Tensor diagonal, Tensor bias) {
-  for (Tensor* tensor : {&y, &permutation, &lower, &upper, &diagonal, &bias}) *tensor = torch::stable::contiguous(*tensor);
   check(y, permutation, lower, upper, diagonal, bias);
+  for (Tensor* tensor : {&y, &permutation, &lower, &upper, &diagonal, &bias}) *tensor = torch::stable::contiguous(*tensor);
   Tensor x = torch::stable::new_empty(y, y.sizes());
   const auto solve = [&](auto zero) {
     using T = decltype(zero);
@@ -179,8 +181,8 @@ void factor_gradients(const Factors<T>& factors, const Tensor& of_l, const Tenso
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lu_conv1x1_backward_cpu(Tensor grad, Tensor y, Tensor permutation, Tensor lower,
                                                                            Tensor upper, Tensor diagonal, Tensor bias) {
-  for (Tensor* tensor : {&grad, &y, &permutation, &lower, &upper, &diagonal, &bias}) *tensor = torch::stable::contiguous(*tensor);
   check(y, permutation, lower, upper, diagonal, bias);
+  for (Tensor* tensor : {&grad, &y, &permutation, &lower, &upper, &diagonal, &bias}) *tensor = torch::stable::contiguous(*tensor);
   STD_TORCH_CHECK(grad.scalar_type() == y.scalar_type() && grad.dim() == 3 && grad.size(0) == y.size(0) &&
                       grad.size(1) == y.size(1) && grad.size(2) == y.size(2),
                   "grad must be like y");

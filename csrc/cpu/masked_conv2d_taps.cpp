@@ -6,11 +6,13 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 #include <tuple>
 #include <vector>
 
 #include "common/arena.h"
+#include "cpu/parallel_launcher.h"
 
 namespace fastgen {
 namespace {
@@ -26,22 +28,25 @@ constexpr std::int64_t kTogether = 1024;        // positions whose gradients are
 constexpr std::int64_t kRuns = 16;              // of bands, at most, whose gradients are summed apart
 constexpr std::int64_t kRunsBytes = 16 << 20;
 
-// The taps of which any output sees any channel, and where they lie.
+// The taps of which any output sees any channel, and where they lie. Of those that lie beyond the image, whatever the dilation, no
+// output sees anything but zeros.
 struct Taps {
   std::vector<std::int64_t> places, down, right;
 
-  Taps(const Tensor& seen, std::int64_t dilation) {
+  Taps(const Tensor& x, const Tensor& seen, std::int64_t dilation) {
     const bool* any = seen.const_data_ptr<bool>();
     const std::int64_t height = seen.size(2), width = seen.size(3), size = height * width, pairs = seen.size(0) * seen.size(1);
     const std::int64_t centre = height > 1 ? width / 2 : width - 1;
     std::vector<char> shown(size);
     for (std::int64_t pair = 0; pair < pairs; ++pair)
       for (std::int64_t i = 0; i < size; ++i) shown[i] |= any[pair * size + i];
+    const std::int64_t most_down = (x.size(2) - 1) / dilation, most_right = (x.size(3) - 1) / dilation;
     for (std::int64_t i = 0; i < size; ++i) {
-      if (!shown[i]) continue;
+      const std::int64_t rows = i / width - (height - 1), columns = i % width - centre;
+      if (!shown[i] || std::abs(rows) > most_down || std::abs(columns) > most_right) continue;
       places.push_back(i);
-      down.push_back((i / width - (height - 1)) * dilation);
-      right.push_back((i % width - centre) * dilation);
+      down.push_back(rows * dilation);
+      right.push_back(columns * dilation);
     }
   }
 
@@ -102,7 +107,7 @@ void convolve(MaskedConv2dTaps<T> task, MaskedConv2dKernel<T> kernel) {
   const std::int64_t rows = std::max(kLeastRows, std::min(fitting, (task.height + each - 1) / each));
   task.band = std::min(rows, std::max<std::int64_t>(1, task.height));
   const Bands bands{task.samples, task.height, task.band};
-  torch::stable::parallel_for(0, bands.count(), 1, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(0, bands.count(), 1, [&](std::int64_t begin, std::int64_t end) {
     const Arena scratch(static_cast<std::size_t>(task.scratch()) * sizeof(T));
     for (std::int64_t i = begin; i < end; ++i) kernel(task, reinterpret_cast<T*>(scratch.data()), bands.band(i));
   });
@@ -134,7 +139,7 @@ void weigh(MaskedConv2dTaps<T> task, const Tensor& seen, const Taps& taps, Maske
   runs = std::min(runs, bands.count());
   const std::int64_t together = std::max<std::int64_t>(1, kTogether / (task.band * width));
   const std::unique_ptr<double[]> sums(new double[runs * numbers]);
-  torch::stable::parallel_for(0, runs, 1, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(0, runs, 1, [&](std::int64_t begin, std::int64_t end) {
     const Arena scratch(static_cast<std::size_t>(task.scratch() + numbers) * sizeof(T));
     T *part = reinterpret_cast<T*>(scratch.data()), *own = part + numbers;
     for (std::int64_t run = begin; run < end; ++run) {
@@ -166,7 +171,8 @@ void check(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tens
   STD_TORCH_CHECK(bias.dim() == 1 && bias.size(0) == weight.size(0), "bias must be [out]");
   STD_TORCH_CHECK(seen.scalar_type() == ScalarType::Bool && seen.dim() == 4, "seen must be bool, of weight's shape");
   for (int i = 0; i < 4; ++i) STD_TORCH_CHECK(seen.size(i) == weight.size(i), "seen must be bool, of weight's shape");
-  STD_TORCH_CHECK(dilation > 0 && weight.size(3) > 0, "dilation is ", dilation);
+  STD_TORCH_CHECK(dilation > 0, "dilation must be at least 1, got ", dilation);
+  STD_TORCH_CHECK(weight.size(2) > 0 && weight.size(3) > 0, "weight must have a row and a column at least");
 }
 
 template <typename Function>
@@ -177,10 +183,10 @@ void in_type_of(const Tensor& x, Function function) {
 }
 
 Tensor masked_conv2d_taps_cpu(Tensor x, Tensor weight, Tensor bias, Tensor seen, std::int64_t dilation) {
-  for (Tensor* tensor : {&x, &weight, &bias, &seen}) *tensor = torch::stable::contiguous(*tensor);
   check(x, weight, bias, seen, dilation);
+  for (Tensor* tensor : {&x, &weight, &bias, &seen}) *tensor = torch::stable::contiguous(*tensor);
   const std::int64_t outputs = weight.size(0), channels = weight.size(1);
-  const Taps taps(seen, dilation);
+  const Taps taps(x, seen, dilation);
   Tensor y = torch::stable::new_empty(x, {x.size(0), outputs, x.size(2), x.size(3)});
   in_type_of(x, [&](auto zero, auto forward, auto) {
     using T = decltype(zero);
@@ -200,13 +206,13 @@ Tensor masked_conv2d_taps_cpu(Tensor x, Tensor weight, Tensor bias, Tensor seen,
 
 std::tuple<Tensor, Tensor, Tensor> masked_conv2d_taps_backward_cpu(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor seen,
                                                                    std::int64_t dilation) {
-  for (Tensor* tensor : {&grad, &x, &weight, &bias, &seen}) *tensor = torch::stable::contiguous(*tensor);
   check(x, weight, bias, seen, dilation);
+  for (Tensor* tensor : {&grad, &x, &weight, &bias, &seen}) *tensor = torch::stable::contiguous(*tensor);
   const std::int64_t outputs = weight.size(0), channels = weight.size(1);
   STD_TORCH_CHECK(grad.scalar_type() == x.scalar_type() && grad.dim() == 4 && grad.size(0) == x.size(0) &&
                       grad.size(1) == outputs && grad.size(2) == x.size(2) && grad.size(3) == x.size(3),
                   "grad must be like the result");
-  const Taps taps(seen, dilation), back = taps.back();
+  const Taps taps(x, seen, dilation), back = taps.back();
   Tensor grad_x = torch::stable::new_empty(x, x.sizes()), grad_weight = torch::stable::new_empty(weight, weight.sizes());
   in_type_of(x, [&](auto zero, auto forward, auto backward) {
     using T = decltype(zero);

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "common/philox.h"
+#include "cpu/parallel_launcher.h"
 
 namespace fastgen {
 namespace {
@@ -38,7 +39,7 @@ Tensor philox_uniform_cpu(std::int64_t seed, Tensor samples, Tensor positions, s
   const auto* sample = samples.const_data_ptr<std::int64_t>();
   const auto* position = positions.const_data_ptr<std::int64_t>();
   auto* out = noise.mutable_data_ptr<double>();
-  torch::stable::parallel_for(0, samples.size(0) * count, kGrain, [=](std::int64_t begin, std::int64_t end) {
+  parallel_for(0, samples.size(0) * count, kGrain, [=](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end;) {
       const std::int64_t row = i / count;
       const std::int64_t row_end = std::min(end, (row + 1) * count);

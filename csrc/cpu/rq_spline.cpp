@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cpu/parallel_launcher.h"
 #include "cpu/spline_launcher.h"
 
 namespace fastgen {
@@ -56,7 +57,7 @@ Tensor run_soft_clip(const Tensor* gradient, const Tensor& raw, std::int64_t siz
     data.raw = raw.const_data_ptr<T>();
     data.gradient = gradient ? gradient->const_data_ptr<T>() : nullptr;
     data.out = out.mutable_data_ptr<T>();
-    torch::stable::parallel_for(0, raw.numel() / width, std::max<std::int64_t>(1, kSoftClipGrain / width),
+    parallel_for(0, raw.numel() / width, std::max<std::int64_t>(1, kSoftClipGrain / width),
                                 [&](std::int64_t begin, std::int64_t end) { kernel(data, begin, end); });
   };
   const SoftClipKernels& kernels = soft_clip_kernels();

@@ -7,11 +7,11 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <tuple>
 #include <vector>
 
 #include "common/arena.h"
+#include "cpu/parallel_launcher.h"
 #include "cpu/sequential_affine_plan.h"
 
 namespace fastgen {
@@ -36,10 +36,20 @@ Tensor packed_weights(const Sweep& sweep, const Tensor& parameters) {
   Tensor packed = torch::stable::new_empty(parameters, {sweep.weights()});
   const T* from = read<T>(parameters);
   T* to = write<T>(packed);
-  torch::stable::parallel_for(0, sweep.steps().count, 16, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(0, sweep.steps().count, 16, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) sweep.pack(i, from, to);
   });
   return packed;
+}
+
+// -1 where it is beyond `most`.
+std::int64_t sum_of(const std::vector<std::int64_t>& widths, std::int64_t most) {
+  std::int64_t sum = 0;
+  for (std::int64_t width : widths) {
+    if (width > most - sum) return -1;
+    sum += width;
+  }
+  return sum;
 }
 
 Layout checked_layout(const Tensor& u, const Tensor& offset, const Tensor& parameters, Tensor degrees,
@@ -54,7 +64,7 @@ Layout checked_layout(const Tensor& u, const Tensor& offset, const Tensor& param
   STD_TORCH_CHECK(offset.dim() == 2 && offset.size(1) == widths[1] && (offset.size(0) == 1 || offset.size(0) == u.size(0)),
                   "offset must be [", u.size(0), ", ", widths[1], "] or [1, ", widths[1], "]");
   STD_TORCH_CHECK(degrees.scalar_type() == ScalarType::Long && degrees.dim() == 1 &&
-                      degrees.size(0) == std::accumulate(widths.begin(), widths.end(), std::int64_t{0}),
+                      degrees.size(0) == sum_of(widths, degrees.size(0)),
                   "degrees must be int64, one for every feature and hidden unit");
   degrees = torch::stable::contiguous(degrees);
   const std::int64_t* numbers = read<std::int64_t>(degrees);
@@ -95,7 +105,7 @@ std::vector<T> biases_of(const Layout& layout, const T* parameters) {
 
 template <typename T, typename Kernel>
 void over_panels(const SequentialAffineShape& shape, const SequentialAffineData<T>& data, std::int64_t lanes, Kernel kernel) {
-  torch::stable::parallel_for(0, (shape.samples + lanes - 1) / lanes, 1, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(0, (shape.samples + lanes - 1) / lanes, 1, [&](std::int64_t begin, std::int64_t end) {
     const Arena scratch(static_cast<std::size_t>(sequential_affine_scratch(shape, lanes)) * sizeof(T));
     for (std::int64_t panel = begin; panel < end; ++panel) kernel(shape, data, panel, reinterpret_cast<T*>(scratch.data()));
   });
@@ -128,7 +138,7 @@ void add_parameter_gradients(const Layout& layout, const SequentialAffineShape& 
   }
   const std::int64_t stride = (from.count() + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
   const std::int64_t tiles = (to.count() + kernels.tile - 1) / kernels.tile;
-  torch::stable::parallel_for(0, tiles, 1, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(0, tiles, 1, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t own = (end - begin) * kernels.tile;
     const Arena arena(static_cast<std::size_t>(own * (stride + 1) + kSamples * (stride + kernels.tile)) * sizeof(T));
     T *sums = reinterpret_cast<T*>(arena.data()), *biases = sums + own * stride;

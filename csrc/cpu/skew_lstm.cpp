@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/arena.h"
+#include "cpu/parallel_launcher.h"
 
 namespace fastgen {
 namespace {
@@ -86,15 +87,15 @@ void in_parallel(const SkewLstm<T>& task, std::int64_t count, std::int64_t sampl
   const std::int64_t grain = std::max<std::int64_t>(1, kGrainFlops / std::max<std::int64_t>(1, each * samples_each));
   const LstmRow row = lstm_row(task.positions, task.taps, skew_lstm_kernels().lanes);
   const std::size_t bytes = lstm_scratch(task.hidden, task.steps, row, backward) * sizeof(T);
-  torch::stable::parallel_for(0, count, grain, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(0, count, grain, [&](std::int64_t begin, std::int64_t end) {
     const Arena scratch(bytes);
     function(begin, end, reinterpret_cast<T*>(scratch.data()));
   });
 }
 
 std::tuple<Tensor, Tensor> skew_lstm_cpu(Tensor gates, Tensor weight, Tensor h0, Tensor c0) {
-  for (Tensor* tensor : {&gates, &weight, &h0, &c0}) *tensor = torch::stable::contiguous(*tensor);
   check(gates, weight, h0, c0);
+  for (Tensor* tensor : {&gates, &weight, &h0, &c0}) *tensor = torch::stable::contiguous(*tensor);
   const std::int64_t samples = gates.size(0), hidden = h0.size(1);
   Tensor h = torch::stable::new_empty(gates, {samples, hidden, gates.size(2), gates.size(3)});
   Tensor c = torch::stable::new_empty(c0, c0.sizes());
@@ -114,8 +115,8 @@ std::tuple<Tensor, Tensor> skew_lstm_cpu(Tensor gates, Tensor weight, Tensor h0,
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> skew_lstm_backward_cpu(Tensor grad_h, Tensor grad_c, Tensor gates, Tensor weight,
                                                                   Tensor h0, Tensor c0) {
-  for (Tensor* tensor : {&grad_h, &grad_c, &gates, &weight, &h0, &c0}) *tensor = torch::stable::contiguous(*tensor);
   check(gates, weight, h0, c0);
+  for (Tensor* tensor : {&grad_h, &grad_c, &gates, &weight, &h0, &c0}) *tensor = torch::stable::contiguous(*tensor);
   STD_TORCH_CHECK(grad_h.scalar_type() == gates.scalar_type() && grad_h.numel() * 4 == gates.numel(), "grad_h must be like h");
   STD_TORCH_CHECK(grad_c.scalar_type() == gates.scalar_type() && grad_c.numel() == c0.numel(), "grad_c must be like c0");
   Tensor grad_gates = torch::stable::new_empty(gates, gates.sizes());

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "common/arena.h"
+#include "cpu/parallel_launcher.h"
 #include "cpu/spline.h"
 
 namespace fastgen {
@@ -31,7 +32,7 @@ inline std::int64_t spline_parameters(const torch::stable::Tensor& x, const torc
 
 template <typename T, typename Shape, typename Kernel>
 void run_spline(const Shape& shape, const SplineData<T>& data, std::int64_t count, std::int64_t lanes, Kernel kernel) {
-  torch::stable::parallel_for(0, count, kSplineGrain, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(0, count, kSplineGrain, [&](std::int64_t begin, std::int64_t end) {
     const Arena scratch(static_cast<std::size_t>(spline_scratch(shape, lanes)) * sizeof(T));
     kernel(shape, data, begin, end, reinterpret_cast<T*>(scratch.data()));
   });

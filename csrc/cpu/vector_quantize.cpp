@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "common/arena.h"
+#include "cpu/parallel_launcher.h"
 
 namespace fastgen {
 namespace {
@@ -69,7 +70,7 @@ void quantize(const Tensor& x, const Tensor& codebook, const Tensor& codes, cons
   const NearestCode<T> task{input, centre.data(), reinterpret_cast<const T*>(packed.data()),
                             reinterpret_cast<const T*>(offsets.data()), width, blocks, chosen};
   T* out = quantized.mutable_data_ptr<T>();
-  torch::stable::parallel_for(0, rows, std::max<std::int64_t>(1, kGrainFlops / (count * width + 1)),
+  parallel_for(0, rows, std::max<std::int64_t>(1, kGrainFlops / (count * width + 1)),
                               [&](std::int64_t begin, std::int64_t end) {
                                 std::vector<T> scratch(kMostRows * width);
                                 nearest(task, begin, end, scratch.data());
@@ -81,7 +82,7 @@ void quantize(const Tensor& x, const Tensor& codebook, const Tensor& codes, cons
   std::fill_n(number, count, T(0));
   for (std::int64_t n = 0; n < rows; ++n) number[chosen[n]] += 1;
   // every thread adds all rows, in their order, to columns of its own: the sums do not depend on the number of threads
-  torch::stable::parallel_for(0, width, std::max<std::int64_t>(16, kGrainFlops / (rows + 1)), [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(0, width, std::max<std::int64_t>(16, kGrainFlops / (rows + 1)), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t k = 0; k < count; ++k) std::fill(sum + k * width + begin, sum + k * width + end, T(0));
     for (std::int64_t n = 0; n < rows; ++n) {
       T* to = sum + chosen[n] * width;

@@ -29,3 +29,10 @@ def check_device(name: str, tensor: Tensor, wanted_of: str, wanted: torch.device
     """ValueError for a tensor that is not on the device of the argument ``wanted_of``."""
     if tensor.device != wanted:
         raise ValueError(f"{name} is on {tensor.device}; it must be on the device of {wanted_of}, {wanted}")
+
+
+def check_reach(dilation: int, taps: int) -> None:
+    """ValueError for a kernel that is longer than any tensor can be: sizes that follow from it would overflow."""
+    most = (1 << 31) // max(1, taps - 1)
+    if dilation > most:
+        raise ValueError(f"dilation must be at most {most} for {taps} taps, got {dilation}")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastgen.ops.arguments import check_reach
 from fastgen.ops.autograd import backward_of, differentiable, loop
 from fastgen.ops.precision import in_float32, without_autocast
 from fastgen.ops.registry import Op
@@ -159,6 +160,7 @@ def causal_conv1d(
         )
     if dilation < 1:
         raise ValueError(f"dilation is {dilation}; it must be 1 or more")
+    check_reach(dilation, weight.shape[2])
     n, channels, length = x.shape
     outputs, _, taps = weight.shape
     if gate is not None and outputs % 2:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgen.ops.arguments import check_reach
 from fastgen.ops.autograd import backward_of, differentiable, loop
 from fastgen.ops.precision import without_autocast
 from fastgen.ops.registry import Op
@@ -140,6 +141,7 @@ def masked_conv2d(
         raise ValueError(f"weight has {width} columns; a kernel of several rows must have an odd number of them")
     if stride < 1 or dilation < 1:
         raise ValueError(f"stride={stride} and dilation={dilation} must be at least 1")
+    check_reach(dilation, max(height, width))
     if isinstance(mask, str):
         if mask not in ("A", "B"):
             raise ValueError(f'mask={mask!r} must be "A" or "B"')

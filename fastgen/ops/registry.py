@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 import fastgen
 
@@ -67,7 +68,7 @@ class Op:
             OPS[self.name] = self
             return
         _library.impl(self.name, self.reference, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"fastgen::{self.name}", self.fake, lib=_library)
+        torch.library.register_fake(f"fastgen::{self.name}", self._checked_fake, lib=_library)
         if _has_kernel(self.name, "CUDA"):
             self.cuda = "cuda"
         elif self.refusal("triton", "cuda") is None:
@@ -136,6 +137,13 @@ class Op:
             return Backend(self.name, device, "none", reason)
         reasons = {"cuda": "compiled CUDA kernel", "triton": "Triton kernel"}
         return Backend(self.name, device, self.cuda, reasons.get(self.cuda) or self.refusal("triton", device))
+
+    def _checked_fake(self, *arguments):
+        """PyTorch also calls it where some tensors are on the meta device and others are not."""
+        devices = {tensor.device for tensor in tree_leaves(arguments) if isinstance(tensor, Tensor)}
+        if len(devices) > 1 and torch.device("meta") in devices:
+            raise RuntimeError(f"{self.name} needs tensors of one device, got {', '.join(sorted(map(str, devices)))}")
+        return self.fake(*arguments)
 
     def _triton(self, *arguments):
         if any(isinstance(a, Tensor) and a.dtype == torch.float64 for a in arguments):  # the kernels compute in float32
