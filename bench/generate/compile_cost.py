@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import fastgen
+from fastgen.generate.verification import verify
 
 _MIB = 1 << 20
 _BATCH = 32
@@ -27,7 +28,10 @@ def measure(name: str, config: dict) -> dict[str, float]:
 
 
 def _measure(name: str, config: dict) -> dict[str, float]:
-    """Seconds of compiling, saving and loading; peak memory; and the memory of a sampler, as explained and as it is."""
+    """Seconds of compiling, of the self-check (done again), saving and loading; memory.
+
+    The memory is the peak, and that of a sampler, as explained and as it is.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = fastgen.create_model(name, **config).eval()
@@ -36,6 +40,9 @@ def _measure(name: str, config: dict) -> dict[str, float]:
     sampler = model.sampler()
     compiled = time.perf_counter()
     peak = _memory("VmHWM")
+    checking = time.perf_counter()
+    verify(sampler)
+    checked = time.perf_counter()
     explained = sampler.explain().memory
     expected = sampler.sample(2, seed=0) if sampler.steps < 10_000 else next(iter(sampler.stream(2, chunk=20, seed=0)))
     with tempfile.TemporaryDirectory() as folder:
@@ -53,6 +60,8 @@ def _measure(name: str, config: dict) -> dict[str, float]:
     assert torch.equal(again, expected), "the loaded sampler generates something else"
     return {
         "compile, s": compiled - begin,
+        "of which the self-check, s": checked - checking,
+        "the self-check, % of the rest": 100 * (checked - checking) / (compiled - begin - (checked - checking)),
         "peak memory of compiling, MiB": peak / _MIB,
         "of which compiling added, MiB": (peak - before) / _MIB,
         "save, s": saved - saving,

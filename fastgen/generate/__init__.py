@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from fastgen.generate.errors import CompileError, NotCausalError, UnsupportedOperator
+from fastgen.generate.errors import CompileError, NotCausalError, UnsupportedOperator, VerificationError
 from fastgen.generate.masks import freeze_masks
 from fastgen.generate.rules import register_rule
 
-__all__ = ["CompileError", "NotCausalError", "UnsupportedOperator", "freeze_masks", "register_rule"]
+__all__ = [
+    "CompileError",
+    "NotCausalError",
+    "UnsupportedOperator",
+    "VerificationError",
+    "freeze_masks",
+    "register_rule",
+]

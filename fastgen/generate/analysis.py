@@ -92,7 +92,10 @@ def _analysed(
 
     traced = trace(exported, state, event, plan)
     graph = traced.graph
-    parameters = head.arrange(traced.output.ids, event_shape)
+    try:
+        parameters = head.arrange(traced.output.ids, event_shape)
+    except ValueError as error:
+        raise CompileError(str(error)) from error
     draws = _draw_sites(graph, parameters, order, event_shape)
     _check_causal(draws, order, event_shape, traced.input, shift, graph.remark)
     settle(traced, order, draws)

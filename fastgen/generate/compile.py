@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,16 @@ from fastgen.generate.contexts import ContextLayout
 from fastgen.generate.errors import CompileError, NotCausalError
 from fastgen.generate.export import Adapted, Exported, export, state_of
 from fastgen.generate.heads import Head
+from fastgen.generate.inputs import with_input
+from fastgen.generate.lengths import departure
 from fastgen.generate.orders import event_grid
-from fastgen.generate.program import UNBOUNDED, Program
-from fastgen.generate.reach import distances
+from fastgen.generate.program import OPCODE, STREAM, UNBOUNDED, Code, Draw, Program
+from fastgen.generate.reach import distances_by_kind
 
-STREAM = 1 << 36
-"""Steps of a program that has no end."""
 _GRAIN = 64
 _LONGEST = 1 << 16
+_FAR = 1 << 16
+"""Steps up to which, at least, a network must be seen to stay the same to have a program without an end."""
 
 
 @dataclass
@@ -39,6 +41,12 @@ class Compiled:
     """What of the contexts runs in PyTorch at the start."""
     plan: ContextPlan | None = None
     """Where the context network is taken from: the plan at the full event shape."""
+    analysed: int = 0
+    """Steps of the longer analysis, for a program of any length."""
+    reach: int = 0
+    """Steps that the operators reach back, one after the other, for a program of any length."""
+    ends: str = ""
+    """Why the program of a sequence has an end, where it has one."""
 
 
 def compile_module(
@@ -67,7 +75,7 @@ def compile_module(
                 return None
         return analyse(module, shape, head, order, predicts, adapter, context, start)
 
-    steps = event_grid(event_shape)[1][-1]
+    steps, ends = event_grid(event_shape)[1][-1], ""
     if isinstance(order, str) and order == "time":
         framed = layout is not None and bool(layout.frames())
         grain = math.lcm(_GRAIN, *[steps // math.gcd(steps, frames) for frames in (layout.frames() if layout else [])])
@@ -76,33 +84,61 @@ def compile_module(
         def past(reach: int) -> int:
             return -(-(2 * reach + 40) // grain) * grain + rest
 
-        length = past(_reach(module))
-        while length + grain < steps:
-            try:
-                short, long = at(length), at(length + grain)
-            except NotCausalError:
-                raise
-            except (CompileError, RuntimeError, ValueError):
-                short = long = None
+        def _departs(known: int) -> str:
+            """Why the network is not at the full length, and far beyond it, what it is at ``known`` steps."""
+            periods = (steps - known) // grain if framed else prime((max(steps, _FAR) - known) // grain)
+            network, inputs, read = Adapted(module, adapter), [], None
+            for n in (known, known + periods * grain):
+                shape, context = (2, *event_shape[:-1], n), None
+                if layout is not None:
+                    context = layout.example(2, n, event_shape[-1])
+                    if context is None:
+                        return f"the frames of the context do not divide into {n} steps"
+                if read is None:
+                    try:
+                        read = with_input(head.resolve(event_shape), network, shape, context)
+                    except CompileError as error:
+                        return f"at {n} steps, {error}"
+                levels = torch.zeros(shape, dtype=torch.int64 if head.levels else torch.float32)
+                inputs.append((read.to_input(levels), context))
+            found = departure(network, *inputs, periods)
+            return found and f"at {known + periods * grain} steps the network is another than at {known}: {found}"
+
+        length, ends, tried = past(_reach(module)), "", False
+        while length + grain < steps or not (framed or tried):
+            ends, short, long = _departs(length + grain), None, None
+            if not ends:
+                try:
+                    short, long = at(length), at(length + grain)
+                except CompileError as error:
+                    if isinstance(error, NotCausalError) and length < steps:
+                        raise
+                    ends = f"at {length} steps, {error}"
             if short is not None and long is not None:
-                bridged = distances(short.exported, long.exported, grain)
+                by_kind = distances_by_kind(short.exported, long.exported, grain)
+                bridged = [distance for listed in by_kind.values() for distance in listed]
                 needed = past(sum(bridged) if short.traced.graph.padding_only else max(bridged, default=1))
                 if needed > length:
                     length = needed
                     continue
                 times = ((steps if framed else STREAM) - length) // grain
-                program = extrapolate(short.lowered.program, long.lowered.program, times)
+                programs = short.lowered.program, long.lowered.program
+                program = extrapolate(*programs, times)
                 plan = _whole_plan(module, short, long, times, event_shape, adapter, layout)
-                if program is not None and (plan is None or plan.results == long.plan.results):
-                    return _compiled(long, program, plan)
+                alike = program is not None and (plan is None or plan.results == long.plan.results)
+                ends = f"analyses at {length} and {length + grain} steps do not agree"
+                if alike and (framed or _free_of_the_end(*programs)):
+                    reach = max(map(sum, by_kind.values()), default=1)
+                    return replace(_compiled(long, program, plan), analysed=length + grain, reach=reach)
+            tried = True
             length += 3 * (length - rest)
         if steps > _LONGEST:
             raise CompileError(
-                f"no program of any length was found below {_LONGEST} steps: analyses at two lengths do not agree. "
-                f"Give an event_shape of at most {_LONGEST} steps"
+                f"no program of any length was found below {_LONGEST} steps: {ends}. Give an event_shape of at most "
+                f"{_LONGEST} steps"
             )
     analysis = at(None)
-    return _compiled(analysis, analysis.lowered.program, analysis.plan)
+    return replace(_compiled(analysis, analysis.lowered.program, analysis.plan), ends=ends)
 
 
 def _compiled(analysis: Analysis, program: Program, plan: ContextPlan | None) -> Compiled:
@@ -163,6 +199,41 @@ def extrapolate(short: Program, long: Program, times: int) -> Program | None:
             if f.name.startswith("box_") and getattr(operand, f.name) >= UNBOUNDED:
                 setattr(operand, f.name, UNBOUNDED)
     return program
+
+
+def _free_of_the_end(short: Program, long: Program) -> bool:
+    """Whether nothing in two programs of two lengths lies at a distance from the end: only last cells grow with it."""
+    pairs = [*zip(short.codes, long.codes, strict=True), *zip(short.draws, long.draws, strict=True)]
+    if any((a.q0, a.w0) != (b.q0, b.w0) for a, b in pairs):
+        return False
+    for a, b in zip(short.operands, long.operands, strict=True):
+        if (a.box_q0, a.box_w0) != (b.box_q0, b.box_w0):
+            return False
+    for a, b in pairs:
+        for number in _operands(short, a):
+            ends = short.operands[number].box_w1, long.operands[number].box_w1
+            if ends[0] != ends[1] and (ends[0] < a.w1 or ends[1] < b.w1):
+                return False
+    return True
+
+
+def _operands(program: Program, record: Code | Draw) -> list[int]:
+    if isinstance(record, Draw):
+        return [*range(record.parameter0, record.parameter1), *range(record.input0, record.input1)]
+    read = [segment.operand for segment in program.segments[record.segment0 : record.segment1]]
+    for operation in program.operations[record.operation0 : record.operation1]:
+        read += [operation.a] * (operation.opcode == OPCODE["load"]) + [operation.b] * (
+            operation.opcode == OPCODE["store"]
+        )
+    return read + [record.accumulator] * (record.accumulator >= 0)
+
+
+def prime(least: int) -> int:
+    """The least prime from ``least`` on."""
+    least = max(least, 2)
+    while any(least % n == 0 for n in range(2, math.isqrt(least) + 1)):
+        least += 1
+    return least
 
 
 def refreshed(compiled: Compiled, network: Adapted) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,10 @@ class CompileError(ValueError):
     """Whether the node cannot be computed however its operands lie."""
 
 
+class VerificationError(CompileError):
+    """The program does not compute what the module computes."""
+
+
 class NotCausalError(CompileError):
     """An output depends on an element that is not drawn yet, or on another sample of the batch."""
 

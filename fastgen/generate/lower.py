@@ -44,6 +44,8 @@ class Lowered:
     fill: Callable[[Constants], tuple[Tensor, Tensor]]
     """The float arenas (weights, constants) from the folded constants."""
     groups: list[Group]
+    buffers: dict[Node, int]
+    """Where the results of nodes are kept, of those that are."""
 
 
 class Lowering:
@@ -76,7 +78,7 @@ class Lowering:
         self.program.codes = [code for code, _ in codes]
         for draw in self.draws:
             self._emit_draw(draw)
-        return Lowered(self.program, self._filler(), self.grouping.groups)
+        return Lowered(self.program, self._filler(), self.grouping.groups, self.buffers)
 
     # ---- buffers and operands
 

@@ -49,6 +49,8 @@ PROLOGUE, ROW, PIXEL = 0, 1, 2
 STATE, CONSTANT, CONTEXT = 0, 1, 2
 DENSE, INDEX = 0, 1
 UNBOUNDED = 1 << 40
+STREAM = 1 << 36
+"""Steps of a program that has no end."""
 
 # name -> (number of register arguments, meaning); `dst`, `a`, `b`, `c` are registers unless said otherwise
 OPCODES = {

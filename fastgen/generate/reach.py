@@ -18,20 +18,25 @@ _PADS = (aten.pad.default, aten.constant_pad_nd.default)
 
 
 def distances(short: Exported, long: Exported, grain: int) -> list[int]:
+    """The distances in steps that single operators bridge."""
+    return [distance for listed in distances_by_kind(short, long, grain).values() for distance in listed]
+
+
+def distances_by_kind(short: Exported, long: Exported, grain: int) -> dict[str, list[int]]:
     """The distances in steps that single operators bridge: of taps, padding, shifts and cuts along the event.
 
     ``long`` is the same network ``grain`` steps longer. A dimension lies along the event where its size differs between
     the two, and what a size is derived from differs too; a distance is the same in both.
     """
-    found = []
+    found: dict[str, list[int]] = {}
     for a, b in zip(short.graph_module.graph.nodes, long.graph_module.graph.nodes, strict=False):
         if a.target is not b.target or not (shared := _bridged(a) & _bridged(b)):
             continue
         sizes = [node.args[0].meta["val"].shape for node in (a, b)]
-        for dim, _, distance in shared:
+        for dim, kind, distance in shared:
             growth = sizes[1][dim] - sizes[0][dim]
             if growth > 0:
-                found.append(distance * -(-grain // growth))
+                found.setdefault(kind, []).append(distance * -(-grain // growth))
     return found
 
 

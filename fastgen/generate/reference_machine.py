@@ -214,6 +214,10 @@ class ReferenceMachine:
     def _draw(self, draw: Draw, run: Run, q: int, w: int) -> None:
         cells = _grid([q], [w])
         parameters = torch.cat([self._read(n, run, cells)[:, 0] for n in range(draw.parameter0, draw.parameter1)], -1)
+        if run.parameters is not None:
+            first = draw.channel0 * (parameters.shape[-1] // draw.channels)
+            position = draw.a * q + draw.b * w + draw.c - run.position0
+            run.parameters[:, position, first : first + parameters.shape[-1]] = parameters
         groups = draw.channels // (1 if self.head.coupled == 1 else draw.channels)
         levels = self._elements(run.levels, draw, run, q, w)
         drawn = self.head.draw(

@@ -39,6 +39,9 @@ class Run:
     """float64 ``[B]``, added to: the model's log-probability, at temperature 1, of what was drawn or known."""
     proposal_log_prob: Tensor | None = None
     """float64 ``[B]``, added to: the log-probability under the altered distribution; known elements add 0."""
+    parameters: Tensor | None = None
+    """float32 ``[B, n, G * n]``, output: what the head reads at each position, group by group. ``absorb`` fills it only
+    where it scores."""
     temperature: float = 1.0
     top_k: int = 0
     """0 is off."""

@@ -17,7 +17,7 @@ from fastgen.generate.analysis import check_start
 from fastgen.generate.arguments import check_integer, finite_number
 from fastgen.generate.compile import Compiled, compile_module, refreshed
 from fastgen.generate.contexts import ContextLayout, context_leaves
-from fastgen.generate.errors import CompileError
+from fastgen.generate.errors import CompileError, VerificationError
 from fastgen.generate.explain import Explanation, explain
 from fastgen.generate.export import Adapted, usable
 from fastgen.generate.heads import Head, to_config
@@ -30,6 +30,7 @@ from fastgen.generate.progress import progress_bar
 from fastgen.generate.saving import PREDICTS, WEIGHTS, restore_sampler, save_sampler
 from fastgen.generate.state import State, check_state, load_state, start_state
 from fastgen.generate.streaming import stream
+from fastgen.generate.verification import verify as verify_sampler
 
 _PROGRESS_PARTS = 200
 
@@ -62,8 +63,13 @@ class Sampler:
         start: the input value before the first element, for ``predicts="next"``.
         machine: "cpu" or "reference"; by default "cpu" where the compiled extension is there.
         threads: threads of the cpu machine; by default PyTorch's number.
+        verify: compare the program with the module once it is compiled, and again at ``refresh``: one teacher-forced
+            pass over random levels against the module in float64. It takes less than a tenth of the time of compiling
+            for a WaveNet of 30 layers or a PixelCNN++ of 80 filters x 5 blocks.
 
     Raises:
+        VerificationError: the program computes something else than the module; the message names the first position
+            and the layer.
         CompileError: the network is not causal, mixes the batch, has an operator without a rule, computes in half
             precision or with integers that float32 does not hold, holds NaN, or gives another output at every call.
         ValueError: an argument is wrong, or the output has a layout that the head does not read.
@@ -87,6 +93,7 @@ class Sampler:
         start: float = 0.0,
         machine: str | None = None,
         threads: int | None = None,
+        verify: bool = True,
     ) -> None:
         event_grid(tuple(event_shape))
         self.event_shape = tuple(int(n) for n in event_shape)
@@ -110,6 +117,9 @@ class Sampler:
         self._finish(compiled, machine)
         if predicts == "next":
             check_start(self.compiled.analysis.traced, self.start_value)
+        self.verify = bool(verify)
+        if verify:
+            verify_sampler(self)
 
     def _finish(self, compiled: Compiled, machine: str | None) -> None:
         self.compiled = compiled
@@ -177,12 +187,14 @@ class Sampler:
     ) -> Iterator[Tensor]:
         """Generate a sequence of any length in chunks: yields ``[batch, (C,) up to chunk]``.
 
-        ``steps=None`` goes on for ever (up to the context, where the network has frames of one). ``prompt``
+        ``steps=None`` goes on for ever, whatever ``event_shape`` says (up to the context, where the network has frames
+        of one); a network that is not the same at any length is generated up to ``event_shape`` only. ``prompt``
         ``[batch or 1, (C,) n]`` is read first, in parallel, and not returned. ``options`` are those of ``start`` but
         ``known``. The chunks together are bitwise what ``sample`` returns.
 
         Raises:
-            ValueError: the order is not "time", or an argument is out of range or of the wrong shape.
+            ValueError: the order is not "time", an argument is out of range or of the wrong shape, or ``steps`` is None
+                and the network has an end; said before any work.
         """
         return stream(self, batch, steps, chunk, seed, prompt, options)
 
@@ -287,19 +299,32 @@ class Sampler:
         return explain(self)
 
     def refresh(self) -> Sampler:
-        """Take the module's parameters as they are now, after a training step; returns the sampler.
+        """Take the module's parameters and buffers as they are now, after a training step; returns the sampler.
+
+        The sampler is verified again, unless it was made with ``verify=False``, and so notices what else has changed.
 
         Raises:
             CompileError: weights that were zero, and so left out, no longer are, or the sampler came from a file or a
                 pickle, which hold no analysis; compile a new sampler.
+            VerificationError: something else of the module has changed, such as a Python attribute; the sampler goes
+                on with its old weights. Compile a new one.
         """
         network = Adapted(self._module(), self.adapter)
         if self.compiled.exported is None:
             raise CompileError("this sampler came from a pickle, which holds no analysis; compile a new sampler")
-        weights, constants = refreshed(self.compiled, network)
+        old = self.program.weights, self.program.constants
+        self._take(*refreshed(self.compiled, network))
+        if self.verify:
+            try:
+                verify_sampler(self)
+            except VerificationError:
+                self._take(*old)
+                raise
+        return self
+
+    def _take(self, weights: Tensor, constants: Tensor) -> None:
         self.program.weights, self.program.constants = weights, constants
         self._machine.refresh(weights, constants)
-        return self
 
     def save(self, path) -> None:
         """Write the program; ``Sampler.load(path)`` generates from it without the module.

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fastgen.generate.arguments import as_tensor, check_integer
 from fastgen.generate.known import given_levels
-from fastgen.generate.state import start_state
+from fastgen.generate.program import STREAM
+from fastgen.generate.state import State, start_state
 
 if TYPE_CHECKING:
     from fastgen.generate.sampler import Sampler
@@ -25,9 +26,12 @@ def stream(
     chunk = check_integer("chunk", chunk, 1)
     prompt = None if prompt is None else as_tensor("prompt", prompt)
     given = 0 if prompt is None or not prompt.dim() else prompt.shape[-1]
-    total = sampler.program.steps if steps is None else given + check_integer("steps", steps, 1)
-    if not 0 < total <= sampler.program.steps:
-        raise ValueError(f"steps must be 1 .. {sampler.program.steps - given}, got {steps}")
+    last = sampler.program.steps
+    total = last if steps is None else given + check_integer("steps", steps, 1)
+    framed = sampler.layout is not None and sampler.layout.frames()
+    if not 0 < total <= last or (steps is None and last < STREAM and not framed):
+        reason = f"; {sampler.compiled.ends}" if sampler.compiled.ends else ""
+        raise ValueError(f"steps must be 1 .. {last - given} for this network{reason}, got {steps}")
     channels = sampler.order.channels
     state = start_state(sampler, batch, seed, None, None, window=max(given, chunk), **options)
     if prompt is not None:
@@ -35,7 +39,11 @@ def stream(
         state.run.levels = levels.reshape(batch, channels, given).clone()
         state.run.known = torch.ones_like(state.run.levels, dtype=torch.bool)
         sampler._machine.absorb(state.run, 0, given)
-    at = given
+    return _chunks(sampler, state, given, total, chunk)
+
+
+def _chunks(sampler: Sampler, state: State, at: int, total: int, chunk: int) -> Iterator[Tensor]:
+    batch, channels = state.run.levels.shape[:2]
     while at < total:
         size = min(chunk, total - at)
         state.run.levels, state.run.known = torch.zeros(batch, channels, size, dtype=torch.float32), None

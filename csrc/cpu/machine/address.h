@@ -80,6 +80,8 @@ struct Run {
   const std::uint8_t* known = nullptr;
   double* log_prob = nullptr;
   double* proposal_log_prob = nullptr;
+  float* parameters = nullptr;  // [batch, positions, position_parameters]: where given, what the draws read is kept
+  std::int64_t position_parameters = 0;
   double temperature = 1.0, top_p = 1.0;
   int top_k = 0, threads = 1;
   bool ahead = true;

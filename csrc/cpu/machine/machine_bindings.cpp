@@ -116,6 +116,17 @@ Run run_of(const Machine& machine, const py::object& fields) {
       in_place_or_null<bool>(fields.attr("known"), "known", {run.batch, run.channels, run.positions}, false));
   run.log_prob = in_place_or_null<double>(fields.attr("log_prob"), "log_prob", {run.batch}, true);
   run.proposal_log_prob = in_place_or_null<double>(fields.attr("proposal_log_prob"), "proposal_log_prob", {run.batch}, true);
+  const py::object parameters = fields.attr("parameters");
+  run.parameters = in_place_or_null<float>(parameters, "parameters", {run.batch, run.positions, -1}, true);
+  if (run.parameters) {
+    run.position_parameters = py::cast<py::array>(parameters).shape(2);
+    for (const Draw& draw : program.draws) {
+      std::int64_t read = 0;
+      for (std::int64_t i = draw.parameter0; i < draw.parameter1; ++i) read += program.operands[i].length;
+      FASTGEN_CHECK(draw.channel0 * (read / draw.channels) + read <= run.position_parameters, "parameters has ",
+                    run.position_parameters, " values a position; the program reads more");
+    }
+  }
   for (const py::handle& context : fields.attr("contexts")) {
     const std::string name = text("contexts[", run.contexts.size(), "]");
     const py::object array = py::reinterpret_borrow<py::object>(context);

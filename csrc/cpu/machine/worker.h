@@ -82,6 +82,7 @@ class Worker {
   void multiply(const Tile& tile);
   void apply(const Tile& tile);
   void draw_cell(const PlannedDraw& draw, Cell cell, std::int64_t t, Span samples, const Run& run, bool inputs_written);
+  void keep_parameters(const PlannedDraw& planned, std::int64_t place, std::int64_t b, const Run& run);
   template <typename Function>
   void each_draw(std::int64_t t, Function function);
   template <typename Function>

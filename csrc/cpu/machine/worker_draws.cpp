@@ -70,6 +70,7 @@ void Worker::draw_cell(const PlannedDraw& planned, Cell cell, std::int64_t t, Sp
         to += planned.operands[i].length;
       }
     }
+    if (run.parameters) keep_parameters(planned, place, b, run);
     const std::int64_t element = (b * run.channels + planned.channel0) * run.positions + place;
     arguments.sample = static_cast<std::uint64_t>(run.samples[b]);
     arguments.levels = run.levels + element;
@@ -89,6 +90,18 @@ void Worker::draw_cell(const PlannedDraw& planned, Cell cell, std::int64_t t, Sp
       const Address& to = addresses_[planned.parameters + channel];
       if (to.base) to.base[b * to.sample_stride] = inputs[channel];
     }
+  }
+}
+
+// Each drawn channel has an equal part of the parameters.
+void Worker::keep_parameters(const PlannedDraw& planned, std::int64_t place, std::int64_t b, const Run& run) {
+  std::int64_t read = 0;
+  for (int i = 0; i < planned.parameters; ++i) read += planned.operands[i].length;
+  float* to = run.parameters + (b * run.positions + place) * run.position_parameters + planned.channel0 * (read / planned.channels);
+  for (int i = 0; i < planned.parameters; ++i) {
+    const Address& from = addresses_[i];
+    kernels_.gather(to, from.base + b * from.sample_stride, from.channel_stride, planned.operands[i].length);
+    to += planned.operands[i].length;
   }
 }
 

@@ -1,0 +1,64 @@
+"""What a sampler is checked with: random levels and contexts."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastgen.generate.heads import Head
+
+if TYPE_CHECKING:
+    from fastgen.generate.sampler import Sampler
+
+_LEAST = 64
+_MOST_ROWS = 8
+
+
+def check_rows(sampler: Sampler, shape: tuple[int, ...]) -> int:
+    """So many events that every level occurs, eight at most; two where there is a context."""
+    elements = max(sampler.head.levels, _LEAST)
+    return max(min(-(-elements // math.prod(shape)), _MOST_ROWS), 1 if sampler.layout is None else 2)
+
+
+def random_levels(head: Head, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Levels of which each occurs equally often; standard normal values for a continuous head."""
+    if not head.levels:
+        return torch.randn(shape, generator=generator)
+    count = math.prod(shape)
+    rounds = [torch.randperm(head.levels, generator=generator) for _ in range(-(-count // head.levels))]
+    return torch.cat(rounds)[:count].reshape(shape)
+
+
+def random_contexts(sampler: Sampler, rows: int, generator: torch.Generator) -> list[Tensor]:
+    """Contexts like the example's.
+
+    Floats are normal, with the mean and the deviation of the example (1, where it is constant). Integers are rows of
+    the table that they are looked up in, else numbers that occur in the example.
+    """
+    made = []
+    for number, leaf in enumerate([] if sampler.layout is None else sampler.layout.leaves):
+        shape = (rows, *leaf.shape[1:])
+        if leaf.is_floating_point():
+            values = leaf.detach().double()
+            spread = float(values.std()) if leaf.numel() > 1 else 0.0
+            drawn = values.mean() + (spread or 1.0) * torch.randn(shape, generator=generator, dtype=torch.float64)
+            made.append(drawn.to(leaf.dtype))
+            continue
+        table = _table_rows(sampler, number)
+        if table and leaf.dtype != torch.bool:
+            made.append(torch.randint(0, table, shape, generator=generator).to(leaf.dtype))
+        else:
+            chosen = torch.randint(0, leaf.numel(), shape, generator=generator)
+            made.append(leaf.detach().reshape(-1)[chosen])
+    return made
+
+
+def _table_rows(sampler: Sampler, number: int) -> int:
+    """Rows of the smallest table that a context's integers choose from; 0 where they choose from none."""
+    traced = sampler.compiled.analysis.traced
+    runs = [run for node in traced.graph.nodes for run in node.runs]
+    terms = [t for run in runs for t in run.terms or () if t.index and t.piece.node.kind == "context"]
+    return min((len(t.weight_rows) for t in terms if t.piece.node.context == number), default=0)
