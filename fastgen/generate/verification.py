@@ -86,11 +86,12 @@ def _difference(sampler: Sampler, seed: int) -> Difference | None:
     rows = check_rows(sampler, shape)
     levels = random_levels(sampler.head, (rows, *shape), generator)
     leaves = random_contexts(sampler, rows, generator)
+    forward = Forward(sampler, leaves)
     with torch.no_grad():
         computed, trouble = _of_program(sampler, levels, leaves)
         for length in lengths:
             part = levels if length is None else levels[..., :length]
-            found = _compare(sampler, computed, trouble, part, leaves, length)
+            found = _compare(forward, computed, trouble, part, length)
             if found is not None:
                 return found
     return None
@@ -124,19 +125,14 @@ def _taught(sampler: Sampler, levels: Tensor, leaves: list[Tensor]) -> tuple[Run
     return run, machine
 
 
-def _compare(
-    sampler: Sampler, computed: Tensor, trouble: str, levels: Tensor, leaves: list[Tensor], length: int | None
-) -> Difference | None:
+def _compare(forward: Forward, computed: Tensor, trouble: str, levels: Tensor, length: int | None) -> Difference | None:
+    sampler, leaves = forward.sampler, forward.leaves
     shape = tuple(levels.shape[1:])
     inputs = sampler.head.to_input(levels)
-    forward = Forward(sampler, leaves)
     module = forward(inputs)
     computed = computed[:, : module.shape[1]].double()
     if length is not None and length > 4 * _PREFIX:
-        beginning = inputs[..., :_PREFIX]
-        exact, single = forward.in_precision(beginning)
-        error = (_apart(single, exact) / _scale(exact)).max()
-        allowed = (4 * error + EPSILON) * _scale(module)
+        allowed = (4 * forward.rounding(inputs[..., :_PREFIX]) + EPSILON) * _scale(module)
         if bool((_apart(computed, module) <= allowed).all()) and not forward.rounds_more:
             return None
     exact, single = forward.in_precision(inputs)
@@ -165,6 +161,7 @@ class Forward:
         self.rounds_more = False
         """Whether an operator takes or gives floats of less than 32 bits."""
         held = [*sampler.module.parameters(), *sampler.module.buffers()]
+        self._rounding: float | None = None
         self._single = all(t.dtype == torch.float32 for t in held if t.is_floating_point())
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -181,6 +178,13 @@ class Forward:
             return exact, self(inputs)
         with Precision(torch.float32):
             return exact, self(inputs)
+
+    def rounding(self, inputs: Tensor) -> float:
+        """The largest error of the float32 result, relative to the parameter's scale; found once."""
+        if self._rounding is None:
+            exact, single = self.in_precision(inputs)
+            self._rounding = float((_apart(single, exact) / _scale(exact)).max())
+        return self._rounding
 
 
 def _steps(sampler: Sampler, shape: tuple[int, ...], count: int) -> Tensor:
