@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fastgen.eval_mode import eval_mode
+from fastgen.generate.untouched import borrowed
 
 _MOST = 1 << 24
 """Elements of a constant that is still computed to be compared."""
@@ -110,7 +110,7 @@ def departure(network: nn.Module, known: tuple, other: tuple, periods: int) -> s
     said.
     """
     known, other = _without_values(known), _without_values(other)
-    with torch.no_grad(), eval_mode(network):
+    with borrowed(network):
         try:
             with _Calls() as here:
                 network(*known)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter
 
-from fastgen.generate.export import state_of
+from fastgen.generate.export import Adapted, state_of
 from fastgen.generate.graph import Node
 from fastgen.generate.places import name_of, where_of
 from fastgen.generate.precision import Precision
@@ -87,7 +87,9 @@ def _of_module(sampler: Sampler, inputs: Tensor, leaves: list[Tensor]) -> tuple[
 def _of_graph(sampler: Sampler, given: list[Tensor]) -> dict[str, object]:
     """The values of the exported graph by node."""
     exported = sampler.compiled.exported
-    tensors = state_of(exported, sampler.module) | dict(zip(exported.users, given, strict=True))
+    tensors = state_of(exported, Adapted(sampler.module, sampler.adapter)) | dict(
+        zip(exported.users, given, strict=True)
+    )
     values: dict[str, object] = {}
 
     class Keeping(Interpreter):

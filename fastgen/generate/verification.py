@@ -21,6 +21,7 @@ from fastgen.generate.precision import Precision
 from fastgen.generate.program import STREAM
 from fastgen.generate.run import Run
 from fastgen.generate.state import start_state
+from fastgen.generate.untouched import untouched
 
 if TYPE_CHECKING:
     from fastgen.generate.sampler import Sampler
@@ -65,7 +66,8 @@ def verify(sampler: Sampler) -> None:
         VerificationError: they differ, in two independent draws of the levels, by more than rounding. The message names
             the first position and the layer. (Once, it may be a comparison that rounding decides.)
     """
-    found = _difference(sampler, 0) and _difference(sampler, 1)
+    with untouched(sampler.module, sampler.adapter):
+        found = _difference(sampler, 0) and _difference(sampler, 1)
     if found is not None:
         raise VerificationError(f"{_message(found)}. {_layer(sampler, found)}".removesuffix(". "))
 
@@ -271,6 +273,7 @@ def _layer(sampler: Sampler, found: Difference) -> str:
         run, machine = _taught(sampler, levels, found.leaves)
         machine.absorb(run, 0, found.step)
         machine.advance(run, found.step, found.step + 1)
-        return first_layer(sampler, inputs, found.leaves, run, found.step, error)
+        with untouched(sampler.module, sampler.adapter):
+            return first_layer(sampler, inputs, found.leaves, run, found.step, error)
     except Exception as problem:  # the difference is to be told, whatever this network does to the search
         return f"(The layer was not found: {type(problem).__name__}: {problem})"
