@@ -133,11 +133,12 @@ def _compare(forward: Forward, computed: Tensor, trouble: str, levels: Tensor, l
     inputs = sampler.head.to_input(levels)
     module = forward(inputs)
     computed = computed[:, : module.shape[1]].double()
-    if length is not None and length > 4 * _PREFIX:
-        allowed = (4 * forward.rounding(inputs[..., :_PREFIX]) + EPSILON) * _scale(module)
+    beginning = _beginning(sampler, inputs, length)
+    if beginning is not None:
+        allowed = (4 * forward.rounding(beginning) + EPSILON) * _scale(module)
         if bool((_apart(computed, module) <= allowed).all()) and not forward.rounds_more:
             return None
-    exact, single = forward.in_precision(inputs)
+    exact, single = forward.in_precision(inputs, module)
     when = _steps(sampler, shape, module.shape[2])
     bound = _bound(single, exact, when)
     end = _end(sampler, exact, computed, when) if trouble else math.inf
@@ -168,25 +169,37 @@ class Forward:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         head = self.sampler.head
-        shape = (*self.sampler.event_shape[:-1], inputs.shape[-1])
+        shape = tuple(inputs.shape[1:])
         return head.arrange(self.sampler.forward(inputs, self.leaves), shape).flatten(2).double()
 
-    def in_precision(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The result in float64, and in float32."""
+    def in_precision(self, inputs: Tensor, result: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The result in float64, and in float32; ``result`` is the module's own, if it is known."""
         with Precision(torch.float64) as exactly:
             exact = self(inputs)
         self.rounds_more |= exactly.saw_less
         if self._single and not self.rounds_more:
-            return exact, self(inputs)
+            return exact, self(inputs) if result is None else result
         with Precision(torch.float32):
             return exact, self(inputs)
 
     def rounding(self, inputs: Tensor) -> float:
         """The largest error of the float32 result, relative to the parameter's scale; found once."""
         if self._rounding is None:
-            exact, single = self.in_precision(inputs)
-            self._rounding = float((_apart(single, exact) / _scale(exact)).max())
+            try:
+                exact, single = self.in_precision(inputs)
+                self._rounding = float((_apart(single, exact) / _scale(exact)).max())
+            except Exception:  # whatever a module raises that takes events of one shape only
+                self._rounding = 0.0
         return self._rounding
+
+
+def _beginning(sampler: Sampler, inputs: Tensor, length: int | None) -> Tensor | None:
+    """The part of large inputs from which the module's rounding is estimated: first steps, or the upper quarter."""
+    if length is not None:
+        return inputs[..., :_PREFIX] if length > 4 * _PREFIX else None
+    if sampler.order.name.startswith("raster") and inputs.shape[-2] % 16 == 0:
+        return inputs[..., : inputs.shape[-2] // 4, :].contiguous()
+    return None
 
 
 def _steps(sampler: Sampler, shape: tuple[int, ...], count: int) -> Tensor:
