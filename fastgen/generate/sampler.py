@@ -63,13 +63,11 @@ class Sampler:
         start: the input value before the first element, for ``predicts="next"``.
         machine: "cpu" or "reference"; by default "cpu" where the compiled extension is there.
         threads: threads of the cpu machine; by default PyTorch's number.
-        verify: compare the program with the module once it is compiled, and again at ``refresh``: one teacher-forced
-            pass over random levels against the module in float64. It takes less than a tenth of the time of compiling
-            for a WaveNet of 30 layers or a PixelCNN++ of 80 filters x 5 blocks.
+        verify: compare the program with the module once it is compiled, and at ``refresh``: one teacher-forced pass
+            over random levels against float64. For a large WaveNet or PixelCNN++ less than a tenth of compiling.
 
     Raises:
-        VerificationError: the program computes something else than the module; the message names the first position
-            and the layer.
+        VerificationError: the program is not the module; the message names the first position and the layer.
         CompileError: the network is not causal, mixes the batch, has an operator without a rule, computes in half
             precision or with integers that float32 does not hold, holds NaN, or gives another output at every call.
         ValueError: an argument is wrong, or the output has a layout that the head does not read.
@@ -306,8 +304,7 @@ class Sampler:
         Raises:
             CompileError: weights that were zero, and so left out, no longer are, or the sampler came from a file or a
                 pickle, which hold no analysis; compile a new sampler.
-            VerificationError: something else of the module has changed, such as a Python attribute; the sampler goes
-                on with its old weights. Compile a new one.
+            VerificationError: something else of the module has changed; the old weights stay. Compile a new sampler.
         """
         network = Adapted(self._module(), self.adapter)
         if self.compiled.exported is None:
