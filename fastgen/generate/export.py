@@ -228,16 +228,17 @@ def _has_rule(node: FxNode) -> bool:
 
 
 def _decompositions(program: torch.export.ExportedProgram) -> dict:
-    """PyTorch's decompositions of the operators that have no rule and that read what depends on an input.
+    """PyTorch's decompositions of the operators that have no rule and that read what depends on the event.
 
-    Attention stays whole, to be named where it is refused.
+    Attention stays whole, to be named where it is refused; so does what reads only the context, a GRU say, which can
+    run in PyTorch at the start.
     """
-    nodes, inputs = program.graph.nodes, set(program.graph_signature.user_inputs)
-    moving = {node for node in nodes if node.name in inputs}
+    nodes, event = program.graph.nodes, program.graph_signature.user_inputs[0]
+    moving = {node for node in nodes if node.name == event}
     for node in nodes:
         if any(n in moving for n in node.all_input_nodes):
             moving.add(node)
-    called = [node for node in nodes if node.op == "call_function"]
+    called = [node for node in nodes if isinstance(node.target, torch._ops.OpOverload)]
     still = {n.target for n in called if n not in moving} - {n.target for n in called if n in moving}
     table = torch.export.default_decompositions()
     for operator in (*RULES, *_PLAIN, *ATTENTION, *still):

@@ -163,6 +163,11 @@ def test_only_what_needs_it_runs_in_pytorch_and_the_least_is_kept():
     assert plain.compiled.context_network is None
 
 
+def test_composites_of_the_context_stay_whole():
+    """A GRU is one call, not one of its operators for every frame."""
+    assert [str(call.operator) for call in sampler("gru").compiled.context_network.calls].count("aten.gru.input") == 1
+
+
 def test_explain_says_what_runs_in_pytorch():
     said = str(sampler("lstm").explain())
     assert "at the start     PyTorch runs " in said
