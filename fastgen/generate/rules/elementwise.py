@@ -236,12 +236,14 @@ def _either(graph: Graph, rule: Callable, fold: Callable, a: Operand, b: Operand
 
 @register_rule(aten.addcmul.default)
 def addcmul(graph: Graph, x: Operand, a: Operand, b: Operand, *, value: float = 1) -> Value:
-    return add(graph, x, _either(graph, mul, torch.mul, a, b), value)
+    a = a if value == 1 else _either(graph, mul, torch.mul, a, value)
+    return add(graph, x, _either(graph, mul, torch.mul, a, b))
 
 
 @register_rule(aten.addcdiv.default)
 def addcdiv(graph: Graph, x: Operand, a: Operand, b: Operand, *, value: float = 1) -> Value:
-    return add(graph, x, _either(graph, div, torch.div, a, b), value)
+    a = a if value == 1 else _either(graph, mul, torch.mul, a, value)
+    return add(graph, x, _either(graph, div, torch.div, a, b))
 
 
 @register_rule(aten.lerp.Scalar, aten.lerp.Tensor)
@@ -264,6 +266,8 @@ def _logarithm(base: float) -> Callable[[Graph, Value], Value]:
         y = mul(graph, graph.map("log", x), 1 / math.log(base))
         nearest = graph.map("round", y)
         is_power = graph.map("eq", graph.map("pow", constant(base), nearest), x)
+        normal = graph.map("le", constant(torch.finfo(torch.float32).tiny), x)  # below, many numbers share a power
+        is_power = graph.map("mul", is_power, normal)
         return graph.map("where", is_power, nearest, y)
 
     return rule
