@@ -316,6 +316,9 @@ def _load_moments(optimizer: torch.optim.Optimizer, state: dict) -> None:
     for group, settings in zip(optimizer.param_groups, own, strict=True):
         group |= settings
         for parameter, held in ((p, optimizer.state[p]) for p in group["params"] if p in optimizer.state):
+            if parameter.shape == (1,):  # a scalar in older versions, LipSwish's
+                moments = {name: held[name] for name in ("exp_avg", "exp_avg_sq") if isinstance(held.get(name), Tensor)}
+                held |= {name: value.reshape(1) for name, value in moments.items() if not value.dim()}
             shapes = {name: value.shape for name, value in held.items() if isinstance(value, Tensor)}
             if shapes != {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
                 raise ValueError("the optimizer's state is of another shape than its parameter")

@@ -5,6 +5,7 @@ import os
 import signal
 from types import MethodType
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -93,6 +94,25 @@ def test_ctrl_c_writes_a_checkpoint_at_that_step(noisy, whole, same_run, monkeyp
     assert RunDirectory(noisy("stopped").output).load_checkpoint()["step"] == 5
     loop.train(noisy("stopped", resume=True))
     same_run(whole, noisy("stopped").output)
+
+
+def test_a_checkpoint_with_scalars_of_older_versions_resumes(tiny, same_run, tmp_path):
+    """LipSwish's parameter was a scalar before it had one dimension."""
+    np.savez(tmp_path / "x.npz", data=np.random.default_rng(0).normal(size=(40, 2)))
+    given = {"model": "residual_flow", "set": ("blocks=1", "hidden=8"), "data": DataConfig(str(tmp_path / "x.npz"))}
+    for name in ("new", "old"):
+        loop.train(tiny(name, **given | {"steps": 3}))
+    directory = RunDirectory(tiny("old").output)
+    state = directory.load_checkpoint()
+    scalars = [number for number, held in state["optimizer"]["state"].items() if held["exp_avg"].shape == (1,)]
+    assert scalars
+    for number in scalars:
+        for moment in ("exp_avg", "exp_avg_sq"):
+            state["optimizer"]["state"][number][moment].squeeze_()
+    directory.save_checkpoint(state)
+    for name in ("new", "old"):
+        loop.train(tiny(name, **given | {"steps": 5, "resume": True}))
+    same_run(tiny("new").output, tiny("old").output)
 
 
 def test_a_checkpoint_of_other_weights_is_named(tiny):
