@@ -39,6 +39,19 @@ _LAZY = {
     "list_models": ("fastgen.models", "list_models"),
     "restore": ("fastgen.interop", "restore"),
 }
+_SUBPACKAGES = (
+    "data",
+    "distributions",
+    "generate",
+    "interop",
+    "metrics",
+    "models",
+    "nn",
+    "ops",
+    "plots",
+    "reference",
+    "training",
+)
 
 
 def _load_extension() -> str | None:
@@ -63,10 +76,12 @@ def __getattr__(name: str):
         value = module if attribute is None else getattr(module, attribute)
         globals()[name] = value
         return value
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"fastgen.{name}")
     if name == "_C":
         raise ImportError(f"the compiled extension fastgen._C is not available: {extension_error}")
     raise AttributeError(f"module 'fastgen' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_SUBPACKAGES})

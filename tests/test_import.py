@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,27 @@ def test_an_unknown_name_is_an_attribute_error():
 
     with pytest.raises(AttributeError, match="module 'fastgen' has no attribute 'smapler'"):
         _ = fastgen.smapler
+
+
+def test_import_alone_gives_every_subpackage_and_loads_none_before_it_is_looked_up():
+    """Faults generation_22 and reports_lazy_modules."""
+    folders = sorted(p.parent.name for p in (ROOT / "fastgen").glob("*/__init__.py"))
+    code = f"""
+import sys, fastgen
+folders = {folders}
+print([f for f in folders if f"fastgen.{{f}}" in sys.modules], sorted(set(folders) - set(dir(fastgen))))
+print([f for f in folders if getattr(fastgen, f) is not sys.modules[f"fastgen.{{f}}"]])
+"""
+    assert printed(code).splitlines() == ["[] []", "[]"]
+
+
+def test_import_alone_gives_every_name_that_the_documents_write():
+    names = set()
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        names |= set(re.findall(r"\bfastgen(?:\.[A-Za-z_0-9]+)+", document.read_text()))
+    assert "fastgen.generate.register_rule" in names
+    code = "".join(f"import fastgen; {name}\n" for name in sorted(names))
+    assert printed(code) == ""
 
 
 def test_every_public_name_is_listed():

@@ -74,3 +74,9 @@ def _module(peer: str):
     if importlib.util.find_spec(peer) is None:
         raise ModuleNotFoundError(f"{peer} is not installed: pip install {peer}", name=peer)
     return importlib.import_module(f"fastgen.interop.{PEERS[peer]}")
+
+
+def __getattr__(name: str):
+    if name == "glow_checkpoints":
+        return importlib.import_module("fastgen.interop.glow_checkpoints")
+    raise AttributeError(f"module 'fastgen.interop' has no attribute {name!r}")
