@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_leaves, tree_map
@@ -18,6 +20,8 @@ class Precision:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._operators, self._functions = _Operators(dtype), _Functions(dtype)
+        # nn.RNN, LSTM and GRU compare the dtypes of their input and weights in Python
+        self._recurrent = patch.object(nn.RNNBase, "check_input", lambda *arguments: None)
 
     @property
     def saw_less(self) -> bool:
@@ -25,6 +29,7 @@ class Precision:
         return self._operators.saw_less
 
     def __enter__(self) -> Precision:
+        self._recurrent.start()
         self._functions.__enter__()
         self._operators.__enter__()
         return self
@@ -32,6 +37,7 @@ class Precision:
     def __exit__(self, *raised) -> None:
         self._operators.__exit__(*raised)
         self._functions.__exit__(*raised)
+        self._recurrent.stop()
 
 
 class _Functions(TorchFunctionMode):
