@@ -15,12 +15,18 @@ if TYPE_CHECKING:
 
 _LEAST = 64
 _MOST_ROWS = 8
+_MOST_NUMBERS = 1 << 22
+"""Levels x elements of all rows; every comparison passes over so many float64 numbers several times."""
 
 
 def check_rows(sampler: Sampler, shape: tuple[int, ...]) -> int:
-    """So many events that every level occurs, eight at most; two where there is a context."""
-    elements = max(sampler.head.levels, _LEAST)
-    return max(min(-(-elements // math.prod(shape)), _MOST_ROWS), 1 if sampler.layout is None else 2)
+    """So many events that every level occurs, eight at most, and fewer where a head reads many numbers of each; two
+    where there is a context."""
+    size = math.prod(shape)
+    rows = min(
+        -(-max(sampler.head.levels, _LEAST) // size), _MOST_ROWS, _MOST_NUMBERS // (size * sampler.head.levels + 1)
+    )
+    return max(rows, 1 if sampler.layout is None else 2)
 
 
 def random_levels(head: Head, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
