@@ -58,7 +58,7 @@ test-interpreter: $(EXTENSION)
 SANITIZED = cd build/sanitize-$(1) && LD_PRELOAD="$$(gcc -print-file-name=lib$(2).so) $$(gcc -print-file-name=libstdc++.so)" \
   OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
   TSAN_OPTIONS=report_signal_unsafe=0:ignore_noninstrumented_modules=1 $(abspath $(PYTHON))
-FUZZ := tests/ops/test_raw_calls.py $(wildcard tests/generate/test_*fuzz*.py tests/generate/test_damage*.py)
+FUZZ := tests/ops/test_raw_calls.py tests/files
 
 build/sanitize-%: $(SOURCES) $(ENVIRONMENT)
 	mkdir -p $@ && git ls-files -z | xargs -0 cp --parents -t $@

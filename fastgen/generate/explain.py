@@ -226,30 +226,33 @@ def _work(sampler: Sampler, program: Program, analysis: Analysis | None) -> Work
     sums = {PROLOGUE: 0, ROW: 0, PIXEL: 0}
     ahead = 0
     for code in program.codes:
-        count = _multiply_adds(program, code)
+        count = _multiply_adds(program, code, sampler.steps)
         sums[code.kind] += count
         ahead += count if code.together > 1 else 0
     parallel = None
     if analysis is not None:
         length, full = (math.prod(event_grid(shape)[1]) for shape in (analysis.event_shape, sampler.event_shape))
         parallel = _forward_multiply_adds(analysis) * full / length
-    row, pixel, ahead = (count / program.steps for count in (sums[ROW], sums[PIXEL], ahead))
+    row, pixel, ahead = (count / sampler.steps for count in (sums[ROW], sums[PIXEL], ahead))
     return Work(sums[PROLOGUE], row, pixel, ahead, parallel, sampler.steps)
 
 
-def _multiply_adds(program: Program, code: Code) -> int:
-    """Of all cells: the sums, without taps outside their boxes, and the products with constants (depthwise taps)."""
-    loaded, total = set(), 0
+def _multiply_adds(program: Program, code: Code, steps: int) -> int:
+    """Of the cells of an event: the sums, without taps outside their boxes, and the products with constants (depthwise
+    taps)."""
+    loaded, total, end = set(), 0, code.w1
+    if code.kind == PIXEL and program.steps > steps:  # an endless program
+        end = min(end, -(-(steps - code.delay) // code.column_stride))
     for operation in program.operations[code.operation0 : code.operation1]:
         if operation.opcode == OPCODE["load"]:
             if program.buffers[program.operands[operation.a].buffer].where == CONSTANT:
                 loaded.add(operation.dst)
         elif operation.opcode == OPCODE["mul"] and {operation.a, operation.b} & loaded:
-            total += code.lanes * (code.q1 - code.q0) * (code.w1 - code.w0)
+            total += code.lanes * (code.q1 - code.q0) * max(0, end - code.w0)
     for segment in program.segments[code.segment0 : code.segment1]:
         operand = program.operands[segment.operand]
         rows = min(code.q1, operand.box_q1) - max(code.q0, operand.box_q0)
-        columns = min(code.w1, operand.box_w1) - max(code.w0, operand.box_w0)
+        columns = min(end, operand.box_w1) - max(code.w0, operand.box_w0)
         inputs = segment.length if segment.kind == DENSE else 1
         total += code.parts * code.lanes * inputs * max(0, rows) * max(0, columns)
     return total

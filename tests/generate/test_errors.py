@@ -132,7 +132,7 @@ def test_weights_that_are_not_finite_are_refused(value):
     module = copy.deepcopy(case("masked_stack").module)
     with torch.no_grad():
         module.output.bias[2] = value
-    with pytest.raises(CompileError, match=r"output_bias.*NaN or infinite"):
+    with pytest.raises(CompileError, match=r"'output\.bias' holds NaN or infinite"):
         make(module, (1, 9, 7), heads.Categorical(5, to_input="unit"))
 
 

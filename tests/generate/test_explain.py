@@ -31,7 +31,8 @@ def changed_by(name: str, position: tuple[int, ...], channel: int, expected: np.
     """
     compiled = sampler(name)
     module = in_double(compiled)
-    shape, order = compiled.event_shape, compiled.order.steps
+    analysis = compiled.compiled.analysis
+    shape, order = analysis.event_shape, analysis.order.steps  # a sequence is analysed at a length of its own
     count = math.prod(shape)
     levels = compiled.head.levels
     flat = int(np.ravel_multi_index(position, shape[1:] if len(shape) > 1 else shape))
@@ -41,6 +42,7 @@ def changed_by(name: str, position: tuple[int, ...], channel: int, expected: np.
     changed = np.zeros(count, bool)
     for seed in range(16):
         base = case(name).levels(1, seed)
+        base = torch.cat([base] * -(-shape[-1] // base.shape[-1]), -1)[..., : shape[-1]]
         variants = base.flatten(1).repeat(count + 1, 1)
         index = torch.arange(count)
         variants[index, index] = (variants[index, index] + 1 + levels // 3) % levels
@@ -59,8 +61,9 @@ def changed_by(name: str, position: tuple[int, ...], channel: int, expected: np.
 @pytest.mark.parametrize("name", FIELDS)
 def test_the_receptive_field_is_what_changes_the_output(name):
     compiled = sampler(name)
-    explanation, order = compiled.explain(), compiled.order
-    grid = compiled.event_shape[1:] if len(compiled.event_shape) > 1 else compiled.event_shape
+    explanation, analysis = compiled.explain(), compiled.compiled.analysis
+    order, shape = analysis.order, analysis.event_shape
+    grid = shape[1:] if len(shape) > 1 else shape
     middle = tuple(n // 2 for n in grid)
     for position, channel in ((explanation.field.position, 0), (middle, len(order.steps) - 1)):
         field = explanation.receptive_field(position, channel)
@@ -213,10 +216,11 @@ def test_it_reads(name):
     explanation = compiled.explain()
     text = str(explanation)
     lines = text.splitlines()
-    assert len(lines) == 10
+    assert len(lines) == 11
+    assert "to_input" in lines[1] or "values as they are" in lines[1]
     assert type(compiled.module).__name__ in lines[0]
     assert explanation.causal
-    assert "causal: none of the" in lines[1]
+    assert "causal: none of the" in lines[2]
     assert f"{len(compiled.program.draws)} draws" in text
 
 
