@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import MISSING, fields
+from math import inf
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
@@ -52,7 +53,7 @@ def check_fields(kind: type, values: Any) -> dict[str, Any]:
 def fits(kind: Any, value: Any) -> bool:
     """Whether a value is of a type: numbers, texts, ``Literal``, tuples (also as lists), unions, dataclasses.
 
-    Booleans are no numbers; numbers are finite and no larger than 2**62.
+    Booleans are no numbers; numbers are no larger than 2**62, but for the infinity of a norm's exponent.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
@@ -66,5 +67,5 @@ def fits(kind: Any, value: Any) -> bool:
         return len(value) == len(kinds) and all(map(fits, kinds, value))
     if kind in _NUMBERS:
         number = isinstance(value, _NUMBERS[kind]) and not isinstance(value, bool)
-        return number and -_LARGEST <= value <= _LARGEST
+        return number and (-_LARGEST <= value <= _LARGEST or (kind is float and value == inf))
     return isinstance(value, (str, Path) if kind is Path else kind)

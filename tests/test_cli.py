@@ -168,10 +168,14 @@ def test_wrong_requests_are_refused_in_words(run, tmp_path, capsys, arguments, m
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("model.safetensors", "", "model.safetensors does not hold the weights of its config"),
-        ("training.json", '{"steps": 3}', "was asked for cannot be read: KeyError('optimizer')"),
+        ("model.safetensors", "", "model.safetensors is no safetensors file"),
+        (
+            "training.json",
+            '{"steps": 3}',
+            "was asked for cannot be read: the fields of DataConfig must be a JSON object, got NoneType",
+        ),
         ("data.json", "[]", "the description of the data cannot be read"),
-        ("config.json", "{", "is not the config of a fastgen model"),
+        ("config.json", "{", "config.json must be JSON"),
     ],
 )
 def test_a_damaged_run_is_refused_in_words(run, tmp_path, capsys, name, content, message):

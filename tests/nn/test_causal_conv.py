@@ -67,8 +67,8 @@ def test_the_first_half_of_the_gate_is_the_tanh():
 @pytest.mark.parametrize(
     ("make", "word"),
     [
-        (lambda: CausalConv1d(1, 1, 0), "kernel_size=0"),
-        (lambda: CausalConv1d(1, 1, 2, dilation=0), "dilation=0"),
+        (lambda: CausalConv1d(1, 1, 0), "kernel_size must be an integer of at least 1, got 0"),
+        (lambda: CausalConv1d(1, 1, 2, dilation=0), "dilation must be an integer of at least 1, got 0"),
         (lambda: GatedResidualBlock1d(1, 3, 1), "gate_channels=3"),
     ],
 )

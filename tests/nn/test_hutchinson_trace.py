@@ -84,7 +84,11 @@ def test_noise_can_be_given():
 
 
 @pytest.mark.parametrize(
-    ("given", "words"), [({"probes": 0}, "probes=0"), ({"kind": "trace"}, "kind is 'trace'; it must be one of")]
+    ("given", "words"),
+    [
+        ({"probes": 0}, "probes must be an integer of at least 1, got 0"),
+        ({"kind": "trace"}, "kind is 'trace'; it must be one of"),
+    ],
 )
 def test_wrong_arguments_are_named(given, words):
     with pytest.raises(ValueError, match=words):

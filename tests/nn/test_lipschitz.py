@@ -195,9 +195,11 @@ def test_a_bound_that_is_none_is_refused(coefficient):
 
 
 def test_other_wrong_arguments_are_refused():
-    for wrong in ({"domain": 0.5}, {"domain": math.inf}, {"iterations": 0}, {"tolerance": 0.0}):
+    for wrong in ({"domain": 0.5}, {"domain": math.inf}, {"tolerance": 0.0}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
             LipschitzLinear(2, 2, **wrong)
+    with pytest.raises(ValueError, match="iterations must be an integer of at least 1, got 0"):
+        LipschitzLinear(2, 2, iterations=0)
     with pytest.raises(ValueError, match="kernel_size=4 must be odd"):
         LipschitzConv2d(2, 2, 4, size=(4, 4))
     with pytest.raises(ValueError, match=r"size=\(0, 4\)"):

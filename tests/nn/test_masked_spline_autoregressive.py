@@ -145,9 +145,9 @@ def test_a_compiled_layer_has_no_break():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"width": 0}, "width is 0"),
-        ({"blocks": -1}, "blocks is -1"),
-        ({"bins": 0}, "bins=0"),
+        ({"width": 0}, "width must be an integer of at least 1, got 0"),
+        ({"blocks": -1}, "blocks must be an integer of at least 0, got -1"),
+        ({"bins": 0}, "bins must be an integer of at least 1, got 0"),
         ({"tails": "none"}, "tails is 'none'"),
         ({"kind": "linear"}, "kind is 'linear'"),
         ({"order": "random"}, "order is 'random'"),

@@ -71,10 +71,10 @@ def test_what_is_kept_for_the_backward_does_not_grow_with_the_nodes():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"embedding": 0}, "embedding is 0"),
+        ({"embedding": 0}, "embedding must be an integer of at least 1, got 0"),
         ({"hidden": ()}, r"hidden is \(\)"),
         ({"hidden": (4, 0)}, r"hidden is \(4, 0\)"),
-        ({"intervals": 0}, "intervals is 0"),
+        ({"intervals": 0}, "intervals must be an integer of at least 1, got 0"),
         ({"min_derivative": 0.0}, "min_derivative is 0.0"),
     ],
 )

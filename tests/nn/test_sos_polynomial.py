@@ -40,8 +40,8 @@ def test_the_log_derivative_is_finite_where_its_square_is_not():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"polynomials": 0}, "polynomials is 0"),
-        ({"degree": 0}, "degree is 0"),
+        ({"polynomials": 0}, "polynomials must be an integer of at least 1, got 0"),
+        ({"degree": 0}, "degree must be an integer of at least 1, got 0"),
         ({"min_derivative": 0.0}, "min_derivative is 0.0"),
         ({"min_derivative": 1.0}, "min_derivative is 1.0"),
     ],

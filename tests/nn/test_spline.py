@@ -65,7 +65,7 @@ def test_training_moves_the_spline_to_a_density(layer_type):
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (lambda layer_type: layer_type((2,), bins=0), "bins=0"),
+        (lambda layer_type: layer_type((2,), bins=0), "bins must be an integer of at least 1, got 0"),
         (lambda layer_type: layer_type((2,), tails="none"), "tails is 'none'"),
         (lambda layer_type: layer_type((2,))(torch.zeros(3, 4)), r"x has shape \(3, 4\)"),
         (
