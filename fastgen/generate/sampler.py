@@ -64,7 +64,7 @@ class Sampler:
         machine: "cpu" or "reference"; by default "cpu" where the compiled extension is there.
         threads: threads of the cpu machine; by default PyTorch's number.
         verify: compare the program with the module once it is compiled, and at ``refresh``: one teacher-forced pass
-            over random levels against float64. For a large WaveNet or PixelCNN++ less than a tenth of compiling.
+            over random levels against float64.
 
     Raises:
         VerificationError: the program is not the module; the message names the first position and the layer.

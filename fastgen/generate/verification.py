@@ -104,7 +104,7 @@ def _of_program(sampler: Sampler, levels: Tensor, leaves: list[Tensor]) -> tuple
     run, machine = _taught(sampler, levels, leaves)
     count = sampler.head.groups(sampler.event_shape) * sampler.head.parameters_per_group
     positions = run.levels.shape[2]
-    run.parameters = torch.full((len(levels), positions, count), torch.nan)
+    run.parameters = torch.full((len(levels), positions, count), torch.nan, dtype=torch.float32)
     try:
         machine.absorb(run, 0, sampler.steps if sampler.program.steps < STREAM else positions)
     except ValueError as error:
@@ -170,7 +170,13 @@ class Forward:
     def __call__(self, inputs: Tensor) -> Tensor:
         head = self.sampler.head
         shape = tuple(inputs.shape[1:])
-        return head.arrange(self.sampler.forward(inputs, self.leaves), shape).flatten(2).double()
+        try:
+            output = self.sampler.forward(inputs, self.leaves)
+        except RuntimeError:  # an exported module takes the batch of two that it was compiled with, no other
+            pairs = torch.arange(len(inputs) + len(inputs) % 2).clamp_max(len(inputs) - 1).split(2)
+            parts = [self.sampler.forward(inputs[i], [leaf[i] for leaf in self.leaves]) for i in pairs]
+            output = torch.cat(parts)[: len(inputs)]
+        return head.arrange(output, shape).flatten(2).double()
 
     def in_precision(self, inputs: Tensor, result: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The result in float64, and in float32; ``result`` is the module's own, if it is known."""
