@@ -18,7 +18,7 @@ from fastgen.generate.machines import default_machine, make_machine
 from fastgen.generate.noise import Noise
 from fastgen.generate.orders import event_grid, make_order
 from fastgen.generate.precision import Precision
-from fastgen.generate.program import STREAM
+from fastgen.generate.program import STREAM, Program
 from fastgen.generate.run import Run
 from fastgen.generate.state import start_state
 from fastgen.generate.untouched import untouched
@@ -56,8 +56,9 @@ def verify(sampler: Sampler) -> None:
 
     The program reads a whole event of known levels, which it has not drawn, and what the head reads of it at every
     position is compared with the module's output. The program may differ from the module's float64 result by twice what
-    the module's own float32 does, and one rounding. An endless program is compared at several lengths beyond the
-    receptive field, a prime one among them, and at ``event_shape`` where that is of such a length.
+    the module's own float32 does, and what the order of its longest sum may do. An endless program is compared at
+    several lengths beyond the receptive field, a prime one among them, and at ``event_shape`` where that is of such a
+    length.
 
     The module's float64 result is that of ``Precision``: the module is not copied. Levels and contexts come from a
     generator of their own.
@@ -135,12 +136,12 @@ def _compare(forward: Forward, computed: Tensor, trouble: str, levels: Tensor, l
     computed = computed[:, : module.shape[1]].double()
     beginning = _beginning(sampler, inputs, length)
     if beginning is not None:
-        allowed = (4 * forward.rounding(beginning) + EPSILON) * _scale(module)
+        allowed = (4 * forward.rounding(beginning) + _association(sampler.program)) * _scale(module)
         if bool((_apart(computed, module) <= allowed).all()) and not forward.rounds_more:
             return None
     exact, single = forward.in_precision(inputs, module)
     when = _steps(sampler, shape, module.shape[2])
-    bound = _bound(single, exact, when)
+    bound = _bound(single, exact, when, _association(sampler.program))
     end = _end(sampler, exact, computed, when) if trouble else math.inf
     for values, halved in ((computed, False), (module, True)):
         wrong = (_apart(values, exact) > bound) & (when < end)
@@ -217,6 +218,13 @@ def _steps(sampler: Sampler, shape: tuple[int, ...], count: int) -> Tensor:
     return first.repeat_interleave(count // groups, 0).T
 
 
+def _association(program: Program) -> float:
+    """What the order of summation does to the longest sum of the program: sqrt(n) roundings of n terms."""
+    segments = program.segments
+    longest = max((sum(s.length for s in segments[c.segment0 : c.segment1]) for c in program.codes), default=1)
+    return EPSILON * math.sqrt(max(longest, 1))
+
+
 def _apart(a: Tensor, b: Tensor) -> Tensor:
     """``|a - b|``; 0 where both are the same infinity or NaN, infinite where only one is."""
     difference = (a - b).abs()
@@ -230,8 +238,8 @@ def _scale(values: Tensor) -> Tensor:
     return torch.maximum(finite, finite.median()).clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def _bound(single: Tensor, exact: Tensor, when: Tensor) -> Tensor:
-    """``[1, P, n]``: twice the error of the module's own float32, relative to the parameter's scale, and a rounding.
+def _bound(single: Tensor, exact: Tensor, when: Tensor, association: float) -> Tensor:
+    """``[1, P, n]``: twice the error of the module's own float32, relative to the parameter's scale, and its sums'.
 
     Of the steps up to this one and a number of first ones: where errors grow on their way along a sequence, the early
     steps are still compared closely.
@@ -242,7 +250,7 @@ def _bound(single: Tensor, exact: Tensor, when: Tensor) -> Tensor:
     by_step = torch.zeros(steps, dtype=torch.float64).scatter_reduce(0, when.flatten(), error.flatten(), "amax")
     first = max(_FIRST, steps // 10)
     by_step[:first] = by_step[:first].max()
-    return ((2 * by_step.cummax(0).values + EPSILON)[when] * scale)[None]
+    return ((2 * by_step.cummax(0).values + association)[when] * scale)[None]
 
 
 def _end(sampler: Sampler, exact: Tensor, computed: Tensor, when: Tensor) -> float:

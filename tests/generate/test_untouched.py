@@ -152,7 +152,7 @@ def test_it_is_left_as_it_was_by_a_refusal_too():
     module.output = nn.Linear(8, LEVELS + 1)
 
     def refused() -> None:
-        with pytest.raises(ValueError, match="output has shape"):
+        with pytest.raises(ValueError, match="output must have shape"):
             compile_caching(module)
 
     assert_untouched(module, refused)
