@@ -91,7 +91,7 @@ class Scheduler:
         across = [p.node for run in node.runs for p in run.pieces() if p.node.kind == "context" and p.varies]
         if across:
             reason = (
-                f"it reads the channels of context {across[0].context}, one a position. A context with a value for "
+                "it reads the channels of a context, one a position. A context with a value for "
                 "every position must be [N, C, *positions], its frames the last dimension"
             )
         else:

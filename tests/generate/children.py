@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-PATIENCE = 60
+PATIENCE = 120
 
 
 def outcome(work: Callable[[], object]) -> str:

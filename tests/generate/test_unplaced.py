@@ -24,12 +24,18 @@ class ReadsContext(nn.Module):
         return self.use(self.conv(F.pad(x[:, None], (2, -1))), context)
 
 
-@pytest.mark.parametrize(
-    ("size", "use"), [((700,), lambda h, c: h + c[:, None]), ((700, 5), lambda h, c: h + c.transpose(1, 2))]
-)
-def test_positions_of_a_context_that_are_not_its_last_dimension_are_named(size, use):
-    with pytest.raises(CompileError, match=r"test_unplaced\.py.*channels of context 0.*must be \[N, C, \*positions\]"):
-        make(ReadsContext(use), 700, example_context=torch.zeros(1, *size))
+def test_channels_of_a_context_that_are_read_as_positions_are_named():
+    with pytest.raises(CompileError, match=r"test_unplaced\.py.*channels of a context.*must be \[N, C, \*positions\]"):
+        make(ReadsContext(lambda h, c: h + c[:, None]), 700, example_context=torch.zeros(1, 700))
+
+
+def test_positions_of_a_context_may_be_another_dimension():
+    sampler = make(
+        ReadsContext(lambda h, c: h + c.transpose(1, 2)), 200, example_context=torch.zeros(1, 200, 5), predicts="next"
+    )
+    context = torch.randn(2, 200, 5)
+    sample = sampler.sample(2, seed=1, context=context)
+    assert torch.equal(sample, sampler.sample_naive(2, seed=1, context=context))
 
 
 def test_weights_made_from_a_context_are_not_called_attention_alone():
