@@ -16,7 +16,7 @@ from tests.generate.small_networks import pointwise
 
 pytestmark = pytest.mark.needs_extension
 
-LONG = 400_000
+LONG = 3_000_000
 """Steps that take a second and more."""
 
 
@@ -52,11 +52,11 @@ def test_advance_stops_after_a_step_and_goes_on(threads, batch):
     """faults/robustness_ctrl_c: the whole call was run to its end, and thrown away."""
     sampler = long_sampler(threads)
     state = sampler.start(batch, seed=2, log_prob=True)
-    with interrupted(0.1):
+    with interrupted(0.05):
         sampler.advance(state, LONG)
     assert 0 < state.step < LONG
     reached = state.step
-    with interrupted(0.1):
+    with interrupted(0.05):
         sampler.advance(state, LONG)
     assert reached < state.step < LONG
     end = state.step + 100
@@ -76,7 +76,7 @@ def test_keyboard_interrupt_ends_sample_and_stream():
         signal.raise_signal(signal.SIGINT)
 
     for use in (lambda: sampler.sample(1), lambda: next(sampler.stream(1, chunk=LONG))):
-        with pytest.raises(KeyboardInterrupt), interrupted(0.1, press):
+        with pytest.raises(KeyboardInterrupt), interrupted(0.05, press):
             use()
     assert sampler.start(1).step == 0
 
@@ -115,7 +115,7 @@ def test_a_step_that_takes_long_is_broken_off_and_the_state_says_so(tmp_path):
     )
     for threads in (1, 2):
         state = sampler.start(2048, threads=threads)
-        with interrupted(0.2):
+        with interrupted(0.1):
             sampler.advance(state, 4)
         assert state.step < 4
         assert state.run.unfinished
@@ -159,7 +159,7 @@ def test_a_handler_cannot_use_the_sampler_that_it_interrupts():
 def test_the_reference_machine_says_that_it_was_interrupted():
     sampler = pointwise(LONG, machine="reference")
     state = sampler.start(1)
-    with interrupted(0.1):
+    with interrupted(0.05):
         sampler.advance(state, LONG)
     assert 0 < state.step < LONG
     if state.run.unfinished:

@@ -236,7 +236,7 @@ def test_what_is_known_may_be_lists():
     mask = torch.arange(levels.shape[1]).expand_as(levels) < 5
     drawn = compiled.sample(2, seed=1, known=levels, known_mask=mask)
     assert torch.equal(compiled.sample(2, seed=1, known=levels.tolist(), known_mask=mask.tolist()), drawn)
-    streamed = compiled.stream(2, seed=1, prompt=levels[:, :5].tolist())
+    streamed = compiled.stream(2, levels.shape[1] - 5, seed=1, prompt=levels[:, :5].tolist())
     assert torch.equal(torch.cat(list(streamed), -1), drawn[:, 5:])
 
 

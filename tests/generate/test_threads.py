@@ -9,13 +9,14 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.generate.children import outcome
 from tests.generate.small_networks import pointwise
 
+ROOT = str(Path(__file__).parents[2])
 pytestmark = [
     pytest.mark.needs_extension,
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
@@ -31,51 +32,56 @@ def limit_memory(more: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (hard if more < 0 else used + more, hard))
 
 
+def in_new_process(call: str) -> tuple[int, str]:
+    """What a function of this module ends with where no test before it has left memory to take again."""
+    command = [sys.executable, "-c", f"from tests.generate import test_threads; test_threads.{call}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    return done.returncode, done.stderr
+
+
+def sample_until_memory_runs_out(threads: int) -> None:
+    sampler = pointwise(8, 1 << 18, 2, verify=False)
+    expected = copy.deepcopy(sampler).sample(2, seed=1)
+    refused, one = [], copy.deepcopy(sampler)
+    for allowance in range(0, 64 << 20, 1 << 19):
+        limit_memory(allowance)
+        try:
+            one.sample(2, seed=1, threads=threads)
+        except (MemoryError, RuntimeError) as error:  # the latter of torch, for its tensors, or of a thread
+            refused.append(f"{type(error).__name__}: {error}")
+        finally:
+            limit_memory(-1)
+        if refused and refused[-1].startswith("MemoryError"):
+            break
+    else:
+        raise AssertionError(f"the machine never ran out of memory: {refused}")
+    allowed = ("MemoryError", "DefaultCPUAllocator", "the system refuses another thread")
+    assert [message for message in refused if not any(text in message for text in allowed)] == []
+    assert torch.equal(one.sample(2, seed=1, threads=threads), expected)
+
+
 @limits
 @pytest.mark.parametrize("threads", [1, 3])
 def test_sampling_goes_on_after_memory_ran_out(threads):
     """faults/robustness_retry_after_memory_error: the call after a MemoryError found half a team of threads."""
-    sampler = pointwise(8, 1 << 18, 2, verify=False)
-    expected = copy.deepcopy(sampler).sample(2, seed=1)
+    assert in_new_process(f"sample_until_memory_runs_out({threads})") == (0, "")
 
-    def starve() -> None:
-        refused, one = [], copy.deepcopy(sampler)
-        for allowance in range(0, 64 << 20, 1 << 19):
-            limit_memory(allowance)
-            try:
-                one.sample(2, seed=1, threads=threads)
-            except (MemoryError, RuntimeError) as error:  # the latter of torch, for its tensors, or of a thread
-                refused.append(f"{type(error).__name__}: {error}")
-            finally:
-                limit_memory(-1)
-            if refused and refused[-1].startswith("MemoryError"):
-                break
-        else:
-            raise AssertionError(f"the machine never ran out of memory: {refused}")
-        allowed = ("MemoryError", "DefaultCPUAllocator", "the system refuses another thread")
-        assert [message for message in refused if not any(text in message for text in allowed)] == []
-        assert torch.equal(one.sample(2, seed=1, threads=threads), expected)
 
-    assert outcome(starve) == "done"
+def ask_for_threads_that_cannot_be_had() -> None:
+    sampler = copy.deepcopy(pointwise())
+    expected = sampler.sample(2, seed=1)
+    limit_memory(100 << 20)
+    with pytest.raises(RuntimeError, match=r"threads must be at most \d+ here, got 300: the system refuses another"):
+        sampler.sample(2, threads=300)
+    limit_memory(-1)
+    for threads in (3, 1):
+        assert torch.equal(sampler.sample(2, seed=1, threads=threads), expected)
 
 
 @limits
 def test_threads_that_cannot_be_had_are_an_error():
     """faults/robustness_threads_abort: std::terminate"""
-    sampler = copy.deepcopy(pointwise())
-    expected = sampler.sample(2, seed=1)
-
-    def starve() -> None:
-        limit_memory(100 << 20)
-        with pytest.raises(
-            RuntimeError, match=r"threads must be at most \d+ here, got 300: the system refuses another"
-        ):
-            sampler.sample(2, threads=300)
-        limit_memory(-1)
-        for threads in (3, 1):
-            assert torch.equal(sampler.sample(2, seed=1, threads=threads), expected)
-
-    assert outcome(starve) == "done"
+    assert in_new_process("ask_for_threads_that_cannot_be_had()") == (0, "")
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -162,6 +168,6 @@ def test_a_daemon_that_samples_does_not_disturb_the_end(tmp_path):
         "while not all(state.run.unfinished for state in states): time.sleep(0.001)\n"
     )
     done = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": "."}
+        [sys.executable, script], capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": ROOT}
     )
     assert (done.returncode, done.stderr) == (0, "")
