@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import fastgen.ops
+import fastgen.ops.soft_clip
 from fastgen.ops.registry import OPS
 
 INTEGERS = (-(2**63), -(2**31), -1, 0, 1, 2, 3, 5, 2**31, 2**32 + 1, 2**61, 2**62, 2**63 - 1)
@@ -90,6 +91,8 @@ def recorded() -> list[Call]:
         "masked_conv2d_taps": taps,
         "masked_conv2d_taps_backward": (torch.randn(2, 16, 6, 16), *taps),
         "philox_uniform": (5, torch.arange(3), torch.arange(4), 1, 2),
+        "soft_clip": (torch.randn(3, 8), 5, 1e-3, 1e-12),
+        "soft_clip_backward": (torch.randn(3, 8), torch.randn(3, 8), 5, 1e-3, 1e-12),
         "vector_quantize": (torch.randn(7, 3), torch.randn(5, 3)),
         "tangent_activation": (1, a, tangents),
         "tangent_activation_backward": (1, a, *called.tangent_activation(1, a, tangents)[:2], tangents, a, tangents),
