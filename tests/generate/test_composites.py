@@ -90,7 +90,7 @@ class Recurrent(Tokens):
         return torch.stack(out, 1)
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell"])
+@pytest.mark.parametrize("kind", ["LSTM", pytest.param("GRU", marks=pytest.mark.slow), "RNN", "LSTMCell", "GRUCell"])
 def test_recurrent_layers_are_unrolled(kind):
     torch.manual_seed(0)
     assert is_exact(compiled(Recurrent(kind), 5))

@@ -133,7 +133,7 @@ TAKEN = {
     "exported": lambda: exported(Network(), torch.zeros(2, LENGTH, dtype=torch.int64)),
     "exported part": lambda: changed(output=lambda layer: exported(layer, torch.zeros(2, LENGTH, 8))),
     "fx": lambda: torch.fx.symbolic_trace(Network()),
-    "compiled": lambda: torch.compile(Network()),
+    "compiled": lambda: torch.compile(Network(), backend="eager"),
     "compiled part": lambda: changed(output=torch.compile),
     "DataParallel": lambda: nn.DataParallel(Network()),
     "tied": tied,

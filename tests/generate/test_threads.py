@@ -43,7 +43,7 @@ def sample_until_memory_runs_out(threads: int) -> None:
     sampler = pointwise(8, 1 << 18, 2, verify=False)
     expected = copy.deepcopy(sampler).sample(2, seed=1)
     refused, one = [], copy.deepcopy(sampler)
-    for allowance in range(0, 64 << 20, 1 << 19):
+    for allowance in range(0, 64 << 20, 1 << 20):
         limit_memory(allowance)
         try:
             one.sample(2, seed=1, threads=threads)
