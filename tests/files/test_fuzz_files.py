@@ -7,7 +7,7 @@ import pytest
 from tests.files.damaged_files import KINDS
 from tests.files.fuzz_files import fuzz
 
-COUNTS = {"sampler": 250, "state": 250, "model": 50, "checkpoint": 30}
+COUNTS = {"sampler": 120, "state": 120, "model": 50, "checkpoint": 30}
 
 
 @pytest.mark.needs_extension
