@@ -56,7 +56,7 @@ test-interpreter: $(EXTENSION)
 # A copy of the tree, with its own extension, under AddressSanitizer and UBSan; then another under ThreadSanitizer. PyTorch is
 # not built with them, and Python keeps memory until its end: leaks are not looked for.
 SANITIZED = cd build/sanitize-$(1) && LD_PRELOAD="$$(gcc -print-file-name=lib$(2).so) $$(gcc -print-file-name=libstdc++.so)" \
-  OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+  OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=8192 UBSAN_OPTIONS=print_stacktrace=1 \
   TSAN_OPTIONS=report_signal_unsafe=0:ignore_noninstrumented_modules=1 $(abspath $(PYTHON))
 FUZZ := tests/ops/test_raw_calls.py tests/files
 
@@ -70,6 +70,7 @@ sanitize: build/sanitize-address build/sanitize-thread
 	$(call SANITIZED,address,asan) -m tests.ops.raw_calls 2000
 	$(call SANITIZED,address,asan) -m pytest -q $(FUZZ) tests/generate/test_cpu_machine.py tests/generate/test_interrupts.py
 	$(call SANITIZED,thread,tsan) -m pytest -q tests/generate/test_cpu_machine.py tests/generate/test_threads.py -k 'not memory and not had'
+	FASTGEN_SANITIZE=thread $(PYTEST) -q tests/generate/test_pool.py
 
 bench: $(EXTENSION)
 	$(PYTEST) -s bench --benchmark-enable --benchmark-group-by=group

@@ -35,8 +35,8 @@ struct SumOfParts;
 template <>
 struct SumOfParts<Float> {
   Int units = {};
-  void add(Float part) { units += __builtin_convertvector(part * 1073741824.0f, Int); }
-  void add_where(Int mask, Float part) { units += mask & __builtin_convertvector(part * 1073741824.0f, Int); }
+  void add(Float part) { units = wrapping_add(units, __builtin_convertvector(part * 1073741824.0f, Int)); }
+  void add_where(Int mask, Float part) { units = wrapping_add(units, mask & __builtin_convertvector(part * 1073741824.0f, Int)); }
   Float value() const { return __builtin_convertvector(units, Float) * 9.31322575e-10f; }
 };
 

@@ -121,6 +121,10 @@ inline Float ceil(Float a) {
   return copysign(r < a ? r + 1.0f : r, a);
 }
 
+// Modulo 2^32: of the bits of NaN and of negative numbers, whose results are not used.
+inline Int wrapping_add(Int a, Int b) { return (Int)((Unsigned)a + (Unsigned)b); }
+inline Int wrapping_subtract(Int a, Int b) { return (Int)((Unsigned)a - (Unsigned)b); }
+
 // 2^n for integers n in [-126, 127].
 inline Float power_of_two(Int n) { return from_bits((n + 127) << 23); }
 
@@ -185,7 +189,7 @@ inline void exp_nonpositive(Float (&x)[N]) {
 #pragma GCC unroll 8
   for (int i = 0; i < N; ++i) x[i] = (p[i] * (x[i] * x[i]) + x[i]) + 1.0f;
 #pragma GCC unroll 8
-  for (int i = 0; i < N; ++i) x[i] = x[i] * from_bits((bits(shifted[i]) << 23) + 0x3f800000);
+  for (int i = 0; i < N; ++i) x[i] = x[i] * from_bits(wrapping_add(bits(shifted[i]) << 23, broadcast_int(0x3f800000)));
 }
 inline Float exp_nonpositive(Float x) {
   Float one[1] = {x};
@@ -210,9 +214,9 @@ inline Float expm1(Float x) {
 
 // log(x + low) of a positive normal number, low below a unit in its last place. x = 2^e m with m in [2/3, 4/3).
 inline Float log_of(Float x, Float low) {
-  const Int raised = bits(x) - 0x3f2aaaab;
+  const Int raised = wrapping_subtract(bits(x), broadcast_int(0x3f2aaaab));
   const Int e = raised >> 23;
-  const Float m = from_bits(bits(x) - (raised & (Int)(broadcast_int(-0x800000))));
+  const Float m = from_bits(wrapping_subtract(bits(x), raised & broadcast_int(-0x800000)));
   const Float f = (m - 1.0f) + (e > 60 ? Float{} : low * power_of_two(-e));
   Float p = broadcast(-0.130187988f);
   p = fma(p, f, broadcast(0.140889585f));

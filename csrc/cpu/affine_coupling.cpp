@@ -27,15 +27,20 @@ AffineCouplingShape shape_of(const Tensor& x, const Tensor& parameters, const Te
                   "parameters and scale must have the dtype of x");
   STD_TORCH_CHECK(parameterisation >= 0 && parameterisation <= 2, "parameterisation is ", parameterisation, "; it must be 0, 1 or 2");
   STD_TORCH_CHECK(x.dim() >= 2 && parameters.dim() == x.dim(), "x and parameters must be [N, C, ...]");
-  std::int64_t positions = 1;
+  const std::int64_t channels = x.size(1);
+  std::int64_t positions = 1, elements = 0;
+  bool too_large = false;
   for (std::int64_t d = 0; d < x.dim(); ++d) {
-    STD_TORCH_CHECK(parameters.size(d) == (d == 1 ? 2 : 1) * x.size(d), "parameters does not fit x in dimension ", d);
-    if (d > 1) positions *= x.size(d);
+    const std::int64_t numbers = d == 1 ? 2 : 1;  // for each channel of x
+    STD_TORCH_CHECK(parameters.size(d) % numbers == 0 && parameters.size(d) / numbers == x.size(d),
+                    "parameters does not fit x in dimension ", d);
+    if (d > 1) too_large |= __builtin_mul_overflow(positions, x.size(d), &positions);
   }
+  too_large |= __builtin_mul_overflow(channels, positions, &elements);
+  STD_TORCH_CHECK(!too_large, "x has too many elements");
   STD_TORCH_CHECK(scale.numel() == x.size(1), "scale must have a number for each channel");
-  STD_TORCH_CHECK(!mask || (mask->scalar_type() == ScalarType::Byte && mask->numel() == x.size(1) * positions),
+  STD_TORCH_CHECK(!mask || (mask->scalar_type() == ScalarType::Byte && mask->numel() == elements),
                   "mask must be uint8, one number for each element of a sample");
-  const std::int64_t channels = x.size(1), elements = channels * positions;
   const bool by_channel = positions > 1 && (interleaved || parameterisation == 1);
   const std::int64_t pieces = by_channel ? channels : (elements + kAffineCouplingPiece - 1) / kAffineCouplingPiece;
   return {inverse, static_cast<int>(parameterisation), interleaved, channels, positions, elements, by_channel, pieces};

@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor, Tensor> tangent_activation_backward_cpu(std::int64_t 
       STD_TORCH_CHECK(tensor->scalar_type() == a.scalar_type() && tensor->numel() == a.numel(),
                       "value, slope and gradient must be like a");
     }
-    STD_TORCH_CHECK(carried.scalar_type() == a.scalar_type() && carried.numel() == data.probes * a.numel(),
+    STD_TORCH_CHECK(carried.scalar_type() == a.scalar_type() && carried.numel() == tangents.numel(),
                     "carried must be [P, N, ...], of the dtype of a");
     const Tensor scaled_carried = like_all_probes(a, tangents), scaled = like_all_probes(a, tangents);
     data.value = const_cast<T*>(value.const_data_ptr<T>());

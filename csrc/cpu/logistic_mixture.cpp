@@ -66,7 +66,7 @@ Tensor logistic_mixture_cpu(Tensor level, Tensor parameters, std::int64_t levels
 
 Tensor logistic_mixture_backward_cpu(Tensor grad, Tensor level, Tensor parameters, std::int64_t levels, double min_log_scale) {
   const LogisticMixtureShape shape = shape_of(level, parameters, levels, min_log_scale);
-  STD_TORCH_CHECK(grad.scalar_type() == parameters.scalar_type() && grad.numel() * shape.channels == level.numel(),
+  STD_TORCH_CHECK(grad.scalar_type() == parameters.scalar_type() && grad.numel() == level.numel() / shape.channels,
                   "the gradient must be like the log-probability");
   level = torch::stable::contiguous(level);
   parameters = torch::stable::contiguous(parameters);

@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> skew_lstm_backward_cpu(Tensor grad_h,
                                                                   Tensor h0, Tensor c0) {
   check(gates, weight, h0, c0);
   for (Tensor* tensor : {&grad_h, &grad_c, &gates, &weight, &h0, &c0}) *tensor = torch::stable::contiguous(*tensor);
-  STD_TORCH_CHECK(grad_h.scalar_type() == gates.scalar_type() && grad_h.numel() * 4 == gates.numel(), "grad_h must be like h");
+  STD_TORCH_CHECK(grad_h.scalar_type() == gates.scalar_type() && grad_h.numel() == gates.numel() / 4, "grad_h must be like h");
   STD_TORCH_CHECK(grad_c.scalar_type() == gates.scalar_type() && grad_c.numel() == c0.numel(), "grad_c must be like c0");
   Tensor grad_gates = torch::stable::new_empty(gates, gates.sizes());
   Tensor grad_weight = torch::stable::new_empty(weight, weight.sizes());

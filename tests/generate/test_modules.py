@@ -84,8 +84,8 @@ def with_gradients(self: Network, x: Tensor) -> Tensor:
         return self.output(h).transpose(1, 2)
 
 
-def exported(module: nn.Module, *arguments: Tensor) -> nn.Module:
-    return torch.export.export(module, arguments).module(check_guards=False)
+def exported(module: nn.Module, *arguments: Tensor, check_guards: bool = False) -> nn.Module:
+    return torch.export.export(module, arguments).module(check_guards=check_guards)
 
 
 def tied() -> nn.Module:
@@ -131,6 +131,7 @@ TAKEN = {
     "adapter of a dataclass": (lambda: with_forward(lambda m, x: Output(plain(m, x))), {"adapter": lambda o: o.logits}),
     "changes its input": lambda: with_forward(sets_input),
     "exported": lambda: exported(Network(), torch.zeros(2, LENGTH, dtype=torch.int64)),
+    "exported, with guards": lambda: exported(Network(), torch.zeros(2, LENGTH).long(), check_guards=True),
     "exported part": lambda: changed(output=lambda layer: exported(layer, torch.zeros(2, LENGTH, 8))),
     "fx": lambda: torch.fx.symbolic_trace(Network()),
     "compiled": lambda: torch.compile(Network(), backend="eager"),

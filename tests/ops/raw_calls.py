@@ -216,7 +216,7 @@ def run(count: int, seed: int, report: Callable[[str], None]) -> int:
     return accepted
 
 
-def outcome(count: int, seed: int, limit: bool = True) -> str:
+def outcome(count: int, seed: int) -> str:
     """ "done: ..." or how the child that made the calls ended, and at which call."""
     with tempfile.TemporaryDirectory() as folder:
         last = Path(folder) / "last"
@@ -224,7 +224,7 @@ def outcome(count: int, seed: int, limit: bool = True) -> str:
         if not child:
             code = 1
             try:
-                if limit:
+                if "LD_PRELOAD" not in os.environ:  # a sanitizer, which reserves addresses and has a limit of its own
                     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
                 accepted = run(count, seed, lambda text: last.write_text(text) and None)
                 last.write_text(f"done: {count} calls, {accepted} with a result")
@@ -251,6 +251,6 @@ def outcome(count: int, seed: int, limit: bool = True) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    result = outcome(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0, "LD_PRELOAD" not in os.environ)
+    result = outcome(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
     print(result)
     sys.exit(not result.startswith("done"))

@@ -4,8 +4,10 @@
 #include <cstring>
 
 // The loops here are plain C++ that the compiler vectorises; where the loader can choose between clones, they use the
-// widest vectors of the processor. Products and sums are never contracted, so all clones round alike.
-#if defined(__x86_64__) && defined(__ELF__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+// widest vectors of the processor. Products and sums are never contracted, so all clones round alike. The choice is made
+// before ThreadSanitizer is there.
+#if defined(__x86_64__) && defined(__ELF__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_THREAD__)
 #define FASTGEN_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
 #else
 #define FASTGEN_CLONES
