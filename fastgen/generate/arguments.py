@@ -19,13 +19,13 @@ def check_integer(name: str, value: int, least: int, most: int | None = None) ->
 
 
 def finite_number(name: str, value: float) -> float:
-    """The value as a float; raises ValueError where it is none, NaN or infinite."""
+    """The value as a float; raises ValueError where it is none, or none that float32 holds."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if not abs(number) <= torch.finfo(torch.float32).max:
+        raise ValueError(f"{name} must be a finite number of float32, got {value!r}")
     return number
 
 

@@ -193,7 +193,7 @@ WRONG = [
     (lambda: heads.Categorical(4, torch.zeros(3)), r"to_input must be a table of .* \[4\], got torch.float32 \[3\]"),
     (lambda: heads.Categorical(4).groups(()), r"event_shape is \(\)"),
     (lambda: heads.Categorical(4).check_sampling(0.0), "temperature is 0.0; it must be a finite number above 0"),
-    (lambda: heads.Categorical(4).check_sampling(math.nan), "temperature must be a finite number, got nan"),
+    (lambda: heads.Categorical(4).check_sampling(math.nan), "temperature must be a finite number of float32, got nan"),
     (lambda: heads.Categorical(4).check_sampling(1.0, top_k=5), r"top_k is 5; it must be an integer in 0 \(off\) .. 4"),
     (lambda: heads.Categorical(4).check_sampling(1.0, top_k=-1), "top_k is -1"),
     (lambda: heads.Categorical(4).check_sampling(1.0, top_p=0.0), "top_p is 0.0; it must be above 0 and at most 1"),

@@ -159,6 +159,8 @@ EXACT: dict[str, Operator] = {
     "isfinite": lambda x, y: x.isfinite() * 1.0,
     "signbit": lambda x, y: torch.signbit(x) * 1.0,
     "copysign": lambda x, y: torch.copysign(x, y),
+    "sign": lambda x, y: x.sign(),
+    "sgn": lambda x, y: x.sgn(),
     "nan_to_num": lambda x, y: torch.nan_to_num(x),
     "where": lambda x, y: torch.where(x > 0, x.sqrt(), y),
     "where of a scalar": lambda x, y: torch.where(x.isnan(), 0.0, x),

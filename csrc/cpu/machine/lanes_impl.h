@@ -21,7 +21,7 @@ inline Float softplus(Float a, float x, float y) {
 
 inline Float sign(Float a) {
   const Float unit = copysign(broadcast(1.0f), a);
-  return a == 0.0f ? Float{} : (is_nan(a) ? a : unit);
+  return (a == 0.0f) | is_nan(a) ? Float{} : unit;
 }
 
 inline Float trunc(Float a) { return copysign(floor(abs(a)), a); }
