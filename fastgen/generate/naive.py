@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fastgen.generate.contexts import context_leaves
 from fastgen.generate.known import known_levels
 from fastgen.generate.noise import Noise
 from fastgen.generate.progress import progress_bar
@@ -45,7 +46,7 @@ def sample_naive(
     n, seed = check_batch(n, seed)
     head.check_sampling(temperature, top_k, top_p, scored=return_log_prob or return_proposal_log_prob)
     levels, mask = known_levels(head, sampler.event_shape, order, known, known_mask, n)
-    contexts = sampler._contexts(context, n)
+    contexts = context_leaves(sampler.layout, context, n)
     channels, positions = order.channels, order.positions
     shape = (n, *sampler.event_shape)
     if levels is None:

@@ -24,6 +24,7 @@ from fastgen.generate.heads import Head, to_config
 from fastgen.generate.known import known_levels, known_spans
 from fastgen.generate.machines import check_threads, default_machine, make_machine
 from fastgen.generate.naive import sample_naive
+from fastgen.generate.on_cpu import on_cpu
 from fastgen.generate.orders import event_grid, make_order
 from fastgen.generate.program import Program
 from fastgen.generate.progress import progress_bar
@@ -35,6 +36,7 @@ from fastgen.generate.verification import verify as verify_sampler
 _PROGRESS_PARTS = 200
 
 
+@on_cpu
 class Sampler:
     """Compiles a causal network to a step program and generates from it.
 
@@ -64,8 +66,7 @@ class Sampler:
         machine: "cpu" or "reference"; by default "cpu" where the compiled extension is there.
         threads: threads of the cpu machine; by default PyTorch's number.
         verify: compare the program with the module once it is compiled, and at ``refresh``: one teacher-forced pass
-            over random levels against float64. It takes about a tenth of the time of compiling, and memory for
-            some copies of the output of one event in float64.
+            over random levels against float64, in about a tenth of the time of compiling.
 
     Raises:
         VerificationError: the program is not the module; the message names the first position and the layer.
@@ -267,7 +268,7 @@ class Sampler:
         self.head.check_levels(x, "x")
         if tuple(x.shape[1:]) != self.event_shape:
             raise ValueError(f"x must have shape [N, {', '.join(map(str, self.event_shape))}], got {list(x.shape)}")
-        return self.head.log_prob(self.forward(self.head.to_input(x), self._contexts(context, x.shape[0])), x)
+        return self.head.log_prob(self.forward(self.head.to_input(x), context_leaves(self.layout, context, len(x))), x)
 
     def forward(self, inputs: Tensor, leaves: list[Tensor]) -> Tensor:
         """The head's parameters from the module's input, shifted by one where ``predicts="next"``."""
@@ -391,9 +392,6 @@ class Sampler:
         if self.module is None:
             raise CompileError("this sampler was loaded from a file and has no module")
         return self.module
-
-    def _contexts(self, context, batch: int) -> list[Tensor]:
-        return context_leaves(self.layout, context, batch)
 
     def _levels_out(self, levels: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         levels = levels.reshape(-1, *(shape or self.event_shape))

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fastgen.generate.arguments import as_tensor, check_integer
-from fastgen.generate.contexts import position_major
+from fastgen.generate.contexts import context_leaves, position_major
 from fastgen.generate.machines import check_threads
+from fastgen.generate.on_cpu import on_cpu
 from fastgen.generate.run import MOST_SAMPLES, Run, check_batch, sample_indices
 from fastgen.generate.tensor_file import read_tensor_file, write_tensor_file
 
@@ -25,6 +26,7 @@ AHEAD = 2
 _TENSORS = ("state", "samples", "levels", "known", "log_prob", "proposal_log_prob")
 
 
+@on_cpu
 @dataclass
 class State:
     """Where ``batch`` generations stand after ``step`` steps. ``run.state`` is everything the network remembers.
@@ -175,7 +177,7 @@ def start_state(
     """``Sampler.start`` for levels and masks ``[batch, C, positions]``; without them ``window`` positions are kept."""
     batch, seed = check_batch(batch, seed)
     sampler.head.check_sampling(temperature, top_k, top_p, scored=log_prob or proposal_log_prob)
-    leaves = sampler._contexts(context, batch)
+    leaves = context_leaves(sampler.layout, context, batch)
     program, network = sampler.program, sampler.compiled.context_network
     channels, positions = sampler.order.channels, sampler.order.positions
     run = Run(

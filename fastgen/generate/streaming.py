@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastgen.generate.arguments import as_tensor, check_integer
 from fastgen.generate.known import given_levels
+from fastgen.generate.on_cpu import called_on_cpu
 from fastgen.generate.program import STREAM
 from fastgen.generate.state import State, start_state
 
@@ -43,11 +44,15 @@ def stream(
 
 
 def _chunks(sampler: Sampler, state: State, at: int, total: int, chunk: int) -> Iterator[Tensor]:
-    batch, channels = state.run.levels.shape[:2]
     while at < total:
         size = min(chunk, total - at)
-        state.run.levels, state.run.known = torch.zeros(batch, channels, size, dtype=torch.float32), None
-        state.run.position0 = at
-        sampler._machine.advance(state.run, at, at + size)
+        yield _next(sampler, state, at, size)
         at += size
-        yield sampler._levels_out(state.run.levels, (*sampler.event_shape[:-1], size))
+
+
+@called_on_cpu
+def _next(sampler: Sampler, state: State, at: int, size: int) -> Tensor:
+    state.run.levels, state.run.known = state.run.levels.new_zeros(*state.run.levels.shape[:2], size), None
+    state.run.position0 = at
+    sampler._machine.advance(state.run, at, at + size)
+    return sampler._levels_out(state.run.levels, (*sampler.event_shape[:-1], size))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fastgen
+from fastgen.generate.contexts import context_leaves
 from tests.generate.compiled import Case, case, sampler
 
 SAMPLES = 3
@@ -51,7 +52,7 @@ def in_double(compiled: fastgen.Sampler) -> fastgen.Sampler:
 
 def forward(compiled: fastgen.Sampler, levels: Tensor, context, dtype: torch.dtype) -> Tensor:
     inputs = compiled.head.to_input(levels)
-    leaves = compiled._contexts(context, len(levels))
+    leaves = context_leaves(compiled.layout, context, len(levels))
     floats = [t.to(dtype) if t.is_floating_point() else t for t in (inputs, *leaves)]
     with torch.no_grad():
         return compiled.forward(floats[0], floats[1:])

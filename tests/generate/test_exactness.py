@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fastgen.generate.contexts import context_leaves
 from fastgen.generate.noise import Noise
 from tests.generate.compiled import CASES, FAST, MACHINES, case, parameters_at, sampler
 from tests.generate.teacher import EPSILON, exact_log_prob, taught
@@ -77,7 +78,7 @@ def explained(compiled, drawn, naive, index: int, step: int, seed: int, context,
     compiled.advance(state, step + 1)
     inputs = compiled.head.to_input(torch.where(before, naive, torch.zeros_like(naive)))
     with torch.no_grad():
-        output = compiled.forward(inputs, compiled._contexts(context, n))
+        output = compiled.forward(inputs, context_leaves(compiled.layout, context, n))
     of_module = at_step(compiled, compiled.head.arrange(output, compiled.event_shape), step)
     of_machine = parameters_at(compiled, state).reshape(of_module.shape)
     if not (of_module - of_machine).abs()[index].max() <= bound:

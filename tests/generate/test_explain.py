@@ -12,6 +12,7 @@ from torch import nn
 
 import fastgen
 from fastgen.generate import heads
+from fastgen.generate.contexts import context_leaves
 from tests.generate.compiled import CASES, FAST, case, sampler
 from tests.generate.public_images import MaskedConv
 from tests.generate.seeded import built
@@ -38,7 +39,7 @@ def changed_by(name: str, position: tuple[int, ...], channel: int, expected: np.
     flat = int(np.ravel_multi_index(position, shape[1:] if len(shape) > 1 else shape))
     here = [c for c in range(len(order)) if order[c, flat] == order[channel, flat]]
     context = case(name).contexts(1)
-    leaves = [t.double() if t.is_floating_point() else t for t in compiled._contexts(context, 1)]
+    leaves = [t.double() if t.is_floating_point() else t for t in context_leaves(compiled.layout, context, 1)]
     changed = np.zeros(count, bool)
     for seed in range(16):
         base = case(name).levels(1, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import time
@@ -286,3 +287,24 @@ def test_the_default_dtype_changes_nothing(dtype, machine):
     assert torch.equal(drawn[1], want[1])
     assert torch.equal(naive, want[0])
     assert torch.equal(streamed, want[0])
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_default_device_changes_nothing(machine, tmp_path):
+    torch.manual_seed(0)
+    module = Network()
+    want = compiled(module, machine=machine).sample(2)
+    with torch.device("meta"):
+        sampler = compiled(module, machine=machine)
+        drawn = [sampler.sample(2), sampler.sample_naive(2)]
+        drawn.append(torch.cat(list(sampler.stream(2, LENGTH, chunk=5)), -1))
+        drawn.append(sampler.sample(2, known=[[0] * LENGTH] * 2, known_mask=[[False] * LENGTH] * 2))
+        state = sampler.refresh().advance(sampler.start(2), 3)
+        state.save(tmp_path / "state")
+        sampler.save(tmp_path / "sampler")
+        loaded = fastgen.Sampler.load(tmp_path / "sampler", machine=machine)
+        state = loaded.load_state(tmp_path / "state").fork([0, 1], same_noise=True)
+        drawn.append(copy.deepcopy(loaded).advance(copy.deepcopy(state), LENGTH).levels)
+        assert torch.isfinite(sampler.log_prob(drawn[0])).all()
+        assert "causal" in str(sampler.explain())
+    assert all(torch.equal(one, want) for one in drawn)
