@@ -32,7 +32,9 @@ REFUSALS: dict[tuple[str, str], Refusal] = {
         ("ContinuousFlow with an adaptive solver", column): _ADAPTIVE
         for column in ("export", "grad", "vmap", "vmap(grad)", "jvp")
     },
-    ("ContinuousFlow with an adaptive solver", "export, strict"): _BREAK,
+    ("ContinuousFlow with an adaptive solver", "export, strict"): _ADAPTIVE._replace(
+        error="Unsupported", words="Observed exception"
+    ),
     ("ConvResNet", "pickle"): Refusal(
         "RuntimeError",
         "parametrized modules",
@@ -41,9 +43,23 @@ REFUSALS: dict[tuple[str, str], Refusal] = {
     ("HutchinsonTrace of any network", "export"): Refusal(
         "RuntimeError",
         "fake tensor",
-        "PyTorch's tracer cannot follow the backward of a network that fastgen does not know: use `strict=True`, or an "
-        "`MLPField` or `ConvNetField`",
+        "PyTorch's tracer cannot follow the backward of a network that fastgen does not know: use an `MLPField` or a "
+        "`ConvNetField`",
     ),
+    ("HutchinsonTrace of any network", "export, strict"): Refusal(
+        "RuntimeError",
+        "data pointer of Tensor that doesn't have storage",
+        "nor can TorchDynamo: use an `MLPField` or a `ConvNetField`",
+    ),
+    **{
+        (layer, "export, strict"): Refusal(
+            "NotImplementedError",
+            "storage of TensorWrapper",
+            "it is exported, but `torch.export.save` cannot write what `torch.func.vjp` leaves in a program that "
+            "TorchDynamo made: use `strict=False`",
+        )
+        for layer in ("InvertibleResidual", "InvertibleResidual, exact")
+    },
     **{
         ("VectorQuantizer", column): Refusal(
             "AssertionError",
