@@ -83,7 +83,9 @@ std::tuple<Tensor, Tensor, Tensor> tangent_activation_backward_cpu(std::int64_t 
       STD_TORCH_CHECK(tensor->scalar_type() == a.scalar_type() && tensor->numel() == a.numel(),
                       "value, slope and gradient must be like a");
     }
-    STD_TORCH_CHECK(carried.scalar_type() == a.scalar_type() && carried.numel() == tangents.numel(),
+    std::int64_t all_probes = 0;
+    const bool too_large = __builtin_mul_overflow(data.probes, a.numel(), &all_probes);
+    STD_TORCH_CHECK(carried.scalar_type() == a.scalar_type() && !too_large && carried.numel() == all_probes,
                     "carried must be [P, N, ...], of the dtype of a");
     const Tensor scaled_carried = like_all_probes(a, tangents), scaled = like_all_probes(a, tangents);
     data.value = const_cast<T*>(value.const_data_ptr<T>());
