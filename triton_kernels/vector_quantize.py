@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, CODES, WIDTH = 64, 32, 16
+ROWS, CODES, WIDTH = 32, 32, 16
 CONSTANTS = {"block_rows": ROWS, "block_codes": CODES, "block_width": WIDTH}
 
 
@@ -19,8 +19,8 @@ def vector_quantize_kernel(
     sums,
     x,
     codebook,
-    mean,
-    variance,
+    centre,
+    centred,
     rows,
     count,
     width,
@@ -40,15 +40,16 @@ def vector_quantize_kernel(
         for start in range(0, width, block_width):
             d = start + tl.arange(0, block_width)
             inside = d < width
-            centre = tl.load(mean + d, mask=inside, other=0.0)
-            centre = tl.where(centre * centre > tl.load(variance + d, mask=inside, other=0.0), centre, 0.0)[None, :]
-            a = tl.load(
-                x + row_start[:, None] + d[None, :], mask=(row < rows)[:, None] & inside[None, :], other=0.0
-            ).to(tl.float32)
+            middle = tl.load(centre + d, mask=inside, other=0.0)[None, :]
+            a = (
+                tl.load(  # an offset that all data have would cancel
+                    x + row_start[:, None] + d[None, :], mask=(row < rows)[:, None] & inside[None, :], other=0.0
+                ).to(tl.float32)
+                - middle
+            )
             e = tl.load(
-                codebook + code_start[:, None] + d[None, :], mask=(code < count)[:, None] & inside[None, :], other=0.0
+                centred + code_start[:, None] + d[None, :], mask=(code < count)[:, None] & inside[None, :], other=0.0
             ).to(tl.float32)
-            a, e = a - centre, e - centre  # an offset that all data have would cancel
             nearness += tl.dot(a, tl.trans(e), input_precision="ieee")
             square += tl.sum(e * e, axis=1)
         nearness = tl.where((code < count)[None, :], nearness - square[None, :] / 2, float("-inf"))
@@ -77,8 +78,9 @@ def vector_quantize(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
     counts, sums = x.new_zeros(count), torch.zeros_like(codebook)
     if rows:
         variance, mean = torch.var_mean(codebook, 0, correction=0)
+        centre = torch.where(mean.square() > variance, mean, 0.0)
         vector_quantize_kernel[(triton.cdiv(rows, ROWS),)](
-            codes, quantized, counts, sums, x, codebook, mean, variance, rows, count, width, **CONSTANTS
+            codes, quantized, counts, sums, x, codebook, centre, codebook - centre, rows, count, width, **CONSTANTS
         )
     return codes, quantized, counts, sums
 
@@ -88,7 +90,7 @@ COMPILED = [
     (
         vector_quantize_kernel,
         {"codes": "*i64", "quantized": "*fp32", "counts": "*fp32", "sums": "*fp32", "x": "*fp32", "codebook": "*fp32"}
-        | {"mean": "*fp32", "variance": "*fp32", "rows": "i32", "count": "i32", "width": "i32"},
+        | {"centre": "*fp32", "centred": "*fp32", "rows": "i32", "count": "i32", "width": "i32"},
         CONSTANTS,
     )
 ]
