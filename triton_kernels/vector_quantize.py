@@ -41,12 +41,10 @@ def vector_quantize_kernel(
             d = start + tl.arange(0, block_width)
             inside = d < width
             middle = tl.load(centre + d, mask=inside, other=0.0)[None, :]
-            a = (
-                tl.load(  # an offset that all data have would cancel
-                    x + row_start[:, None] + d[None, :], mask=(row < rows)[:, None] & inside[None, :], other=0.0
-                ).to(tl.float32)
-                - middle
-            )
+            a = tl.load(
+                x + row_start[:, None] + d[None, :], mask=(row < rows)[:, None] & inside[None, :], other=0.0
+            ).to(tl.float32)
+            a -= middle  # an offset that all data have would cancel
             e = tl.load(
                 centred + code_start[:, None] + d[None, :], mask=(code < count)[:, None] & inside[None, :], other=0.0
             ).to(tl.float32)
