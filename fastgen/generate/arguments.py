@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -19,14 +18,11 @@ def check_integer(name: str, value: int, least: int, most: int | None = None) ->
 
 
 def finite_number(name: str, value: float) -> float:
-    """The value as a float; raises ValueError where it is none, or none that float32 holds."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not abs(number) <= torch.finfo(torch.float32).max:
-        raise ValueError(f"{name} must be a finite number of float32, got {value!r}")
-    return number
+    """The value as a float; raises ValueError where it is no real number, or none that float32 holds."""
+    wrong = isinstance(value, bool) or not isinstance(value, Real)
+    if wrong or not abs(value) <= torch.finfo(torch.float32).max:
+        raise ValueError(f"{name} must be a finite number of float32, got {value!r:.100}")
+    return float(value)
 
 
 def as_tensor(name: str, given) -> Tensor:

@@ -89,7 +89,5 @@ def _restore(sampler: Sampler, saved: dict) -> None:
         if saved[name] not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {saved[name]!s:.100}")
         setattr(sampler, name, saved[name])
-    if type(start) not in (int, float):
-        raise ValueError(f"start must be a finite number of float32, got {start!s:.100}")
     sampler.start_value = finite_number("start", start)
     sampler.layout = None if saved["context"] is None else ContextLayout.from_config(saved["context"])

@@ -292,7 +292,7 @@ def test_known_levels_of_any_integer_dtype(dtype):
         ({"seed": True}, "seed must be an integer"),
         ({"top_k": True}, "top_k is True"),
         ({"top_p": True}, "top_p is True"),
-        ({"temperature": True}, "temperature is True"),
+        ({"temperature": True}, "temperature must be a finite number of float32, got True"),
         ({"temperature": 10**400}, "temperature must be a finite number"),
         ({"threads": 2**40}, r"threads must be an integer in 1 \.\. 1024, got 1099511627776"),
         ({"threads": np.bool_(True)}, "threads must be an integer"),

@@ -170,8 +170,7 @@ class Head(ABC):
 
     def check_sampling(self, temperature: float, top_k: int = 0, top_p: float = 1.0, scored: bool = False) -> None:
         """Raises ValueError unless the head can draw so; ``scored``: log-probabilities of the draws are wanted."""
-        real = isinstance(temperature, Real) and not isinstance(temperature, bool)
-        if not (real and finite_number("temperature", temperature) > 0):
+        if not finite_number("temperature", temperature) > 0:
             raise ValueError(f"temperature is {temperature!r:.100}; it must be a finite number above 0")
         if temperature < LEAST_TEMPERATURE:
             raise ValueError(f"temperature is {temperature!r}; it must be {LEAST_TEMPERATURE:.2g} or more")
