@@ -161,6 +161,8 @@ HEAD = heads.Categorical(5, to_input="unit")
         ({"start": float("nan")}, "start must be a finite number of float32, got nan"),
         ({"start": 1e39}, r"start must be a finite number of float32, got 1e\+39"),
         ({"start": "x"}, "start must be a finite number of float32, got 'x'"),
+        ({"start": "1.5"}, "start must be a finite number of float32, got '1.5'"),
+        ({"start": True}, "start must be a finite number of float32, got True"),
         ({"threads": 0}, r"threads must be an integer in 1 \.\. 1024, got 0"),
         ({"threads": 1.5}, r"threads must be an integer in 1 \.\. 1024, got 1.5"),
         ({"example_context": [1, 2]}, r"example_context\[0\] must be a tensor \[N, \.\.\.\], got a int"),
