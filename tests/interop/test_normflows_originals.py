@@ -76,7 +76,6 @@ OTHERS = {
     "no bias": without_bias,
     "another first map": lambda: with_another("initial_layer"),
     "another last map": lambda: with_another("final_layer"),
-    "no hidden layer": lambda: made_with(num_blocks=0),
     "batch norm": lambda: made_with(use_batch_norm=True).eval(),
     "subclass": lambda: Hooked(4, 8, use_residual_blocks=False),
     "hook": with_hook,
@@ -93,7 +92,7 @@ def test_another_autoregressive_flow_is_left_to_normflows(other, calls):
     assert all(map(torch.equal, found, expected))
 
 
-@pytest.mark.parametrize("other", [other for other in OTHERS if other != "no hidden layer"])
+@pytest.mark.parametrize("other", OTHERS)
 @torch.no_grad()
 def test_a_network_that_is_more_than_its_masks_is_left_to_normflows(other):
     layer, x = OTHERS[other](), torch.randn(3, 4)
@@ -101,6 +100,15 @@ def test_a_network_that_is_more_than_its_masks_is_left_to_normflows(other):
     with fastgen.accelerated("normflows"):
         found = layer.inverse(x)
     assert all(map(torch.equal, found, expected))
+
+
+def test_a_flow_without_a_hidden_layer_is_inverted_degree_by_degree():
+    layer, x = made_with(num_blocks=0), torch.randn(3, 4)
+    expected = layer.inverse(x)
+    with fastgen.accelerated("normflows"):
+        found = layer.inverse(x)
+    for value, same in zip(found, expected, strict=True):
+        torch.testing.assert_close(value, same, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("recorded", [False, True])
