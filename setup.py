@@ -70,9 +70,9 @@ def variants(source: Path) -> dict[str, str]:
 
 def sources() -> list[Path]:
     csrc = ROOT / "csrc"
-    found = [*csrc.glob("*.cpp"), *csrc.glob("common/*.cpp"), *csrc.glob("cpu/**/*.cpp")]
+    found = [*csrc.glob("*.cpp"), *csrc.glob("common/*.cpp"), *csrc.glob("program/*.cpp"), *csrc.glob("cpu/**/*.cpp")]
     if with_cuda():
-        found += [p for p in csrc.glob("cuda/*") if p.suffix in (".cu", ".cpp")]
+        found += [p for p in csrc.glob("cuda/**/*") if p.suffix in (".cu", ".cpp")]
     return sorted(p.relative_to(ROOT) for p in found)
 
 

@@ -64,11 +64,11 @@ def check_nvcc(folder: Path) -> list[str]:
     flags = ["-O3", "-std=c++17", "-DUSE_CUDA", STABLE_ABI, "-Werror", "all-warnings", f"-I{ROOT / 'csrc'}"]
     flags += ["-isystem", str(Path(torch.__file__).parent / "include")]
     spilling = []
-    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+    for source in sorted((ROOT / "csrc" / "cuda").rglob("*.cu")):
         for architecture in ("sm_80", "sm_90a"):
             target = ["-Xptxas", "-v", f"-arch={architecture}", "-cubin", "-o", str(folder / "kernel.cubin")]
             spilling += report(run([nvcc, *flags, *target, str(source)]))
-    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cpp")):
+    for source in sorted((ROOT / "csrc" / "cuda").rglob("*.cpp")):
         run([nvcc, *flags, "-c", str(source), "-o", str(folder / "launcher.o")])
         print(f"  host   {source.name}")
     return spilling

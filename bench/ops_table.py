@@ -24,10 +24,10 @@ from torch.utils.benchmark import Timer
 import fastgen
 from fastgen.ops.registry import OPS
 
-from .machine import commit, describe, keep_freed_memory, thread_counts
-from .quick import QUICK, size
-from .rounding import moved_by_rounding
-from .workloads import WORKLOADS, Workload, on
+from .suite.machine import commit, describe, keep_freed_memory, thread_counts
+from .suite.quick import QUICK, size
+from .suite.rounding import moved_by_rounding
+from .suite.workloads import WORKLOADS, Workload, on
 
 PAGE = Path(__file__).parents[1] / "docs" / "ops.md"
 BEGIN, END = "<!-- written by `python -m bench.ops_table` -->", "<!-- end of what it writes -->"

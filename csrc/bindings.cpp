@@ -5,8 +5,8 @@
 #include <map>
 #include <string>
 
-#include "cpu/machine/heads_bindings.h"
-#include "cpu/machine/machine_bindings.h"
+#include "cpu/machine/bindings/heads_bindings.h"
+#include "cpu/machine/bindings/machine_bindings.h"
 
 namespace {
 

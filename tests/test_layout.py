@@ -105,7 +105,7 @@ OVER_OPS = {"hutchinson_trace"}
 @pytest.mark.parametrize("op", PUBLIC.values(), ids=PUBLIC)
 def test_an_op_is_on_every_floor(op):
     floors = {"reference": "fastgen/reference/{}.py", "ops": "fastgen/ops/{}.py"}
-    floors |= {"cpu": "csrc/cpu/{}.cpp", "triton": "triton_kernels/{}.py"}
+    floors |= {"cpu": "csrc/cpu/{0}/{0}.cpp", "triton": "triton_kernels/{0}.py"}
     floors |= {"tests": "tests/ops/test_{}.py", "bench": "bench/ops/bench_{}.py"}
     assert set(op.absent) <= {"cpu", "triton"}
     for floor, pattern in floors.items():
@@ -140,11 +140,13 @@ def test_every_file_of_a_floor_belongs_to_an_op(folder):
     assert names <= set(PUBLIC) | OVER_OPS
 
 
-def test_every_kernel_file_belongs_to_an_op():
-    """Under its name, or that and a part's."""
-    names = {p.stem.removesuffix("_simd") for p in (ROOT / "csrc" / "cpu").glob("*.cpp")}
-    ops = set(PUBLIC) | OVER_OPS
-    assert {name for name in names - ops if not any(name.startswith(f"{op}_") for op in ops)} == set()
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_kernel_file_lies_with_its_op(device):
+    """In the op's folder, under its name, or that and a part's; ``spline`` is shared by the splines."""
+    sources = [p for folder in (ROOT / "csrc" / device).iterdir() if folder.is_dir() for p in folder.glob("*.*")]
+    rooms = set(PUBLIC) | OVER_OPS | {"machine", "spline"}
+    assert {p.parent.name for p in sources} <= rooms
+    assert [str(p) for p in sources if not f"{p.stem}_".startswith(f"{p.parent.name}_")] == []
 
 
 def test_places_in_tensors_of_2_31_elements_do_not_overflow():
@@ -169,7 +171,7 @@ def test_every_folder_with_python_is_a_package():
 
 
 def test_no_torch_header_outside_the_op_kernels_and_launchers():
-    allowed = {p.relative_to(ROOT) for p in (ROOT / "csrc" / "cpu").glob("*.cpp") if not p.stem.endswith("_simd")}
+    allowed = {p.relative_to(ROOT) for p in (ROOT / "csrc" / "cpu").glob("*/*.cpp") if not p.stem.endswith("_simd")}
     allowed |= set(files("*_launcher.cpp", "*_launcher.h", folders=["csrc"]))
     sources = files("*.cpp", "*.h", "*.cu", folders=["csrc"])
     assert [str(p) for p in sources if p not in allowed and "#include <torch" in (ROOT / p).read_text()] == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.workloads import WORKLOADS
+from bench.suite.workloads import WORKLOADS
 from fastgen.ops.registry import OPS
 
 ROOT = Path(__file__).parents[1]

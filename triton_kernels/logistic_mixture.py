@@ -31,7 +31,7 @@ def _missed(d):
 
 @triton.jit
 def _bin(x, lowest, highest, mean, log_scale, half, log_width):
-    """A bin's probability is exp(exponent) numerator / denominator; see csrc/cpu/logistic_mixture_simd.cpp."""
+    """A bin's probability is exp(exponent) numerator / denominator; see logistic_mixture_simd.cpp."""
     inverse_scale = tl.exp(-log_scale)
     a = (x - mean + half) * inverse_scale
     b = (x - mean - half) * inverse_scale

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ..quick import QUICK, size
-from ..report import Bar, Part, publish
+from ..suite.quick import QUICK, size
+from ..suite.report import Bar, Part, publish
 from .compile_cost import measure
 from .providers import say
 

@@ -10,10 +10,10 @@ import torch
 import fastgen
 from fastgen.generate import noise
 
-from ..interleave import Provider, interleave
-from ..machine import keep_freed_memory, thread_counts
-from ..quick import QUICK, size
-from ..report import Bar, Part, publish
+from ..suite.interleave import Provider, interleave
+from ..suite.machine import keep_freed_memory, thread_counts
+from ..suite.quick import QUICK, size
+from ..suite.report import Bar, Part, publish
 from .checks import check_draws, check_log_prob, check_parameters, parameters_of
 from .gated_cache import CachedGatedPixelCNN
 from .providers import images, say

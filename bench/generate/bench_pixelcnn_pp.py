@@ -9,10 +9,10 @@ import torch
 
 import fastgen
 
-from ..interleave import Provider, interleave
-from ..machine import keep_freed_memory, thread_counts
-from ..quick import QUICK, size
-from ..report import Bar, Part, publish
+from ..suite.interleave import Provider, interleave
+from ..suite.machine import keep_freed_memory, thread_counts
+from ..suite.quick import QUICK, size
+from ..suite.report import Bar, Part, publish
 from .checks import check_log_prob
 from .providers import MODES, compiled, images, say
 from .textbook import ImageLoop

@@ -68,7 +68,7 @@ def check_rounded_weights(sampler, steps: int) -> None:
 
     Both run the sampler's program with the weights rounded alike; the reference one sums in float64.
     """
-    from fastgen.generate.reference_machine import ReferenceMachine
+    from fastgen.generate.machines.reference import ReferenceMachine
 
     state = sampler.start(2, seed=1, log_prob=True)
     sampler.advance(state, steps)

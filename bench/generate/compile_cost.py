@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import fastgen
-from fastgen.generate.verification import verify
+from fastgen.generate.verification.verify import verify
 
 _MIB = 1 << 20
 _BATCH = 32

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastgen.generate.program import DENSE, PIXEL, ROW, UNBOUNDED, Program
+from fastgen.generate.ir.program import DENSE, PIXEL, ROW, UNBOUNDED, Program
 from fastgen.generate.state import AHEAD
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}

@@ -11,7 +11,7 @@ import torch
 
 import fastgen
 
-from ..interleave import Provider
+from ..suite.interleave import Provider
 from .floors import floor_of
 
 MODES = ("default", "max-autotune-no-cudagraphs")

@@ -20,11 +20,11 @@ from torchdiffeq import odeint_adjoint
 from fastgen.nn import ContinuousFlow, MLPField
 from fastgen.ops.hutchinson_trace import probe_noise
 
-from ..interleave import Provider, interleave
-from ..machine import keep_freed_memory, thread_counts
-from ..memory import peak_mebibytes
-from ..quick import QUICK, size
-from ..report import Bar, Part, publish
+from ..suite.interleave import Provider, interleave
+from ..suite.machine import keep_freed_memory, thread_counts
+from ..suite.memory import peak_mebibytes
+from ..suite.quick import QUICK, size
+from ..suite.report import Bar, Part, publish
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("default")]
 WIDTHS, BATCH = size(((2, 64, 64, 64, 2), 512), ((2, 8, 2), 6))

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from fastgen import accelerated
 from fastgen.nn import AffineCoupling, FlowSequential, InvertibleConv1x1
 
-from ..interleave import Provider, interleave
-from ..machine import keep_freed_memory, thread_counts
-from ..quick import QUICK, size
-from ..report import Bar, Part, publish
+from ..suite.interleave import Provider, interleave
+from ..suite.machine import keep_freed_memory, thread_counts
+from ..suite.quick import QUICK, size
+from ..suite.report import Bar, Part, publish
 from .contest import ROUNDS
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("default")]

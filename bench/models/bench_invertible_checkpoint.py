@@ -14,16 +14,16 @@ from torch.utils.checkpoint import checkpoint
 
 from fastgen.nn import AffineCoupling, FlowSequential, InvertibleConv1x1, invertible_checkpoint
 
-from ..interleave import Provider, interleave
-from ..machine import keep_freed_memory, thread_counts
-from ..memory import peak_mebibytes
-from ..quick import QUICK, size
-from ..report import Bar, Part, publish
+from ..suite.interleave import Provider, interleave
+from ..suite.machine import keep_freed_memory, thread_counts
+from ..suite.memory import peak_mebibytes
+from ..suite.quick import QUICK, size
+from ..suite.report import Bar, Part, publish
 from .bench_glow import CHANNELS, SHAPE, Network
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("default")]
 DEPTHS, ROUNDS = size((4, 8, 16), (1, 2)), size(3, 1)
-_OURS = "fastgen.nn.invertible_checkpoint"
+_OURS = "fastgen.nn.flow.invertible_checkpoint"
 _ROUNDING = 1e-3  # of a gradient through 16 steps and back in single precision
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastgen.distributions import standard_normal_log_prob
 from fastgen.models.flows import MAF, MAFConfig
 
-from ..quick import size
+from ..suite.quick import size
 from .contest import WAYS, Contender, run
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("default")]

@@ -23,7 +23,7 @@ from fastgen.nn import (
     SplineTransform,
 )
 
-from ..quick import size
+from ..suite.quick import size
 from .contest import WAYS, Contender, run
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("default")]

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from fastgen import _C
 from fastgen.nn import InvertibleResidual, LipschitzConvNet, LipschitzMLP
-from fastgen.nn.lipschitz import LipschitzLayer
-from fastgen.nn.residual_log_det import neumann_series
+from fastgen.nn.residual.lipschitz import LipschitzLayer
+from fastgen.nn.residual.residual_log_det import neumann_series
 
-from ..interleave import Provider, interleave
-from ..machine import keep_freed_memory, thread_counts
-from ..memory import peak_mebibytes
-from ..quick import QUICK, size
-from ..report import Bar, Part, publish
+from ..suite.interleave import Provider, interleave
+from ..suite.machine import keep_freed_memory, thread_counts
+from ..suite.memory import peak_mebibytes
+from ..suite.quick import QUICK, size
+from ..suite.report import Bar, Part, publish
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("default")]
 TERMS, TOLERANCE = {"training step": 5, "value": 20, "inverse": 20}, 1e-5

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import fastgen
 
-from ..interleave import Provider, interleave
-from ..machine import keep_freed_memory, thread_counts
-from ..quick import QUICK, size
-from ..report import Bar, Part, publish
+from ..suite.interleave import Provider, interleave
+from ..suite.machine import keep_freed_memory, thread_counts
+from ..suite.quick import QUICK, size
+from ..suite.report import Bar, Part, publish
 
 WAYS = ("log_prob", "training step", "sampling")
 ROUNDS = size(7, 1)

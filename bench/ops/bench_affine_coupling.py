@@ -11,11 +11,11 @@ from torch import Tensor
 from fastgen.ops import affine_coupling, affine_coupling_
 from fastgen.reference import affine_coupling as reference
 
-from ..copying import copy_floor
-from ..interleave import Provider, interleave
-from ..machine import keep_freed_memory, thread_counts
-from ..quick import QUICK, size
-from ..report import Bar, Part, publish
+from ..suite.copying import copy_floor
+from ..suite.interleave import Provider, interleave
+from ..suite.machine import keep_freed_memory, thread_counts
+from ..suite.quick import QUICK, size
+from ..suite.report import Bar, Part, publish
 
 pytestmark = pytest.mark.needs_extension
 SHAPE, ROUNDS = size((16, 48, 64, 64), (2, 4, 3, 5)), size(15, 1)

@@ -15,10 +15,10 @@ from torch import Tensor
 from fastgen import _C
 from fastgen.ops import causal_conv1d
 
-from ..interleave import Provider, interleave
-from ..machine import keep_freed_memory, thread_counts
-from ..quick import QUICK, size
-from ..report import Bar, Part, publish
+from ..suite.interleave import Provider, interleave
+from ..suite.machine import keep_freed_memory, thread_counts
+from ..suite.quick import QUICK, size
+from ..suite.report import Bar, Part, publish
 
 pytestmark = pytest.mark.needs_extension
 CHANNELS, OUTPUTS, SKIPS = size(64, 3), size(128, 6), size(256, 5)

@@ -18,10 +18,10 @@ from fastgen.nn import ConvNetField, MLPField
 from fastgen.ops import hutchinson_trace
 from fastgen.reference import hutchinson_trace as reference
 
-from ..interleave import Provider, interleave
-from ..machine import keep_freed_memory, thread_counts
-from ..quick import QUICK, size
-from ..report import Bar, Part, publish
+from ..suite.interleave import Provider, interleave
+from ..suite.machine import keep_freed_memory, thread_counts
+from ..suite.quick import QUICK, size
+from ..suite.report import Bar, Part, publish
 
 pytestmark = pytest.mark.needs_extension
 TIME, CHECKED = 0.3, 4

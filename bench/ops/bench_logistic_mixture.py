@@ -9,11 +9,11 @@ from torch import Tensor
 from fastgen.ops import logistic_mixture
 from fastgen.reference.logistic_mixture import logistic_mixture as formula
 
-from ..copying import copy_floor
-from ..interleave import Provider, interleave
-from ..machine import keep_freed_memory, thread_counts
-from ..quick import QUICK, size
-from ..report import Bar, Part, publish
+from ..suite.copying import copy_floor
+from ..suite.interleave import Provider, interleave
+from ..suite.machine import keep_freed_memory, thread_counts
+from ..suite.quick import QUICK, size
+from ..suite.report import Bar, Part, publish
 
 pytestmark = pytest.mark.needs_extension
 SHAPE = size((16, 32, 32), (1, 4, 4))

@@ -7,7 +7,7 @@ import pytest
 from fastgen.ops import logistic_mixture_cdf
 from fastgen.reference import logistic_mixture_cdf as reference
 
-from ..elementwise import WAYS, Contest, run
+from ..suite.elementwise import WAYS, Contest, run
 
 pytestmark = pytest.mark.needs_extension
 

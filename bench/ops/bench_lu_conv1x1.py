@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from fastgen.ops import lu_conv1x1
 from fastgen.reference import lu_conv1x1 as reference
 
-from ..copying import copy_floor
-from ..interleave import Provider, interleave
-from ..machine import keep_freed_memory, thread_counts
-from ..quick import QUICK, size
-from ..report import Bar, Part, publish
+from ..suite.copying import copy_floor
+from ..suite.interleave import Provider, interleave
+from ..suite.machine import keep_freed_memory, thread_counts
+from ..suite.quick import QUICK, size
+from ..suite.report import Bar, Part, publish
 
 pytestmark = [
     pytest.mark.needs_extension,

@@ -13,10 +13,10 @@ from fastgen import _C
 from fastgen.ops import masked_conv2d
 from fastgen.reference.masked_conv2d import causal_mask
 
-from ..interleave import Provider, interleave
-from ..machine import keep_freed_memory, thread_counts
-from ..quick import QUICK, size
-from ..report import Bar, Part, publish
+from ..suite.interleave import Provider, interleave
+from ..suite.machine import keep_freed_memory, thread_counts
+from ..suite.quick import QUICK, size
+from ..suite.report import Bar, Part, publish
 
 pytestmark = pytest.mark.needs_extension
 BATCH, SIDE, ROUNDS = size(16, 2), size(32, 5), size(9, 1)

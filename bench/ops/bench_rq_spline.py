@@ -11,7 +11,7 @@ from torch import Tensor
 from fastgen.ops import rq_spline
 from fastgen.reference import rq_spline as reference
 
-from ..elementwise import WAYS, Contest, Transform, run
+from ..suite.elementwise import WAYS, Contest, Transform, run
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("default")]
 NUMBERS = (1, -3.0, 3.0, -3.0, 3.0, 1e-3, 1e-3, 1e-3)  # linear tails on [-3, 3]

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from fastgen import _C
 from fastgen.nn import MaskedAffineAutoregressive
 
-from ..interleave import Provider, interleave
-from ..machine import keep_freed_memory, thread_counts
-from ..quick import QUICK, size
-from ..report import Bar, Part, publish
+from ..suite.interleave import Provider, interleave
+from ..suite.machine import keep_freed_memory, thread_counts
+from ..suite.quick import QUICK, size
+from ..suite.report import Bar, Part, publish
 
 pytestmark = pytest.mark.needs_extension
 LAYERS, FEATURES = size(5, 2), size(64, 5)

@@ -11,10 +11,10 @@ from torch import Tensor
 from fastgen.ops import skew_lstm
 from fastgen.reference import skew_lstm as reference
 
-from ..interleave import Provider, interleave
-from ..machine import keep_freed_memory, thread_counts
-from ..quick import size
-from ..report import Part, publish
+from ..suite.interleave import Provider, interleave
+from ..suite.machine import keep_freed_memory, thread_counts
+from ..suite.quick import size
+from ..suite.report import Part, publish
 
 pytestmark = pytest.mark.needs_extension
 N, SIDE, ROUNDS = size((16, 28, 15), (2, 4, 1))

@@ -10,10 +10,10 @@ from fastgen import _C
 from fastgen.ops import vector_quantize
 from fastgen.reference import vector_quantize as reference
 
-from ..interleave import Provider, interleave
-from ..machine import keep_freed_memory, thread_counts
-from ..quick import QUICK, size
-from ..report import Bar, Part, publish
+from ..suite.interleave import Provider, interleave
+from ..suite.machine import keep_freed_memory, thread_counts
+from ..suite.quick import QUICK, size
+from ..suite.report import Bar, Part, publish
 
 pytestmark = pytest.mark.needs_extension
 ROWS, CODES, WIDTH, ROUNDS = size(16384, 40), size(512, 9), size(64, 5), size(9, 1)

@@ -1,9 +1,9 @@
-#include "isa.h"
+#include "common/isa.h"
 
 #include <cstdlib>
 #include <string>
 
-#include "check.h"
+#include "common/check.h"
 
 namespace fastgen {
 

@@ -3,7 +3,7 @@
 // Like simd.h, for files that are compiled once for each instruction set.
 #pragma once
 
-#include "simd.h"
+#include "common/simd.h"
 
 namespace fastgen {
 namespace {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fastgen.generate.errors import CompileError, NotCausalError, UnsupportedOperator, VerificationError
-from fastgen.generate.masks import freeze_masks
-from fastgen.generate.rules import register_rule
+from fastgen.generate.frontend.masks import freeze_masks
+from fastgen.generate.frontend.rules import register_rule
 
 __all__ = [
     "CompileError",

@@ -13,25 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.eval_mode import eval_mode
-from fastgen.generate.analysis import check_start
 from fastgen.generate.arguments import check_integer, finite_number
-from fastgen.generate.compile import Compiled, compile_module, refreshed
+from fastgen.generate.compile.any_length import Compiled, compile_module, refreshed
+from fastgen.generate.compile.pipeline import check_start
 from fastgen.generate.contexts import ContextLayout, context_leaves
 from fastgen.generate.errors import CompileError, VerificationError
-from fastgen.generate.explain import Explanation, explain
-from fastgen.generate.export import Adapted, usable
+from fastgen.generate.files.sampler_file import PREDICTS, WEIGHTS, restore_sampler, save_sampler
+from fastgen.generate.frontend.export import Adapted, usable
 from fastgen.generate.heads import Head, to_config
+from fastgen.generate.inspect.explain import Explanation, explain
+from fastgen.generate.ir.program import Program
 from fastgen.generate.known import known_levels, known_spans
-from fastgen.generate.machines import check_threads, default_machine, make_machine
-from fastgen.generate.naive import sample_naive
+from fastgen.generate.machines.machine import check_threads, default_machine, make_machine
 from fastgen.generate.on_cpu import on_cpu
 from fastgen.generate.orders import event_grid, make_order
-from fastgen.generate.program import Program
 from fastgen.generate.progress import progress_bar
-from fastgen.generate.saving import PREDICTS, WEIGHTS, restore_sampler, save_sampler
 from fastgen.generate.state import State, check_state, load_state, start_state
 from fastgen.generate.streaming import stream
-from fastgen.generate.verification import verify as verify_sampler
+from fastgen.generate.textbook import sample_naive
+from fastgen.generate.verification.verify import verify as verify_sampler
 
 _PROGRESS_PARTS = 200
 

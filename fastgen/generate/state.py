@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fastgen.generate.arguments import as_tensor, check_integer
 from fastgen.generate.contexts import context_leaves, position_major
-from fastgen.generate.machines import check_threads
+from fastgen.generate.files.tensor_file import read_tensor_file, write_tensor_file
+from fastgen.generate.machines.batch import MOST_SAMPLES, Run, check_batch, sample_indices
+from fastgen.generate.machines.machine import check_threads
 from fastgen.generate.on_cpu import on_cpu
-from fastgen.generate.run import MOST_SAMPLES, Run, check_batch, sample_indices
-from fastgen.generate.tensor_file import read_tensor_file, write_tensor_file
 
 if TYPE_CHECKING:
     from fastgen.generate.sampler import Sampler

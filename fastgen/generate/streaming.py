@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fastgen.generate.arguments import as_tensor, check_integer
+from fastgen.generate.ir.program import STREAM
 from fastgen.generate.known import given_levels
 from fastgen.generate.on_cpu import called_on_cpu
-from fastgen.generate.program import STREAM
 from fastgen.generate.state import State, start_state
 
 if TYPE_CHECKING:

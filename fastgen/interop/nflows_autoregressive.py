@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastgen.interop.eligible import eligible
 from fastgen.interop.masked_network import activation_name, is_elementwise, is_mask_of, is_plain, with_values
-from fastgen.nn.by_degree import MaskedMap, Run, invert_by_degree
+from fastgen.nn.autoregressive.sequential_inverse import MaskedMap, Run, invert_by_degree
 from fastgen.ops import sequential_affine
 
 _inverse = autoregressive.AutoregressiveTransform.inverse

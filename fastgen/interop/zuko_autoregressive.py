@@ -18,7 +18,7 @@ from zuko.utils import broadcast, unpack
 
 from fastgen.interop.eligible import eligible
 from fastgen.interop.masked_network import activation_name, is_elementwise, is_mask_of, is_plain, with_values
-from fastgen.nn.by_degree import MaskedMap, invert_by_degree
+from fastgen.nn.autoregressive.sequential_inverse import MaskedMap, invert_by_degree
 from fastgen.ops import sequential_affine
 
 _inverse = AutoregressiveTransform._inverse

@@ -20,7 +20,7 @@ from torch.nn.modules.module import (
 )
 
 from fastgen.fields import one_line
-from fastgen.generate.tensor_file import digest
+from fastgen.generate.files.tensor_file import digest
 
 _KEY = "digests"
 """Of the weights, a space, of the config: one key, as safetensors writes several in any order."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import fastgen
-from fastgen.generate.tensor_file import read_tensor_file, write_tensor_file
+from fastgen.generate.files.tensor_file import read_tensor_file, write_tensor_file
 from fastgen.models.saved_weights import read_weights, write_weights
 from fastgen.training.directory import RunDirectory
 

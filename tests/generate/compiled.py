@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fastgen
 from fastgen.generate.heads import Gaussian
-from fastgen.generate.reference_machine import ReferenceMachine
+from fastgen.generate.machines.reference import ReferenceMachine
 from fastgen.generate.state import State
 from tests.generate.networks import NETWORKS
 from tests.generate.public_images import MaskedStack

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgen.generate import heads
-from fastgen.generate.program import (
+from fastgen.generate.ir.program import (
     CONTEXT,
     DENSE,
     INDEX,

@@ -7,7 +7,18 @@ import random
 import torch
 
 from fastgen.generate import heads
-from fastgen.generate.program import CONTEXT, DENSE, INDEX, PROLOGUE, STATE, UNBOUNDED, Buffer, Draw, Program, Segment
+from fastgen.generate.ir.program import (
+    CONTEXT,
+    DENSE,
+    INDEX,
+    PROLOGUE,
+    STATE,
+    UNBOUNDED,
+    Buffer,
+    Draw,
+    Program,
+    Segment,
+)
 from tests.generate.hand_programs import Assembler, op
 
 

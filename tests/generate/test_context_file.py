@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fastgen
-from fastgen.generate.context_file import read_network, write_network
+from fastgen.generate.files.context_file import read_network, write_network
 from tests.generate.compiled import FAST
 from tests.generate.seeded import built
 from tests.generate.test_context_network import FRAMES, MEL, Conditioned, compiled, mel, sampler

@@ -122,7 +122,7 @@ def test_a_sampler_and_its_states_are_copied_together():
 
 @pytest.mark.needs_extension
 def test_a_machine_alone_is_not_copied():
-    from fastgen.generate.cpu_machine import CpuMachine
+    from fastgen.generate.machines.cpu import CpuMachine
 
     machine = pointwise()._machine
     assert isinstance(machine, CpuMachine)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgen.generate import heads
-from fastgen.generate.program import (
+from fastgen.generate.ir.program import (
     CONSTANT,
     CONTEXT,
     DENSE,
@@ -23,12 +23,12 @@ from fastgen.generate.program import (
     Program,
     Segment,
 )
-from fastgen.generate.reference_machine import ReferenceMachine
-from fastgen.generate.run import Run
+from fastgen.generate.machines.batch import Run
+from fastgen.generate.machines.reference import ReferenceMachine
 from tests.generate.hand_programs import Assembler, op
 
 _C = pytest.importorskip("fastgen._C", reason="no compiled extension")
-from fastgen.generate.cpu_machine import CpuMachine  # noqa: E402
+from fastgen.generate.machines.cpu import CpuMachine  # noqa: E402
 
 UNIT = 2.0**-24
 FORMATS = ["float32", "bfloat16", "int8"]

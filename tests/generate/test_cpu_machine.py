@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastgen.generate import heads
-from fastgen.generate.program import (
+from fastgen.generate.ir.program import (
     DENSE,
     PIXEL,
     ROW,
@@ -23,15 +23,15 @@ from fastgen.generate.program import (
     Program,
     Segment,
 )
-from fastgen.generate.reference_machine import ReferenceMachine
-from fastgen.generate.run import Run
+from fastgen.generate.machines.batch import Run
+from fastgen.generate.machines.reference import ReferenceMachine
 from tests.generate.hand_programs import CASES, Assembler, Case, op
 from tests.generate.random_programs import causal
 from tests.generate.test_reference_machine import event, machine_parameters
 from tests.generate.test_reference_machine import start as start_case
 
 _C = pytest.importorskip("fastgen._C", reason="no compiled extension")
-from fastgen.generate.cpu_machine import CpuMachine  # noqa: E402
+from fastgen.generate.machines.cpu import CpuMachine  # noqa: E402
 
 SCORES = ("state", "levels", "log_prob", "proposal_log_prob")
 

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 import fastgen
-from fastgen.generate.cpu_machine import CpuMachine
+from fastgen.generate.files.tensor_file import read_tensor_file, write_tensor_file
+from fastgen.generate.ir.program import INDEX, OPCODE, PIXEL, Operand, Operation, Program
+from fastgen.generate.ir.program_checks import check_program
+from fastgen.generate.machines.cpu import CpuMachine
+from fastgen.generate.machines.reference import ReferenceMachine
 from fastgen.generate.orders import make_order
-from fastgen.generate.program import INDEX, OPCODE, PIXEL, Operand, Operation, Program
-from fastgen.generate.program_checks import check_program
-from fastgen.generate.reference_machine import ReferenceMachine
-from fastgen.generate.tensor_file import read_tensor_file, write_tensor_file
 from tests.generate.compiled import CASES, MACHINES, sampler
 from tests.generate.hand_programs import CASES as HAND_MADE
 
@@ -210,7 +210,7 @@ def test_an_index_does_not_read_the_rows_of_the_next_tap():
     levels = made.head.levels
     assert [s.row for s in made.program.segments[:2]] == [0, levels]
     for machine in (ReferenceMachine, *([CpuMachine] if "cpu" in MACHINES else [])):
-        run = fastgen.generate.run.Run(
+        run = fastgen.generate.machines.batch.Run(
             torch.zeros(1, made.program.state_size), [], 0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, 14)
         )
         chosen = machine(made.program, made.head)
@@ -225,7 +225,7 @@ def test_an_index_does_not_read_the_rows_of_the_next_tap():
 @pytest.mark.parametrize("seed", range(3))
 def test_step_by_step_the_cells_are_those_of_the_whole_lattice(seed):
     """The reference machine finds a step's cells by arithmetic, not by a walk over all rows."""
-    from fastgen.generate.reference_machine import _pixel_cells
+    from fastgen.generate.machines.reference import _pixel_cells
 
     choose = random.Random(seed)
     code = sampler("masked_stack").program.codes[0]

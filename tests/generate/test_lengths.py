@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import fastgen
-from fastgen.generate import compile as compiling
+from fastgen.generate.compile import any_length as compiling
+from fastgen.generate.compile.lengths import departure
 from fastgen.generate.heads import Categorical
-from fastgen.generate.lengths import departure
 from tests.generate.seeded import built
 
 LEVELS = 12

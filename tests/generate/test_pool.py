@@ -18,7 +18,7 @@ def test_threads_meet_throw_and_fork(tmp_path):
     compiler = os.environ.get("CXX", "c++").split()
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"no C++ compiler {compiler[0]}")
-    sources = ["tests/generate/pool_driver.cpp", "csrc/cpu/machine/pool.cpp"]
+    sources = ["tests/generate/pool_driver.cpp", "csrc/cpu/machine/exec/pool.cpp"]
     flags = ["-std=c++17", "-O1", "-g", "-pthread", "-Icsrc"]
     flags += [f"-fsanitize={os.environ['FASTGEN_SANITIZE']}"] if os.environ.get("FASTGEN_SANITIZE") else []
     subprocess.run([*compiler, *flags, *sources, "-o", tmp_path / "driver"], cwd=ROOT, check=True)

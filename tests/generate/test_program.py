@@ -12,7 +12,7 @@ from torch import nn
 
 import fastgen
 from fastgen.generate import CompileError, heads
-from fastgen.generate.program import STATE, Program
+from fastgen.generate.ir.program import STATE, Program
 from tests.generate.compiled import CASES, FAST, case, sampler
 from tests.generate.seeded import built
 

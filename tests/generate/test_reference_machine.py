@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fastgen.generate import heads
+from fastgen.generate.ir.program import CONSTANT, OPCODES, PROLOGUE, STATE, UNBOUNDED, Buffer, Operand, Program
+from fastgen.generate.machines.batch import Run
+from fastgen.generate.machines.reference import ReferenceMachine
 from fastgen.generate.noise import Noise
-from fastgen.generate.program import CONSTANT, OPCODES, PROLOGUE, STATE, UNBOUNDED, Buffer, Operand, Program
-from fastgen.generate.reference_machine import ReferenceMachine
-from fastgen.generate.run import Run
 from tests.generate.hand_programs import CASES, Assembler, Case, op, sequence
 
 SEED = 11

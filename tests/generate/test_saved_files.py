@@ -16,7 +16,7 @@ from torch import nn
 
 import fastgen
 from fastgen.generate.contexts import ContextLayout
-from fastgen.generate.tensor_file import read_tensor_file, write_tensor_file
+from fastgen.generate.files.tensor_file import read_tensor_file, write_tensor_file
 from tests.generate.compiled import FAST, case, sampler
 
 
@@ -69,7 +69,9 @@ def test_another_format_version_is_told(kind, version, saved):
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "1" * 5000, "null"])
 def test_a_description_that_is_none_is_told(kind, text, saved, monkeypatch):
     path, tensors, _ = saved[kind]
-    monkeypatch.setattr("fastgen.generate.tensor_file.json.dumps", lambda value: text if value == {} else repr(value))
+    monkeypatch.setattr(
+        "fastgen.generate.files.tensor_file.json.dumps", lambda value: text if value == {} else repr(value)
+    )
     write_tensor_file(path, kind, tensors, {})
     with pytest.raises(ValueError, match=r"the description of the .* must be (JSON|a JSON object), got"):
         read(kind, path)

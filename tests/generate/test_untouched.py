@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fastgen
 from fastgen.generate import heads
-from fastgen.generate.untouched import untouched
+from fastgen.generate.frontend.untouched import untouched
 from tests.generate.compiled import FAST
 from tests.generate.writing_networks import LEVELS, WRITING, Network
 

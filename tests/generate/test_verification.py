@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import fastgen
-from fastgen.generate import compile as compiling
+from fastgen.generate.compile import any_length as compiling
 from fastgen.generate.errors import VerificationError
+from fastgen.generate.frontend.rules import RULES
 from fastgen.generate.heads import Categorical, Gaussian
-from fastgen.generate.rules import RULES
-from fastgen.generate.verification import verify
+from fastgen.generate.verification.verify import verify
 from tests.generate.seeded import built
 
 aten = torch.ops.aten

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastgen.nn.amortized_flow import AmortizedFlow, DiagonalAffine, LinearAmortization
-from fastgen.nn.planar import Planar
-from fastgen.nn.radial import Radial
-from fastgen.nn.sylvester import Sylvester
+from fastgen.nn.posterior.amortized_flow import AmortizedFlow, DiagonalAffine, LinearAmortization
+from fastgen.nn.posterior.planar import Planar
+from fastgen.nn.posterior.radial import Radial
+from fastgen.nn.posterior.sylvester import Sylvester
 
 D = 3
 LAYERS = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.nn import ContinuousFlow, ConvNetField, MLPField, SolverLimitExceeded
-from fastgen.nn.ode_solver import FIXED
+from fastgen.nn.continuous.ode_solver import FIXED
 
 TIGHT = {"solver": "dopri8", "rtol": 1e-10, "atol": 1e-10}
 SOLVED = {"rtol": 1e-7, "atol": 1e-7}

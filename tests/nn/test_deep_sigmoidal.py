@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastgen.nn.deep_sigmoidal import DeepDenseSigmoidal, DeepSigmoidal
+from fastgen.nn.elementwise.deep_sigmoidal import DeepDenseSigmoidal, DeepSigmoidal
 
 
 def slopes(raw):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fastgen.nn.fixed_point import FixedPointNotConverged, fixed_point
+from fastgen.nn.residual.fixed_point import FixedPointNotConverged, fixed_point
 
 SLOPES = torch.tensor([0.0, 0.3, 0.9, -0.95], dtype=torch.float64)[:, None]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastgen.nn import ActNorm, FlowPlusPlusStep
-from fastgen.nn.flow_plus_plus_step import Halves
+from fastgen.nn.coupling.flow_plus_plus_step import Halves
 
 
 @pytest.mark.parametrize("swap", [False, True])

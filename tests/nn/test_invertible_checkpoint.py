@@ -21,9 +21,9 @@ from fastgen.nn import (
     ResidualMLP,
     Squeeze2d,
 )
-from fastgen.nn.flow_batch_norm import FlowBatchNorm
-from fastgen.nn.flow_sequential import no_log_det
-from fastgen.nn.invertible_checkpoint import invertible_checkpoint
+from fastgen.nn.flow.flow_sequential import no_log_det
+from fastgen.nn.flow.invertible_checkpoint import invertible_checkpoint
+from fastgen.nn.normalization.flow_batch_norm import FlowBatchNorm
 
 CONTEXT = 3
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastgen.nn import ActNorm, InvertibleConv1x1
-from fastgen.nn.invertible_conv1x1 import random_rotation
+from fastgen.nn.linear.invertible_conv1x1 import random_rotation
 
 FORMS = [(lu, act_norm) for lu in (True, False) for act_norm in (True, False)]
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastgen.nn import residual_log_det
-from fastgen.nn.fixed_point import FixedPointNotConverged
-from fastgen.nn.invertible_residual import InvertibleResidual
-from fastgen.nn.lipschitz_net import LipschitzConvNet, LipschitzMLP
-from fastgen.nn.residual_log_det import neumann_series, roulette, series, series_of_traces, survival
+from fastgen.nn.residual import residual_log_det
+from fastgen.nn.residual.fixed_point import FixedPointNotConverged
+from fastgen.nn.residual.invertible_residual import InvertibleResidual
+from fastgen.nn.residual.lipschitz_net import LipschitzConvNet, LipschitzMLP
+from fastgen.nn.residual.residual_log_det import neumann_series, roulette, series, series_of_traces, survival
 
 D, N = 3, 4
 

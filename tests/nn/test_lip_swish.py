@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastgen.nn import FlowSequential, InvertibleResidual, LipschitzMLP
-from fastgen.nn.lip_swish import LipSwish
+from fastgen.nn.residual.lip_swish import LipSwish
 
 BETAS = [-20.0, -1.0, 0.5, 3.0, 50.0]
 

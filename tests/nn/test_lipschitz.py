@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.linalg import svdvals, vector_norm
 from torch.utils.checkpoint import checkpoint
 
-from fastgen.nn import lipschitz
-from fastgen.nn.induced_norm import CLOSED
-from fastgen.nn.lipschitz import LipschitzConv2d, LipschitzLinear
+from fastgen.nn.residual import lipschitz
+from fastgen.nn.residual.induced_norm import CLOSED
+from fastgen.nn.residual.lipschitz import LipschitzConv2d, LipschitzLinear
 
 TOLERANCE = 1e-9
 CONVOLUTIONS = [(2, 3, 1, (4, 5)), (2, 3, 3, (4, 5)), (3, 1, 5, (6, 5)), (1, 2, 3, (1, 7)), (2, 2, 5, (2, 2))]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.linalg import vector_norm
 
-from fastgen.nn.lipschitz_net import ACTIVATIONS, LipschitzConvNet, LipschitzMLP
+from fastgen.nn.residual.lipschitz_net import ACTIVATIONS, LipschitzConvNet, LipschitzMLP
 
 OPTIONS = {"zero": False, "coefficient": 0.9}
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fastgen.nn.monotone_integral import MonotoneIntegral, clenshaw_curtis
+from fastgen.nn.elementwise.monotone_integral import MonotoneIntegral, clenshaw_curtis
 
 
 @pytest.mark.parametrize("intervals", [1, 2, 3, 8, 51])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import strategies
 
-from fastgen.nn.monotone_inverse import monotone_inverse
+from fastgen.nn.elementwise.monotone_inverse import monotone_inverse
 
 
 def cubic(x):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import strategies
 
-from fastgen.nn.deep_sigmoidal import DeepDenseSigmoidal, DeepSigmoidal
-from fastgen.nn.monotone_integral import MonotoneIntegral
-from fastgen.nn.monotone_transform import MonotoneTransform
-from fastgen.nn.sos_polynomial import SOSPolynomial
+from fastgen.nn.elementwise.deep_sigmoidal import DeepDenseSigmoidal, DeepSigmoidal
+from fastgen.nn.elementwise.monotone_integral import MonotoneIntegral
+from fastgen.nn.elementwise.monotone_transform import MonotoneTransform
+from fastgen.nn.elementwise.sos_polynomial import SOSPolynomial
 
 TRANSFORMS = {
     "DeepSigmoidal": lambda: DeepSigmoidal(4),

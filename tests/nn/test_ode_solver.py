@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
 from fastgen.nn import ContinuousFlow, MLPField, SolverLimitExceeded
-from fastgen.nn.ode_solver import ADAPTIVE, FIXED
+from fastgen.nn.continuous.ode_solver import ADAPTIVE, FIXED
 
 TIGHT = {"solver": "dopri8", "rtol": 1e-10, "atol": 1e-10}
 

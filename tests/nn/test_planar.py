@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastgen.nn.planar import Planar
+from fastgen.nn.posterior.planar import Planar
 
 D = 3
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastgen.nn.radial import Radial
+from fastgen.nn.posterior.radial import Radial
 
 D = 3
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fastgen.nn import DiagonalLSTM, RowLSTM
-from fastgen.nn.skew_lstm import skew, unskew
+from fastgen.nn.causal.skew_lstm import skew, unskew
 
 H, W = 4, 5
 LAYERS = [RowLSTM, DiagonalLSTM]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastgen.nn.sos_polynomial import SOSPolynomial
+from fastgen.nn.elementwise.sos_polynomial import SOSPolynomial
 
 
 @pytest.mark.parametrize("degree", [1, 2, 5])

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastgen.nn.planar import Planar
-from fastgen.nn.sylvester import KINDS, Sylvester, orthonormal
+from fastgen.nn.posterior.planar import Planar
+from fastgen.nn.posterior.sylvester import KINDS, Sylvester, orthonormal
 
 
 def parts(layer: Sylvester, parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:

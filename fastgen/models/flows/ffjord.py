@@ -22,7 +22,7 @@ from fastgen.nn import (
     MultiScale,
     Squeeze2d,
 )
-from fastgen.nn.continuous_flow import GRADIENTS
+from fastgen.nn.continuous.continuous_flow import GRADIENTS
 
 _EXACT = 64
 """Numbers in a vector at most whose trace is exact in eval mode, unless the config says otherwise."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastgen.models.flows.base import FlowConfig, FlowModel
 from fastgen.models.registry import register
 from fastgen.nn import MLP, AdditiveCoupling, Flatten, FlowSequential, Permutation
-from fastgen.nn.flow_sequential import no_log_det
+from fastgen.nn.flow.flow_sequential import no_log_det
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastgen.models.flows.posterior_flow import PosteriorFlow, PosteriorFlowConfig
 from fastgen.models.registry import register
-from fastgen.nn.planar import Planar
+from fastgen.nn.posterior.planar import Planar
 
 
 @dataclass(frozen=True)

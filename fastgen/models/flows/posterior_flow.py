@@ -9,7 +9,7 @@ from torch import nn
 
 from fastgen.models.flows.base import FlowConfig, FlowModel
 from fastgen.nn import Flatten, FlowSequential, Inverse
-from fastgen.nn.amortized_flow import AmortizedFlow, DiagonalAffine, LinearAmortization
+from fastgen.nn.posterior.amortized_flow import AmortizedFlow, DiagonalAffine, LinearAmortization
 
 DIRECTIONS = ("forward", "inverse")
 

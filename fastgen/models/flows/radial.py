@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fastgen.models.flows.posterior_flow import PosteriorFlow, PosteriorFlowConfig
 from fastgen.models.registry import register
-from fastgen.nn.radial import Radial
+from fastgen.nn.posterior.radial import Radial
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from math import prod
 
 from fastgen.models.flows.posterior_flow import PosteriorFlow, PosteriorFlowConfig
 from fastgen.models.registry import register
-from fastgen.nn.sylvester import KINDS, Sylvester
+from fastgen.nn.posterior.sylvester import KINDS, Sylvester
 
 
 @dataclass(frozen=True)

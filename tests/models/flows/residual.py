@@ -9,7 +9,7 @@ from torch.linalg import svdvals, vector_norm
 from fastgen.models import create_model
 from fastgen.models.flows import FlowModel
 from fastgen.nn import InvertibleResidual, LipschitzConv2d
-from fastgen.nn.lipschitz import LipschitzLayer
+from fastgen.nn.residual.lipschitz import LipschitzLayer
 
 EXACT = {"log_det": "exact", "tolerance": 1e-11}
 """What the laws of an exact density need; the estimates are tested beside them."""

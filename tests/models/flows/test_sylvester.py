@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastgen.models import create_model
-from fastgen.nn.sylvester import KINDS
+from fastgen.nn.posterior.sylvester import KINDS
 from tests.models.flows.laws import CONTEXT, FlowLaws
 
 

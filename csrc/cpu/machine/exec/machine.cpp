@@ -1,0 +1,259 @@
+#include "cpu/machine/exec/machine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <utility>
+
+#include "common/check.h"
+
+namespace fastgen {
+namespace {
+
+constexpr std::int64_t kSamplesAlone = 4;    // from so many samples a thread on, threads work on their own samples
+constexpr std::int64_t kItemsAlone = 12;      // from so many items a thread on, threads split the cells of a code
+constexpr std::int64_t kMostTogether = 256;   // steps that are absorbed code by code
+constexpr std::int64_t kCellsTogether = 1024;
+constexpr auto kPart = Interrupt::kPatience;  // as long, about, as the steps take that are run without a question whether to stop
+
+Span part_of(std::int64_t count, int index, int threads) { return {count * index / threads, count * (index + 1) / threads}; }
+
+Program checked(Program program) {
+  check(program);
+  return program;
+}
+
+}  // namespace
+
+// Threads either work alone, each on its own samples, or together on all samples. Together they meet before a code of another
+// level, and split the lanes of a code, or its samples, or its cells.
+class Machine::Crew {
+ public:
+  Crew(const Machine& machine, Team& team, const Run& run, Interrupt& interrupt, int index, Barrier& barrier)
+      : machine_(machine),
+        team_(team),
+        worker_(team.worker(index)),
+        run_(run),
+        index_(index),
+        threads_(run.threads),
+        barrier_(barrier),
+        alone_(run.threads == 1 || run.batch >= kSamplesAlone * run.threads),
+        mine_(part_of(run.batch, index, run.threads)) {
+    worker_.begin(interrupt, index == 0, threads_ == 1 || !alone_);
+  }
+
+  void run_prologue() {
+    for (int number : machine_.plan_.prologue) {
+      const Code& code = machine_.program_.codes[number];
+      run_grid(number, code.q0, code.q1, 0);
+    }
+    meet();
+  }
+
+  void start_row(std::int64_t row, std::int64_t step) {
+    for (int number : machine_.plan_.row) {
+      const Code& code = machine_.program_.codes[number];
+      const std::int64_t rest = row - code.delay, stride = std::max<std::int64_t>(code.row_stride, 1);
+      const std::int64_t q = rest >= 0 ? rest / stride : -1;
+      if (q * stride == rest && q >= code.q0 && q < code.q1) run_grid(number, q, q + 1, step);
+    }
+    meet();
+  }
+
+  // Both return the step before which they stopped.
+  std::int64_t advance(std::int64_t t0, std::int64_t t1) {
+    std::int64_t t = t0;
+    for (; t < t1 && !leaves_before(t); ++t) {
+      if (t % machine_.program_.row_length == 0) start_row(t / machine_.program_.row_length, t);
+      const std::vector<int>& active = worker_.collect(t, t + 1);
+      for (std::size_t i = 0; i < active.size(); ++i) {
+        worker_.expect_tables(active, i);
+        if (alone_ && i + 1 < active.size()) worker_.expect(active[i + 1], mine_, run_);
+        run_code(active[i], worker_.cells_of(active[i]), t);
+      }
+      meet();
+      worker_.draw_step(t, mine_, run_, false);
+      dirty_ = true;
+      meet();
+    }
+    return t;
+  }
+
+  std::int64_t absorb(std::int64_t t0, std::int64_t t1) {
+    for (std::int64_t t = t0; t < t1; ++t) worker_.check_known(t, mine_, run_);
+    dirty_ = true;
+    meet();
+    if (leaves_before(t1)) return t0;
+    const std::int64_t row_length = machine_.program_.row_length, most = std::min(machine_.program_.lookahead, kMostTogether);
+    std::int64_t t = t0;
+    while (t < t1 && !leaves_before(t)) {
+      if (t % row_length == 0) start_row(t / row_length, t);
+      const std::int64_t end = std::min({t1, t + most, (t / row_length + 1) * row_length});
+      // No code of a step reads that step's own input, and in a ring it may take the place of the oldest that is still read.
+      for (std::int64_t i = t; i < end - 1; ++i) worker_.write_known(i, mine_, run_);
+      dirty_ = true;
+      meet();
+      for (int code : worker_.collect(t, end)) {
+        run_code(code, worker_.cells_of(code), t);
+        if (end - t > 1) meet();  // codes of one level may depend on each other across steps
+      }
+      meet();
+      if (run_.log_prob || run_.proposal_log_prob) {
+        for (std::int64_t i = t; i < end; ++i) worker_.draw_step(i, mine_, run_, true);
+      }
+      worker_.write_known(end - 1, mine_, run_);
+      dirty_ = true;
+      meet();
+      t = end;
+    }
+    return t;
+  }
+
+ private:
+  // All threads that meet answer alike: what happens at step t or later cannot have been seen by some of them only.
+  bool leaves_before(std::int64_t t) const { return team_.failure().step() < t || (alone_ && worker_.stopped()); }
+
+  void meet() {
+    if (dirty_ && !alone_) barrier_.wait();
+    dirty_ = false;
+    level_ = -1;
+  }
+
+  void run_grid(int number, std::int64_t q0, std::int64_t q1, std::int64_t step) {
+    const Code& code = machine_.program_.codes[number];
+    cells_.clear();
+    for (std::int64_t q = q0; q < q1; ++q) {
+      for (std::int64_t w = code.w0; w < code.w1; ++w) {
+        cells_.push_back({q, w});
+        if (static_cast<std::int64_t>(cells_.size()) == kCellsTogether) {
+          run_code(number, cells_, step);
+          if (worker_.stopped()) return;
+          cells_.clear();
+        }
+      }
+    }
+    run_code(number, cells_, step);
+  }
+
+  void run_code(int number, const std::vector<Cell>& cells, std::int64_t step) {
+    if (cells.empty()) return;
+    const PlannedCode& code = machine_.plan_.codes[number];
+    if (code.together && !run_.ahead) return;
+    const std::int64_t count = static_cast<std::int64_t>(cells.size());
+    if (alone_) {
+      worker_.execute(number, cells.data(), count, {mine_, {0, code.units}}, run_, step);
+      return;
+    }
+    if (code.level != level_) meet();
+    level_ = code.level;
+    dirty_ = true;
+    const Span all_samples = {0, run_.batch}, all_units = {0, code.units};
+    if (count >= threads_ && count * run_.batch >= kItemsAlone * threads_) {
+      const Span mine = part_of(count, index_, threads_);
+      worker_.execute(number, cells.data() + mine.begin, mine.end - mine.begin, {all_samples, all_units}, run_, step);
+    } else if ((code.whole || code.units < threads_) && run_.batch >= threads_) {
+      worker_.execute(number, cells.data(), count, {mine_, all_units}, run_, step);
+    } else {
+      worker_.execute(number, cells.data(), count, {all_samples, team_.share(number, index_)}, run_, step);
+    }
+  }
+
+  const Machine& machine_;
+  Team& team_;
+  Worker& worker_;
+  const Run& run_;
+  const int index_, threads_;
+  Barrier& barrier_;
+  const bool alone_;
+  const Span mine_;  // samples
+  bool dirty_ = false;
+  std::int64_t level_ = -1;
+  std::vector<Cell> cells_;
+};
+
+Machine::Machine(Program program, const std::vector<float>& weights, HeadSpec head, Format format)
+    : program_(checked(std::move(program))),
+      head_(std::move(head)),
+      kernels_(kernels()),
+      packed_(program_, format),
+      plan_(program_, packed_, head_) {
+  FASTGEN_CHECK(static_cast<std::int64_t>(weights.size()) == program_.weights_size, "weights has ", weights.size(),
+                " values, the program needs ", program_.weights_size);
+  packed_.fill(program_, weights.data());
+}
+
+Machine::~Machine() {
+  Team* team = team_.load();
+  if (team && team->is_here()) delete team;
+}
+
+Team& Machine::team() {
+  Team* team = team_.load();
+  if (team && team->is_here()) return *team;
+  auto made = std::make_unique<Team>();
+  return team_.compare_exchange_strong(team, made.get()) ? *made.release() : *team;  // unless another thread was faster
+}
+
+void Machine::refresh(const std::vector<float>& weights, const std::vector<float>& constants) {
+  FASTGEN_CHECK(static_cast<std::int64_t>(weights.size()) == program_.weights_size, "weights has ", weights.size(),
+                " values, the program has ", program_.weights_size);
+  FASTGEN_CHECK(constants.size() == program_.constants.size(), "constants has ", constants.size(), " values, the program has ",
+                program_.constants.size());
+  packed_.fill(program_, weights.data());
+  std::copy(constants.begin(), constants.end(), program_.constants.begin());
+}
+
+template <typename Job>
+void Machine::in_parallel(const Run& run, Interrupt& interrupt, Progress& progress, Job job) {
+  Team& team = this->team();
+  team.gather(run.threads, plan_, [this](Failure& failure) {
+    return std::make_unique<Worker>(plan_, packed_, head_, kernels_, failure);
+  });
+  progress.within = true;
+  team.run([&](int index, Barrier& barrier) {
+    Crew crew(*this, team, run, interrupt, index, barrier);
+    job(crew, index);
+  });
+  if (interrupt.broken_off()) return;
+  team.failure().throw_if_any();
+  progress.within = false;
+}
+
+// The steps up to `end`, `least` or more at a time: job(crew, t0, t1) runs some and returns the step before which it stopped.
+template <typename Job>
+void Machine::in_parts(const Run& run, std::int64_t end, std::int64_t least, Interrupt& interrupt, Progress& progress, Pace& pace,
+                       Job job) {
+  if (pace.batch != run.batch || pace.threads != run.threads) pace = {run.batch, run.threads, least};
+  while (progress.done < end) {
+    const std::int64_t t0 = progress.done, t1 = interrupt.possible() ? std::min(end, t0 + pace.steps) : end;
+    const auto begin = Interrupt::Clock::now();
+    std::int64_t reached = t1;
+    in_parallel(run, interrupt, progress, [&](Crew& crew, int index) {
+      const std::int64_t stopped = job(crew, t0, t1);
+      if (index == 0) reached = stopped;
+    });
+    if (progress.within) return;
+    progress.done = reached;
+    if (!interrupt.possible() || reached == end) return;
+    const auto passed = Interrupt::Clock::now() - begin;
+    if (2 * passed < kPart) pace.steps *= 2;
+    if (passed > 2 * kPart) pace.steps = std::max(least, pace.steps / 2);
+    if (interrupt.ask()) return;
+  }
+}
+
+void Machine::prologue(const Run& run, Interrupt& interrupt, Progress& progress) {
+  in_parallel(run, interrupt, progress, [](Crew& crew, int) { crew.run_prologue(); });
+}
+
+void Machine::advance(const Run& run, std::int64_t end, Interrupt& interrupt, Progress& progress) {
+  in_parts(run, end, 1, interrupt, progress, advancing_,
+           [](Crew& crew, std::int64_t t0, std::int64_t t1) { return crew.advance(t0, t1); });
+}
+
+void Machine::absorb(const Run& run, std::int64_t end, Interrupt& interrupt, Progress& progress) {
+  in_parts(run, end, std::max<std::int64_t>(1, program_.lookahead), interrupt, progress, absorbing_,
+           [](Crew& crew, std::int64_t t0, std::int64_t t1) { return crew.absorb(t0, t1); });
+}
+
+}  // namespace fastgen

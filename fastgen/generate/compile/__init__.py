@@ -1,0 +1,1 @@
+"""The pipeline from a module to its step program."""

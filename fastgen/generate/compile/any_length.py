@@ -1,0 +1,274 @@
+"""From a module to the step program of any length."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from fastgen.generate.compile.inputs import with_input
+from fastgen.generate.compile.lengths import departure
+from fastgen.generate.compile.pipeline import Analysis, analyse
+from fastgen.generate.compile.tap_distances import distances_by_kind
+from fastgen.generate.context_network import ContextNetwork
+from fastgen.generate.contexts import ContextLayout
+from fastgen.generate.errors import CompileError, NotCausalError
+from fastgen.generate.frontend.context_plan import ContextPlan
+from fastgen.generate.frontend.export import Adapted, Exported, export, state_of
+from fastgen.generate.heads import Head
+from fastgen.generate.ir.program import OPCODE, STREAM, UNBOUNDED, Code, Draw, Program
+from fastgen.generate.orders import event_grid
+
+_GRAIN = 64
+_LONGEST = 1 << 16
+_FAR = 1 << 16
+"""Steps up to which, at least, a network must be seen to stay the same to have a program without an end."""
+
+
+@dataclass
+class Compiled:
+    """A program, and what it takes to fill it with new weights."""
+
+    program: Program
+    folded: list[tuple[str, Callable]]
+    exported: Exported | None
+    analysis: Analysis | None
+    context_network: ContextNetwork | None = None
+    """What of the contexts runs in PyTorch at the start."""
+    plan: ContextPlan | None = None
+    """Where the context network is taken from: the plan at the full event shape."""
+    analysed: int = 0
+    """Steps of the longer analysis, for a program of any length."""
+    reach: int = 0
+    """Steps that the operators reach back, one after the other, for a program of any length."""
+    ends: str = ""
+    """Why the program of a sequence has an end, where it has one."""
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Pauses the search for cyclic garbage, which costs 5-10 % where so many objects are made that live on."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@collection_paused()
+def compile_module(
+    module: nn.Module,
+    event_shape,
+    head: Head,
+    order,
+    predicts: str,
+    adapter: Callable | None,
+    layout: ContextLayout | None,
+    start: float = 0.0,
+) -> Compiled:
+    """Analyse a module and give the program of its event.
+
+    Images, features and short sequences are analysed at their shape. A long sequence is analysed at two lengths past
+    the reach of its operators (of all of them together, where one finds nothing but padding), and the program follows
+    from the two; it has no end unless a context has frames.
+    """
+
+    def at(length: int | None) -> Analysis | None:
+        shape = event_shape if length is None else (*event_shape[:-1], length)
+        context = None
+        if layout is not None:
+            context = layout.example(2, length, event_shape[-1])
+            if context is None:
+                return None
+        return analyse(module, shape, head, order, predicts, adapter, context, start)
+
+    steps, ends = event_grid(event_shape)[1][-1], ""
+    if isinstance(order, str) and order == "time":
+        framed = layout is not None and bool(layout.frames())
+        grain = math.lcm(_GRAIN, *[steps // math.gcd(steps, frames) for frames in (layout.frames() if layout else [])])
+        rest = steps % grain if framed else 0
+
+        def past(reach: int) -> int:
+            return -(-(2 * reach + 40) // grain) * grain + rest
+
+        def _departs(known: int) -> str:
+            """Why the network is not at the full length, and far beyond it, what it is at ``known`` steps."""
+            periods = (steps - known) // grain if framed else prime((max(steps, _FAR) - known) // grain)
+            network, inputs, read = Adapted(module, adapter), [], None
+            for n in (known, known + periods * grain):
+                shape, context = (2, *event_shape[:-1], n), None
+                if layout is not None:
+                    context = layout.example(2, n, event_shape[-1])
+                    if context is None:
+                        return f"the frames of the context do not divide into {n} steps"
+                if read is None:
+                    try:
+                        read = with_input(head.resolve(event_shape), network, shape, context)
+                    except CompileError as error:
+                        return f"at {n} steps, {error}"
+                levels = torch.zeros(shape, dtype=torch.int64 if head.levels else torch.float32)
+                inputs.append((read.to_input(levels), context))
+            found = departure(network, *inputs, periods)
+            return found and f"at {known + periods * grain} steps the network is another than at {known}: {found}"
+
+        length, ends, tried = past(_reach(module)), "", False
+        while length + grain < steps or not (framed or tried):
+            ends, short, long = _departs(length + grain), None, None
+            if not ends:
+                try:
+                    short, long = at(length), at(length + grain)
+                except CompileError as error:
+                    if isinstance(error, NotCausalError) and length < steps:
+                        raise
+                    ends = f"at {length} steps, {error}"
+            if short is not None and long is not None:
+                by_kind = distances_by_kind(short.exported, long.exported, grain)
+                bridged = [distance for listed in by_kind.values() for distance in listed]
+                needed = past(sum(bridged) if short.traced.graph.padding_only else max(bridged, default=1))
+                if needed > length:
+                    length = needed
+                    continue
+                times = ((steps if framed else STREAM) - length) // grain
+                programs = short.lowered.program, long.lowered.program
+                program = extrapolate(*programs, times)
+                plan = _whole_plan(module, short, long, times, event_shape, adapter, layout)
+                alike = program is not None and (plan is None or plan.results == long.plan.results)
+                ends = f"analyses at {length} and {length + grain} steps do not agree"
+                if alike and (framed or _free_of_the_end(*programs)):
+                    reach = max(map(sum, by_kind.values()), default=1)
+                    return replace(_compiled(long, program, plan), analysed=length + grain, reach=reach)
+            tried = True
+            length += 3 * (length - rest)
+        if steps > _LONGEST:
+            raise CompileError(
+                f"no program of any length was found below {_LONGEST} steps: {ends}. Give an event_shape of at most "
+                f"{_LONGEST} steps"
+            )
+    analysis = at(None)
+    return replace(_compiled(analysis, analysis.lowered.program, analysis.plan), ends=ends)
+
+
+def _compiled(analysis: Analysis, program: Program, plan: ContextPlan | None) -> Compiled:
+    network = None if plan is None else plan.network()
+    return Compiled(program, analysis.traced.folded, analysis.exported, analysis, network, plan)
+
+
+def _whole_plan(
+    module, short: Analysis, long: Analysis, times: int, event_shape, adapter, layout
+) -> ContextPlan | None:
+    """The plan of two lengths at the full event shape; its results are none where the three do not go together."""
+    if short.plan is None or not (short.plan.results or long.plan.results):
+        return short.plan
+    context = layout.example(2)
+    x = long.head.to_input(torch.zeros((2, *event_shape), dtype=torch.int64 if long.head.levels else torch.float32))
+    exported = export(module, x, context, adapter)
+    plan = ContextPlan(exported, state_of(exported, Adapted(module, adapter)), context, ())
+    results = short.plan.results
+    if results == long.plan.results and all(_follows(r.name, short.plan, long.plan, plan, times) for r in results):
+        plan.results = results
+    return plan
+
+
+def _follows(name: str, short: ContextPlan, long: ContextPlan, whole: ContextPlan, times: int) -> bool:
+    """Whether a value is computed alike at three lengths and its sizes follow from the shorter two."""
+    nodes = [plan.still.get(name) for plan in (short, long, whole)]
+    if None in nodes or len({node.target for node in nodes}) > 1:
+        return False
+    a, b, c = (list(node.meta["val"].shape) for node in nodes)
+    return [m + (n - m) * times for m, n in zip(a, b, strict=True)] == c
+
+
+def _reach(module: nn.Module) -> int:
+    """The longest distance between the taps of one layer, as its attributes tell: what to try first."""
+    reach = 1
+    for layer in module.modules():
+        size, dilation = getattr(layer, "kernel_size", None), getattr(layer, "dilation", None)
+        if size is not None and dilation is not None:
+            size, dilation = (v if isinstance(v, tuple) else (v,) for v in (size, dilation))
+            reach = max(reach, *[d * (k - 1) for k, d in zip(size, dilation, strict=False) if isinstance(k, int)])
+    return reach
+
+
+def extrapolate(short: Program, long: Program, times: int) -> Program | None:
+    """The program ``times`` as many steps beyond ``short`` as ``long`` is; None where the two do not differ alike."""
+    first, second = short.to_tensors(), long.to_tensors()
+    tensors = {}
+    for name, a in first.items():
+        b = second[name]
+        if a.shape != b.shape or (a.dtype != torch.int64 and not torch.equal(a, b)):
+            return None
+        tensors[name] = a + (b - a) * times if a.dtype == torch.int64 else a
+    program = Program.from_tensors(tensors)
+    if program.state_size != long.state_size:
+        return None
+    for operand in program.operands:
+        for f in fields(operand):
+            if f.name.startswith("box_") and getattr(operand, f.name) >= UNBOUNDED:
+                setattr(operand, f.name, UNBOUNDED)
+    return program
+
+
+def _free_of_the_end(short: Program, long: Program) -> bool:
+    """Whether nothing in two programs of two lengths lies at a distance from the end: only last cells grow with it."""
+    pairs = [*zip(short.codes, long.codes, strict=True), *zip(short.draws, long.draws, strict=True)]
+    if any((a.q0, a.w0) != (b.q0, b.w0) for a, b in pairs):
+        return False
+    for a, b in zip(short.operands, long.operands, strict=True):
+        if (a.box_q0, a.box_w0) != (b.box_q0, b.box_w0):
+            return False
+    for a, b in pairs:
+        for number in _operands(short, a):
+            ends = short.operands[number].box_w1, long.operands[number].box_w1
+            if ends[0] != ends[1] and (ends[0] < a.w1 or ends[1] < b.w1):
+                return False
+    return True
+
+
+def _operands(program: Program, record: Code | Draw) -> list[int]:
+    if isinstance(record, Draw):
+        return [*range(record.parameter0, record.parameter1), *range(record.input0, record.input1)]
+    read = [segment.operand for segment in program.segments[record.segment0 : record.segment1]]
+    for operation in program.operations[record.operation0 : record.operation1]:
+        read += [operation.a] * (operation.opcode == OPCODE["load"]) + [operation.b] * (
+            operation.opcode == OPCODE["store"]
+        )
+    return read + [record.accumulator] * (record.accumulator >= 0)
+
+
+def prime(least: int) -> int:
+    """The least prime from ``least`` on."""
+    least = max(least, 2)
+    while any(least % n == 0 for n in range(2, math.isqrt(least) + 1)):
+        least += 1
+    return least
+
+
+def refreshed(compiled: Compiled, network: Adapted) -> tuple[Tensor, Tensor]:
+    """The program's float arenas from the network's parameters as they are now.
+
+    Raises:
+        CompileError: what the analysis relied on has changed: weights that were zero, or constants that are moved
+            about.
+    """
+    graph = compiled.analysis.traced.graph
+    constants = dict(state_of(compiled.exported, network))
+    for name, evaluate in compiled.folded:
+        constants[name] = evaluate(constants)
+    for where, recipe, holds in graph.assumptions:
+        if not holds(recipe.function(*[constants[s] for s in recipe.sources])):
+            raise CompileError(
+                f"weights that were zero are not any more, or a constant changed, at {where}; compile a new sampler"
+            )
+    if compiled.context_network is not None:
+        plan = copy.copy(compiled.plan)  # which copies of the sampler share
+        plan.state = state_of(plan.exported, network)
+        compiled.context_network = plan.network()
+    return compiled.analysis.lowered.fill(constants)

@@ -1,0 +1,1 @@
+"""Samplers and states as files, read as nothing but data."""

@@ -1,0 +1,355 @@
+"""What compiling found out about a network, for people to read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastgen.generate.compile.pipeline import Analysis
+from fastgen.generate.heads import Head
+from fastgen.generate.inspect.receptive_field import ReceptiveField, receptive_field
+from fastgen.generate.ir.program import CONSTANT, DENSE, OPCODE, PIXEL, PROLOGUE, ROW, STATE, Code, Program
+from fastgen.generate.orders import event_grid
+
+if TYPE_CHECKING:
+    from fastgen.generate.sampler import Sampler
+
+_EXAMPLES = 4
+_WHEN = {"prologue": "before the first step", "row": "at the start of a row", "pixel": "at a step"}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-adds of one sample: of the prologue, and the average over the steps of an event."""
+
+    prologue: int
+    row: float
+    """A step's share of what is computed for a whole row at once."""
+    pixel: float
+    """What is computed at the step itself."""
+    ahead: float
+    """The part of ``pixel`` that is summed for several steps at once: taps of a sequence some steps back."""
+    parallel: float | None
+    """One parallel forward of the module, masked taps and padding included; None for a sampler without its module."""
+    steps: int
+
+    @property
+    def per_step(self) -> float:
+        return self.row + self.pixel
+
+    @property
+    def total(self) -> float:
+        return self.prologue + self.steps * self.per_step
+
+    @property
+    def textbook(self) -> float | None:
+        """A whole forward for every step."""
+        return None if self.parallel is None else self.parallel * self.steps
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes."""
+
+    state: int
+    """Of a sample: activations that later steps read."""
+    contexts: int
+    """Of a sample."""
+    weights: int
+    """The program's float32 weights."""
+    packed: int
+    """The machine's copy of the weights."""
+    constants: int
+    """Biases and tables: the program's and the machine's."""
+
+    @property
+    def per_sample(self) -> int:
+        return self.state + self.contexts
+
+    @property
+    def shared(self) -> int:
+        return self.weights + self.packed + self.constants
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """``Sampler.explain()``: print it, or read its parts."""
+
+    title: str
+    input: str
+    """How a level becomes the network's input."""
+    causality: str
+    field: ReceptiveField | None
+    """Of the output at the middle of the last row, or at the last step of the length that was analysed."""
+    work: Work
+    chain: dict[str, int]
+    """Codes that follow one another in each phase: "prologue", "row", "pixel"."""
+    codes: dict[str, int]
+    memory: Memory
+    rings: list[tuple[int, int]]
+    """(positions, channels) of every buffer of the state."""
+    context_network: str | None
+    """What of the contexts runs in PyTorch at the start; None where nothing does."""
+    analysis: Analysis | None = field(repr=False)
+    shift: int = field(repr=False)
+
+    @property
+    def causal(self) -> bool:
+        """True: a network that is not causal has no sampler."""
+        return True
+
+    def receptive_field(self, position: tuple[int, ...] | None = None, channel: int = 0) -> ReceptiveField:
+        """That of another output.
+
+        Raises:
+            ValueError: the position or the channel is outside the event, or the sampler was loaded from a file.
+        """
+        return receptive_field(self._analysis(), self.shift, position, channel)
+
+    def save_ready_times(self, path: str | Path, position: tuple[int, ...] | None = None, channel: int = 0) -> None:
+        """The ready times behind the output that scores ``channel`` of ``position``, as a PNG.
+
+        For an image: the step that draws every pixel of the receptive field, and for every layer the steps at which the
+        cells that the output depends on are ready. For a sequence: the same cells, layer by layer, over the steps.
+
+        Raises:
+            ValueError: the position or the channel is outside the event, or the sampler was loaded from a file.
+            ImportError: matplotlib is missing.
+        """
+        from fastgen.generate.inspect.ready_times import save_ready_times
+
+        analysis = self._analysis()
+        save_ready_times(Path(path), analysis, receptive_field(analysis, self.shift, position, channel))
+
+    def _analysis(self) -> Analysis:
+        if self.analysis is None:
+            raise ValueError("this sampler was loaded from a file, which keeps the program but not the network's graph")
+        return self.analysis
+
+    def __str__(self) -> str:
+        rows = [
+            ("input", self.input),
+            *([("at the start", self.context_network)] if self.context_network else []),
+            ("causality", self.causality),
+            ("receptive field", _field_text(self.field)),
+            ("blind spots", _blind_text(self.field)),
+            ("work", _work_text(self.work)),
+            ("textbook loop", _textbook_text(self.work)),
+            ("critical chain", ", ".join(f"{n} codes {_WHEN[kind]}" for kind, n in self.chain.items()) or "none"),
+            ("program", ", ".join(f"{n} {name}" for name, n in self.codes.items())),
+            ("memory", _memory_text(self.memory)),
+            ("rings", _rings_text(self.rings)),
+        ]
+        return "\n".join([self.title, *(f"  {name:<16} {text}" for name, text in rows)])
+
+
+def explain(sampler: Sampler) -> Explanation:
+    """What is known of a sampler: from the analysis of its network and from its program.
+
+    A sampler that was loaded from a file has no analysis: its receptive field and the textbook loop's work are unknown.
+    """
+    program, analysis = sampler.program, sampler.compiled.analysis
+    shift = 1 if sampler.predicts == "next" else 0
+    kinds = {"prologue": PROLOGUE, "row": ROW, "pixel": PIXEL}
+    codes = {f"{name} codes": sum(c.kind == kind for c in program.codes) for name, kind in kinds.items()}
+    waiting = {
+        name: {c.level for c in program.codes if c.kind == kind and c.together == 1} for name, kind in kinds.items()
+    }
+    order = "a permutation" if sampler.order.name == "permutation" else f"order {sampler.order.name!r}"
+    name = "a saved network" if sampler.module is None else type(sampler.module).__name__
+    event = f"event {sampler.event_shape}, {order}, {sampler.steps} steps"
+    return Explanation(
+        title=f"Sampler of {name}, {event}, machine {sampler.machine_name!r}",
+        input=_input(sampler.head),
+        causality=_causality(sampler),
+        field=None if analysis is None else receptive_field(analysis, shift),
+        work=_work(sampler, program, analysis),
+        chain={name: len(levels) for name, levels in waiting.items() if levels},
+        codes={name: count for name, count in codes.items() if count}
+        | {"draws": len(program.draws), "operands": len(program.operands)},
+        memory=_memory(sampler, program),
+        rings=[(b.positions, b.channels) for b in program.buffers if b.where == STATE],
+        context_network=_context_network(sampler),
+        analysis=analysis,
+        shift=shift,
+    )
+
+
+def _input(head: Head) -> str:
+    most = head.levels - 1
+    words = {
+        "index": f"integers 0 .. {most}",
+        "float": f"levels as floats 0 .. {most}",
+        "unit": f"level / {most}",
+        "symmetric": f"2 * level / {most} - 1",
+        "table": f"a table of {head.levels} values",
+    }
+    return f"{words[head.to_input_name]} (to_input={head.to_input_name!r})" if head.levels else "values as they are"
+
+
+def _context_network(sampler: Sampler) -> str | None:
+    network, plan = sampler.compiled.context_network, sampler.compiled.plan
+    if network is None:
+        return None
+    layers = plan.layers() if plan is not None else []
+    shown = ", ".join(layers if len(layers) <= _EXAMPLES else [*layers[:_EXAMPLES], "..."])
+    kept = ", ".join(f"{positions} x {channels}" for positions, channels in network.sizes)
+    where = f" of {shown}" if shown else ""
+    return (
+        f"PyTorch runs {len(network.calls)} operators on the context{where}, once a sample; kept as {kept} numbers "
+        "(positions x channels)"
+    )
+
+
+def _causality(sampler: Sampler) -> str:
+    analysis = sampler.compiled.analysis
+    if analysis is None:
+        return "causal; checked when the sampler was compiled"
+    shown = math.prod(analysis.event_shape)
+    beyond = (
+        "" if analysis.event_shape == sampler.event_shape else f", at the analysed length {analysis.event_shape[-1]}"
+    )
+    return f"causal: none of the {shown} elements' distributions depends on a later element{beyond}"
+
+
+# ---- numbers
+
+
+def _work(sampler: Sampler, program: Program, analysis: Analysis | None) -> Work:
+    sums = {PROLOGUE: 0, ROW: 0, PIXEL: 0}
+    ahead = 0
+    for code in program.codes:
+        count = _multiply_adds(program, code, sampler.steps)
+        sums[code.kind] += count
+        ahead += count if code.together > 1 else 0
+    parallel = None
+    if analysis is not None:
+        length, full = (math.prod(event_grid(shape)[1]) for shape in (analysis.event_shape, sampler.event_shape))
+        parallel = _forward_multiply_adds(analysis) * full / length
+    row, pixel, ahead = (count / sampler.steps for count in (sums[ROW], sums[PIXEL], ahead))
+    return Work(sums[PROLOGUE], row, pixel, ahead, parallel, sampler.steps)
+
+
+def _multiply_adds(program: Program, code: Code, steps: int) -> int:
+    """Of the cells of an event: the sums, without taps outside their boxes, and the products with constants (depthwise
+    taps)."""
+    loaded, total, end = set(), 0, code.w1
+    if code.kind == PIXEL and program.steps > steps:  # an endless program
+        end = min(end, -(-(steps - code.delay) // code.column_stride))
+    for operation in program.operations[code.operation0 : code.operation1]:
+        if operation.opcode == OPCODE["load"]:
+            if program.buffers[program.operands[operation.a].buffer].where == CONSTANT:
+                loaded.add(operation.dst)
+        elif operation.opcode == OPCODE["mul"] and {operation.a, operation.b} & loaded:
+            total += code.lanes * (code.q1 - code.q0) * max(0, end - code.w0)
+    for segment in program.segments[code.segment0 : code.segment1]:
+        operand = program.operands[segment.operand]
+        rows = min(code.q1, operand.box_q1) - max(code.q0, operand.box_q0)
+        columns = min(end, operand.box_w1) - max(code.w0, operand.box_w0)
+        inputs = segment.length if segment.kind == DENSE else 1
+        total += code.parts * code.lanes * inputs * max(0, rows) * max(0, columns)
+    return total
+
+
+def _forward_multiply_adds(analysis: Analysis) -> float:
+    """Of one sample, counted on the exported graph (which has a batch of two) without computing anything."""
+    graph = analysis.exported.graph_module
+    inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
+        graph(*(torch.empty(value.shape, dtype=value.dtype) for value in inputs))
+    return counter.get_total_flops() / 4
+
+
+def _memory(sampler: Sampler, program: Program) -> Memory:
+    leaves = sampler.layout.leaves if sampler.layout is not None else []
+    sizes = sampler.compiled.context_network.sizes if sampler.compiled.context_network is not None else []
+    packed = getattr(sampler._machine, "packed_bytes", None)
+    if packed is None:
+        packed = sum(matrix.nbytes for matrix in sampler._machine.matrices)
+    return Memory(
+        state=4 * (-(-program.state_size // 16) * 16 + 16),
+        contexts=4 * (sum(leaf[0].numel() for leaf in leaves) + sum(p * c for p, c in sizes)),
+        weights=program.weights.nbytes,
+        packed=packed,
+        constants=2 * program.constants.nbytes,
+    )
+
+
+# ---- words
+
+
+def _field_text(found: ReceptiveField | None) -> str:
+    if found is None:
+        return "unknown: the sampler was loaded from a file"
+    extents = ", ".join(
+        f"{n} steps back" if where == "steps" else f"{n} rows above" if where == "above" else f"{n} columns {where}"
+        for where, n in found.extents.items()
+    )
+    seen, earlier = int(found.seen.sum()), int(found.earlier.sum())
+    return f"of the output at {_at(found.position)}: {extents or 'nothing'}; {seen} of the {earlier} earlier elements"
+
+
+def _blind_text(found: ReceptiveField | None) -> str:
+    if found is None:
+        return "unknown: the sampler was loaded from a file"
+    count = int(found.blind.sum())
+    if not count:
+        return "none"
+    together = bool((found.blind == found.blind[:1]).all())
+    indices = [tuple(int(i) for i in index) for index in np.argwhere(found.blind[:1] if together else found.blind)]
+    at = [_at(i[1:]) + ("" if together else f" channel {i[0]}") for i in reversed(indices)]
+    examples = ", ".join(at[:_EXAMPLES] + (["..."] if count > _EXAMPLES else []))
+    return f"{count} earlier elements within its reach are not seen: {examples}"
+
+
+def _at(position: tuple[int, ...]) -> str:
+    return str(position[0]) if len(position) == 1 else str(tuple(position))
+
+
+def _work_text(work: Work) -> str:
+    parts = f"{_count(work.row)} for whole rows, {_count(work.pixel)} at the step" if work.row else "all at the step"
+    if work.ahead:
+        parts = f"{_count(work.ahead)} for several steps at once, {_count(work.pixel - work.ahead)} at the step"
+    before = f"; {_count(work.prologue)} before the first step" if work.prologue else ""
+    return f"{_count(work.per_step)} multiply-adds a step ({parts}){before}; {_count(work.total)} for a sample"
+
+
+def _textbook_text(work: Work) -> str:
+    if work.textbook is None:
+        return "unknown: the sampler was loaded from a file"
+    times = f", {work.textbook / work.total:.0f} times the work" if work.total else ""
+    return f"{_count(work.parallel)} multiply-adds a step, {_count(work.textbook)} for a sample{times}"
+
+
+def _memory_text(memory: Memory) -> str:
+    contexts = f" and {_bytes(memory.contexts)} of contexts" if memory.contexts else ""
+    return (
+        f"{_bytes(memory.state)} of state{contexts} a sample; {_bytes(memory.shared)} once "
+        f"(weights {_bytes(memory.weights)}, packed {_bytes(memory.packed)}, constants {_bytes(memory.constants)})"
+    )
+
+
+def _rings_text(rings: list[tuple[int, int]]) -> str:
+    numbers, longest = sum(p * c for p, c in rings), max((positions for positions, _ in rings), default=0)
+    return f"{len(rings)} buffers of {numbers} numbers a sample; the longest keeps {longest} positions"
+
+
+def _count(number: float) -> str:
+    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def _bytes(number: int) -> str:
+    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number} B"

@@ -1,0 +1,140 @@
+"""Which elements of the event an output depends on, from the pieces of the graph."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fastgen.generate.compile.pipeline import Analysis
+from fastgen.generate.ir.graph import Node, Piece
+from fastgen.generate.orders import event_grid
+from fastgen.generate.schedule.scheduler import DrawSite
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """What the distribution of one element depends on, structurally: whatever the weights that are not zero.
+
+    ``seen``, ``blind`` and ``earlier`` are booleans ``[C, *grid]``. ``earlier`` are the elements that come before it in
+    the order. ``blind`` are those of them inside the bounding box of ``seen`` and the position (for sequences and other
+    orders than raster: since the first one seen) that it does not depend on.
+    """
+
+    position: tuple[int, ...]
+    channel: int
+    seen: np.ndarray
+    blind: np.ndarray
+    earlier: np.ndarray
+    needed: dict[Node, np.ndarray] = field(repr=False)
+    """Per node, ``[runs, rows]``: the cells on the way."""
+
+    @property
+    def extents(self) -> dict[str, int]:
+        """How far it reaches: rows "above", columns "left" and "right", or "steps" back.
+
+        Of features it is the number "seen".
+        """
+        at = np.argwhere(self.seen.any(0))
+        if not len(at):
+            return {}
+        low, high = at.min(0), at.max(0)
+        if len(self.position) == 1:
+            return {"steps": max(0, self.position[0] - int(low[0]))}
+        row, column = self.position
+        return {
+            "above": max(0, row - int(low[0])),
+            "left": max(0, column - int(low[1])),
+            "right": max(0, int(high[1]) - column),
+        }
+
+
+def receptive_field(
+    analysis: Analysis, shift: int = 0, position: tuple[int, ...] | None = None, channel: int = 0
+) -> ReceptiveField:
+    """The receptive field of the output that scores ``channel`` of ``position``.
+
+    ``shift``: the input at position t is the element at t - shift (1 for ``predicts="next"``).
+
+    By default the position is the middle of the last row of an image, the last step of a sequence, or the last in the
+    order.
+
+    Raises:
+        ValueError: the position or the channel is outside the event.
+    """
+    order, (channels, grid) = analysis.order, event_grid(analysis.event_shape)
+    if position is None:
+        last = int(order.steps[channels - 1].argmax())
+        position = (grid[0] - 1, grid[1] // 2) if len(grid) == 2 and order.regular else np.unravel_index(last, grid)
+    position = tuple(int(i) for i in position)
+    if len(position) != len(grid) or not all(0 <= i < n for i, n in zip(position, grid, strict=True)):
+        raise ValueError(f"position must lie in the grid {grid}, got {position}")
+    if not 0 <= channel < channels:
+        raise ValueError(f"channel must be 0 .. {channels - 1}, got {channel}")
+    flat = int(np.ravel_multi_index(position, grid))
+    draw, row = _site(analysis.draws, flat, channel)
+    seen, needed = _walk(analysis, shift, draw, row)
+    step = order.steps[channel, flat]
+    earlier = order.steps < step
+    hull = _hull(seen, flat, grid) if len(grid) == 2 else order.steps >= order.steps[seen].min(initial=step)
+    blind = earlier & hull & ~seen
+    shape = (channels, *grid)
+    return ReceptiveField(position, channel, seen.reshape(shape), blind.reshape(shape), earlier.reshape(shape), needed)
+
+
+def _site(draws: list[DrawSite], position: int, channel: int) -> tuple[DrawSite, int]:
+    for draw in draws:
+        if draw.channel0 <= channel < draw.channel0 + draw.channels:
+            rows = np.flatnonzero(draw.positions == position)
+            if len(rows):
+                return draw, int(rows[0])
+    raise AssertionError("every element is drawn")
+
+
+def _walk(analysis: Analysis, shift: int, draw: DrawSite, row: int) -> tuple[np.ndarray, dict[Node, np.ndarray]]:
+    """Follow every dependency of one draw back to the event: seen elements ``[C, P]``, and the cells on the way."""
+    graph, event = analysis.traced.graph, analysis.traced.input
+    needed = {node: np.zeros((len(node.runs), node.rows), bool) for node in graph.nodes if node.kind == "computed"}
+    read = np.zeros((event.rows, event.channels), bool)
+
+    def mark(piece: Piece, rows: np.ndarray) -> None:
+        rows = rows[piece.rows[rows] >= 0]
+        if piece.node is event:
+            slots = piece.slots[rows, None] + piece.stride * np.arange(piece.length)
+            read[piece.rows[rows, None], slots] = True
+        elif piece.node.kind == "computed":
+            table = needed[piece.node]
+            if len(table) > 1 and piece.varies:
+                slots = piece.slots[rows, None] + piece.stride * np.arange(piece.length)
+                table[piece.node.run_of_slot[slots], piece.rows[rows, None]] = True
+            elif len(rows):
+                for run in piece.source_runs():
+                    table[piece.node.runs.index(run), piece.rows[rows]] = True
+
+    for piece in draw.pieces:
+        mark(piece, np.array([row]))
+    for node in reversed(graph.nodes):
+        if node.kind == "computed":
+            for run, rows in zip(node.runs, needed[node], strict=True):
+                if rows.any():
+                    for piece in run.pieces():
+                        mark(piece, np.flatnonzero(rows))
+    channels, grid = event_grid(analysis.event_shape)
+    if analysis.order.name == "features":
+        seen = read[:1]
+    else:
+        seen = read[: math.prod(grid)].T.copy()
+        seen = np.concatenate([seen[:, shift:], np.zeros((channels, shift), bool)], 1)
+    return seen, {node: table for node, table in needed.items() if table.any()}
+
+
+def _hull(seen: np.ndarray, position: int, grid: tuple[int, ...]) -> np.ndarray:
+    """``[1, P]``: the bounding box of what any channel sees, and the position."""
+    inside = seen.any(0)
+    inside[position] = True
+    at = np.argwhere(inside.reshape(grid))
+    (top, left), (bottom, right) = at.min(0), at.max(0)
+    box = np.zeros(grid, bool)
+    box[top : bottom + 1, left : right + 1] = True
+    return box.reshape(1, -1)

@@ -1,0 +1,334 @@
+"""The dependency graph: every computed element has an id, and data movement runs on the ids.
+
+A *node* is a tensor that a machine will compute (or is given): rows of channels. Its element (row, slot) has the id
+``base + row * (channels + 1) + slot``, so a run of a row's channels is a run of ids, and runs never cross rows. Id 0 is
+the constant zero, id -(k + 1) the constant ``values[k]``. Views, permutations, padding, concatenation and their like
+are the ATen operators themselves, applied to the tensors of ids.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from fastgen.generate.errors import CompileError
+from fastgen.generate.ir.channels import Table, channel_dim, channel_runs
+from fastgen.generate.ir.records import REDUCTIONS, Channels, Constant, Node, Piece, Recipe, Term, Value, derive
+
+__all__ = ["REDUCTIONS", "Channels", "Constant", "Graph", "Node", "Piece", "Recipe", "Term", "Value", "derive"]
+
+
+class Graph:
+    """The nodes, and the constructors that rules use."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.constants: dict[str, Tensor] = {}
+        self.values: list[float] = []
+        self.assumptions: list[tuple[str, Recipe, Callable[[Tensor], bool]]] = []
+        """What must still hold of constants when the parameters change, and where."""
+        self.padding_only = False
+        """Whether an operator reads something that is a constant everywhere; in a longer event it might not be."""
+        self.bases = np.empty(0, np.int64)
+        self.widest = 1
+        self._owners: dict[int, tuple[StorageWeakRef, Node]] = {}
+        self._next = 1
+        self._value_ids: dict[float, int] = {}
+        self._value_nodes: dict[float, Node] = {}
+        self.name, self.where, self.source = "", "", ""
+        self.remark = ""
+        """What a refusal for want of causality should add."""
+
+    # ---- nodes and ids
+
+    def add(self, kind: str, rows_shape: Sequence[int], channels: int, runs: list[Channels], **options) -> Node:
+        node = Node(
+            len(self.nodes), kind, self.name, self.where, tuple(rows_shape), channels, self._next, runs,
+            source=self.source, **options,
+        )  # fmt: skip
+        self.nodes.append(node)
+        self.bases = np.append(self.bases, node.base)
+        self._next += node.rows * (channels + 1)
+        self.widest = max(self.widest, channels)
+        return node
+
+    def ids(self, node: Node) -> Tensor:
+        """``[*rows_shape, channels]``"""
+        rows = torch.arange(node.rows, dtype=torch.int64) * (node.channels + 1) + node.base
+        ids = (rows[:, None] + torch.arange(node.channels)).reshape(*node.rows_shape, node.channels)
+        storage = ids.untyped_storage()
+        self._owners[storage.data_ptr()] = StorageWeakRef(storage), node
+        return ids
+
+    def owner(self, ids: Tensor) -> Node | None:
+        """The node whose own ids (from ``ids``) this tensor is a view of."""
+        reference, node = self._owners.get(ids.untyped_storage().data_ptr(), (None, None))
+        return node if reference is not None and not reference.expired() else None
+
+    def still(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """The times of what depends on no input."""
+        return np.zeros(rows, np.int32), np.zeros(rows, np.uint8)
+
+    def constant_node(self, rows_shape: Sequence[int], channels: int, values: Recipe) -> Node:
+        ready, uses = self.still(math.prod(rows_shape))
+        return self.add("constant", rows_shape, channels, [Channels(0, channels, ready, uses)], values=values)
+
+    def value_node(self, value: float) -> Node:
+        if value not in self._value_nodes:
+            recipe = Recipe((), lambda: torch.tensor([[value]], dtype=torch.float32))
+            self._value_nodes[value] = self.constant_node((1,), 1, recipe)
+        return self._value_nodes[value]
+
+    def constant_ids(self, constant: Constant, beside: Value | None = None) -> Tensor:
+        """Ids of a constant that takes part in data movement, next to ``beside``.
+
+        A few different numbers are constants by value; more of them, a node whose channels lie as those of ``beside``.
+        """
+        tensor = constant.tensor.detach().clone()  # the module's own tensor may change in place
+        varied = bool(constant.recipe.sources) or (tensor.numel() > 8 and len(tensor.unique()) > 4)
+        if varied and beside is not None and beside.ids.dim() == tensor.dim() and bool((tensor != 0).any()):
+            channel = channel_dim(self, beside.shape, [beside])
+            table = self._constant_table(constant, tensor.shape, channel)
+            if channel is None:
+                return table.reshape(tensor.shape)
+            rest = [n for d, n in enumerate(tensor.shape) if d != channel]
+            return table.reshape(*rest, tensor.shape[channel]).movedim(-1, channel)
+        self.assume(constant.recipe, lambda t: torch.equal(t, tensor))
+        return self._value_ids_of(tensor)
+
+    def _value_ids_of(self, tensor: Tensor) -> Tensor:
+        flat = tensor.to(torch.float64).reshape(-1)
+        unique, inverse = torch.unique(flat, return_inverse=True)
+        table = torch.tensor([self.value_id(v) for v in unique.tolist()], dtype=torch.int64)
+        return table[inverse].reshape(tensor.shape)
+
+    def is_value(self, ids: Tensor, value: float) -> Tensor:
+        """Where the ids are those of a constant."""
+        return ids == self._value_ids.get(value, 1 << 62)
+
+    def value_id(self, value: float) -> int:
+        if value == 0:
+            return 0
+        if value not in self._value_ids:
+            self.values.append(value)
+            self._value_ids[value] = -len(self.values)
+        return self._value_ids[value]
+
+    def decode(self, ids: np.ndarray, stride: int, length: int) -> tuple[list[Piece], list[tuple[float, np.ndarray]]]:
+        """The pieces behind one id a row, and the constants (value, where) among them, zero left out."""
+        pieces, constants = [], []
+        present = ids > 0
+        self.padding_only |= not present.any()
+        if present.any():
+            found = ids[present]
+            node_of = np.searchsorted(self.bases, found, side="right") - 1
+            first = node_of[0]
+            numbers = [first] if (node_of == first).all() else np.unique(node_of).tolist()
+            for number in numbers:
+                node = self.nodes[number]
+                chosen = present.copy()
+                chosen[present] = node_of == number
+                offset = ids[chosen] - node.base
+                rows = np.full(len(ids), -1, np.int32)
+                slots = np.zeros(len(ids), np.int32)
+                rows[chosen], slots[chosen] = np.divmod(offset, node.channels + 1)
+                if (slots[chosen] + stride * (length - 1) >= node.channels).any():
+                    raise CompileError(
+                        f"channels of {node.name} are read across positions at {self.name}, {self.where}"
+                    )
+                pieces.append(Piece(node, rows, slots, stride, length))
+        if (ids < 0).any():
+            for number in np.unique(ids[ids < 0]).tolist():
+                constants.append((self.values[-number - 1], ids == number))
+        return pieces, constants
+
+    def value_piece(self, value: float, where: np.ndarray, length: int = 1) -> Piece:
+        rows = np.where(where, 0, -1).astype(np.int32)
+        return Piece(self.value_node(value), rows, np.zeros(len(rows), np.int32), 0, length)
+
+    def times(self, pieces: Sequence[Piece], rows: int) -> tuple[np.ndarray, np.ndarray]:
+        ready, uses = self.still(rows)
+        for piece in pieces:
+            chosen = piece.rows >= 0
+            source = piece.rows[chosen]
+            if piece.node.kind == "constant":
+                continue
+            for run in piece.source_runs():
+                at = source
+                if len(piece.node.runs) > 1 and piece.varies:
+                    here = piece.node.run_of_slot[piece.slots[chosen]] == piece.node.runs.index(run)
+                    at, chosen_here = source[here], np.flatnonzero(chosen)[here]
+                else:
+                    chosen_here = chosen
+                ready[chosen_here] = np.maximum(ready[chosen_here], run.ready[at])
+                uses[chosen_here] |= run.uses[at]
+        return ready, uses
+
+    # ---- computed nodes
+
+    def contract(
+        self,
+        rows_shape: Sequence[int],
+        inputs: Sequence[tuple[np.ndarray, int, int, np.ndarray, bool]],
+        matrix: Recipe,
+        bias: Recipe | None,
+    ) -> Value:
+        """``sum_k x[k] W[k, :] + bias``; returns ids ``[*rows_shape, columns]``.
+
+        ``inputs``: (ids of the first channel ``[rows]``, stride, length, weight rows, is index). Terms whose weights
+        are all zero do not exist: masks need no rule.
+        """
+        rows = math.prod(rows_shape)
+        weights = matrix(self.constants)
+        if not bool(torch.isfinite(weights).all()):
+            raise CompileError(f"weights at {self.name}, {self.where}, hold NaN or infinite values")
+        nonzero = weights != 0
+        terms = []
+        for ids, stride, length, weight_rows, index in inputs:
+            terms += self._terms(ids, stride, length, weight_rows, index)
+        columns = nonzero.shape[1]
+        if terms:
+            pattern = np.stack([nonzero[torch.from_numpy(t.weight_rows)].any(0).numpy() for t in terms])
+        else:
+            pattern = np.zeros((0, columns), bool)
+        self._assume_zeros(matrix, [t.weight_rows for t in terms], pattern)
+        groups, group_of = np.unique(pattern, axis=1, return_inverse=True)
+        group_of = group_of.reshape(-1)
+        runs, times = [], {}
+        for number in range(groups.shape[1]):
+            chosen = [t for t, used in zip(terms, groups[:, number], strict=True) if used]
+            times[number] = self.times([t.piece for t in chosen], rows), chosen
+        by_time = sorted(
+            times, key=lambda n: (int(times[n][0][0].max(initial=0)), int(np.flatnonzero(group_of == n)[0]))
+        )
+        slot_of = np.empty(columns, np.int64)
+        slot = 0
+        for number in by_time:
+            (ready, uses), chosen = times[number]
+            members = np.flatnonzero(group_of == number)
+            slot_of[members] = np.arange(slot, slot + len(members))
+            runs.append(Channels(slot, len(members), ready, uses, chosen, members, matrix, bias))
+            slot += len(members)
+        node = self.add("computed", rows_shape, columns, runs)
+        ids = self.ids(node)
+        return Value(ids if len(runs) == 1 else ids[..., torch.from_numpy(slot_of)])
+
+    def assume(self, recipe: Recipe, holds: Callable[[Tensor], bool]) -> None:
+        if recipe.sources:
+            self.assumptions.append((f"{self.name}, {self.where}", recipe, holds))
+
+    def _assume_zeros(self, matrix: Recipe, weight_rows: list[np.ndarray], pattern: np.ndarray) -> None:
+        if pattern.all() or not len(weight_rows):
+            return
+        self.assume(
+            matrix,
+            lambda w: (
+                not any(
+                    ((w[torch.from_numpy(r)] != 0).any(0).numpy() & ~p).any()
+                    for r, p in zip(weight_rows, pattern, strict=True)
+                )
+            ),
+        )
+
+    def _terms(self, ids: np.ndarray, stride: int, length: int, weight_rows: np.ndarray, index: bool) -> list[Term]:
+        pieces, constants = self.decode(ids, stride, length)
+        if index:
+            terms = [Term(p, weight_rows, index=True) for p in pieces]
+            zero = ids == 0
+            for value, where in [*constants, *([(0.0, zero)] if zero.any() else [])]:
+                terms.append(Term(self.value_piece(1.0, where), weight_rows[[int(value)]]))
+            return terms
+        terms = []
+        for piece in pieces:
+            node = piece.node
+            if node.one_hot and piece.stride == 1 and piece.length == node.channels and not piece.slots.any():
+                terms += [_through(piece, term, weight_rows) for term in node.one_hot]
+            else:
+                terms.append(Term(piece, weight_rows))
+        for value, where in constants:
+            terms.append(Term(self.value_piece(value, where, length), weight_rows))
+        return terms
+
+    def map(
+        self, opcode: str, *operands: Value | Constant, x: float = 0.0, y: float = 0.0, channel: int | None = None
+    ) -> Value:
+        """An operation of program.py, with broadcasting; reductions (group size ``x``) run over the channels.
+
+        ``channel`` says which dimension holds the channels, where the ids should not decide.
+        """
+        shape = torch.broadcast_shapes(*[o.ids.shape if isinstance(o, Value) else o.tensor.shape for o in operands])
+        channel = channel_dim(self, shape, operands) if channel is None else channel
+        tables = [self._table(o, shape, channel) for o in operands]
+        rows_shape = list(shape)
+        channels = 1 if channel is None else rows_shape.pop(channel)
+        back = None
+        for operand, table in zip(operands, tables, strict=True):
+            if isinstance(operand, Value) and channels > 1:
+                if table.whole is not None:
+                    break
+                middle = table.ids[table.ids.shape[0] // 2]
+                order = torch.argsort(middle, stable=True)
+                if (
+                    (middle > 0).all()
+                    and not torch.equal(order, torch.arange(channels))
+                    and len(middle.unique()) == channels
+                ):
+                    tables = [Table(t.ids[:, order]) for t in tables]
+                    back = torch.argsort(order)
+                break
+        rows = math.prod(rows_shape)
+        runs = []
+        atomic = opcode in REDUCTIONS
+        cuts = [(0, channels, (1,))] if atomic else channel_runs(self, tables)
+        for start, length, strides in cuts:
+            sums = []
+            for table, stride in zip(tables, strides, strict=True):
+                pieces, constants = self.decode(table.ids[:, start].contiguous().numpy(), stride, length)
+                sums.append(pieces + [self.value_piece(value, where, length) for value, where in constants])
+            ready, uses = self.times([p for pieces in sums for p in pieces], rows)
+            runs.append(Channels(start, length, ready, uses, opcode=opcode, operands=sums, x=x, y=y))
+        node = self.add("computed", rows_shape, channels, runs)
+        ids = self.ids(node)
+        if back is not None:
+            ids = ids[..., back]
+        return Value(ids.movedim(-1, channel) if channel is not None else ids[..., 0])
+
+    def _table(self, operand: Value | Constant, shape: Sequence[int], channel: int | None) -> Table:
+        """``[rows, channels]`` ids of an operand."""
+        if isinstance(operand, Constant):
+            return Table(self._constant_table(operand, shape, channel))
+        ids = operand.ids.expand(shape)
+        return Table.of(self, ids.movedim(channel, -1) if channel is not None else ids.unsqueeze(-1))
+
+    def _constant_table(self, operand: Constant, shape: Sequence[int], channel: int | None) -> Tensor:
+        def values(tensor: Tensor) -> Tensor:
+            tensor = tensor.expand(shape)
+            tensor = tensor.movedim(channel, -1) if channel is not None else tensor.unsqueeze(-1)
+            return tensor.reshape(-1, tensor.shape[-1]).to(torch.float32)
+
+        full = values(operand.tensor)
+        if operand.recipe.sources:  # values may change; only what is broadcast stays equal
+            sizes = [1] * (len(shape) - operand.tensor.dim()) + list(operand.tensor.shape)
+            same_rows = all(n == 1 for d, n in enumerate(sizes) if d != channel)
+            same_channels = channel is None or sizes[channel] == 1
+        else:
+            same_rows = bool((full == full[:1]).all())
+            same_channels = bool((full == full[:, :1]).all())
+        rows, channels = full.shape
+        rows_kept, channels_kept = 1 if same_rows else rows, 1 if same_channels else channels
+        recipe = derive(lambda tensor: values(tensor)[:rows_kept, :channels_kept], operand).recipe
+        rows_shape = (1,) if same_rows else [n for d, n in enumerate(shape) if d != channel]
+        node = self.constant_node(rows_shape, channels_kept, recipe)
+        return self.ids(node).reshape(rows_kept, channels_kept).expand(rows, channels)
+
+
+def _through(piece: Piece, term: Term, weight_rows: np.ndarray) -> Term:
+    inner = term.piece
+    rows = np.where(piece.rows >= 0, inner.rows[piece.rows], -1).astype(np.int32)
+    slots = np.where(piece.rows >= 0, inner.slots[piece.rows], 0).astype(np.int32)
+    return Term(Piece(inner.node, rows, slots, 1, 1), weight_rows, index=True)

@@ -1,0 +1,1 @@
+"""From the scheduled graph to the instructions of a step program."""

@@ -1,0 +1,83 @@
+"""The machine that runs step programs on the CPU: C++, no Python and no allocation per step."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from torch import Tensor
+
+from fastgen.generate.heads import Head
+from fastgen.generate.ir.program import Program
+from fastgen.generate.machines.batch import Run
+
+
+class CpuMachine:
+    """Runs a step program by ``fastgen._C``; the results of ``ReferenceMachine`` but for the rounding of float32 sums.
+
+    Every output is summed in one fixed order, so a sample is bitwise the same for any batch size, number of threads and
+    split of the steps into calls, on one instruction set.
+
+    Args:
+        program: the step program.
+        head: draws and scores.
+        weights: "float32"; or "bfloat16" or "int8" (symmetric, one float32 scale a column), which round only weights.
+
+    Raises:
+        ValueError: a record of the program points outside its table, buffer or matrix; an unknown format of weights.
+        ImportError: the package was built without its C++ extension.
+    """
+
+    def __init__(self, program: Program, head: Head, weights: str = "float32") -> None:
+        from fastgen import _C
+
+        self.program = program
+        self.head = head
+        self.weight_format = weights
+        self._machine = _C.Machine(program.tables(), head.spec(), weights)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed weights; a step at batch 1 reads the part of them that runs at that step, once."""
+        return self._machine.packed_bytes
+
+    def prologue(self, run: Run) -> None:
+        """Computes what depends on no drawn element: once, before the first step."""
+        self._machine.prologue(_arrays(run), run)
+
+    def advance(self, run: Run, t0: int, t1: int) -> None:
+        """Runs the steps ``t0 .. t1 - 1`` of a run that stands before step t0.
+
+        An interrupt (Ctrl-C, or whatever a signal's handler raises in the main thread) ends the call in a tenth of a
+        second or so: after a step where a step is short, and then ``run.step`` tells which and the run can go on.
+
+        Raises:
+            ValueError: a tensor of ``run`` has the wrong dtype or shape; the steps are out of range; the network's
+                output is NaN; an index is outside its table; a known level is no level.
+            RuntimeError: another thread is advancing the run, or an exception left it within a step; the system
+                refuses another thread.
+            MemoryError: there is no memory for a thread's scratch.
+        """
+        self._machine.advance(_arrays(run), run, t0, t1)
+
+    def absorb(self, run: Run, t0: int, t1: int) -> None:
+        """``advance`` for steps whose elements are all known, in batches of up to ``program.lookahead`` steps.
+
+        Raises:
+            ValueError: an element drawn at one of these steps is not known; or as ``advance``.
+        """
+        self._machine.absorb(_arrays(run), run, t0, t1)
+
+    def refresh(self, weights: Tensor, constants: Tensor) -> None:
+        """Takes new float arenas; raises ValueError unless their sizes are the old ones'."""
+        self._machine.refresh(weights.detach().numpy(), constants.detach().numpy())
+
+
+def _arrays(run: Run) -> SimpleNamespace:
+    """The run with its tensors as arrays on the same memory."""
+
+    def array(value):
+        if isinstance(value, Tensor):
+            return value.detach().numpy()
+        return [array(v) for v in value] if isinstance(value, list) else value
+
+    return SimpleNamespace(**{name: array(value) for name, value in vars(run).items()})

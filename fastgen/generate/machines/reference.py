@@ -1,0 +1,338 @@
+"""The reference machine: what a step program means, in plain Python over torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from fastgen.generate.heads import Head
+from fastgen.generate.ir.program import (
+    CONSTANT,
+    CONTEXT,
+    INDEX,
+    OPCODES,
+    PIXEL,
+    PROLOGUE,
+    ROW,
+    Code,
+    Draw,
+    Operand,
+    Operation,
+    Program,
+)
+from fastgen.generate.machines.batch import Run
+from fastgen.generate.noise import Noise
+
+Cells = tuple[Tensor, Tensor]
+"""Lattice coordinates q and w of some cells, int64 ``[cells]`` each."""
+
+
+class ReferenceMachine:
+    """Runs a step program as ``fastgen.generate.ir.program`` tells it, code by code and cell by cell, over the whole
+    batch.
+
+    Sums are taken in float64 and rounded once; everything else is float32. Registers that no operation wrote hold NaN.
+
+    Args:
+        program: the step program.
+        head: draws and scores.
+        weights: "float32", or "bfloat16" or "int8" (symmetric, one scale a column) for weights rounded to these.
+
+    Raises:
+        ValueError: an unknown format of weights.
+    """
+
+    def __init__(self, program: Program, head: Head, weights: str = "float32") -> None:
+        if weights not in _ROUND:
+            raise ValueError(f"weights is {weights!r}; it must be one of {', '.join(_ROUND)}")
+        self.program = program
+        self.head = head
+        self.weight_format = weights
+        self._load(program.weights, program.constants)
+
+    def refresh(self, weights: Tensor, constants: Tensor) -> None:
+        """Takes new float arenas; raises ValueError unless their shapes are the old ones'."""
+        for name, new, old in (
+            ("weights", weights, self.program.weights),
+            ("constants", constants, self.program.constants),
+        ):
+            if new.shape != old.shape:
+                raise ValueError(f"{name} has shape {list(new.shape)}; the program has {list(old.shape)}")
+        self._load(weights, constants)
+
+    def prologue(self, run: Run) -> None:
+        """Computes what depends on no drawn element: once, before the first step."""
+        for code in self.program.codes:
+            if code.kind == PROLOGUE:
+                self._execute(code, run, _grid(range(code.q0, code.q1), range(code.w0, code.w1)))
+
+    def advance(self, run: Run, t0: int, t1: int) -> None:
+        """Runs the steps ``t0 .. t1 - 1`` of a run that stands before step t0.
+
+        Raises:
+            ValueError: the steps are out of range; the network's output is NaN; an index is outside its table; a known
+                level is no level.
+            RuntimeError: another thread is advancing the run, or an exception left it within a step.
+        """
+        if not 0 <= t0 <= t1 <= self.program.steps:
+            raise ValueError(f"steps are {t0} .. {t1}; they must be within 0 .. {self.program.steps}")
+        for t in run.each_step(t0, t1):
+            if t % self.program.row_length == 0:
+                self._start_row(run, t // self.program.row_length)
+            for code in self.program.codes:
+                if code.kind == PIXEL:
+                    for q, w in _pixel_cells(code, t, self.program.row_length):
+                        together = code.together if run.ahead else 1
+                        if (w - code.w0) % together == 0:
+                            self._execute(code, run, _grid([q], range(w, min(w + together, code.w1))))
+            for draw in self.program.draws:
+                for q, w in _pixel_cells(draw, t, self.program.row_length):
+                    self._draw(draw, run, q, w)
+
+    def absorb(self, run: Run, t0: int, t1: int) -> None:
+        """``advance`` for steps whose elements are all known.
+
+        Raises:
+            ValueError: an element drawn at one of these steps is not known; or as ``advance``.
+        """
+        for t in range(t0, t1):
+            for draw in self.program.draws:
+                for q, w in _pixel_cells(draw, t, self.program.row_length):
+                    known = self._elements(run.known, draw, run, q, w) if run.known is not None else torch.tensor(False)
+                    if not known.all():
+                        raise ValueError(f"known is False for an element of step {t}; absorb needs all of them known")
+        self.advance(run, t0, t1)
+
+    def _load(self, weights: Tensor, constants: Tensor) -> None:
+        self.constants = constants.float()
+        self.matrices = []
+        for weight in self.program.weight_table:
+            matrix = weights[weight.offset : weight.offset + weight.rows * weight.columns].float()
+            self.matrices.append(_ROUND[self.weight_format](matrix.reshape(weight.rows, weight.columns)).double())
+
+    def _start_row(self, run: Run, row: int) -> None:
+        for code in self.program.codes:
+            if code.kind == ROW:
+                q, rest = divmod(row - code.delay, code.row_stride)
+                if rest == 0 and code.q0 <= q < code.q1:
+                    self._execute(code, run, _grid([q], range(code.w0, code.w1)))
+
+    def _execute(self, code: Code, run: Run, cells: Cells) -> None:
+        """All of a code at some cells, independent of one another: so many at once that they take little memory."""
+        together = max(1, _TOGETHER // (code.lanes * max(code.registers, 1)))
+        for q, w in zip(cells[0].split(together), cells[1].split(together), strict=True):
+            self._execute_cells(code, run, (q, w))
+
+    def _execute_cells(self, code: Code, run: Run, cells: Cells) -> None:
+        shape = (run.state.shape[0], len(cells[0]), code.lanes)
+        registers = [torch.full(shape, torch.nan, dtype=torch.float32) for _ in range(code.registers)]
+        if code.parts:
+            sums = self._gather_multiply(code, run, cells).split(code.lanes, -1)
+            registers[: code.parts] = sums
+        for operation in self.program.operations[code.operation0 : code.operation1]:
+            name = _NAMES[operation.opcode]
+            if name == "load":
+                registers[operation.dst] = self._read(operation.a, run, cells)
+            elif name == "store":
+                self._write(operation.b, run, cells, registers[operation.a])
+            elif name == "const":
+                registers[operation.dst] = torch.full(shape, operation.x, dtype=torch.float32)
+            else:
+                registers[operation.dst] = apply_operation(name, operation, registers)
+
+    def _gather_multiply(self, code: Code, run: Run, cells: Cells) -> Tensor:
+        count = code.parts * code.lanes
+        sums = torch.zeros(run.state.shape[0], len(cells[0]), count, dtype=torch.float64)
+        if code.accumulator >= 0:
+            sums += self._read(code.accumulator, run, cells)
+        elif code.bias >= 0:
+            sums += self.constants[code.bias : code.bias + count]
+        for segment in self.program.segments[code.segment0 : code.segment1]:
+            matrix = self.matrices[code.weight]
+            values = self._read(segment.operand, run, cells)
+            if segment.kind == INDEX:
+                index = values[..., 0].long()
+                rows = segment.length
+                if (index != values[..., 0]).any() or (index < 0).any() or (index >= rows).any():
+                    raise ValueError(
+                        f"an index is {values.min()} .. {values.max()}; it must be a whole number in 0 .. {rows - 1}"
+                    )
+                sums += matrix[segment.row + index]
+            else:
+                sums += values.double() @ matrix[segment.row : segment.row + segment.length]
+        return sums.float()
+
+    def _buffer(self, operand: Operand, run: Run) -> Tensor:
+        """``[B or 1, positions, channels]``, a view."""
+        buffer = self.program.buffers[operand.buffer]
+        if buffer.where == CONTEXT:
+            return run.contexts[buffer.offset]
+        arena = self.constants[None] if buffer.where == CONSTANT else run.state
+        values = arena[:, buffer.offset : buffer.offset + buffer.positions * buffer.channels]
+        return values.unflatten(1, (buffer.positions, buffer.channels))
+
+    def _slots(self, operand: Operand, run: Run, cells: Cells) -> Tensor:
+        q, w = cells
+        position = operand.a * q + operand.b * w + operand.c
+        if (position < 0).any():
+            raise ValueError(f"an operand of buffer {operand.buffer} reads position {int(position.min())}")
+        buffer = self.program.buffers[operand.buffer]
+        if buffer.where != CONTEXT:
+            return position % buffer.positions
+        if (position >= (given := run.contexts[buffer.offset].shape[1])).any():
+            raise ValueError(f"context {buffer.offset} has {given} positions; position {int(position.max())} is needed")
+        return position
+
+    def _read(self, number: int, run: Run, cells: Cells) -> Tensor:
+        """``[B, cells, length]``."""
+        operand = self.program.operands[number]
+        border = torch.zeros(operand.length, dtype=torch.float32)
+        if operand.border >= 0:
+            border = self.constants[operand.border : operand.border + operand.length]
+        values = border.expand(run.state.shape[0], len(cells[0]), -1).clone()
+        inside = _inside(operand, cells)
+        slots = self._slots(operand, run, (cells[0][inside], cells[1][inside]))
+        values[:, inside] = self._buffer(operand, run)[:, slots[:, None], _channels(operand)]
+        return values
+
+    def _write(self, number: int, run: Run, cells: Cells, values: Tensor) -> None:
+        operand = self.program.operands[number]
+        inside = _inside(operand, cells)
+        slots = self._slots(operand, run, (cells[0][inside], cells[1][inside]))
+        self._buffer(operand, run)[:, slots[:, None], _channels(operand)] = values[:, inside]
+
+    def _elements(self, event: Tensor, draw: Draw, run: Run, q: int, w: int) -> Tensor:
+        """The draw's elements of ``levels`` or ``known``: ``[B, channels]``, a view."""
+        position = draw.a * q + draw.b * w + draw.c - run.position0
+        if not 0 <= position < event.shape[2]:
+            held = f"{run.position0} .. {run.position0 + event.shape[2] - 1}"
+            raise ValueError(f"levels holds the positions {held}; position {position + run.position0} is drawn")
+        return event[:, draw.channel0 : draw.channel0 + draw.channels, position]
+
+    def _draw(self, draw: Draw, run: Run, q: int, w: int) -> None:
+        cells = _grid([q], [w])
+        parameters = torch.cat([self._read(n, run, cells)[:, 0] for n in range(draw.parameter0, draw.parameter1)], -1)
+        if run.parameters is not None:
+            first = draw.channel0 * (parameters.shape[-1] // draw.channels)
+            position = draw.a * q + draw.b * w + draw.c - run.position0
+            run.parameters[:, position, first : first + parameters.shape[-1]] = parameters
+        groups = draw.channels // (1 if self.head.coupled == 1 else draw.channels)
+        levels = self._elements(run.levels, draw, run, q, w)
+        drawn = self.head.draw(
+            parameters.unflatten(-1, (groups, -1)),
+            Noise(run.seed, run.samples, draw.a * q + draw.b * w + draw.c, draw.channel0),
+            levels,
+            self._elements(run.known, draw, run, q, w)
+            if run.known is not None
+            else torch.zeros_like(levels, dtype=torch.bool),
+            run.temperature,
+            run.top_k,
+            run.top_p,
+        )
+        levels.copy_(drawn.levels)
+        for channel, number in enumerate(range(draw.input0, draw.input1)):
+            self._write(number, run, cells, drawn.inputs[:, None, channel, None])
+        if run.log_prob is not None:
+            run.log_prob += drawn.log_prob
+        if run.proposal_log_prob is not None:
+            run.proposal_log_prob += drawn.proposal_log_prob
+
+
+def _grid(q: list[int] | range, w: list[int] | range) -> Cells:
+    qs, ws = torch.tensor(list(q)), torch.tensor(list(w))
+    return qs.repeat_interleave(len(ws)), ws.repeat(len(qs))
+
+
+def _pixel_cells(record: Code | Draw, t: int, row_length: int) -> Iterator[tuple[int, int]]:
+    """The cells that answer to step t, in the order of q."""
+    row, column = row_length * record.row_stride, max(record.column_stride, 1)
+    last = t - record.delay - column * record.w0
+    first = last - column * max(record.w1 - record.w0 - 1, 0)
+    rows = range(record.q0, record.q1)
+    if row:  # those with first <= row q <= last
+        rows = range(max(record.q0, -(-first // row)), min(record.q1, last // row + 1))
+    for q in rows:
+        w, rest = divmod(t - record.delay - row * q, column)
+        if rest == 0 and record.w0 <= w < record.w1:
+            yield q, w
+
+
+def _inside(operand: Operand, cells: Cells) -> Tensor:
+    q, w = cells
+    return (q >= operand.box_q0) & (q < operand.box_q1) & (w >= operand.box_w0) & (w < operand.box_w1)
+
+
+def _channels(operand: Operand) -> Tensor:
+    return operand.channel + operand.channel_stride * torch.arange(operand.length)
+
+
+def _round_int8(matrix: Tensor) -> Tensor:
+    scale = matrix.abs().amax(0, keepdim=True) / 127
+    return torch.where(scale > 0, torch.round(matrix / scale), 0) * scale
+
+
+_ROUND: dict[str, Callable[[Tensor], Tensor]] = {
+    "float32": lambda matrix: matrix,
+    "bfloat16": lambda matrix: matrix.bfloat16().float(),
+    "int8": _round_int8,
+}
+
+_NAMES = list(OPCODES)
+_TOGETHER = 1 << 20
+"""Register values of one sample that are computed at once."""
+
+_UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    **{
+        name: getattr(torch, name)
+        for name in ("neg", "abs", "exp", "log", "log1p", "expm1", "sqrt", "rsqrt", "reciprocal")
+    },
+    **{
+        name: getattr(torch, name)
+        for name in ("tanh", "sigmoid", "erf", "sin", "cos", "floor", "ceil", "round", "sign", "relu", "trunc")
+    },
+    "gelu": torch.nn.functional.gelu,
+}
+
+_BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    **{name: getattr(torch, name) for name in ("add", "sub", "mul", "div", "pow", "lt", "le", "eq", "ne")},
+    **{name: getattr(torch, name) for name in ("fmod", "remainder", "floor_divide")},
+    "bitand": lambda a, b: a.long() & b.long(),
+    "bitor": lambda a, b: a.long() | b.long(),
+    "bitxor": lambda a, b: a.long() ^ b.long(),
+    "max": torch.maximum,
+    "min": torch.minimum,
+}
+
+_SCALAR: dict[str, Callable[[Tensor, float, float], Tensor]] = {
+    "elu": lambda a, x, y: torch.where(a > 0, a, x * torch.expm1(a)),
+    "leaky_relu": lambda a, x, y: torch.where(a > 0, a, x * a),
+    "softplus": lambda a, x, y: torch.where(a * x > y, a, torch.log1p(torch.exp(a * x)) / x),
+    "addc": lambda a, x, y: a + x,
+    "mulc": lambda a, x, y: a * x,
+    "clamp": lambda a, x, y: torch.clamp(a, x, y),
+}
+
+_REDUCE: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda a: a.sum(-1, keepdim=True),
+    "amax": lambda a: a.amax(-1, keepdim=True),
+    "amin": lambda a: a.amin(-1, keepdim=True),
+}
+
+
+def apply_operation(name: str, operation: Operation, registers: list[Tensor]) -> Tensor:
+    """One operation on all lanes."""
+    a = registers[operation.a]
+    if name in _UNARY:
+        return _UNARY[name](a)
+    if name in _BINARY:
+        return _BINARY[name](a, registers[operation.b]).float()
+    if name in _SCALAR:
+        return _SCALAR[name](a, operation.x, operation.y)
+    if name == "where":
+        return torch.where(a != 0, registers[operation.b], registers[operation.c])
+    if name == "mulmod":
+        return ((a.long() * registers[operation.b].long() + registers[operation.c].long()) % int(operation.x)).float()
+    grouped = a.unflatten(-1, (-1, operation.b))
+    return _REDUCE[name](grouped).expand_as(grouped).flatten(-2)

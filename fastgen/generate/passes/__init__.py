@@ -1,0 +1,1 @@
+"""Rewritings of the dependency graph, each named by its effect."""

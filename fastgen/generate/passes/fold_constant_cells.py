@@ -1,0 +1,282 @@
+"""Cells that depend on no input and that no step is free to compute: their values become constants.
+
+A network that pads its input by its whole receptive field computes many cells from padding and biases alone. On the
+lattice of their node they would belong to steps before the first; and where the rows of a node are not the two samples'
+halves (dilation folded into the batch), they do not even tell to which sample they belong. ``settle`` evaluates such
+cells once, and whoever reads them reads a constant node instead, filled again by ``Sampler.refresh``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastgen.generate.errors import CompileError
+from fastgen.generate.frontend.trace import Traced
+from fastgen.generate.ir.graph import REDUCTIONS, Channels, Graph, Node, Piece, Recipe, Term
+from fastgen.generate.ir.program import OPCODE, Operation
+from fastgen.generate.ir.records import halves
+from fastgen.generate.machines.reference import apply_operation
+from fastgen.generate.orders import Order
+from fastgen.generate.schedule.scheduler import DrawSite
+
+_LONGEST_PERIOD = 64
+
+Constants = dict[str, Tensor]
+
+
+def settle(traced: Traced, order: Order, draws: list[DrawSite]) -> None:
+    """Replace what is read of cells that depend on no input, and have no step, by constant nodes.
+
+    The evaluation of the cells joins ``traced.folded``, so that new parameters give new constants.
+
+    Raises:
+        CompileError: such a cell is the index of a table's row.
+    """
+    graph = traced.graph
+    settled = {node: _without_step(node, order, _lag(draws)) for node in graph.nodes if node.kind == "computed"}
+    for piece in (piece for draw in draws for piece in draw.pieces):
+        if piece.node in settled:
+            settled[piece.node][piece.rows] = False
+    settled = {node: rows for node, rows in settled.items() if rows.any()}
+    if settled:
+        cells = _evaluated(traced, settled)
+        _Readers(graph, settled, cells).rewrite()
+
+
+# ---- which cells
+
+
+def _lag(draws: list[DrawSite]) -> int:
+    """By how many steps every draw comes after its parameters are ready."""
+    lags = []
+    for draw in draws:
+        for piece in draw.pieces:
+            for run in piece.source_runs():
+                moving = run.uses[piece.rows] > 0
+                lags.append(int((draw.steps - run.ready[piece.rows])[moving].min(initial=draw.steps.max(initial=0))))
+    return min(lags, default=0)
+
+
+def _without_step(node: Node, order: Order, lag: int) -> np.ndarray:
+    """The rows ``[rows]`` that depend on no input and lie before the first step, or nowhere."""
+    uses = node.uses
+    still = uses == 0
+    if not still.any() or not halves(uses):
+        return still
+    settled = np.zeros(node.rows, bool)
+    if order.name != "time" or node.rows_shape[0] != 2 or sum(n > 1 for n in node.rows_shape[1:]) > 1:
+        return settled
+    for half in np.split(np.arange(node.rows), 2):
+        first = int(np.argmax(~still[half]))
+        ready = np.max([run.ready[half] for run in node.runs], 0)
+        settled[half[:first]] = _before(ready[first:], first) < -lag
+    return settled
+
+
+def _before(ready: np.ndarray, count: int) -> np.ndarray:
+    """The times of the ``count`` rows before the first, by the period of ``ready``; zeros where it has none."""
+    ready = ready[ready < ready.max()]
+    for period in range(1, min(_LONGEST_PERIOD, len(ready) // 2) + 1):
+        advance = ready[period:] - ready[:-period]
+        if advance[0] > 0 and (advance == advance[0]).all():
+            back = np.arange(count, 0, -1)
+            periods = -(-back // period)
+            return ready[periods * period - back] - periods * advance[0]
+    return np.zeros(count, np.int64)
+
+
+# ---- their values
+
+
+@dataclass(eq=False)
+class _Cells:
+    """The rows of a node whose values a folded constant ``name`` holds, ``[len(rows), channels]``.
+
+    ``rank[r]`` is the number of row r among them, ``alike[n, r]`` the number of a class of rows that run n computes
+    alike, whatever the parameters are.
+    """
+
+    name: str
+    rows: np.ndarray
+    rank: np.ndarray
+    alike: np.ndarray
+
+
+def _evaluated(traced: Traced, settled: dict[Node, np.ndarray]) -> dict[Node, _Cells]:
+    """The cells that settle, and those that they are computed from; their values become folded constants."""
+    graph = traced.graph
+    wanted = {node: rows.copy() for node, rows in settled.items()}
+    for node in reversed(graph.nodes):
+        if node.kind == "computed" and node in wanted:
+            for run in node.runs:
+                rows = wanted[node] & (run.uses == 0)
+                for piece in run.pieces():
+                    source = piece.rows[rows]
+                    wanted.setdefault(piece.node, np.zeros(piece.node.rows, bool))[source[source >= 0]] = True
+    cells: dict[Node, _Cells] = {}
+    for node in graph.nodes:
+        if node.kind == "computed" and node in wanted:
+            rows = np.flatnonzero(wanted[node])
+            rank = np.full(node.rows, -1)
+            rank[rows] = np.arange(len(rows))
+            alike = np.stack([_classes(run, rows, node.rows, cells) for run in node.runs])
+            cells[node] = _Cells(f"still cells of node {node.index}", rows, rank, alike)
+            evaluate = _evaluation(node, cells)
+            graph.constants[cells[node].name] = evaluate(graph.constants)
+            traced.folded.append((cells[node].name, evaluate))
+    return cells
+
+
+def _classes(run: Channels, rows: np.ndarray, count: int, cells: dict[Node, _Cells]) -> np.ndarray:
+    """``[count]``: equal numbers where the run computes equal values from equal cells."""
+    rows = rows[run.uses[rows] == 0]
+    alike = np.full(count, -1)
+    keys = [key for piece in run.pieces() for key in _keys(piece, rows, cells)]
+    alike[rows] = np.unique(np.stack(keys, 1), axis=0, return_inverse=True)[1].reshape(-1) if keys else 0
+    return alike
+
+
+def _keys(piece: Piece, rows: np.ndarray, cells: dict[Node, _Cells]) -> list[np.ndarray]:
+    """Numbers that are equal where the piece gives equal values, -1 where it gives none."""
+    source, slots = piece.rows[rows], piece.slots[rows]
+    if (source < 0).all():
+        return []
+    if piece.node.kind == "constant":
+        keys = [source]
+    else:
+        numbers = [piece.node.runs.index(run) for run in piece.source_runs()]
+        keys = [np.where(source >= 0, cells[piece.node].alike[n, source], -1) for n in numbers]
+    return [*keys, np.where(source >= 0, slots, -1)]
+
+
+def _evaluation(node: Node, cells: dict[Node, _Cells]) -> Callable[[Constants], Tensor]:
+    own = cells[node]
+    runs = [replace(run) for run in node.runs]  # as they are now: readers are rewritten later
+
+    def evaluate(constants: Constants) -> Tensor:
+        values = torch.zeros(len(own.rows), node.channels, dtype=torch.float32)
+        for run in runs:
+            rows = own.rows[run.uses[own.rows] == 0]
+            if len(rows):
+                compute = _contraction if run.terms is not None else _operation
+                values[own.rank[rows], run.slot : run.slot + run.length] = compute(run, rows, cells, constants)
+        return values
+
+    return evaluate
+
+
+def _contraction(run: Channels, rows: np.ndarray, cells: dict[Node, _Cells], constants: Constants) -> Tensor:
+    matrix = run.matrix(constants).double()[:, torch.from_numpy(run.columns)]
+    sums = torch.zeros(len(rows), len(run.columns), dtype=torch.float64)
+    if run.bias is not None:
+        sums += run.bias(constants).double()[torch.from_numpy(run.columns)]
+    for term in run.terms:
+        values, weights = _read(term.piece, rows, cells, constants), matrix[torch.from_numpy(term.weight_rows)]
+        if term.index:
+            inside = torch.from_numpy(term.piece.rows[rows] >= 0)
+            sums[inside] += weights[values[inside, 0].long()]
+        else:
+            sums += values.double() @ weights
+    return sums.float()
+
+
+def _operation(run: Channels, rows: np.ndarray, cells: dict[Node, _Cells], constants: Constants) -> Tensor:
+    operands = []
+    for pieces in run.operands:
+        operand = torch.zeros(len(rows), run.length, dtype=torch.float32)
+        for piece in pieces:
+            operand += _read(piece, rows, cells, constants)
+        operands.append(operand)
+    second = int(run.x) if run.opcode in REDUCTIONS else 1
+    return apply_operation(run.opcode, Operation(OPCODE[run.opcode], 0, 0, second, 2, run.x, run.y), operands)
+
+
+def _read(piece: Piece, rows: np.ndarray, cells: dict[Node, _Cells], constants: Constants) -> Tensor:
+    """``[len(rows), length]``, zeros where the piece gives nothing."""
+    inside = piece.rows[rows] >= 0
+    source, slots = piece.rows[rows][inside], piece.slots[rows][inside]
+    values = torch.zeros(len(rows), piece.length, dtype=torch.float32)
+    if not inside.any():
+        return values
+    if piece.node.kind == "constant":
+        table = piece.node.values(constants).reshape(piece.node.rows, piece.node.channels)
+    else:
+        table, source = constants[cells[piece.node].name], cells[piece.node].rank[source]
+    values[torch.from_numpy(inside)] = table[source[:, None], slots[:, None] + piece.stride * np.arange(piece.length)]
+    return values
+
+
+# ---- their readers
+
+
+class _Readers:
+    """Everybody who reads settled cells reads constant nodes instead."""
+
+    def __init__(self, graph: Graph, settled: dict[Node, np.ndarray], cells: dict[Node, _Cells]) -> None:
+        self.graph, self.settled, self.cells = graph, settled, cells
+        self.made: dict[tuple, Node] = {}
+
+    def rewrite(self) -> None:
+        for node in [node for node in self.graph.nodes if node.kind == "computed"]:
+            free = ~self.settled.get(node, np.zeros(node.rows, bool))
+            folded = not halves(node.uses)
+            for run in node.runs:
+                if run.terms is not None:
+                    run.terms = self._terms(run, free, folded)
+                else:
+                    split = [[self._split(piece, run, free, folded) for piece in pieces] for pieces in run.operands]
+                    run.operands = [[p for kept, still in pairs for p in (*kept, *still)] for pairs in split]
+
+    def _terms(self, run: Channels, free: np.ndarray, folded: bool) -> list[Term]:
+        terms, constants = [], []
+        for term in run.terms:
+            kept, still = self._split(term.piece, run, free, folded)
+            if still and term.index:
+                node = term.piece.node
+                raise CompileError(
+                    f"an index that depends on no input is computed at {node.name}, {node.where}; make it a constant"
+                )
+            terms += [term if piece is term.piece else Term(piece, term.weight_rows, term.index) for piece in kept]
+            constants += [Term(piece, term.weight_rows) for piece in still]
+        return terms + constants
+
+    def _split(self, piece: Piece, run: Channels, free: np.ndarray, folded: bool) -> tuple[list[Piece], list[Piece]]:
+        """The piece without the settled cells that ``free`` rows read, and the constants that they read instead."""
+        if piece.node not in self.settled:
+            return [piece], []
+        hit = (piece.rows >= 0) & self.settled[piece.node][piece.rows] & free
+        if not hit.any():
+            return [piece], []
+        kept = Piece(
+            piece.node, np.where(hit, -1, piece.rows).astype(np.int32), piece.slots, piece.stride, piece.length
+        )
+        readers = np.flatnonzero(hit)
+        sample = run.uses[readers] if folded else readers >= len(hit) // 2
+        readers = readers[np.lexsort((readers, run.ready[readers] * folded, sample))]
+        return [kept] if (kept.rows >= 0).any() else [], [self._constant(piece, readers)]
+
+    def _constant(self, piece: Piece, readers: np.ndarray) -> Piece:
+        """One row where all readers read alike, else one row a reader, in the order of time."""
+        one = all((key == key[0]).all() for key in _keys(piece, readers, self.cells))
+        chosen = readers[:1] if one else readers
+        rows = np.full(len(piece.rows), -1, np.int32)
+        rows[readers] = 0 if one else np.arange(len(readers))
+        node = self._node(piece, piece.rows[chosen], piece.slots[chosen])
+        return Piece(node, rows, np.zeros(len(rows), np.int32), min(piece.stride, 1), piece.length)
+
+    def _node(self, piece: Piece, source: np.ndarray, slots: np.ndarray) -> Node:
+        key = (piece.node, source.tobytes(), slots.tobytes(), piece.stride, piece.length)
+        if key not in self.made:
+            cells = self.cells[piece.node]
+            channels = piece.length if piece.stride else 1
+            at, columns = cells.rank[source][:, None], slots[:, None] + piece.stride * np.arange(channels)
+            self.graph.name, self.graph.where = piece.node.name, piece.node.where
+            self.made[key] = self.graph.constant_node(
+                (len(source),), channels, Recipe((cells.name,), lambda values: values[at, columns])
+            )
+        return self.made[key]

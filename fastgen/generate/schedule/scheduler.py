@@ -1,0 +1,380 @@
+"""When every cell is computed, and where its operands lie: from ready times and deadlines to lattices.
+
+Time is counted in phases: the prologue is -1, the start of the row of step t is 2 t, step t itself 2 t + 1. A cell is
+computed in a phase no earlier than it is ready and no later than its first consumer; within a phase, in the order of
+the graph. Nodes are placed from the outputs back, each run of channels as late as its deadlines allow, on a lattice
+whose cells keep one affine relation to time: whole rows where that is legal, one offset from the step otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastgen.generate.errors import CompileError, NotCausalError
+from fastgen.generate.ir.graph import Channels, Graph, Node, Piece
+from fastgen.generate.ir.program import PIXEL, PROLOGUE, ROW
+from fastgen.generate.ir.records import halves
+from fastgen.generate.orders import Order
+from fastgen.generate.schedule.lattice import INFINITE, Address, Lattice, affine, regular_times
+
+_PERIODS_2D = [(1, 1), (2, 2), (1, 2), (2, 1), (4, 4), (3, 3), (1, 3), (1, 4), (2, 4), (4, 2), (8, 8), (6, 6), (2, 6)]
+_PERIODS_1D = [(1, m) for m in (*range(1, 33), 40, 48, 64, 80, 96, 100, 128, 160, 200, 256, 320, 400, 441, 512)]
+
+
+@dataclass(eq=False)
+class Placed:
+    """A node with the positions of the first sample and the deadlines that its consumers set."""
+
+    node: Node
+    position: np.ndarray  # [rows] position of the row in sample 0, else -1
+    row: np.ndarray  # [positions] row
+    width: int
+    need: list[np.ndarray]  # per run, [positions]
+    wish: list[np.ndarray]
+    lattices: list[list[Lattice]]
+
+    @property
+    def positions(self) -> int:
+        return len(self.row)
+
+
+@dataclass(eq=False)
+class DrawSite:
+    """One draw pattern: its parameters are a run of pieces over the rows of its lattice."""
+
+    channel0: int
+    channels: int
+    positions: np.ndarray  # natural position per row
+    steps: np.ndarray
+    pieces: list[Piece]
+    lattice: Lattice | None = None
+
+
+class Scheduler:
+    def __init__(self, graph: Graph, order: Order, draws: list[DrawSite]) -> None:
+        self.graph, self.order, self.draws = graph, order, draws
+        self.row_length = order.row_length
+        self.has_rows = order.regular and order.length > order.row_length
+        self.placed: dict[Node, Placed] = {}
+
+    def run(self) -> dict[Node, Placed]:
+        for node in self.graph.nodes:
+            self.placed[node] = self._enter(node)
+        for draw in self.draws:
+            self._place_draw(draw)
+        for node in reversed(self.graph.nodes):
+            placed = self.placed[node]
+            if node.kind == "computed":
+                for number, run in enumerate(node.runs):
+                    if (placed.need[number] < INFINITE).any():
+                        placed.lattices[number] = self._place(placed, number, run)
+        self._check()
+        return self.placed
+
+    def _check(self) -> None:
+        """Nothing is computed before it is ready, or after it is read."""
+        for placed in self.placed.values():
+            for run, lattices in zip(placed.node.runs, placed.lattices, strict=True):
+                for lattice in lattices:
+                    rows = placed.row[lattice.positions]
+                    sound = (2 * run.ready[rows].astype(np.int64) - (lattice.kind == PROLOGUE) <= lattice.phases).all()
+                    for piece in run.pieces():
+                        sound = sound and self._computed(piece, rows, lattice.phases)
+                    if not sound:
+                        raise self._unplaced(placed.node)
+
+    def _unplaced(self, node: Node) -> CompileError:
+        """The error for a node without a schedule, with the use of a context or of positions that may be the reason."""
+        across = [p.node for run in node.runs for p in run.pieces() if p.node.kind == "context" and p.varies]
+        if across:
+            reason = (
+                "it reads the channels of a context, one a position. A context with a value for "
+                "every position must be [N, C, *positions], its frames the last dimension"
+            )
+        else:
+            reader = self._contracted_at(node)
+            read = f" (summed at {reader.name}, {reader.where})" if reader is not None else ""
+            reason = (
+                f"its cells{read} do not keep one distance from the steps of the order. A layer with a weight for "
+                "every pair of positions (a matrix along the sequence, as in gMLP) is not supported"
+            )
+        error = CompileError(f"no regular schedule was found for {node.name}, {node.where}: {reason}")
+        error.node, error.context = node.source, across[0].context if across else None
+        return error
+
+    def _contracted_at(self, node: Node) -> Node | None:
+        """The first contraction that reads the node, or what is computed of it."""
+        derived = {node}
+        for other in self.graph.nodes[node.index + 1 :]:
+            if any(piece.node in derived for run in other.runs for piece in run.pieces()):
+                if any(run.terms is not None for run in other.runs):
+                    return other
+                derived.add(other)
+        return None
+
+    def _computed(self, piece: Piece, rows: np.ndarray, phases: np.ndarray) -> bool:
+        if piece.node.kind != "computed":
+            return True
+        source = self.placed[piece.node]
+        positions = self.sources(piece, rows)
+        valid = positions >= 0
+        slots = piece.slots[rows]
+        for run in piece.source_runs():
+            number = piece.node.runs.index(run)
+            at = np.full(source.positions, INFINITE)
+            for lattice in source.lattices[number]:
+                at[lattice.positions] = lattice.phases
+            here = valid & (piece.node.run_of_slot[slots] == number) if piece.varies else valid
+            if (at[positions[here]] > phases[here]).any():
+                return False
+        return True
+
+    # ---- positions
+
+    def _enter(self, node: Node) -> Placed:
+        rows = node.rows
+        position = np.full(rows, -1, np.int32)
+        if node.kind == "constant":
+            row = np.arange(rows)
+        elif halves(node.uses):
+            row = np.arange(rows // 2)
+        else:
+            row = np.flatnonzero(node.uses == 1)
+            if not self.has_rows:
+                row = row[np.argsort(np.max([run.ready[row] for run in node.runs], 0), kind="stable")]
+        position[row] = np.arange(len(row))
+        runs = len(node.runs)
+        far = [np.full(len(row), INFINITE) for _ in range(runs)]
+        return Placed(
+            node, position, row, self._width(node, len(row)), far, [f.copy() for f in far], [[] for _ in range(runs)]
+        )
+
+    def _width(self, node: Node, positions: int) -> int:
+        dims = [
+            n for n in (node.rows_shape[1:] if node.rows_shape[0] == 2 or node.kind == "constant" else (1,)) if n > 1
+        ]
+        if len(dims) >= 2:
+            return dims[-1]
+        for run in node.runs:
+            for piece in run.pieces():
+                if piece.node.kind != "constant" and self.placed[piece.node].positions == positions:
+                    return self.placed[piece.node].width
+        if self.has_rows and positions % self.row_length == 0:
+            return self.row_length
+        return max(positions, 1)
+
+    def sources(self, piece: Piece, rows: np.ndarray) -> np.ndarray:
+        """Positions in ``piece.node`` that the reader's ``rows`` read, -1 for none."""
+        source = piece.rows[rows]
+        position = self.placed[piece.node].position[source]
+        lost = (source >= 0) & (position < 0)
+        if lost.any():
+            node = piece.node
+            if any((run.uses[source[lost]] & 2).any() for run in node.runs):
+                raise NotCausalError(f"the network mixes the samples of the batch at {node.name}, {node.where}")
+            raise CompileError(f"cells that depend on no input have no place in time at {node.name}, {node.where}")
+        return np.where(source >= 0, position, -1)
+
+    # ---- deadlines
+
+    def _constrain(self, piece: Piece, rows: np.ndarray, phases: np.ndarray, soft: bool = False) -> None:
+        node = piece.node
+        if node.kind == "constant":
+            return
+        positions = self.sources(piece, rows)
+        valid = positions >= 0
+        if not valid.any():
+            return
+        placed = self.placed[node]
+        table = placed.wish if soft else placed.need
+        slots = piece.slots[rows][valid]
+        for run in piece.source_runs():
+            number = node.runs.index(run)
+            here = valid.copy()
+            if len(node.runs) > 1 and (slots != slots[0]).any():
+                here[valid] = node.run_of_slot[slots] == number
+            np.minimum.at(table[number], positions[here], phases[here])
+
+    def _place_draw(self, draw: DrawSite) -> None:
+        rows = np.arange(len(draw.steps))
+        phases = 2 * draw.steps + 1
+        width = self.row_length // max(1, self._column_step(draw)) if self.has_rows else len(rows)
+        q, w = rows // width, rows % width
+        row_step, column_step, delay = regular_times(q, w, draw.steps, draw.steps, (self.row_length, 1))
+        row_step, column_step = row_step or self.row_length, column_step or 1
+        lattice = self._lattice(PIXEL, (row_step, column_step, delay), q, w, draw.positions, draw.pieces, rows)
+        if lattice is None:
+            raise CompileError("the head's parameters do not lie regularly in the network's output")
+        draw.lattice = lattice
+        for piece in draw.pieces:
+            self._constrain(piece, rows, phases)
+
+    def _column_step(self, draw: DrawSite) -> int:
+        return int(draw.steps[1] - draw.steps[0]) if len(draw.steps) > 1 else 1
+
+    # ---- placing
+
+    def _place(self, placed: Placed, number: int, run: Channels) -> list[Lattice]:
+        need, wish = placed.need[number], placed.wish[number]
+        live = np.flatnonzero(need < INFINITE)
+        rows = placed.row[live]
+        ready = run.ready[rows].astype(np.int64)
+        if (run.uses[rows] & 2).any():
+            raise NotCausalError(
+                f"the network mixes the samples of the batch at {placed.node.name}, {placed.node.where}"
+            )
+        lattices = self._fit(placed, run, live, ready, need[live])
+        if lattices is not None and (wish[live] < need[live]).any():
+            early = self._fit(placed, run, live, ready, np.minimum(need, wish)[live])
+            lattices = early if early is not None and len(early) <= len(lattices) else lattices
+        if lattices is None:
+            raise self._unplaced(placed.node)
+        for lattice in lattices:
+            rows = placed.row[lattice.positions]
+            starts = self._row_starts(lattice) if run.terms is not None else None
+            for piece, address in zip(run.pieces(), lattice.operands, strict=True):
+                if address is None:
+                    continue
+                self._constrain(piece, rows, lattice.phases)
+                if starts is not None and self._ready_at(piece, rows, starts):
+                    self._constrain(piece, rows, 2 * starts, soft=True)
+        return lattices
+
+    def _row_starts(self, lattice: Lattice) -> np.ndarray | None:
+        """For each cell the first step of the row in which its lattice row begins."""
+        if lattice.kind != PIXEL or not self.has_rows or lattice.row_step % self.row_length:
+            return None
+        first = lattice.row_step * lattice.q + lattice.column_step * lattice.w.min() + lattice.delay
+        return first // self.row_length * self.row_length
+
+    def _ready_at(self, piece: Piece, rows: np.ndarray, steps: np.ndarray) -> bool:
+        positions = self.sources(piece, rows)
+        valid = positions >= 0
+        source = self.placed[piece.node]
+        return bool(valid.any()) and all(
+            (run.ready[source.row[positions[valid]]] <= steps[valid]).all() for run in piece.source_runs()
+        )
+
+    def _grids(self, placed: Placed, run: Channels) -> Iterator[tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]]:
+        p = np.arange(placed.positions)
+        if placed.width < placed.positions:
+            yield p // placed.width, p % placed.width, _PERIODS_2D
+        else:
+            yield p * 0, p, _PERIODS_1D
+        if self.has_rows:
+            yield p * 0, p, _PERIODS_1D[:8]
+        order = np.argsort(run.ready[placed.row], kind="stable")
+        rank = np.empty_like(p)
+        rank[order] = p
+        if not np.array_equal(rank, p):
+            yield p * 0, rank, _PERIODS_1D[:8]
+
+    def _fit(self, placed: Placed, run: Channels, live, ready, deadline) -> list[Lattice] | None:
+        pieces = run.pieces()
+        if not self.order.regular:
+            return self._unrolled(placed, pieces, live, ready, deadline)
+        for q_all, w_all, periods in self._grids(placed, run):
+            q, w = q_all[live], w_all[live]
+            for mq, mw in periods:
+                if mq > max(1, q.max() + 1) or mw > max(1, w.max() + 1):
+                    continue
+                lattices = []
+                likely = self._likely(placed, w_all, mq, mw)
+                for key in sorted(set(((q % mq) * mw + w % mw).tolist())):
+                    chosen = (q % mq) * mw + w % mw == key
+                    lattice = self._fit_class(
+                        placed, pieces, live[chosen], q[chosen] // mq, w[chosen] // mw, ready[chosen], deadline[chosen],
+                        likely,
+                    )  # fmt: skip
+                    if lattice is None:
+                        break
+                    lattices.append(lattice)
+                else:
+                    return lattices
+        return None
+
+    def _likely(self, placed: Placed, columns: np.ndarray, mq: int, mw: int) -> tuple[int, int]:
+        """Steps per q and per w of a grid that covers the event evenly, for every mq-th row and mw-th column."""
+        width = int(columns.max()) + 1
+        if width == placed.positions:
+            return 0, max(1, round(self.order.length / width)) * mw
+        height, rows = placed.positions // width, self.order.length // self.row_length
+        return max(1, round(rows / height)) * mq * self.row_length, max(1, round(self.row_length / width)) * mw
+
+    def _fit_class(self, placed: Placed, pieces, positions, q, w, ready, deadline, likely) -> Lattice | None:
+        rows = placed.row[positions]
+        for kind in (PROLOGUE, ROW, PIXEL):
+            if kind == PROLOGUE:
+                times = (0, 0, 0) if not ready.any() and (placed.positions == 1 or (deadline < 0).any()) else None
+            elif kind == ROW:
+                times = self._row_times(q, ready, deadline, likely[0] // self.row_length)
+            else:
+                times = regular_times(q, w, ready, (deadline - 1) // 2, likely)
+            if times is not None:
+                return self._lattice(kind, times, q, w, positions, pieces, rows)
+        return None
+
+    def _row_times(self, q, ready, deadline, likely: int) -> tuple[int, int, int] | None:
+        if not self.has_rows:
+            return None
+        first, last = -(-ready // self.row_length), deadline // 2 // self.row_length
+        times = regular_times(q, np.zeros_like(q), first, last, (max(1, likely), 0))
+        if times is None or (times[0] < 1 and (q != q[0]).any()):
+            return None
+        return max(1, times[0]), 0, times[2] if times[0] else times[2] - int(q[0])
+
+    def _lattice(self, kind, times, q, w, positions, pieces, rows) -> Lattice | None:
+        row_step, column_step, delay = times
+        target = affine(q, w, positions)
+        if target is None:
+            return None
+        if kind == PROLOGUE:
+            phases = np.full(len(q), -1, np.int64)
+        elif kind == ROW:
+            phases = 2 * (row_step * q + delay) * self.row_length
+        elif (column_step < 1 and (w != w[0]).any()) or (
+            (row_step < 1 or row_step % self.row_length) and (q != q[0]).any()
+        ):
+            return None
+        else:
+            phases = 2 * (row_step * q + column_step * w + delay) + 1
+        lattice = Lattice(
+            kind, row_step, column_step, delay, q, w, positions, phases, Address(*target, 0, (0, 0, 0, 0))
+        )
+        for piece in pieces:
+            address = self._address(piece, rows, q, w)
+            if address is False:
+                return None
+            lattice.operands.append(address)
+        return lattice
+
+    def _address(self, piece: Piece, rows, q, w) -> Address | bool | None:
+        """Where the piece lies for each cell; None: nowhere; False: not regularly."""
+        positions = self.sources(piece, rows)
+        valid = positions >= 0
+        if not valid.any():
+            return None
+        slots = piece.slots[rows][valid]
+        if (slots != slots[0]).any():
+            return False
+        fit = affine(q[valid], w[valid], positions[valid])
+        if fit is None:
+            return False
+        box = int(q[valid].min()), int(q[valid].max()) + 1, int(w[valid].min()), int(w[valid].max()) + 1
+        inside = (q >= box[0]) & (q < box[1]) & (w >= box[2]) & (w < box[3])
+        if (inside != valid).any():
+            return False
+        return Address(*fit, int(slots[0]), box)
+
+    def _unrolled(self, placed: Placed, pieces, live, ready, deadline) -> list[Lattice]:
+        """One lattice a cell, for orders without a pattern."""
+        lattices = []
+        zero = np.zeros(1, np.int64)
+        for i, position in enumerate(live):
+            kind, delay = (PROLOGUE, 0) if ready[i] == 0 else (PIXEL, int(deadline[i] - 1) // 2)
+            rows = placed.row[[position]]
+            lattices.append(self._lattice(kind, (self.row_length, 1, delay), zero, zero, live[[i]], pieces, rows))
+        return lattices

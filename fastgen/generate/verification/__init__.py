@@ -1,0 +1,1 @@
+"""A sampler is compared with its module."""

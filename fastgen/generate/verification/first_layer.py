@@ -1,0 +1,153 @@
+"""The layer at which a program and its module part first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.fx import Interpreter
+
+from fastgen.generate.frontend.export import Adapted, state_of
+from fastgen.generate.frontend.fx_info import name_of, where_of
+from fastgen.generate.ir.graph import Node
+from fastgen.generate.ir.program import OPCODE, PIXEL, PROLOGUE, ROW, Code, Program
+from fastgen.generate.machines.batch import Run
+from fastgen.generate.verification.precision import Precision
+
+if TYPE_CHECKING:
+    from fastgen.generate.sampler import Sampler
+
+
+def first_layer(sampler: Sampler, inputs: Tensor, leaves: list[Tensor], run: Run, step: int, error: float) -> str:
+    """Which layer's result differs first, relatively by more than ``error``, and the line of the source.
+
+    ``inputs`` and ``leaves``: one event of the analysed shape, as the module's input; ``run``: the program after it has
+    read that event's elements up to ``step``. The exported graph is between the two: where it differs from the module,
+    the layer is one whose output differs; where the program differs from it, the first result that the program keeps.
+    """
+    inputs, leaves = torch.cat([inputs, inputs]), [torch.cat([leaf, leaf]) for leaf in leaves]
+    given, outputs = _of_module(sampler, inputs, leaves)
+    exported = sampler.compiled.exported
+    values = _of_graph(sampler, given)
+    nodes = list(exported.graph_module.graph.nodes)
+    last = {name_of(node).rpartition(" (")[0]: node for node in nodes if node.op == "call_function"}
+    for path, output in outputs.items():
+        node = last.get(path)
+        if node is not None and _differs(values[node.name], output, error):
+            return _stale(f"from layer {path} on, {where_of(node)}")
+    (result,) = nodes[-1].args[0]
+    if not outputs or _differs(values[result.name], outputs[""], error):
+        return _stale(f"after its layers, {where_of(result)}")
+    for node, buffer in sorted(sampler.compiled.analysis.lowered.buffers.items(), key=lambda item: item[0].index):
+        value = _rows(values.get(node.name.rpartition(" (")[2].removesuffix(")")), node)
+        if node.kind != "computed" or value is None:
+            continue
+        for position in _written(sampler.program, buffer, step):
+            kept = _kept(sampler.program, run, buffer, position)
+            if position < len(value) and _differs(kept.sort().values, value[position].sort().values, error):
+                return _wrong(f"{node.name}, {node.where}")
+    return _wrong(f"{name_of(result)}, {where_of(result)}")
+
+
+def _stale(place: str) -> str:
+    return (
+        f"The module computes something else than its exported graph {place}. refresh() takes parameters and buffers "
+        "as they are now; where something else changed (a Python attribute, a tensor, a hook), compile a new sampler"
+    )
+
+
+def _wrong(place: str) -> str:
+    return f"The first result that differs is that of {place}: this is a fault of fastgen, please report it"
+
+
+def _of_module(sampler: Sampler, inputs: Tensor, leaves: list[Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """What the module is given, and the outputs of its layers that are called once, by name and in order."""
+    given, outputs, handles, twice = [], {}, [], set()
+
+    def keep(path: str, output) -> None:
+        if path in outputs:
+            twice.add(path)
+        outputs.setdefault(path, output)
+
+    for path, layer in sampler.module.named_modules():
+        if not list(layer.children()):
+            handles.append(layer.register_forward_hook(lambda _, __, out, path=path: keep(path, out)))
+    handles.append(sampler.module.register_forward_pre_hook(lambda _, arguments: given.append(arguments)))
+    try:
+        with torch.no_grad(), Precision(torch.float64):
+            output = sampler.forward(inputs, leaves)
+    finally:
+        for handle in handles:
+            handle.remove()
+    kept = {path: out for path, out in outputs.items() if path not in twice and isinstance(out, Tensor)}
+    return torch.utils._pytree.tree_leaves(given[0]), kept | {"": output}
+
+
+def _of_graph(sampler: Sampler, given: list[Tensor]) -> dict[str, object]:
+    """The values of the exported graph by node."""
+    exported = sampler.compiled.exported
+    tensors = state_of(exported, Adapted(sampler.module, sampler.adapter)) | dict(
+        zip(exported.users, given, strict=True)
+    )
+    values: dict[str, object] = {}
+
+    class Keeping(Interpreter):
+        def run_node(self, node):
+            values[node.name] = super().run_node(node)
+            return values[node.name]
+
+    order = [node.name for node in exported.graph_module.graph.nodes if node.op == "placeholder"]
+    with torch.no_grad(), Precision(torch.float64):
+        Keeping(exported.graph_module).run(*[tensors[name] for name in order])
+    return values
+
+
+def _differs(a, b, error: float) -> bool:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.shape != b.shape:
+        return False
+    a, b = a.double(), b.double()
+    return bool((((a - b).abs() > error * b.abs().amax()) & (a != b)).any()) if a.numel() else False
+
+
+def _rows(value, node: Node) -> Tensor | None:
+    """``[rows of one event, channels]`` of a value whose shape is the node's."""
+    if not isinstance(value, Tensor):
+        return None
+    for laid in (value, value.movedim(1, -1)) if value.dim() > 1 else ():
+        if tuple(laid.shape) == (*node.rows_shape, node.channels):
+            return laid.reshape(-1, node.channels)[: node.rows // 2]
+    return None
+
+
+def _written(program: Program, buffer: int, step: int) -> list[int]:
+    """The positions of a buffer that are written at a step."""
+    positions = []
+    for code in program.codes:
+        for operation in program.operations[code.operation0 : code.operation1]:
+            if operation.opcode == OPCODE["store"] and program.operands[operation.b].buffer == buffer:
+                operand = program.operands[operation.b]
+                positions += [operand.a * q + operand.b * w + operand.c for q, w in _cells(program, code, step)]
+    return positions
+
+
+def _cells(program: Program, code: Code, step: int) -> list[tuple[int, int]]:
+    if code.kind == PROLOGUE:
+        return []
+    row, column = divmod(step, program.row_length)
+    cells = []
+    for q in range(code.q0, min(code.q1, row + 2)):
+        if code.kind == ROW:
+            if column == 0 and row == code.row_stride * q + code.delay:
+                cells += [(q, w) for w in range(code.w0, code.w1)]
+        elif code.kind == PIXEL:
+            w, rest = divmod(step - code.delay - program.row_length * code.row_stride * q, code.column_stride)
+            cells += [(q, w)] * (rest == 0 and code.w0 <= w < code.w1)
+    return cells
+
+
+def _kept(program: Program, run: Run, buffer: int, position: int) -> Tensor:
+    """What a state holds of a position of a buffer: its channels."""
+    record = program.buffers[buffer]
+    first = record.offset + position % record.positions * record.channels
+    return run.state[0, first : first + record.channels]

@@ -1,0 +1,312 @@
+"""A sampler checks itself: one teacher-forced pass of the program against the module."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastgen.generate.compile.any_length import prime
+from fastgen.generate.errors import VerificationError
+from fastgen.generate.frontend.untouched import untouched
+from fastgen.generate.ir.program import STREAM, Program
+from fastgen.generate.machines.batch import Run
+from fastgen.generate.machines.machine import default_machine, make_machine
+from fastgen.generate.noise import Noise
+from fastgen.generate.orders import event_grid, make_order
+from fastgen.generate.state import start_state
+from fastgen.generate.verification.check_inputs import check_rows, random_contexts, random_levels
+from fastgen.generate.verification.first_layer import first_layer
+from fastgen.generate.verification.precision import Precision
+
+if TYPE_CHECKING:
+    from fastgen.generate.sampler import Sampler
+
+EPSILON = torch.finfo(torch.float32).eps
+_PREFIX = 127
+"""Steps of a sequence from which the module's rounding is estimated."""
+_FIRST = 64
+"""First steps that share one estimate of the module's rounding."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where program and module part first."""
+
+    step: int
+    position: tuple[int, ...]
+    length: int | None
+    program: float
+    module: float
+    bound: float
+    levels: Tensor
+    leaves: list[Tensor]
+    """The event, of one row."""
+    halved: bool
+    """Whether the program is right and the module itself rounds more than float32 does."""
+    trouble: str
+
+
+def verify(sampler: Sampler) -> None:
+    """Compares the program with the module over random levels; returns where they agree.
+
+    The program reads a whole event of known levels, which it has not drawn, and what the head reads of it at every
+    position is compared with the module's output. The program may differ from the module's float64 result by twice what
+    the module's own float32 does, and what the order of its longest sum may do. An endless program is compared at
+    several lengths beyond the receptive field, a prime one among them, and at ``event_shape`` where that is of such a
+    length.
+
+    The module's float64 result is that of ``Precision``: the module is not copied. Levels and contexts come from a
+    generator of their own.
+
+    Raises:
+        VerificationError: they differ, in two independent draws of the levels, by more than rounding. The message names
+            the first position and the layer. (Once, it may be a comparison that rounding decides.)
+    """
+    with untouched(sampler.module, sampler.adapter):
+        found = _difference(sampler, 0) and _difference(sampler, 1)
+    if found is not None:
+        raise VerificationError(f"{_message(found)}. {_layer(sampler, found)}".removesuffix(". "))
+
+
+def check_lengths(sampler: Sampler) -> list[int | None]:
+    """The lengths at which an endless program is compared, in growing order; [None], the event's, for any other."""
+    if sampler.program.steps < STREAM:
+        return [None]
+    steps, reach = sampler.steps, sampler.compiled.reach
+    short, far = prime(sampler.compiled.analysed + 1), prime(max(sampler.compiled.analysed + 64, reach + 128))
+    return sorted({short, far, *([steps] if steps <= 2 * far else [])})
+
+
+def _difference(sampler: Sampler, seed: int) -> Difference | None:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = check_lengths(sampler)
+    shape = sampler.event_shape if lengths[-1] is None else (*sampler.event_shape[:-1], lengths[-1])
+    rows = check_rows(sampler, shape)
+    levels = random_levels(sampler.head, (rows, *shape), generator)
+    leaves = random_contexts(sampler, rows, generator)
+    forward = Forward(sampler, leaves)
+    with torch.no_grad():
+        computed, trouble = _of_program(sampler, levels, leaves)
+        for length in lengths:
+            part = levels if length is None else levels[..., :length]
+            try:
+                found = _compare(forward, computed, trouble, part, length)
+            except (AssertionError, RuntimeError):  # a network of even lengths, say, takes no prime one
+                if length is None:
+                    raise
+                length = sampler.compiled.analysed
+                found = _compare(forward, computed, trouble, levels[..., :length], length)
+            if found is not None:
+                return found
+    return None
+
+
+def _of_program(sampler: Sampler, levels: Tensor, leaves: list[Tensor]) -> tuple[Tensor, str]:
+    """The head's parameters ``[N, P, n]`` as the program computes them, NaN from where it stops; and why it stops."""
+    run, machine = _taught(sampler, levels, leaves)
+    count = sampler.head.groups(sampler.event_shape) * sampler.head.parameters_per_group
+    positions = run.levels.shape[2]
+    run.parameters = torch.full((len(levels), positions, count), torch.nan, dtype=torch.float32)
+    try:
+        machine.absorb(run, 0, sampler.steps if sampler.program.steps < STREAM else positions)
+    except ValueError as error:
+        return run.parameters, str(error)
+    return run.parameters, ""
+
+
+def _taught(sampler: Sampler, levels: Tensor, leaves: list[Tensor]) -> tuple[Run, object]:
+    """A generation before its first step that knows all of its elements, and a float32 machine for it."""
+    machine = sampler._machine
+    if sampler.weights != "float32" or sampler.machine_name != default_machine():
+        machine = make_machine(default_machine(), sampler.program, sampler.head, "float32")
+    channels = sampler.order.steps.shape[0]
+    known = levels.reshape(len(levels), channels, -1).float().contiguous()
+    context = None if sampler.layout is None else sampler.layout.module_context(leaves)
+    everything = torch.ones_like(known, dtype=torch.bool)
+    run = start_state(sampler, len(levels), 0, known, everything, context=context, log_prob=True).run
+    if machine is not sampler._machine:
+        machine.prologue(run)
+    return run, machine
+
+
+def _compare(forward: Forward, computed: Tensor, trouble: str, levels: Tensor, length: int | None) -> Difference | None:
+    sampler, leaves = forward.sampler, forward.leaves
+    shape = tuple(levels.shape[1:])
+    inputs = sampler.head.to_input(levels)
+    module = forward(inputs)
+    computed = computed[:, : module.shape[1]].double()
+    beginning = _beginning(sampler, inputs, length)
+    if beginning is not None:
+        allowed = (4 * forward.rounding(beginning) + _association(sampler.program)) * _scale(module)
+        if bool((_apart(computed, module) <= allowed).all()) and not forward.rounds_more:
+            return None
+    exact, single = forward.in_precision(inputs, module)
+    when = _steps(sampler, shape, module.shape[2])
+    bound = _bound(single, exact, when, _association(sampler.program))
+    end = _end(sampler, exact, computed, when) if trouble else math.inf
+    for values, halved in ((computed, False), (module, True)):
+        wrong = (_apart(values, exact) > bound) & (when < end)
+        if bool(wrong.any()):
+            step = int(when.expand_as(wrong)[wrong].min())
+            row, position, parameter = (wrong & (when == step)).nonzero()[0].tolist()
+            place = tuple(int(i) for i in np.unravel_index(position, event_grid(shape)[1]))
+            at = row, position, parameter
+            return Difference(
+                step, place, length, float(values[at]), float(exact[at]), float(bound[0, position, parameter]),
+                levels[row : row + 1], [leaf[row : row + 1] for leaf in leaves], halved, trouble,
+            )  # fmt: skip
+    return None
+
+
+class Forward:
+    """The module's forward as the head's parameters ``[N, P, n]``, float64."""
+
+    def __init__(self, sampler: Sampler, leaves: list[Tensor]) -> None:
+        self.sampler, self.leaves = sampler, leaves
+        self.rounds_more = False
+        """Whether an operator takes or gives floats of less than 32 bits."""
+        held = [*sampler.module.parameters(), *sampler.module.buffers()]
+        self._rounding: float | None = None
+        self._single = all(t.dtype == torch.float32 for t in held if t.is_floating_point())
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        head = self.sampler.head
+        shape = tuple(inputs.shape[1:])
+        try:
+            output = self.sampler.forward(inputs, self.leaves)
+        except (AssertionError, RuntimeError):  # an exported module takes a batch of two, as it was compiled
+            pairs = torch.arange(len(inputs) + len(inputs) % 2).clamp_max(len(inputs) - 1).split(2)
+            parts = [self.sampler.forward(inputs[i], [leaf[i] for leaf in self.leaves]) for i in pairs]
+            output = torch.cat(parts)[: len(inputs)]
+        return head.arrange(output, shape).flatten(2).double()
+
+    def in_precision(self, inputs: Tensor, result: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The result in float64, and in float32; ``result`` is the module's own, if it is known."""
+        with Precision(torch.float64) as exactly:
+            exact = self(inputs)
+        self.rounds_more |= exactly.saw_less
+        if self._single and not self.rounds_more:
+            return exact, self(inputs) if result is None else result
+        with Precision(torch.float32):
+            return exact, self(inputs)
+
+    def rounding(self, inputs: Tensor) -> float:
+        """The largest error of the float32 result, relative to the parameter's scale; found once."""
+        if self._rounding is None:
+            try:
+                exact, single = self.in_precision(inputs)
+                self._rounding = float((_apart(single, exact) / _scale(exact)).max())
+            except Exception:  # whatever a module raises that takes events of one shape only
+                self._rounding = 0.0
+        return self._rounding
+
+
+def _beginning(sampler: Sampler, inputs: Tensor, length: int | None) -> Tensor | None:
+    """The part of large inputs from which the module's rounding is estimated: first steps, or the upper quarter."""
+    if length is not None:
+        return inputs[..., :_PREFIX] if length > 4 * _PREFIX else None
+    if sampler.order.name.startswith("raster") and inputs.shape[-2] % 16 == 0:
+        return inputs[..., : inputs.shape[-2] // 4, :].contiguous()
+    return None
+
+
+def _steps(sampler: Sampler, shape: tuple[int, ...], count: int) -> Tensor:
+    """``[P, n]``: the step at which a parameter is used."""
+    order = sampler.order if shape == sampler.event_shape else make_order(sampler.order.name, shape)
+    steps = torch.from_numpy(order.steps)
+    groups = sampler.head.groups(shape)
+    first = steps[:: len(steps) // groups]
+    return first.repeat_interleave(count // groups, 0).T
+
+
+def _association(program: Program) -> float:
+    """What the order of summation does to the longest sum of the program: sqrt(n) roundings of n terms."""
+    segments = program.segments
+    longest = max((sum(s.length for s in segments[c.segment0 : c.segment1]) for c in program.codes), default=1)
+    return EPSILON * math.sqrt(max(longest, 1))
+
+
+def _apart(a: Tensor, b: Tensor) -> Tensor:
+    """``|a - b|``; 0 where both are the same infinity or NaN, infinite where only one is."""
+    difference = (a - b).abs()
+    same = (a == b) | (a.isnan() & b.isnan())
+    return torch.where(same, 0.0, difference.nan_to_num(nan=math.inf))
+
+
+def _scale(values: Tensor) -> Tensor:
+    """``[n]``: the largest size of each parameter, or that of the median parameter if it is larger."""
+    finite = torch.where(values.isfinite(), values.abs(), 0.0).amax((0, 1))
+    return torch.maximum(finite, finite.median()).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _bound(single: Tensor, exact: Tensor, when: Tensor, association: float) -> Tensor:
+    """``[1, P, n]``: twice the error of the module's own float32, relative to the parameter's scale, and its sums'.
+
+    Of the steps up to this one and a number of first ones: where errors grow on their way along a sequence, the early
+    steps are still compared closely.
+    """
+    scale = _scale(exact)
+    error = (_apart(single, exact) / scale).amax(0)
+    steps = int(when.max()) + 1
+    by_step = torch.zeros(steps, dtype=torch.float64).scatter_reduce(0, when.flatten(), error.flatten(), "amax")
+    first = max(_FIRST, steps // 10)
+    by_step[:first] = by_step[:first].max()
+    return ((2 * by_step.cummax(0).values + association)[when] * scale)[None]
+
+
+def _end(sampler: Sampler, exact: Tensor, computed: Tensor, when: Tensor) -> float:
+    """The step after which a program that has stopped is not compared: that at which the module has no distribution."""
+    filled = ~computed.isnan().all(0)
+    last = int(when[filled].max()) if bool(filled.any()) else -1
+    for step in (last, last + 1):
+        at = when == step
+        if not bool(at.any()):
+            continue
+        values = exact[:, at].reshape(len(exact), -1, sampler.head.parameters_per_group)
+        try:
+            sampler.head.draw(values, Noise(0, torch.arange(len(exact)), 0, 0))
+        except ValueError:
+            return step + 1
+    return math.inf
+
+
+def _message(found: Difference) -> str:
+    at = f"position {found.position[0] if len(found.position) == 1 else found.position} (step {found.step})"
+    length = "" if found.length is None else f" of {found.length}"
+    if found.halved:
+        return (
+            f"the module computes with less than float32: at {at}{length} it gives {found.program:.6g}, and with "
+            f"float32 throughout {found.module:.6g}. A sampler computes with float32: pass module.float(), no autocast"
+        )
+    told = f"; it stops: {found.trouble}" if found.trouble else ""
+    return (
+        f"the compiled program is not the module: at {at}{length} it gives the head {found.program:.6g} where the "
+        f"module gives {found.module:.6g} (float32 may be {found.bound:.2g} off){told}"
+    )
+
+
+def _layer(sampler: Sampler, found: Difference) -> str:
+    """Where in the network they part first, as far as that can be told at the analysed length."""
+    analysed = sampler.compiled.analysis.event_shape
+    if found.halved:
+        return ""
+    if found.step >= make_order("time", analysed).length if found.length is not None else found.trouble:
+        return ""
+    levels = found.levels[..., : analysed[-1]]
+    if levels.shape[1:] != analysed:
+        levels = torch.nn.functional.pad(levels, (0, analysed[-1] - levels.shape[-1]))
+    inputs = sampler.head.to_input(levels)
+    error = found.bound / max(abs(found.module), EPSILON)
+    try:
+        run, machine = _taught(sampler, levels, found.leaves)
+        machine.absorb(run, 0, found.step)
+        machine.advance(run, found.step, found.step + 1)
+        with untouched(sampler.module, sampler.adapter):
+            return first_layer(sampler, inputs, found.leaves, run, found.step, error)
+    except Exception as problem:  # the difference is to be told, whatever this network does to the search
+        return f"(The layer was not found: {type(problem).__name__}: {problem})"

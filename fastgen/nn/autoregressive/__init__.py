@@ -1,0 +1,1 @@
+"""Masked networks, and the autoregressive flow layers built on them."""

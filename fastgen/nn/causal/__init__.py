@@ -1,0 +1,1 @@
+"""Causal and masked convolutions, and the recurrent layers of PixelRNN."""

@@ -1,0 +1,1 @@
+"""Continuous flows: vector fields, solvers and traces."""

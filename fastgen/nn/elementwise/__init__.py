@@ -1,0 +1,1 @@
+"""Monotone maps of one number at a time."""

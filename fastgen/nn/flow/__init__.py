@@ -1,0 +1,1 @@
+"""Flows as stacks of layers."""

@@ -1,0 +1,1 @@
+"""Layers and parametrisations that set the scale of activations."""

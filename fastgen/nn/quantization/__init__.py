@@ -1,0 +1,1 @@
+"""Between levels and real numbers: codebooks and dequantization."""

@@ -1,0 +1,1 @@
+"""Invertible residual blocks, and networks of bounded Lipschitz constant."""
