@@ -169,7 +169,7 @@ def _of_rows(noise: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 def _hutch_pp(field: Field | Products, x: Tensor, noise: Tensor, sketched: int) -> tuple[Tensor, Tensor]:
     """An orthonormal basis of J^T's range, sketched, and the rest of the noise with that subspace taken out."""
     ranges = field.products(x, noise[:sketched]).flatten(2).permute(1, 2, 0)
-    basis = torch.linalg.qr(ranges)[0]
+    basis = torch.linalg.qr(ranges.detach())[0]  # forward-mode derivatives do not mind no_grad
     rest = noise[sketched:].flatten(2).expand(-1, x.shape[0], -1).permute(1, 2, 0)
     rest = (rest - basis @ (basis.mT @ rest)) / math.sqrt(rest.shape[2])
     vectors = torch.cat([basis, rest], 2).permute(2, 0, 1).unflatten(2, x.shape[1:])

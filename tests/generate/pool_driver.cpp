@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <stdexcept>
 
-#include "cpu/machine/pool.h"
+#include "cpu/machine/exec/pool.h"
 
 using namespace fastgen;
 

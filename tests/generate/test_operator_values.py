@@ -231,6 +231,10 @@ CLOSE: dict[str, Operator] = {
 }
 
 
+ROOTS = ["sqrt", "power 1/2", "where"]
+"""The operators of ``EXACT`` that take a square root."""
+
+
 class Values(nn.Module):
     """Two outputs an operator: its value as a finite number, and the sign of zero."""
 
@@ -246,7 +250,7 @@ class Values(nn.Module):
         numbers = [torch.where(v != v, 7e33, v.clamp(-3.4e38, 3.4e38)) for v in values]
         signs = [torch.where(v == 0, (1 / v).clamp(-1, 1), 0.0) for v in values]
         told = torch.cat([*numbers, *signs], 1).transpose(1, 2)
-        return F.linear(told, torch.eye(LEVELS)[:, : told.shape[-1]]).transpose(1, 2)
+        return F.linear(told, torch.eye(LEVELS, dtype=told.dtype)[:, : told.shape[-1]]).transpose(1, 2)
 
 
 def outputs(operators: list[Operator], machine: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -265,9 +269,18 @@ def outputs(operators: list[Operator], machine: str) -> tuple[Tensor, Tensor, Te
 
 
 def test_values_are_pytorchs_bit_for_bit():
-    """Fault generation_05, and every other operator that one rounding makes."""
+    """Fault generation_05, and every other operator that one rounding makes.
+
+    PyTorch's own square root may be one unit off (MKL's is, on AMD's processors): the right one is allowed.
+    """
     x, got, wanted = outputs(list(EXACT.values()), FAST)
-    wrong = (got != wanted).any(2)
+    with torch.no_grad():
+        right = Values([EXACT[name] for name in ROOTS])(x.double()).float()
+    right = right.movedim(1, -1)[..., : 2 * len(ROOTS)].unflatten(-1, (2, -1))
+    different = got != wanted
+    roots = [list(EXACT).index(name) for name in ROOTS]
+    different[..., roots] &= got[..., roots] != right
+    wrong = different.any(2)
     found = {}
     for number in wrong.any(0).any(0).nonzero().flatten().tolist():
         b, t = wrong[..., number].nonzero()[0].tolist()
