@@ -26,7 +26,7 @@ def uniform(seed: int, samples: Tensor, position: int | Tensor, channel: int, dr
         ``[B]``, or ``[B, P]`` for a tensor of positions.
     """
     if seed < 0:
-        raise ValueError(f"seed is {seed}; it must be 0 or more")
+        raise ValueError(f"seed must be 0 or more, got {seed}")
     if isinstance(position, Tensor):
         return philox_uniform(seed, samples, position, channel, draw)
     return philox_uniform(seed, samples, torch.tensor([position], device=samples.device), channel, draw)[:, 0]

@@ -24,12 +24,18 @@ class Order:
     """
 
     name: str
+    event_shape: tuple[int, ...]
     channels: int
-    positions: int
+    grid: tuple[int, ...]
+    """Sizes of the event without its channels."""
     row_length: int
     regular: bool
     permutation: np.ndarray | None = None
     """int64 ``[positions]``: the position drawn at each step; None where they are drawn in natural order."""
+
+    @property
+    def positions(self) -> int:
+        return math.prod(self.grid)
 
     @property
     def length(self) -> int:
@@ -43,6 +49,14 @@ class Order:
             return natural[None] * self.channels + np.arange(self.channels)[:, None]
         steps = natural if self.permutation is None else np.argsort(self.permutation)
         return np.tile(steps, (self.channels, 1))
+
+    def at(self, event_shape: Sequence[int]) -> Order:
+        """The order of this name for another event; one of positions is for its own event only."""
+        return self if tuple(event_shape) == self.event_shape else make_order(self.name, event_shape)
+
+    def coordinates(self, position: int) -> tuple[int, ...]:
+        """Where a position lies in the grid."""
+        return tuple(int(i) for i in np.unravel_index(position, self.grid))
 
 
 def event_grid(event_shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
@@ -68,10 +82,11 @@ def make_order(order: str | Sequence[int] | np.ndarray, event_shape: Sequence[in
     Raises:
         ValueError: the name is unknown, does not suit ``event_shape``, or the permutation is none.
     """
-    channels, grid = event_grid(event_shape)
-    positions = math.prod(grid)
+    channels, grid = event_grid(tuple(event_shape))
+    shape, positions = tuple(int(n) for n in event_shape), math.prod(grid)
     if not isinstance(order, str):
-        return Order("permutation", channels, positions, positions, False, _permutation(order, positions, event_shape))
+        found = _permutation(order, positions, shape)
+        return Order("permutation", shape, channels, grid, positions, regular=False, permutation=found)
     if order not in ORDERS:
         raise ValueError(
             f"order must be one of {', '.join(map(repr, ORDERS))} or a permutation of the positions, got {order!r}"
@@ -84,7 +99,7 @@ def make_order(order: str | Sequence[int] | np.ndarray, event_shape: Sequence[in
     if order == "features" and channels != 1:
         raise ValueError(f"order 'features' needs event_shape (D,), got {tuple(event_shape)}")
     row_length = grid[1] * (channels if order == "raster-subpixel" else 1) if images else positions
-    return Order(order, channels, positions, row_length, regular=order != "features")
+    return Order(order, shape, channels, grid, row_length, regular=order != "features")
 
 
 def _permutation(order: Sequence[int] | np.ndarray, positions: int, event_shape: Sequence[int]) -> np.ndarray:

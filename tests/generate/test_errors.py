@@ -194,15 +194,15 @@ MASK = torch.zeros(2, 1, 9, 7, dtype=torch.bool)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "temperature is 0.0; it must be a finite number above 0"),
-        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": 0.0}, "temperature must be a finite number above 0.*, got 0.0"),
+        ({"temperature": -1.0}, "temperature must be .*, got -1.0"),
         ({"temperature": float("nan")}, "temperature must be a finite number of float32, got nan"),
-        ({"temperature": 1e-320}, "temperature is 1e-320; it must be 1.2e-38 or more"),
-        ({"top_p": 0.0}, "top_p is 0.0"),
-        ({"top_p": 1.5}, "top_p is 1.5"),
-        ({"top_p": "x"}, "top_p is 'x'"),
-        ({"top_k": -1}, "top_k is -1"),
-        ({"top_k": 2.5}, "top_k is 2.5"),
+        ({"temperature": 1e-320}, "temperature must be 1.2e-38 or more.*, got 1e-320"),
+        ({"top_p": 0.0}, "top_p must be .*, got 0.0"),
+        ({"top_p": 1.5}, "top_p must be .*, got 1.5"),
+        ({"top_p": "x"}, "top_p must be .*, got 'x'"),
+        ({"top_k": -1}, "top_k must be .*, got -1"),
+        ({"top_k": 2.5}, "top_k must be .*, got 2.5"),
         ({"known": KNOWN}, "known and known_mask go together"),
         ({"known_mask": MASK}, "known and known_mask go together"),
         ({"known": KNOWN[:, 0], "known_mask": MASK}, r"known must have shape \[2 or 1, 1, 9, 7\], got \[2, 9, 7\]"),
@@ -281,7 +281,7 @@ def test_a_stream_is_checked():
         ({"prompt": [[1, 2], [3]]}, r"prompt must be a tensor, or numbers that make one, got \[\[1, 2\], \[3\]\]"),
         ({"prompt": torch.zeros(2, 4, dtype=torch.int64)}, r"prompt must have shape \[1 or 1, 4\]"),
         ({"prompt": torch.full((1, 4), 11)}, r"prompt has values in 11 \.\. 11"),
-        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"temperature": 0.0}, "temperature must be .*, got 0.0"),
     ):
         with pytest.raises(ValueError, match=message):
             next(compiled.stream(**options))

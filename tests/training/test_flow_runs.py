@@ -200,8 +200,8 @@ def test_autoregressive_models_refuse_real_numbers(tiny, table):
         ({"prompt_seconds": 1.0}, "prompt_seconds is 1.0"),
         ({"weights": "int8"}, "weights is 'int8'"),
         ({"naive": True}, "naive is True"),
-        ({"temperature": 0.0}, "temperature is 0.0; it must be a finite number above 0"),
-        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": 0.0}, "temperature must be a finite number above 0.*, got 0.0"),
+        ({"temperature": float("inf")}, "temperature must be .*, got inf"),
         ({"label": "7"}, "label is '7'; 0, 1 are allowed"),
     ],
 )

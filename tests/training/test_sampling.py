@@ -97,8 +97,8 @@ def test_test_recordings_are_continued(speech, tmp_path):
         ("speech", {"prompt_seconds": 1.0}, "the prompt has 8000 samples; 1 to 59 are allowed"),
         ("images", {"label": "9"}, "label is '9'; 0, 1, 2, 3 are allowed"),
         ("images", {"known_rows": 8}, "at most 7 are allowed"),
-        ("images", {"temperature": 0.0}, "temperature is 0.0"),
-        ("images", {"top_p": 1.5}, "top_p is 1.5"),
+        ("images", {"temperature": 0.0}, "temperature must be .*, got 0.0"),
+        ("images", {"top_p": 1.5}, "top_p must be .*, got 1.5"),
         ("images", {"naive": True, "weights": "int8"}, "weights is 'int8'"),
     ],
 )

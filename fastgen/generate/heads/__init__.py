@@ -35,7 +35,7 @@ def from_config(config: dict) -> Head:
     """The head of a ``to_config``; raises ValueError for an unknown kind, or arguments that it does not take."""
     kind = config.get("kind") if isinstance(config, dict) else None
     if not isinstance(kind, str) or kind not in _HEADS:
-        raise ValueError(f"kind is {kind!r:.100}; it must be one of {', '.join(_HEADS)}")
+        raise ValueError(f"kind must be one of {', '.join(_HEADS)}, got {kind!r:.100}")
     arguments = {name: value for name, value in config.items() if name != "kind"}
     taken = signature(_HEADS[kind]).parameters.values()
     needed = {p.name for p in taken if p.default is p.empty}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastgen.generate.arguments import finite_number
 from fastgen.generate.noise import Noise
+from fastgen.generate.orders import event_grid
 
 
 class Drawn(NamedTuple):
@@ -27,6 +28,17 @@ class Drawn(NamedTuple):
     """float64 ``[B]``: the model's log-probability, at temperature 1, of all C elements."""
     proposal_log_prob: Tensor
     """float64 ``[B]``: log-probability of the elements not known, under the altered distribution."""
+
+
+class DrawOptions(NamedTuple):
+    """How the distribution is altered that is drawn from."""
+
+    temperature: float = 1.0
+    """Divides logits and multiplies scales."""
+    top_k: int = 0
+    """The k most probable levels are drawn; 0: all."""
+    top_p: float = 1.0
+    """Of them, the fewest that have this share of their probability."""
 
 
 class Head(ABC):
@@ -62,14 +74,7 @@ class Head(ABC):
 
     @abstractmethod
     def draw_groups(
-        self,
-        parameters: Tensor,
-        noise: Noise,
-        levels: Tensor,
-        known: Tensor,
-        temperature: float,
-        top_k: int,
-        top_p: float,
+        self, parameters: Tensor, noise: Noise, levels: Tensor, known: Tensor, options: DrawOptions
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Draws from float64 ``[B, G, n]``; ``levels`` and ``known`` are ``[B, G, C / G]``.
 
@@ -94,7 +99,7 @@ class Head(ABC):
 
     def groups(self, event_shape: tuple[int, ...]) -> int:
         """G: how many groups of parameters a position has."""
-        channels, _ = _split_event(event_shape)
+        channels, _ = event_grid(event_shape)
         coupled = channels if self.coupled is None else self.coupled
         if channels % coupled:
             raise ValueError(f"event_shape {tuple(event_shape)} has {channels} channels; {self} couples {coupled}")
@@ -102,7 +107,7 @@ class Head(ABC):
 
     def layouts(self, event_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
         """The accepted shapes of the network's output, without the batch dimension."""
-        _, positions = _split_event(event_shape)
+        _, positions = event_grid(event_shape)
         return [(self.groups(event_shape) * self.resolve(event_shape).parameters_per_group, *positions)]
 
     def arrange(self, output: Tensor, event_shape: tuple[int, ...]) -> Tensor:
@@ -119,7 +124,7 @@ class Head(ABC):
                 f"output must have shape {accepted} ({self} with event_shape {tuple(event_shape)}), got {given}"
                 + _turned(output, layouts)
             )
-        groups, (_, positions) = self.groups(event_shape), _split_event(event_shape)
+        groups, (_, positions) = self.groups(event_shape), event_grid(event_shape)
         count = self.resolve(event_shape).parameters_per_group
         return output.reshape(-1, groups, count, math.prod(positions)).permute(0, 3, 1, 2)
 
@@ -143,7 +148,7 @@ class Head(ABC):
             raise ValueError(f"levels has {levels.shape[0]} samples; output has {parameters.shape[0]}")
         if parameters.dtype != torch.float64:
             parameters = parameters.float()
-        groups, (channels, positions) = parameters.shape[2], _split_event(event_shape)
+        groups, (channels, positions) = parameters.shape[2], event_grid(event_shape)
         levels = levels.reshape(-1, groups, channels // groups, math.prod(positions)).permute(0, 3, 1, 2)
         return self.group_log_prob(parameters, levels).sum((1, 2))
 
@@ -168,15 +173,22 @@ class Head(ABC):
             return levels.float()
         return levels.long() if self.to_input_name in ("index", None) else self.inputs.to(levels.device)[levels.long()]
 
-    def check_sampling(self, temperature: float, top_k: int = 0, top_p: float = 1.0, scored: bool = False) -> None:
-        """Raises ValueError unless the head can draw so; ``scored``: log-probabilities of the draws are wanted."""
+    def check_sampling(
+        self, temperature: float, top_k: int = 0, top_p: float = 1.0, scored: bool = False
+    ) -> DrawOptions:
+        """Returns the options; ``scored``: log-probabilities of the draws are wanted.
+
+        Raises:
+            ValueError: the head cannot draw so.
+        """
         if not finite_number("temperature", temperature) > 0:
-            raise ValueError(f"temperature is {temperature!r:.100}; it must be a finite number above 0")
+            raise ValueError(f"temperature must be a finite number above 0, got {temperature!r:.100}")
         if temperature < LEAST_TEMPERATURE:
-            raise ValueError(f"temperature is {temperature!r}; it must be {LEAST_TEMPERATURE:.2g} or more")
+            raise ValueError(f"temperature must be {LEAST_TEMPERATURE:.2g} or more, got {temperature!r}")
         self._check_truncation(top_k, top_p)
         if scored and self.feed_raw:
             raise ValueError("feed_raw=True draws have no log-probability: levels do not tell what the network was fed")
+        return DrawOptions(float(temperature), int(top_k), float(top_p))
 
     def _check_truncation(self, top_k: int, top_p: float) -> None:
         if top_k != 0 or top_p != 1:
@@ -208,7 +220,7 @@ class Head(ABC):
             ValueError: a sampling argument is out of range, a known level is none, or the parameters are NaN or make no
                 distribution.
         """
-        self.check_sampling(temperature, top_k, top_p)
+        options = self.check_sampling(temperature, top_k, top_p)
         batch, groups, count = parameters.shape
         coupled = 1 if self.coupled == 1 else self.channels_of(count)
         if known is None:
@@ -219,7 +231,7 @@ class Head(ABC):
         parameters = parameters.double()
         if parameters.isnan().any():
             raise ValueError(f"the network's output at position {noise.position} is NaN")
-        chosen, raw, proposal = self.draw_groups(parameters, noise, levels, known, temperature, top_k, top_p)
+        chosen, raw, proposal = self.draw_groups(parameters, noise, levels, known, options)
         log_prob = self.group_log_prob(parameters, chosen.long() if self.levels else chosen).sum(-1)
         inputs = self.inputs.to(chosen.device)[chosen.long()] if self.levels else chosen
         if raw is not None:
@@ -263,13 +275,13 @@ LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny
 
 def check_count(name: str, value: int, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value <= MOST_LEVELS:
-        raise ValueError(f"{name} is {value!r:.100}; it must be an integer, {least} or more, and at most {MOST_LEVELS}")
+        raise ValueError(f"{name} must be an integer, {least} or more, and at most {MOST_LEVELS}, got {value!r:.100}")
     return int(value)
 
 
 def check_min_log_scale(value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"min_log_scale is {value!r:.100}; it must be finite")
+        raise ValueError(f"min_log_scale must be finite, got {value!r:.100}")
     return float(value)
 
 
@@ -304,15 +316,6 @@ def _turned(output: Tensor, layouts: list[tuple[int, ...]]) -> str:
         if tuple(turned[1:]) in layouts:
             return f". Its dimensions lie in another order: pass adapter=lambda output: output.{way}"
     return ""
-
-
-def _split_event(event_shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    """Channels and positions: (C, H, W), (C, T), or one channel of (T,) or (D,)."""
-    if not event_shape or any(size < 1 for size in event_shape):
-        raise ValueError(
-            f"event_shape is {tuple(event_shape)}; it must be (C, H, W), (C, T), (T,) or (D,), all positive"
-        )
-    return (1, tuple(event_shape)) if len(event_shape) == 1 else (event_shape[0], tuple(event_shape[1:]))
 
 
 def _input_table(levels: int, to_input: str | Tensor | None) -> Tensor | None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgen.generate.heads.base import Head
+from fastgen.generate.heads.base import DrawOptions, Head
 from fastgen.generate.noise import Noise
 
 
@@ -42,17 +42,10 @@ class Bernoulli(Head):
         return F.logsigmoid(torch.where(levels == 1, parameters, -parameters)).squeeze(-1)
 
     def draw_groups(
-        self,
-        parameters: Tensor,
-        noise: Noise,
-        levels: Tensor,
-        known: Tensor,
-        temperature: float,
-        top_k: int,
-        top_p: float,
+        self, parameters: Tensor, noise: Noise, levels: Tensor, known: Tensor, options: DrawOptions
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         uniform = torch.stack([noise.uniform(group, 0) for group in range(parameters.shape[1])], 1)[..., None]
-        logits = parameters / temperature
+        logits = parameters / options.temperature
         chosen = torch.where(known, levels, (uniform < torch.sigmoid(logits)).double())
         proposal = self.group_log_prob(logits, chosen).masked_fill(known.squeeze(-1), 0)
         return chosen, None, proposal.sum(-1)

@@ -7,7 +7,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from fastgen.generate.heads.base import Head, check_count, check_distribution, inverse_cdf
+from fastgen.generate.heads.base import DrawOptions, Head, check_count, check_distribution, inverse_cdf
 from fastgen.generate.noise import Noise
 
 
@@ -47,25 +47,18 @@ class Categorical(Head):
 
     def _check_truncation(self, top_k: int, top_p: float) -> None:
         if isinstance(top_k, bool) or not isinstance(top_k, Integral) or not 0 <= top_k <= self.levels:
-            raise ValueError(f"top_k is {top_k!r}; it must be an integer in 0 (off) .. {self.levels}")
+            raise ValueError(f"top_k must be an integer in 0 (off) .. {self.levels}, got {top_k!r}")
         if isinstance(top_p, bool) or not (isinstance(top_p, Real) and 0 < top_p <= 1):
-            raise ValueError(f"top_p is {top_p!r}; it must be above 0 and at most 1")
+            raise ValueError(f"top_p must be above 0 and at most 1, got {top_p!r}")
 
     def draw_groups(
-        self,
-        parameters: Tensor,
-        noise: Noise,
-        levels: Tensor,
-        known: Tensor,
-        temperature: float,
-        top_k: int,
-        top_p: float,
+        self, parameters: Tensor, noise: Noise, levels: Tensor, known: Tensor, options: DrawOptions
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         uniform = torch.stack([noise.uniform(group, 0) for group in range(parameters.shape[1])], 1)
-        logits = parameters / temperature
+        logits = parameters / options.temperature
         top = logits.amax(-1, keepdim=True)
         check_distribution(top, noise.position)
-        weights = truncate(torch.exp(logits - top), logits, top_k, top_p)
+        weights = truncate(torch.exp(logits - top), logits, options.top_k, options.top_p)
         chosen = torch.where(known, levels, inverse_cdf(weights, uniform).double()[..., None])
         proposal = weights.gather(-1, chosen.long()).squeeze(-1).log() - weights.sum(-1).log()
         return chosen, None, proposal.masked_fill(known.squeeze(-1), 0).sum(-1)

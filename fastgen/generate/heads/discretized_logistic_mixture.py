@@ -14,8 +14,9 @@ from fastgen.distributions.discretized_logistic import (
     to_level,
     to_symmetric,
 )
-from fastgen.generate.heads.base import Head, _split_event, check_count, check_distribution, inverse_cdf
+from fastgen.generate.heads.base import DrawOptions, Head, check_count, check_distribution, inverse_cdf
 from fastgen.generate.noise import Noise
+from fastgen.generate.orders import event_grid
 
 _MARGIN = 1e-5
 
@@ -55,9 +56,9 @@ class DiscretizedLogisticMixture(Head):
     ) -> None:
         super().__init__(check_count("levels", levels, 2), to_input)
         if isinstance(channels, bool) or channels not in (None, 1, 3):
-            raise ValueError(f"channels is {channels!r}; it must be 1, 3 or None")
+            raise ValueError(f"channels must be 1, 3 or None, got {channels!r}")
         if not isinstance(feed_raw, bool):
-            raise ValueError(f"feed_raw is {feed_raw!r:.100}; it must be True or False")
+            raise ValueError(f"feed_raw must be True or False, got {feed_raw!r:.100}")
         if feed_raw and self.to_input_name != "symmetric":
             raise ValueError(f"feed_raw=True needs to_input='symmetric'; it is {self.to_input_name!r}")
         self.mixtures = check_count("mixtures", mixtures, 1)
@@ -80,13 +81,13 @@ class DiscretizedLogisticMixture(Head):
         }
 
     def groups(self, event_shape: tuple[int, ...]) -> int:
-        channels, _ = _split_event(event_shape)
+        channels, _ = event_grid(event_shape)
         if self.coupled is None and channels not in (1, 3):
             raise ValueError(f"event_shape {tuple(event_shape)} has {channels} channels; {self} couples 1 or 3")
         return super().groups(event_shape)
 
     def resolve(self, event_shape: tuple[int, ...]) -> DiscretizedLogisticMixture:
-        channels, _ = _split_event(event_shape)
+        channels, _ = event_grid(event_shape)
         self.groups(event_shape)
         if self.coupled is not None:
             return self
@@ -108,20 +109,13 @@ class DiscretizedLogisticMixture(Head):
         return discretized_logistic_mixture_log_prob(*self._split(parameters), levels, self.levels)
 
     def draw_groups(
-        self,
-        parameters: Tensor,
-        noise: Noise,
-        levels: Tensor,
-        known: Tensor,
-        temperature: float,
-        top_k: int,
-        top_p: float,
+        self, parameters: Tensor, noise: Noise, levels: Tensor, known: Tensor, options: DrawOptions
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         logits, means, log_scales, coefficients = self._split(parameters)
-        log_scales = log_scales + math.log(temperature)
+        log_scales = log_scales + math.log(options.temperature)
         check_distribution(logits.amax(-1), noise.position)
         groups, channels = known.shape[1:]
-        weights = logits / temperature
+        weights = logits / options.temperature
         component = torch.zeros_like(weights[..., 0], dtype=torch.int64)
         chosen, seen = torch.empty_like(levels), torch.empty_like(levels)
         proposal = torch.zeros_like(weights[..., 0])

@@ -7,7 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from fastgen.generate.heads.base import Head, check_count, check_distribution, check_min_log_scale, inverse_cdf
+from fastgen.generate.heads.base import (
+    DrawOptions,
+    Head,
+    check_count,
+    check_distribution,
+    check_min_log_scale,
+    inverse_cdf,
+)
 from fastgen.generate.noise import Noise
 
 
@@ -53,19 +60,12 @@ class Gaussian(Head):
         return _log_density(*self._split(parameters), levels.to(parameters.dtype))
 
     def draw_groups(
-        self,
-        parameters: Tensor,
-        noise: Noise,
-        levels: Tensor,
-        known: Tensor,
-        temperature: float,
-        top_k: int,
-        top_p: float,
+        self, parameters: Tensor, noise: Noise, levels: Tensor, known: Tensor, options: DrawOptions
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         logits, mean, log_scale = self._split(parameters)
         top = logits.amax(-1, keepdim=True)
         check_distribution(top, noise.position)
-        logits, log_scale = logits / temperature, log_scale + math.log(temperature)
+        logits, log_scale = logits / options.temperature, log_scale + math.log(options.temperature)
         groups = range(parameters.shape[1])
         pick, radius, angle = (torch.stack([noise.uniform(g, draw) for g in groups], 1) for draw in range(3))
         component = inverse_cdf(torch.exp(logits - logits.amax(-1, keepdim=True)), pick)[..., None]

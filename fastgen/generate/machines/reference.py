@@ -46,7 +46,7 @@ class ReferenceMachine:
 
     def __init__(self, program: Program, head: Head, weights: str = "float32") -> None:
         if weights not in _ROUND:
-            raise ValueError(f"weights is {weights!r}; it must be one of {', '.join(_ROUND)}")
+            raise ValueError(f"weights must be one of {', '.join(_ROUND)}, got {weights!r}")
         self.program = program
         self.head = head
         self.weight_format = weights
