@@ -92,6 +92,66 @@ def test_the_allowed_imports_have_no_cycle():
         order += free
 
 
+# the rooms of a part, and the files beside them, from the ground up: each may import those above it in this list
+ROOMS = {
+    "generate": (
+        "errors arguments orders noise progress on_cpu contexts context_network heads ir options known "
+        "frontend request schedule lower machines passes compile compiled_network files inspect "
+        "state streaming textbook verification sampler"
+    ),
+    "nn": (
+        "derived_buffers recomputation normalization linear elementwise causal networks flow reshape autoregressive "
+        "coupling posterior residual continuous quantization"
+    ),
+}
+
+
+def room(path: Path) -> str:
+    return path.with_suffix("").parts[2]
+
+
+def imported_files(path: Path) -> set[Path]:
+    """The files of the package whose names a file imports, inside functions and for type checkers too."""
+    found = set()
+    for name in imports(path):
+        parts = name.split(".")
+        stems = ["/".join(parts), "/".join(parts[:-1])]
+        ways = [Path(stem + end) for stem in stems if stem for end in (".py", "/__init__.py")]
+        found |= {next((way for way in ways if (ROOT / way).exists()), path)}
+    return found - {path}
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_rooms_import_one_way(name):
+    rooms = ROOMS[name].split()
+    inside = [p for p in files("*.py", folders=[f"fastgen/{name}"]) if p.parts[2] != "__init__.py"]
+    assert {room(p) for p in inside} == set(rooms)
+    wrong = {
+        str(path): [str(other) for other in imported_files(path) & set(inside) if room(other) not in allowed]
+        for path in inside
+        if (allowed := rooms[: rooms.index(room(path)) + 1])
+    }
+    assert {path: others for path, others in wrong.items() if others} == {}
+
+
+def test_no_files_import_one_another():
+    arrows = {path: imported_files(path) for path in files("*.py", folders=["fastgen"])}
+    arrows = {path: {other for other in others if other in arrows} for path, others in arrows.items()}
+    while free := [path for path, others in arrows.items() if not others & set(arrows)]:
+        for path in free:
+            del arrows[path]
+    assert sorted(map(str, arrows)) == []
+
+
+def test_private_names_stay_in_their_file():
+    wrong = {
+        str(path): sorted(name for name in imports(path) if name.startswith("fastgen.") and private.search(name))
+        for path in files("*.py", folders=PACKAGES)
+        if (private := re.compile(r"\._(?!C\b|_)"))
+    }
+    assert {path: names for path, names in wrong.items() if names} == {}
+
+
 def test_nobody_imports_triton_kernels_under_its_bare_name():
     bare = [str(p) for p in files("*.py") if any(name.split(".")[0] == "triton_kernels" for name in imports(p))]
     assert bare == []

@@ -78,7 +78,7 @@ def _shared(sampler: fastgen.Sampler) -> float:
     """Bytes that a sampler and its machine hold whatever they generate."""
     program = sampler.program
     canonical = program.weights.nbytes + program.constants.nbytes
-    return canonical + sampler._machine.packed_bytes + program.constants.nbytes
+    return canonical + sampler.machine.memory() + program.constants.nbytes
 
 
 def _per_sample(sampler: fastgen.Sampler) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def check_integer(name: str, value: int, least: int, most: int | None = None) -> int:
-    """The value as an int; raises ValueError unless it is an integer, ``least`` or more and no more than ``most``."""
+    """Returns the value as an int; raises ValueError unless it is an integer in ``least .. most``."""
     wrong = isinstance(value, bool) or not isinstance(value, Integral) or value < least
     if wrong or (most is not None and value > most):
         allowed = f", {least} or more" if most is None else f" in {least} .. {most}"
@@ -18,7 +18,7 @@ def check_integer(name: str, value: int, least: int, most: int | None = None) ->
 
 
 def finite_number(name: str, value: float) -> float:
-    """The value as a float; raises ValueError where it is no real number, or none that float32 holds."""
+    """Returns the value as a float; raises ValueError unless it is a real number that float32 holds."""
     wrong = isinstance(value, bool) or not isinstance(value, Real)
     if wrong or not abs(value) <= torch.finfo(torch.float32).max:
         raise ValueError(f"{name} must be a finite number of float32, got {value!r:.100}")
@@ -26,7 +26,7 @@ def finite_number(name: str, value: float) -> float:
 
 
 def as_tensor(name: str, given) -> Tensor:
-    """A tensor, or what nested lists or an array make of one; raises ValueError where they make none."""
+    """Returns a tensor, made of nested lists or an array if need be; raises ValueError where that fails."""
     try:
         return torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:

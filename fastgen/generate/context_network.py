@@ -1,4 +1,4 @@
-"""The context network: what depends on contexts only and has no place in a program runs in PyTorch at the start."""
+"""The context network runs in PyTorch at the start: operators that depend on contexts only and fit no program."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Result:
         return value.movedim(channel if channel > self.batch else channel + 1, -1)
 
     def restored(self, arranged: Tensor) -> Tensor:
-        """The inverse of ``arranged``."""
+        """Undoes ``arranged``."""
         if self.channel is None:
             value = arranged.squeeze(-1)
         else:
@@ -91,7 +91,7 @@ class ContextNetwork:
 
     @torch.no_grad()
     def run(self, leaves: Sequence[Tensor]) -> list[Tensor]:
-        """The results ``[N, positions, C]`` of contexts ``[N, ...]``.
+        """Returns the results ``[N, positions, C]`` of contexts ``[N, ...]``.
 
         Every sample runs by itself, twice in a batch of two, on one thread: so its results are bitwise the same in any
         batch. Where one row stands for all samples it runs once.
@@ -113,7 +113,7 @@ class ContextNetwork:
         return [in_float32(result.arranged(values[result.name])[0].flatten(0, -2)) for result in self.results]
 
     def values(self, leaves: Sequence[Tensor], check: Callable | None = None) -> dict[str, Tensor]:
-        """The results of contexts ``[2, ...]`` by name; ``check`` is called with what every call returns."""
+        """Returns the results of contexts ``[2, ...]`` by name; ``check`` is called with what every call returns."""
         values = self.tensors | dict(zip(self.inputs, leaves, strict=True))
         kept = {result.name for result in self.results}
         last = {name: number for number, call in enumerate(self.calls) for name in call.reads}

@@ -54,7 +54,7 @@ class ContextLayout:
         return tree_unflatten(leaves, self.structure)
 
     def to_config(self) -> dict:
-        """Structure, shapes and dtypes, as plain data.
+        """Returns structure, shapes and dtypes as plain data.
 
         Raises:
             NotImplementedError: the context holds something else than tensors in dicts, lists and tuples.
@@ -63,7 +63,7 @@ class ContextLayout:
 
     @classmethod
     def from_config(cls, config: Any) -> ContextLayout:
-        """The layout of a ``to_config``, with tensors of zeros that take no memory.
+        """Returns the layout of a ``to_config``, with tensors of zeros that take no memory.
 
         Raises:
             ValueError: the structure, a shape or a dtype is none that ``to_config`` writes.
@@ -73,7 +73,7 @@ class ContextLayout:
         return cls(_read(config["structure"], 0))
 
     def position_major_shapes(self, batch: int) -> list[list[int]]:
-        """What ``position_major`` makes of the leaves of ``batch`` samples."""
+        """Returns the shapes that ``position_major`` gives the leaves of ``batch`` samples."""
         shapes = [leaf.shape[1:] for leaf in self.leaves]
         return [[batch, math.prod(shape[1:]), *(shape[:1] or [1])] for shape in shapes]
 
@@ -81,7 +81,7 @@ class ContextLayout:
         return [leaf.shape[2] for leaf in self.leaves if leaf.dim() == 3]
 
     def check(self, context, batch: int) -> list[Tensor]:
-        """The leaves of ``context`` for ``batch`` samples; one row stands for all.
+        """Returns the leaves of ``context`` for ``batch`` samples; one row stands for all.
 
         Raises:
             ValueError: the structure, a shape or a dtype differs from the example's.
@@ -109,7 +109,7 @@ class ContextLayout:
 
 
 def context_leaves(layout: ContextLayout | None, context, batch: int) -> list[Tensor]:
-    """The leaves of ``context`` for ``batch`` samples; none where the sampler was made without an example.
+    """Returns the leaves of ``context`` for ``batch`` samples; none where the sampler was made without an example.
 
     Raises:
         ValueError: a context is missing, or given where there is none, or not as the example.
@@ -124,7 +124,7 @@ def context_leaves(layout: ContextLayout | None, context, batch: int) -> list[Te
 
 
 def probes(context) -> Iterator[list[Tensor]]:
-    """The leaves of a context for two samples, with random changes to the second one that a network may allow.
+    """Returns the leaves of a context for two samples, with random changes to the second one that a network may allow.
 
     Floats get noise or change places, integers go up or down by one.
     """
@@ -145,7 +145,7 @@ def probes(context) -> Iterator[list[Tensor]]:
 
 
 def in_float32(leaf: Tensor) -> Tensor:
-    """The tensor as float32; raises ValueError where it holds integers beyond ``MOST_OF_CONTEXT``."""
+    """Returns the tensor as float32; raises ValueError where it holds integers beyond ``MOST_OF_CONTEXT``."""
     if not leaf.is_floating_point() and leaf.numel() and leaf.dtype != torch.bool:
         largest = max(-int(leaf.min()), int(leaf.max()))
         if largest > MOST_OF_CONTEXT:
@@ -168,7 +168,7 @@ def position_major(leaf: Tensor) -> Tensor:
 
 
 def _written(example, depth: int) -> list:
-    """A context as lists: ``["dict", [[key, ...], ...]]``, ``["tuple", [...]]``, ``["tensor", shape, dtype]``."""
+    """As lists: ``["dict", [[key, ...], ...]]``, ``["tuple", [...]]``, and ``["tensor", shape, dtype]``."""
     if depth > _DEEPEST:
         raise NotImplementedError(f"a sampler's file takes contexts of at most {_DEEPEST} levels")
     if isinstance(example, Tensor):
@@ -188,7 +188,7 @@ def _written(example, depth: int) -> list:
 
 
 def _read(written: Any, depth: int):
-    """The example that ``_written`` wrote down; of its tensors only shape and dtype are right."""
+    """Returns the example that ``_written`` wrote down, with tensors of the right shape and dtype."""
     if depth > _DEEPEST or not (isinstance(written, list) and written and isinstance(written[0], str)):
         raise ValueError(
             f"context must be nested at most {_DEEPEST} times and made of tensors, dicts, lists and tuples"

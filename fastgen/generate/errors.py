@@ -1,4 +1,4 @@
-"""What can be wrong with a network, said before any work."""
+"""Errors of compiling, raised before any sample is drawn."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def given_levels(head: Head, levels: Tensor, batch: int, name: str, shape: Seque
 
 
 def known_levels(
-    head: Head, event_shape: tuple[int, ...], order: Order, known: Tensor | None, mask: Tensor | None, batch: int
+    head: Head, order: Order, known: Tensor | None, mask: Tensor | None, batch: int
 ) -> tuple[Tensor | None, Tensor | None]:
     """``known`` and ``known_mask`` as levels (0 where nothing is known) and booleans ``[batch, C, positions]``.
 
@@ -40,7 +40,7 @@ def known_levels(
         return None, None
     if known is None or mask is None:
         raise ValueError("known and known_mask go together; one of them is missing")
-    mask = as_tensor("known_mask", mask)
+    mask, event_shape = as_tensor("known_mask", mask), order.event_shape
     sizes = ", ".join(map(str, event_shape))
     if mask.dtype != torch.bool or mask.dim() != len(event_shape) + 1:
         raise ValueError(f"known_mask must be boolean [N, {sizes}], got {mask.dtype} {list(mask.shape)}")
@@ -53,7 +53,7 @@ def known_levels(
 
 
 def known_spans(known: Tensor | None, order: Order, first: int, end: int) -> Iterator[tuple[int, int, bool]]:
-    """Cut the steps ``first .. end`` into spans (from, to, whether all their elements are known in every sample)."""
+    """Cuts the steps ``first .. end`` into spans (from, to, whether all their elements are known in every sample)."""
     if known is None or known.shape[-1] != order.positions:
         yield first, end, False
         return

@@ -11,7 +11,7 @@ from fastgen.ops.philox_uniform import philox_uniform
 
 
 def uniform(seed: int, samples: Tensor, position: int | Tensor, channel: int, draw: int) -> Tensor:
-    """The uniform numbers of ``(seed, sample, position, channel, draw)``, float64 in the open interval (0, 1).
+    """Returns the uniform numbers of ``(seed, sample, position, channel, draw)``, float64 in the open interval (0, 1).
 
     One block of Philox4x32-10 each; ``fastgen.ops.philox_uniform`` tells which, and what it raises. The C++ machine
     computes the same bits.
@@ -43,5 +43,5 @@ class Noise:
     channel0: int = 0
 
     def uniform(self, channel: int, draw: int) -> Tensor:
-        """float64 ``[B]`` in (0, 1)."""
+        """Returns float64 ``[B]`` in (0, 1)."""
         return uniform(self.seed, self.samples, self.position, self.channel0 + channel, draw)

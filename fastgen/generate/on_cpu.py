@@ -10,7 +10,7 @@ import torch
 
 
 def on_cpu(made: type) -> type:
-    """The class, whose methods, but for private ones and properties, run with the CPU as the default device."""
+    """Makes the methods of a class, but for private ones and properties, run with the CPU as the default device."""
     for name, method in list(vars(made).items()):
         if name.startswith("_") and not name.endswith("__"):
             continue
@@ -22,7 +22,7 @@ def on_cpu(made: type) -> type:
 
 
 def called_on_cpu(function: Callable) -> Callable:
-    """The function, run with the CPU as the default device."""
+    """Makes a function run with the CPU as the default device."""
 
     @wraps(function)
     def call(*args, **kwargs):

@@ -17,7 +17,7 @@ MOST_ELEMENTS = 1 << 40
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """Which of ``length`` steps draws channel c of position p of ``channels`` x ``positions`` (in natural order).
+    """Says which of ``length`` steps draws channel c of position p (positions in natural order).
 
     ``row_length`` is the number of steps in a row of the image; a sequence is one row. ``regular`` orders have programs
     whose size does not depend on the event's size; an arbitrary permutation is unrolled.
@@ -51,11 +51,11 @@ class Order:
         return np.tile(steps, (self.channels, 1))
 
     def at(self, event_shape: Sequence[int]) -> Order:
-        """The order of this name for another event; one of positions is for its own event only."""
+        """Returns the order of this name for another event; a permutation is for its own event only."""
         return self if tuple(event_shape) == self.event_shape else make_order(self.name, event_shape)
 
     def coordinates(self, position: int) -> tuple[int, ...]:
-        """Where a position lies in the grid."""
+        """Returns the coordinates of a position in the grid."""
         return tuple(int(i) for i in np.unravel_index(position, self.grid))
 
 
@@ -77,7 +77,7 @@ def event_grid(event_shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
 
 
 def make_order(order: str | Sequence[int] | np.ndarray, event_shape: Sequence[int]) -> Order:
-    """The order by name, or a permutation of the positions: ``order[t]`` is the position drawn at step t.
+    """Returns the order by name, or a permutation of the positions: ``order[t]`` is the position drawn at step t.
 
     Raises:
         ValueError: the name is unknown, does not suit ``event_shape``, or the permutation is none.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def progress_bar(total: int, description: str):
-    """A tqdm bar over steps; raises ImportError that says what to install."""
+    """Returns a tqdm bar over steps; raises ImportError that says what to install."""
     try:
         from tqdm.auto import tqdm
     except ImportError as error:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,22 +10,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fastgen.eval_mode import eval_mode
-from fastgen.generate.arguments import check_integer, finite_number
+from fastgen.generate.arguments import check_integer
 from fastgen.generate.compile.any_length import Compiled, compile_module, refreshed
 from fastgen.generate.compile.pipeline import check_start
+from fastgen.generate.compiled_network import WEIGHTS, CompiledNetwork
 from fastgen.generate.contexts import ContextLayout, context_leaves
 from fastgen.generate.errors import CompileError, VerificationError
-from fastgen.generate.files.sampler_file import PREDICTS, WEIGHTS, restore_sampler, save_sampler
-from fastgen.generate.frontend.export import Adapted, usable
-from fastgen.generate.heads import Head, to_config
+from fastgen.generate.files.sampler_file import read_sampler, write_sampler
+from fastgen.generate.heads import Head
 from fastgen.generate.inspect.explain import Explanation, explain
-from fastgen.generate.ir.program import Program
 from fastgen.generate.known import known_levels, known_spans
-from fastgen.generate.machines.machine import check_threads, default_machine, make_machine
+from fastgen.generate.machines.machine import check_threads
 from fastgen.generate.on_cpu import on_cpu
-from fastgen.generate.orders import event_grid, make_order
+from fastgen.generate.options import SamplingOptions
 from fastgen.generate.progress import progress_bar
+from fastgen.generate.request import CompileRequest
 from fastgen.generate.state import State, check_state, load_state, start_state
 from fastgen.generate.streaming import stream
 from fastgen.generate.textbook import sample_naive
@@ -37,7 +34,7 @@ _PROGRESS_PARTS = 200
 
 
 @on_cpu
-class Sampler:
+class Sampler(CompiledNetwork):
     """Compiles a causal network to a step program and generates from it.
 
     Every activation is computed once, so a sample costs about one forward pass. The sample is exactly the textbook
@@ -95,37 +92,19 @@ class Sampler:
         threads: int | None = None,
         verify: bool = True,
     ) -> None:
-        event_grid(tuple(event_shape))
-        self.event_shape = tuple(int(n) for n in event_shape)
-        if not isinstance(head, Head):
-            raise ValueError(f"head must be one of fastgen.heads, got {head!r}")
         if weights not in WEIGHTS:
             raise ValueError(f"weights must be one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}")
-        if predicts not in PREDICTS:
-            raise ValueError(f"predicts must be 'same' or 'next', got {predicts!r}")
-        self.order = make_order(order, self.event_shape)
-        if predicts == "next" and self.order.name not in ("time", "raster"):
-            raise ValueError(f"predicts='next' needs order 'time' or 'raster', got {self.order.name!r}")
-        self.module, self.head = usable(module), head.resolve(self.event_shape)
-        self.predicts, self.adapter, self.start_value = predicts, adapter, finite_number("start", start)
-        self.weights, self.threads = weights, check_threads(threads)
-        self.layout = ContextLayout(example_context) if example_context is not None else None
-        compiled = compile_module(
-            self.module, self.event_shape, self.head, order, predicts, adapter, self.layout, self.start_value
-        )
-        self.head = compiled.analysis.head
-        self._finish(compiled, machine)
+        check_threads(threads)
+        layout = ContextLayout(example_context) if example_context is not None else None
+        request = CompileRequest.checked(module, event_shape, head, order, predicts, adapter, layout, start)
+        compiled = compile_module(request)
+        request = replace(request, head=compiled.analysis.request.head)
+        super().__init__(request, compiled, weights, machine, threads)
         if predicts == "next":
-            check_start(self.compiled.analysis.traced, self.start_value)
+            check_start(compiled.analysis.traced, request.start)
         self.verify = bool(verify)
         if verify:
             verify_sampler(self)
-
-    def _finish(self, compiled: Compiled, machine: str | None) -> None:
-        self.compiled = compiled
-        self.program: Program = compiled.program
-        self.machine_name = machine or default_machine()
-        self._machine = make_machine(self.machine_name, self.program, self.head, self.weights)
 
     # ---- generating
 
@@ -145,7 +124,7 @@ class Sampler:
         progress: bool = False,
         threads: int | None = None,
     ):
-        """``n`` events: integers ``[n, *event_shape]`` for a discrete head, float32 for a continuous one.
+        """Generates ``n`` events: integers ``[n, *event_shape]`` for a discrete head, float32 for a continuous one.
 
         Args:
             n: how many.
@@ -162,11 +141,10 @@ class Sampler:
         Raises:
             ValueError: an argument is out of range or of the wrong shape; said before any work.
         """
-        state = self.start(
-            n, seed, known=known, known_mask=known_mask, context=context, temperature=temperature,
-            top_k=top_k, top_p=top_p, log_prob=return_log_prob, proposal_log_prob=return_proposal_log_prob,
-            threads=threads,
-        )  # fmt: skip
+        options = SamplingOptions(
+            context, temperature, top_k, top_p, return_log_prob, return_proposal_log_prob, threads
+        )
+        state = self._start(n, seed, known, known_mask, options)
         self.advance(state, self.steps, progress=progress)
         results = [state.levels]
         if return_log_prob:
@@ -185,7 +163,7 @@ class Sampler:
         prompt: Tensor | None = None,
         **options,
     ) -> Iterator[Tensor]:
-        """Generate a sequence of any length in chunks: yields ``[batch, (C,) up to chunk]``.
+        """Generates a sequence of any length in chunks: yields ``[batch, (C,) up to chunk]``.
 
         ``steps=None`` goes on for ever, whatever ``event_shape`` says (up to the context, where the network has frames
         of one); a network that is not the same at any length is generated up to ``event_shape`` only. ``prompt``
@@ -196,7 +174,7 @@ class Sampler:
             ValueError: the order is not "time", an argument is out of range or of the wrong shape, or ``steps`` is None
                 and the network has an end; said before any work.
         """
-        return stream(self, batch, steps, chunk, seed, prompt, options)
+        return stream(self, batch, steps, chunk, seed, prompt, SamplingOptions.of("stream", options))
 
     def start(
         self,
@@ -214,21 +192,20 @@ class Sampler:
         threads: int | None = None,
         first_sample: int = 0,
     ) -> State:
-        """A generation before its first step, for ``advance``; the arguments are those of ``sample``.
+        """Starts a generation, for ``advance``; the arguments are those of ``sample``.
 
         ``first_sample`` is the index of the first sample, so that ``sample(8)[3:5]`` is ``start(2, first_sample=3)``.
 
         Raises:
             ValueError: an argument is out of range or of the wrong shape; said before any work.
         """
-        known, known_mask = known_levels(self.head, self.event_shape, self.order, known, known_mask, batch)
-        return start_state(
-            self, batch, seed, known, known_mask, context=context, temperature=temperature, top_k=top_k, top_p=top_p,
-            log_prob=log_prob, proposal_log_prob=proposal_log_prob, threads=threads, first_sample=first_sample,
-        )  # fmt: skip
+        options = SamplingOptions(
+            context, temperature, top_k, top_p, log_prob, proposal_log_prob, threads, first_sample
+        )
+        return self._start(batch, seed, known, known_mask, options)
 
     def advance(self, state: State, steps: int, progress: bool = False) -> State:
-        """Go ``steps`` further (to the end at most), in place; returns ``state``.
+        """Goes ``steps`` further (to the end at most), in place; returns ``state``.
 
         Ctrl-C ends it in a tenth of a second or so, and ``state.step`` then says after which step: it can go on from
         there. Only where one step takes longer than that (a large batch) is the step broken off, and the state lost.
@@ -245,13 +222,13 @@ class Sampler:
             for first, last, known in known_spans(state.run.known, self.order, begin, end):
                 for t in range(first, last, part):
                     until = min(t + part, last)
-                    (self._machine.absorb if known else self._machine.advance)(state.run, t, until)
+                    (self.machine.absorb if known else self.machine.advance)(state.run, t, until)
                     if bar is not None:
                         bar.update(until - t)
         return state
 
     def sample_naive(self, n: int, seed: int = 0, **options):
-        """The textbook loop on the original module with the same noise: a whole forward pass for every step.
+        """Runs the textbook loop on the original module with the same noise: a whole forward pass for every step.
 
         Takes the arguments of ``sample`` (but ``threads``); it is what ``sample`` is compared with.
         """
@@ -259,7 +236,7 @@ class Sampler:
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, context=None) -> Tensor:
-        """Log-probability ``[N]`` in nats of levels ``[N, *event_shape]``, by one parallel forward of the module.
+        """Returns the log-probability ``[N]`` in nats of levels ``[N, *event_shape]``, by one forward of the module.
 
         Raises:
             ValueError: ``x`` or the context has another shape or dtype, or a level is none of the head's.
@@ -268,38 +245,20 @@ class Sampler:
         self.head.check_levels(x, "x")
         if tuple(x.shape[1:]) != self.event_shape:
             raise ValueError(f"x must have shape [N, {', '.join(map(str, self.event_shape))}], got {list(x.shape)}")
-        return self.head.log_prob(self.forward(self.head.to_input(x), context_leaves(self.layout, context, len(x))), x)
-
-    def forward(self, inputs: Tensor, leaves: list[Tensor]) -> Tensor:
-        """The head's parameters from the module's input, shifted by one where ``predicts="next"``."""
-        network = Adapted(self._module(), self.adapter)
-        if self.predicts == "next":
-            flat = inputs.flatten(-2) if self.order.name == "raster" else inputs
-            first = torch.full_like(flat[..., :1], self.start_value)
-            inputs = torch.cat([first, flat[..., :-1]], -1).reshape(inputs.shape)
-        leaves = [leaf.clone() for leaf in leaves]  # a forward may write to what it is given
-        with eval_mode(network), torch.autocast("cpu", enabled=False):
-            return network(inputs.clone(), None if self.layout is None else self.layout.module_context(leaves))
+        leaves = context_leaves(self.request.layout, context, len(x))
+        return self.head.log_prob(self.request.forward(self.head.to_input(x), leaves), x)
 
     # ---- the sampler itself
 
-    @property
-    def steps(self) -> int:
-        """Steps of one event."""
-        return self.order.length
-
-    @property
-    def fingerprint(self) -> str:
-        """Tells programs, events and heads apart: a state goes with one of them."""
-        told = json.dumps([self.program.fingerprint, self.event_shape, to_config(self.head)])
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
-
     def explain(self) -> Explanation:
-        """Causality, receptive field, blind spots, work per step against the textbook loop, memory; ``print`` it."""
+        """Explains causality, receptive field, blind spots, work per step against the textbook loop, and memory.
+
+        ``print`` the result, or read its parts.
+        """
         return explain(self)
 
     def refresh(self) -> Sampler:
-        """Take the module's parameters and buffers as they are now, after a training step; returns the sampler.
+        """Takes the module's parameters and buffers as they are now, after a training step; returns the sampler.
 
         The sampler is verified again, unless it was made with ``verify=False``, and so notices what else has changed.
 
@@ -308,49 +267,45 @@ class Sampler:
                 pickle, which hold no analysis; compile a new sampler.
             VerificationError: something else of the module has changed; the old weights stay. Compile a new sampler.
         """
-        network = Adapted(self._module(), self.adapter)
+        network = self.request.network
         if self.compiled.exported is None:
             raise CompileError("this sampler came from a pickle, which holds no analysis; compile a new sampler")
         old = self.program.weights, self.program.constants
-        self._take(*refreshed(self.compiled, network))
+        self.take(*refreshed(self.compiled, network))
         if self.verify:
             try:
                 verify_sampler(self)
             except VerificationError:
-                self._take(*old)
+                self.take(*old)
                 raise
         return self
 
-    def _take(self, weights: Tensor, constants: Tensor) -> None:
-        self.program.weights, self.program.constants = weights, constants
-        self._machine.refresh(weights, constants)
-
     def save(self, path) -> None:
-        """Write the program; ``Sampler.load(path)`` generates from it without the module.
+        """Writes the program; ``Sampler.load(path)`` generates from it without the module.
 
         Raises:
             NotImplementedError: the context holds something else than tensors in dicts, lists and tuples, or its
                 network calls an operator that a file may not name.
         """
-        save_sampler(self, path)
+        write_sampler(self, path)
 
     @classmethod
     def load(cls, path, machine: str | None = None, threads: int | None = None) -> Sampler:
-        """A sampler from ``save``'s file. It has no module: ``sample_naive``, ``log_prob`` and ``refresh`` raise.
+        """Reads a sampler from ``save``'s file. It has no module: ``sample_naive``, ``log_prob`` and ``refresh`` raise.
 
         Raises:
             ValueError: the file holds no sampler, or is damaged, or of another version; the machine or the number of
                 threads is none that there is.
             OSError: the file cannot be read.
         """
+        request, compiled, weights = read_sampler(path)
         sampler = cls.__new__(cls)
-        compiled = restore_sampler(sampler, path)
-        sampler.threads = check_threads(threads)
-        sampler._finish(compiled, machine)
+        CompiledNetwork.__init__(sampler, request, compiled, weights, machine, threads)
+        sampler.verify = False
         return sampler
 
     def load_state(self, path) -> State:
-        """The state that ``State.save`` wrote with this sampler's program.
+        """Returns the state that ``State.save`` wrote with this sampler's program.
 
         Raises:
             ValueError: the file holds no state, or one of another program, or is damaged, or of another version.
@@ -361,38 +316,33 @@ class Sampler:
     # ---- copies
 
     def __copy__(self) -> Sampler:
-        """A sampler of the same module, with a machine of its own."""
+        """Returns a sampler of the same module, with a machine of its own."""
         new = type(self).__new__(type(self))
         vars(new).update(self._kept())
-        new._finish(replace(self.compiled, program=replace(self.program)), self.machine_name)
+        new.run_on(self.machine_name, replace(self.compiled, program=replace(self.program)))
         return new
 
     def __deepcopy__(self, memo: dict) -> Sampler:
-        """A sampler of the module's copy, whose parameters ``refresh`` takes. They share what the analysis found."""
+        """Returns a sampler of a copy of the module, whose parameters ``refresh`` takes."""
         new = type(self).__new__(type(self))
         memo[id(self)] = new
         vars(new).update({name: copy.deepcopy(value, memo) for name, value in self._kept().items()})
-        new._finish(replace(self.compiled, program=new.program), self.machine_name)
+        new.run_on(self.machine_name, replace(self.compiled, program=new.program))
         return new
 
     def __getstate__(self) -> dict:
-        """What a pickle holds: the program, the context network and the module, not the analysis or the machine."""
+        """Returns the content of a pickle: program, context network and module, without analysis and machine."""
         return self._kept() | {"context_network": self.compiled.context_network}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
-        self._finish(Compiled(self.program, [], None, None, vars(self).pop("context_network")), self.machine_name)
+        self.run_on(self.machine_name, Compiled(self.program, [], None, None, vars(self).pop("context_network")))
 
     # ---- within
 
     def _kept(self) -> dict:
-        return {name: value for name, value in vars(self).items() if name not in ("compiled", "_machine")}
+        return {name: value for name, value in vars(self).items() if name not in ("compiled", "machine")}
 
-    def _module(self) -> nn.Module:
-        if self.module is None:
-            raise CompileError("this sampler was loaded from a file and has no module")
-        return self.module
-
-    def _levels_out(self, levels: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        levels = levels.reshape(-1, *(shape or self.event_shape))
-        return levels.long() if self.head.levels else levels.clone()
+    def _start(self, batch: int, seed: int, known, known_mask, options: SamplingOptions) -> State:
+        known, known_mask = known_levels(self.head, self.order, known, known_mask, batch)
+        return start_state(self, batch, seed, known, known_mask, options)

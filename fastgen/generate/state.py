@@ -5,31 +5,27 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fastgen.generate.arguments import as_tensor, check_integer
+from fastgen.generate.compiled_network import CompiledNetwork
 from fastgen.generate.contexts import context_leaves, position_major
 from fastgen.generate.files.tensor_file import read_tensor_file, write_tensor_file
 from fastgen.generate.machines.batch import MOST_SAMPLES, Run, check_batch, sample_indices
 from fastgen.generate.machines.machine import check_threads
 from fastgen.generate.on_cpu import on_cpu
-
-if TYPE_CHECKING:
-    from fastgen.generate.sampler import Sampler
+from fastgen.generate.options import SamplingOptions
 
 _NUMBERS = ("seed", "position0", "temperature", "top_k", "top_p", "threads", "ahead")
-AHEAD = 2
-"""Up to so many samples a step is bound by reading weights, so that summing several cells at once pays."""
 _TENSORS = ("state", "samples", "levels", "known", "log_prob", "proposal_log_prob")
 
 
 @on_cpu
 @dataclass
 class State:
-    """Where ``batch`` generations stand after ``step`` steps. ``run.state`` is everything the network remembers.
+    """``batch`` generations after ``step`` steps. ``run.state`` is everything the network remembers.
 
     One thread at a time can advance, fork or save it. An interrupt leaves it after a whole step, from where it can go
     on, unless one step takes so long (a tenth of a second, in a large batch) that it is broken off: then ``advance``,
@@ -39,7 +35,7 @@ class State:
     """
 
     run: Run
-    sampler: Sampler
+    sampler: CompiledNetwork
 
     @property
     def step(self) -> int:
@@ -56,10 +52,10 @@ class State:
     @property
     def levels(self) -> Tensor:
         """``[batch, *event_shape]``: what is drawn so far; later elements hold 0 (or their known values)."""
-        return self.sampler._levels_out(self.run.levels)
+        return self.sampler.request.levels(self.run.levels)
 
     def fork(self, indices: Sequence[int], same_noise: bool = False, first_sample: int | None = None) -> State:
-        """New generations that continue from those at ``indices``.
+        """Returns new generations that continue from those at ``indices``.
 
         They take the sample indices ``first_sample, first_sample + 1, ...`` (by default those after the highest in
         use), so that forks of one state differ; ``same_noise=True`` keeps the indices of their origins.
@@ -90,7 +86,7 @@ class State:
         return State(copy.deepcopy(self.run, memo), memo.get(id(self.sampler), self.sampler))
 
     def save(self, path) -> None:
-        """Write the state to a safetensors file; ``sampler.load_state(path)`` goes on from it, bitwise.
+        """Writes the state to a safetensors file; ``sampler.load_state(path)`` goes on from it, bitwise.
 
         Raises:
             RuntimeError: another thread is advancing the state, or an exception left it within a step.
@@ -103,7 +99,7 @@ class State:
         write_tensor_file(path, "state", tensors, numbers | {"program": self.sampler.fingerprint})
 
 
-def load_state(path, sampler: Sampler) -> State:
+def load_state(path, sampler: CompiledNetwork) -> State:
     """``Sampler.load_state``: everything is checked here, before a machine reads it."""
     tensors, numbers = read_tensor_file(path, "state")
     try:
@@ -114,7 +110,7 @@ def load_state(path, sampler: Sampler) -> State:
         raise ValueError(f"{path} holds a state that this sampler cannot go on from: {error}") from error
 
 
-def _checked_state(sampler: Sampler, tensors: dict[str, Tensor], numbers: dict) -> State:
+def _checked_state(sampler: CompiledNetwork, tensors: dict[str, Tensor], numbers: dict) -> State:
     if numbers.keys() != {*_NUMBERS, "step"}:
         odd = ", ".join(sorted(numbers.keys() ^ {*_NUMBERS, "step"}))
         raise ValueError(f"a state has {', '.join(_NUMBERS)}, step; missing or not known: {odd:.200}")
@@ -130,11 +126,15 @@ def _checked_state(sampler: Sampler, tensors: dict[str, Tensor], numbers: dict) 
     batch, order = len(tensors["state"]), sampler.order
     check_batch(batch, numbers["seed"])
     event = (torch.float32, [batch, order.channels, order.positions])
-    contexts = [] if sampler.layout is None else sampler.layout.position_major_shapes(batch)
+    contexts = [] if sampler.request.layout is None else sampler.request.layout.position_major_shapes(batch)
     network = sampler.compiled.context_network
     contexts += [[batch, *size] for size in (network.sizes if network is not None else [])]
     shapes = {f"context.{i}": (torch.float32, shape) for i, shape in enumerate(contexts)}
-    needed = {"state": (torch.float32, [batch, _stride(sampler)]), "samples": (torch.int64, [batch]), "levels": event}
+    needed = {
+        "state": (torch.float32, [batch, sampler.machine.state_stride]),
+        "samples": (torch.int64, [batch]),
+        "levels": event,
+    }
     shapes |= needed | {"known": (torch.bool, event[1])}
     shapes |= {name: (torch.float64, [batch]) for name in ("log_prob", "proposal_log_prob")}
     if odd := (tensors.keys() - shapes.keys()) | ((needed.keys() | {*shapes} - {*_TENSORS}) - tensors.keys()):
@@ -157,7 +157,7 @@ def _checked_state(sampler: Sampler, tensors: dict[str, Tensor], numbers: dict) 
     return State(run, sampler)
 
 
-def check_state(state: State, sampler: Sampler) -> None:
+def check_state(state: State, sampler: CompiledNetwork) -> None:
     """Raises ValueError unless ``state`` is one of ``sampler``, or of one with the same program, event and head."""
     if not isinstance(state, State):
         raise ValueError(f"state must be what start, fork or load_state returned, got {type(state).__name__}")
@@ -165,39 +165,40 @@ def check_state(state: State, sampler: Sampler) -> None:
         raise ValueError("state must be one of this sampler's, got one of another program; advance it with its own")
 
 
-def _stride(sampler: Sampler) -> int:
-    """Numbers of a sample's state: whole cache lines, one of them between samples."""
-    return -(-sampler.program.state_size // 16) * 16 + 16
-
-
 def start_state(
-    sampler: Sampler, batch, seed, known, known_mask, *, context=None, temperature=1.0, top_k=0, top_p=1.0,
-    log_prob=False, proposal_log_prob=False, threads=None, first_sample=0, window=None,
-) -> State:  # fmt: skip
-    """``Sampler.start`` for levels and masks ``[batch, C, positions]``; without them ``window`` positions are kept."""
+    network: CompiledNetwork,
+    batch: int,
+    seed: int,
+    known: Tensor | None,
+    known_mask: Tensor | None,
+    options: SamplingOptions,
+    window: int | None = None,
+) -> State:
+    """Starts a generation of levels and masks ``[batch, C, positions]``.
+
+    Without known levels, those of ``window`` positions are kept (by default of all).
+    """
     batch, seed = check_batch(batch, seed)
-    sampler.head.check_sampling(temperature, top_k, top_p, scored=log_prob or proposal_log_prob)
-    leaves = context_leaves(sampler.layout, context, batch)
-    program, network = sampler.program, sampler.compiled.context_network
-    channels, positions = sampler.order.channels, sampler.order.positions
+    altered = options.check(network.head)
+    leaves = context_leaves(network.request.layout, options.context, batch)
+    program, contexts = network.program, network.compiled.context_network
+    channels, positions = network.order.channels, network.order.positions
     run = Run(
-        state=torch.zeros(batch, _stride(sampler), dtype=torch.float32),
-        contexts=[position_major(leaf) for leaf in leaves] + (network.run(leaves) if network is not None else []),
+        state=torch.zeros(batch, network.machine.state_stride, dtype=torch.float32),
+        contexts=[position_major(leaf) for leaf in leaves] + (contexts.run(leaves) if contexts is not None else []),
         seed=seed,
-        samples=sample_indices(first_sample, batch),
+        samples=sample_indices(options.first_sample, batch),
         levels=torch.zeros(batch, channels, window or positions, dtype=torch.float32) if known is None else known,
         known=known_mask,
-        log_prob=torch.zeros(batch, dtype=torch.float64) if log_prob else None,
-        proposal_log_prob=torch.zeros(batch, dtype=torch.float64) if proposal_log_prob else None,
-        temperature=float(temperature),
-        top_k=int(top_k),
-        top_p=float(top_p),
-        threads=sampler.threads if threads is None else check_threads(threads),
-        ahead=batch <= AHEAD,
+        log_prob=torch.zeros(batch, dtype=torch.float64) if options.log_prob else None,
+        proposal_log_prob=torch.zeros(batch, dtype=torch.float64) if options.proposal_log_prob else None,
+        **altered._asdict(),
+        threads=network.threads if options.threads is None else check_threads(options.threads),
+        ahead=network.machine.runs_blocks(batch),
     )
-    if sampler.predicts == "next":
+    if network.request.predicts == "next":
         draw = program.draws[0]
         buffer = program.buffers[program.operands[draw.input0].buffer]
-        run.state[:, buffer.offset : buffer.offset + buffer.channels] = sampler.start_value
-    sampler._machine.prologue(run)
-    return State(run, sampler)
+        run.state[:, buffer.offset : buffer.offset + buffer.channels] = network.request.start
+    network.machine.prologue(run)
+    return State(run, network)

@@ -128,7 +128,7 @@ def _use_sampler(path: Path, choose: random.Random) -> None:
     )
     if math.prod(sampler.event_shape) > 1 << 20:  # the caller sees what is asked for, and would wait for it
         return
-    context = None if sampler.layout is None else CONTEXT
+    context = None if sampler.request.layout is None else CONTEXT
     state = sampler.start(choose.choice([1, 3]), seed=1, context=context, log_prob=True)
     sampler.advance(state, choose.choice([1, 5, 20]))
     if sampler.order.name == "time":

@@ -142,7 +142,7 @@ def sampler(name: str, machine: str = FAST) -> fastgen.Sampler:
     made = _compiled(name)
     if machine != made.machine_name:
         made = copy.copy(made)
-        made._finish(made.compiled, machine)
+        made.run_on(machine, made.compiled)
     return made
 
 

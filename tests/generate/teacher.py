@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -44,18 +44,18 @@ def double(module: nn.Module) -> nn.Module:
 
 
 def in_double(compiled: fastgen.Sampler) -> fastgen.Sampler:
-    """The sampler with a float64 module, for ``forward`` only."""
+    """The sampler with a float64 module, for ``request.forward`` only."""
     other = copy.copy(compiled)
-    other.module = double(compiled.module)
+    other.request = replace(compiled.request, module=double(compiled.module))
     return other
 
 
 def forward(compiled: fastgen.Sampler, levels: Tensor, context, dtype: torch.dtype) -> Tensor:
     inputs = compiled.head.to_input(levels)
-    leaves = context_leaves(compiled.layout, context, len(levels))
+    leaves = context_leaves(compiled.request.layout, context, len(levels))
     floats = [t.to(dtype) if t.is_floating_point() else t for t in (inputs, *leaves)]
     with torch.no_grad():
-        return compiled.forward(floats[0], floats[1:])
+        return compiled.request.forward(floats[0], floats[1:])
 
 
 def exact_log_prob(compiled: fastgen.Sampler, levels: Tensor, context) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ COPIES = pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled])
 def test_a_copy_samples_alike(make, copied):
     """faults/robustness_deepcopy_sampler_corrupts_heap"""
     sampler = copy.deepcopy(make())
-    context = None if sampler.layout is None else torch.tensor([[1.0, -2.0]])
+    context = None if sampler.request.layout is None else torch.tensor([[1.0, -2.0]])
     expected = sampler.sample(2, seed=3, context=context, return_log_prob=True)
     copies = [copied(sampler) for _ in range(3)]
     copies.append(copied(copies[0]))
@@ -70,7 +71,7 @@ class Holder(torch.nn.Module):
         super().__init__()
         self.network = Pointwise()
         self.sampler = copy.deepcopy(pointwise())
-        self.sampler.module = self.network
+        self.sampler.request = replace(self.sampler.request, module=self.network)
         self.sampler.refresh()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -124,7 +125,7 @@ def test_a_sampler_and_its_states_are_copied_together():
 def test_a_machine_alone_is_not_copied():
     from fastgen.generate.machines.cpu import CpuMachine
 
-    machine = pointwise()._machine
+    machine = pointwise().machine
     assert isinstance(machine, CpuMachine)
     for copied in (copy.deepcopy, pickled):
         with pytest.raises(TypeError, match="cannot pickle"):

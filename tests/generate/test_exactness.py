@@ -78,7 +78,7 @@ def explained(compiled, drawn, naive, index: int, step: int, seed: int, context,
     compiled.advance(state, step + 1)
     inputs = compiled.head.to_input(torch.where(before, naive, torch.zeros_like(naive)))
     with torch.no_grad():
-        output = compiled.forward(inputs, context_leaves(compiled.layout, context, n))
+        output = compiled.request.forward(inputs, context_leaves(compiled.request.layout, context, n))
     of_module = at_step(compiled, compiled.head.arrange(output, compiled.event_shape), step)
     of_machine = parameters_at(compiled, state).reshape(of_module.shape)
     if not (of_module - of_machine).abs()[index].max() <= bound:
@@ -161,11 +161,11 @@ def test_nothing_is_read_before_it_is_written(name):
     clean, poisoned = (compiled.start(2, seed=4, context=context) for _ in range(2))
     start = poisoned.run.state.clone()
     poisoned.run.state.fill_(torch.nan)
-    if compiled.predicts == "next":
+    if compiled.request.predicts == "next":
         draw = compiled.program.draws[0]
         buffer = compiled.program.buffers[compiled.program.operands[draw.input0].buffer]
         first = slice(buffer.offset, buffer.offset + buffer.channels)
         poisoned.run.state[:, first] = start[:, first]
-    compiled._machine.prologue(poisoned.run)
+    compiled.machine.prologue(poisoned.run)
     everything = compiled.steps
     assert torch.equal(compiled.advance(poisoned, everything).levels, compiled.advance(clean, everything).levels)

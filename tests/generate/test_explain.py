@@ -39,7 +39,7 @@ def changed_by(name: str, position: tuple[int, ...], channel: int, expected: np.
     flat = int(np.ravel_multi_index(position, shape[1:] if len(shape) > 1 else shape))
     here = [c for c in range(len(order)) if order[c, flat] == order[channel, flat]]
     context = case(name).contexts(1)
-    leaves = [t.double() if t.is_floating_point() else t for t in context_leaves(compiled.layout, context, 1)]
+    leaves = [t.double() if t.is_floating_point() else t for t in context_leaves(compiled.request.layout, context, 1)]
     changed = np.zeros(count, bool)
     for seed in range(16):
         base = case(name).levels(1, seed)
@@ -51,7 +51,7 @@ def changed_by(name: str, position: tuple[int, ...], channel: int, expected: np.
         inputs = inputs.double() if inputs.is_floating_point() else inputs
         many = [t.expand(count + 1, *t.shape[1:]) for t in leaves]
         with torch.no_grad():
-            parameters = compiled.head.arrange(module.forward(inputs, many), shape)[:, flat]
+            parameters = compiled.head.arrange(module.request.forward(inputs, many), shape)[:, flat]
         parameters = parameters if len(here) == len(order) else parameters[:, here]
         apart = (parameters[:-1] - parameters[-1:]).abs()  # rows of a product may round differently
         changed |= (apart > 1e-12 * parameters.abs().max()).flatten(1).any(1).numpy()
@@ -175,7 +175,7 @@ def test_memory_is_what_is_allocated(name):
     assert 5 * memory.contexts == sum(c.untyped_storage().nbytes() for c in run.contexts)
     assert memory.weights == compiled.program.weights.untyped_storage().nbytes()
     if FAST == "cpu":
-        assert memory.packed == compiled._machine.packed_bytes
+        assert memory.packed == compiled.machine.memory()
 
 
 @pytest.mark.needs_extension

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,7 +77,7 @@ def test_a_known_prefix_is_read_in_parallel_as_step_by_step(name):
         assert torch.equal(again_log_prob, log_prob)
         stepwise = compiled.start(2, seed=5, known=whole, known_mask=mask, context=context, log_prob=True)
         for step in range(compiled.steps):
-            compiled._machine.advance(stepwise.run, step, step + 1)
+            compiled.machine.advance(stepwise.run, step, step + 1)
         assert torch.equal(stepwise.levels, whole)
         assert torch.equal(stepwise.run.log_prob, log_prob)
 
@@ -164,7 +165,7 @@ def test_rounded_weights_are_an_approximation_by_name(weights):
     compiled = sampler("pixelcnn")
     rounded = copy.copy(compiled)
     rounded.weights = weights
-    rounded._finish(compiled.compiled, FAST)
+    rounded.run_on(FAST, compiled.compiled)
     levels = case("pixelcnn").levels(4)
     exact = compiled.log_prob(levels)
     _, log_prob = rounded.sample(4, known=levels, known_mask=levels == levels, return_log_prob=True)
@@ -176,7 +177,7 @@ def test_rounded_weights_are_an_approximation_by_name(weights):
 def test_a_module_in_training_is_used_in_eval_mode_and_stays_in_training():
     module = copy.deepcopy(case("pixelcnn_pp").module).train()
     made = copy.copy(sampler("pixelcnn_pp"))
-    made.module = module
+    made.request = replace(made.request, module=module)
     levels = case("pixelcnn_pp").levels(2)
     assert torch.equal(made.log_prob(levels), sampler("pixelcnn_pp").log_prob(levels))
     assert module.training

@@ -148,7 +148,7 @@ def test_a_context_of_dicts_lists_and_tuples_comes_back(kind, nested, tmp_path):
     compiled = listening(context(1))
     compiled.save(tmp_path / "file")
     loaded = fastgen.Sampler.load(tmp_path / "file", machine=FAST, threads=1)
-    assert loaded.layout.structure == compiled.layout.structure
+    assert loaded.request.layout.structure == compiled.request.layout.structure
     assert torch.equal(loaded.sample(3, context=context(3)), compiled.sample(3, context=context(3)))
 
 

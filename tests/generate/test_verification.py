@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,7 +69,7 @@ def broken_at(call) -> str:
 
 def reloaded(sampler: fastgen.Sampler) -> fastgen.Sampler:
     """The sampler after its program was changed in place."""
-    sampler._finish(sampler.compiled, None)
+    sampler.run_on(None, sampler.compiled)
     return sampler
 
 
@@ -133,7 +134,7 @@ def test_a_layer_that_a_frozen_copy_drops_is_caught():
     """generation_07: the copy leaves out what the layer does beside its mask."""
     sampler, module = tokens(), built(Tokens)
     module.mix.register_forward_hook(lambda layer, given, out: out + 0.01)
-    sampler.module = module
+    sampler.request = replace(sampler.request, module=module)
     assert broken_at(lambda: verify(sampler)) == "0"
 
 
@@ -142,7 +143,7 @@ def test_a_module_of_less_than_float32_is_caught(dtype):
     """generation_08: the program is float32 and the module is not."""
     module = built(Tokens).to(dtype)
     sampler = fastgen.Sampler(copy.deepcopy(module).float(), (40,), Categorical(LEVELS), "time", predicts="next")
-    sampler.module = module
+    sampler.request = replace(sampler.request, module=module)
     with pytest.raises(VerificationError, match=r"less than float32.* position 0 "):
         verify(sampler)
 

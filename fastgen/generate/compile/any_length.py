@@ -17,13 +17,12 @@ from fastgen.generate.compile.lengths import departure
 from fastgen.generate.compile.pipeline import Analysis, analyse
 from fastgen.generate.compile.tap_distances import distances_by_kind
 from fastgen.generate.context_network import ContextNetwork
-from fastgen.generate.contexts import ContextLayout
 from fastgen.generate.errors import CompileError, NotCausalError
+from fastgen.generate.frontend.adapted import Adapted
 from fastgen.generate.frontend.context_plan import ContextPlan
-from fastgen.generate.frontend.export import Adapted, Exported, export, state_of
-from fastgen.generate.heads import Head
+from fastgen.generate.frontend.export import Exported, export, state_of
 from fastgen.generate.ir.program import OPCODE, STREAM, UNBOUNDED, Code, Draw, Program
-from fastgen.generate.orders import event_grid
+from fastgen.generate.request import CompileRequest
 
 _GRAIN = 64
 _LONGEST = 1 << 16
@@ -64,96 +63,103 @@ def collection_paused() -> Iterator[None]:
 
 
 @collection_paused()
-def compile_module(
-    module: nn.Module,
-    event_shape,
-    head: Head,
-    order,
-    predicts: str,
-    adapter: Callable | None,
-    layout: ContextLayout | None,
-    start: float = 0.0,
-) -> Compiled:
-    """Analyse a module and give the program of its event.
+def compile_module(request: CompileRequest) -> Compiled:
+    """Analyses a network and returns the program of its event.
 
     Images, features and short sequences are analysed at their shape. A long sequence is analysed at two lengths past
     the reach of its operators (of all of them together, where one finds nothing but padding), and the program follows
     from the two; it has no end unless a context has frames.
+
+    Raises:
+        CompileError: the network has no program; the message says where and why.
     """
-
-    def at(length: int | None) -> Analysis | None:
-        shape = event_shape if length is None else (*event_shape[:-1], length)
-        context = None
-        if layout is not None:
-            context = layout.example(2, length, event_shape[-1])
-            if context is None:
-                return None
-        return analyse(module, shape, head, order, predicts, adapter, context, start)
-
-    steps, ends = event_grid(event_shape)[1][-1], ""
-    if isinstance(order, str) and order == "time":
-        framed = layout is not None and bool(layout.frames())
-        grain = math.lcm(_GRAIN, *[steps // math.gcd(steps, frames) for frames in (layout.frames() if layout else [])])
-        rest = steps % grain if framed else 0
-
-        def past(reach: int) -> int:
-            return -(-(2 * reach + 40) // grain) * grain + rest
-
-        def _departs(known: int) -> str:
-            """Why the network is not at the full length, and far beyond it, what it is at ``known`` steps."""
-            periods = (steps - known) // grain if framed else prime((max(steps, _FAR) - known) // grain)
-            network, inputs, read = Adapted(module, adapter), [], None
-            for n in (known, known + periods * grain):
-                shape, context = (2, *event_shape[:-1], n), None
-                if layout is not None:
-                    context = layout.example(2, n, event_shape[-1])
-                    if context is None:
-                        return f"the frames of the context do not divide into {n} steps"
-                if read is None:
-                    try:
-                        read = with_input(head.resolve(event_shape), network, shape, context)
-                    except CompileError as error:
-                        return f"at {n} steps, {error}"
-                levels = torch.zeros(shape, dtype=torch.int64 if head.levels else torch.float32)
-                inputs.append((read.to_input(levels), context))
-            found = departure(network, *inputs, periods)
-            return found and f"at {known + periods * grain} steps the network is another than at {known}: {found}"
-
-        length, ends, tried = past(_reach(module)), "", False
-        while length + grain < steps or not (framed or tried):
-            ends, short, long = _departs(length + grain), None, None
-            if not ends:
-                try:
-                    short, long = at(length), at(length + grain)
-                except CompileError as error:
-                    if isinstance(error, NotCausalError) and length < steps:
-                        raise
-                    ends = f"at {length} steps, {error}"
-            if short is not None and long is not None:
-                by_kind = distances_by_kind(short.exported, long.exported, grain)
-                bridged = [distance for listed in by_kind.values() for distance in listed]
-                needed = past(sum(bridged) if short.traced.graph.padding_only else max(bridged, default=1))
-                if needed > length:
-                    length = needed
-                    continue
-                times = ((steps if framed else STREAM) - length) // grain
-                programs = short.lowered.program, long.lowered.program
-                program = extrapolate(*programs, times)
-                plan = _whole_plan(module, short, long, times, event_shape, adapter, layout)
-                alike = program is not None and (plan is None or plan.results == long.plan.results)
-                ends = f"analyses at {length} and {length + grain} steps do not agree"
-                if alike and (framed or _free_of_the_end(*programs)):
-                    reach = max(map(sum, by_kind.values()), default=1)
-                    return replace(_compiled(long, program, plan), analysed=length + grain, reach=reach)
-            tried = True
-            length += 3 * (length - rest)
+    ends = ""
+    if request.order.name == "time":
+        compiled, ends = _of_two_lengths(request)
+        if compiled is not None:
+            return compiled
+        steps = request.event_shape[-1]
         if steps > _LONGEST:
             raise CompileError(
                 f"no program of any length was found below {_LONGEST} steps: {ends}. Give an event_shape of at most "
                 f"{_LONGEST} steps"
             )
-    analysis = at(None)
+    analysis = analyse(request, None if request.layout is None else request.layout.example(2))
     return replace(_compiled(analysis, analysis.lowered.program, analysis.plan), ends=ends)
+
+
+def _of_two_lengths(request: CompileRequest) -> tuple[Compiled | None, str]:
+    """Returns the program that follows from two short lengths, or None and why there is none."""
+    steps, layout = request.event_shape[-1], request.layout
+    frames = layout.frames() if layout is not None else []
+    grain = math.lcm(_GRAIN, *[steps // math.gcd(steps, count) for count in frames])
+    rest = steps % grain if frames else 0
+
+    def past(reach: int) -> int:
+        return -(-(2 * reach + 40) // grain) * grain + rest
+
+    length, ends, tried = past(_reach(request.module)), "", False
+    while length + grain < steps or not (frames or tried):
+        ends, short, long = _departs(request, length + grain, grain), None, None
+        if not ends:
+            try:
+                short, long = _analysis_at(request, length), _analysis_at(request, length + grain)
+            except CompileError as error:
+                if isinstance(error, NotCausalError) and length < steps:
+                    raise
+                ends = f"at {length} steps, {error}"
+        if short is not None and long is not None:
+            by_kind = distances_by_kind(short.exported, long.exported, grain)
+            bridged = [distance for listed in by_kind.values() for distance in listed]
+            needed = past(sum(bridged) if short.traced.graph.padding_only else max(bridged, default=1))
+            if needed > length:
+                length = needed
+                continue
+            times = ((steps if frames else STREAM) - length) // grain
+            programs = short.lowered.program, long.lowered.program
+            program = extrapolate(*programs, times)
+            plan = _whole_plan(request, short, long, times)
+            alike = program is not None and (plan is None or plan.results == long.plan.results)
+            ends = f"analyses at {length} and {length + grain} steps do not agree"
+            if alike and (frames or _free_of_the_end(*programs)):
+                reach = max(map(sum, by_kind.values()), default=1)
+                return replace(_compiled(long, program, plan), analysed=length + grain, reach=reach), ""
+        tried = True
+        length += 3 * (length - rest)
+    return None, ends
+
+
+def _context_at(request: CompileRequest, length: int):
+    """Returns two rows of the example context for a length; None where its frames do not divide into it."""
+    return request.layout.example(2, length, request.event_shape[-1])
+
+
+def _analysis_at(request: CompileRequest, length: int) -> Analysis | None:
+    context = None if request.layout is None else _context_at(request, length)
+    return None if request.layout is not None and context is None else analyse(request.at(length), context)
+
+
+def _departs(request: CompileRequest, known: int, grain: int) -> str:
+    """Returns why the network is not at the full length, and far beyond it, what it is at ``known`` steps; or ""."""
+    steps, network = request.event_shape[-1], request.network
+    framed = request.layout is not None and bool(request.layout.frames())
+    periods = (steps - known) // grain if framed else prime((max(steps, _FAR) - known) // grain)
+    inputs, read = [], None
+    for n in (known, known + periods * grain):
+        shape, context = (2, *request.event_shape[:-1], n), None
+        if request.layout is not None:
+            context = _context_at(request, n)
+            if context is None:
+                return f"the frames of the context do not divide into {n} steps"
+        if read is None:
+            try:
+                read = with_input(request.head, network, shape, context)
+            except CompileError as error:
+                return f"at {n} steps, {error}"
+        levels = torch.zeros(shape, dtype=torch.int64 if request.head.levels else torch.float32)
+        inputs.append((read.to_input(levels), context))
+    found = departure(network, *inputs, periods)
+    return found and f"at {known + periods * grain} steps the network is another than at {known}: {found}"
 
 
 def _compiled(analysis: Analysis, program: Program, plan: ContextPlan | None) -> Compiled:
@@ -161,16 +167,14 @@ def _compiled(analysis: Analysis, program: Program, plan: ContextPlan | None) ->
     return Compiled(program, analysis.traced.folded, analysis.exported, analysis, network, plan)
 
 
-def _whole_plan(
-    module, short: Analysis, long: Analysis, times: int, event_shape, adapter, layout
-) -> ContextPlan | None:
-    """The plan of two lengths at the full event shape; its results are none where the three do not go together."""
+def _whole_plan(request: CompileRequest, short: Analysis, long: Analysis, times: int) -> ContextPlan | None:
+    """Returns the plan of two lengths at the full event shape; it has no results where the three do not agree."""
     if short.plan is None or not (short.plan.results or long.plan.results):
         return short.plan
-    context = layout.example(2)
-    x = long.head.to_input(torch.zeros((2, *event_shape), dtype=torch.int64 if long.head.levels else torch.float32))
-    exported = export(module, x, context, adapter)
-    plan = ContextPlan(exported, state_of(exported, Adapted(module, adapter)), context, ())
+    context, head = request.layout.example(2), long.request.head
+    levels = torch.zeros((2, *request.event_shape), dtype=torch.int64 if head.levels else torch.float32)
+    exported = export(request.network, head.to_input(levels), context)
+    plan = ContextPlan(exported, state_of(exported, request.network), context, ())
     results = short.plan.results
     if results == long.plan.results and all(_follows(r.name, short.plan, long.plan, plan, times) for r in results):
         plan.results = results
@@ -187,7 +191,7 @@ def _follows(name: str, short: ContextPlan, long: ContextPlan, whole: ContextPla
 
 
 def _reach(module: nn.Module) -> int:
-    """The longest distance between the taps of one layer, as its attributes tell: what to try first."""
+    """Returns the longest distance between the taps of one layer, as its attributes say: the first guess."""
     reach = 1
     for layer in module.modules():
         size, dilation = getattr(layer, "kernel_size", None), getattr(layer, "dilation", None)
@@ -198,7 +202,7 @@ def _reach(module: nn.Module) -> int:
 
 
 def extrapolate(short: Program, long: Program, times: int) -> Program | None:
-    """The program ``times`` as many steps beyond ``short`` as ``long`` is; None where the two do not differ alike."""
+    """Returns the program ``times`` as far beyond ``short`` as ``long`` is; None where they differ otherwise."""
     first, second = short.to_tensors(), long.to_tensors()
     tensors = {}
     for name, a in first.items():
@@ -244,7 +248,7 @@ def _operands(program: Program, record: Code | Draw) -> list[int]:
 
 
 def prime(least: int) -> int:
-    """The least prime from ``least`` on."""
+    """Returns the smallest prime that is not below ``least``."""
     least = max(least, 2)
     while any(least % n == 0 for n in range(2, math.isqrt(least) + 1)):
         least += 1
@@ -252,7 +256,7 @@ def prime(least: int) -> int:
 
 
 def refreshed(compiled: Compiled, network: Adapted) -> tuple[Tensor, Tensor]:
-    """The program's float arenas from the network's parameters as they are now.
+    """Returns the program's weights and constants from the network's parameters as they are now.
 
     Raises:
         CompileError: what the analysis relied on has changed: weights that were zero, or constants that are moved

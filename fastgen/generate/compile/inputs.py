@@ -1,4 +1,4 @@
-"""What a network reads where the head does not say: integers, or levels as floats."""
+"""Chooses the network's input where the head does not say: integers, or levels as floats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CASTS = (torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype)
 
 
 def with_input(head: Head, network: nn.Module, shape: tuple[int, ...], context) -> Head:
-    """The head with the input that ``network`` (called with the context, if there is one) takes.
+    """Returns the head with the input that ``network`` (called with the context, if there is one) takes.
 
     A network that takes floats, and does not turn them into integers, gets levels as floats; any other gets integers,
     as one with an embedding or ``one_hot`` does.
@@ -39,7 +39,7 @@ def with_input(head: Head, network: nn.Module, shape: tuple[int, ...], context) 
 
 
 def advice(head: Head, network: nn.Module, shape: tuple[int, ...], context) -> str:
-    """What to pass instead, where the network does not take the head's input but takes the other kind."""
+    """Returns what to pass instead, where the network does not take the head's input but takes the other kind."""
     fed, other, names = torch.int64, torch.float32, '"float", "unit" or "symmetric", whichever it was trained with'
     if head.to_input_name != "index":
         fed, other, names = other, fed, '"index"'
@@ -53,7 +53,7 @@ def advice(head: Head, network: nn.Module, shape: tuple[int, ...], context) -> s
 
 
 def _refusal(network: nn.Module, dtype: torch.dtype, shape: tuple[int, ...], context) -> str | None:
-    """Why the network does not take an input; None where it does."""
+    """Returns why the network does not take an input; None where it does."""
     with borrowed(network):
         try:
             network(torch.zeros(shape, dtype=dtype), tree_map_only(Tensor, torch.clone, context))

@@ -81,7 +81,7 @@ class _Calls(TorchDispatchMode):
 
 
 def _elements(leaves: list) -> int:
-    """At most so many elements has the result of an operator without an input."""
+    """Returns an upper bound on the elements of the result of an operator without an input."""
     shapes = [leaf.shape for leaf in leaves if isinstance(leaf, Tensor)]
     if shapes:
         try:
@@ -95,7 +95,7 @@ def _elements(leaves: list) -> int:
 
 
 def _line() -> str:
-    """The line of the user's source that is being executed."""
+    """Returns the line of the user's source that is being executed."""
     frame = sys._getframe(2)
     while frame is not None and ("/torch/" in (name := frame.f_code.co_filename) or "/fastgen/generate/" in name):
         frame = frame.f_back
@@ -103,7 +103,7 @@ def _line() -> str:
 
 
 def departure(network: nn.Module, known: tuple, other: tuple, periods: int) -> str:
-    """Why a network is not the same for the inputs ``other`` as for ``known``, which are so many periods shorter.
+    """Returns why a network is not the same for the inputs ``other`` as for ``known``, so many periods shorter.
 
     It is the same where the same operators are called on the same results, where sizes and whole numbers grow by as
     much in every period, and where constants go on as they began. Returns "" where it is, or where that cannot be

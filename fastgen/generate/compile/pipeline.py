@@ -8,22 +8,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastgen.generate.compile.inputs import advice, with_input
 from fastgen.generate.errors import CompileError, NotCausalError
 from fastgen.generate.frontend.context_plan import ContextPlan
-from fastgen.generate.frontend.export import Adapted, Exported, export, state_of
+from fastgen.generate.frontend.export import Exported, export, state_of
 from fastgen.generate.frontend.trace import Traced, check_finite, trace
-from fastgen.generate.heads import Head
 from fastgen.generate.ir.channels import Table, channel_runs
 from fastgen.generate.ir.graph import Channels, Graph, Node, Piece, Value
 from fastgen.generate.ir.records import halves
 from fastgen.generate.lower.lowering import Lowered, Lowering
-from fastgen.generate.orders import Order, event_grid, make_order
+from fastgen.generate.orders import Order
 from fastgen.generate.passes.fold_constant_cells import settle
 from fastgen.generate.passes.merge_sums import merge_sums
 from fastgen.generate.passes.split_channel_runs import cut_runs
+from fastgen.generate.request import CompileRequest
 from fastgen.generate.schedule.scheduler import DrawSite, Placed, Scheduler
 
 LOOKAHEAD = 8
@@ -34,70 +34,68 @@ LOOKAHEAD = 8
 class Analysis:
     """Everything that compiling found out at one event shape."""
 
+    request: CompileRequest
+    """Of the analysed length; the head has the input that the network takes."""
     exported: Exported
     traced: Traced
     plan: ContextPlan | None
     """What of the contexts runs in PyTorch at the start; None where there is no context."""
-    event_shape: tuple[int, ...]
-    order: Order
-    head: Head
-    """With the input that the network takes."""
     draws: list[DrawSite]
     placed: dict[Node, Placed]
     lowered: Lowered
 
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.request.event_shape
 
-def analyse(
-    module: nn.Module,
-    event_shape,
-    head: Head,
-    order,
-    predicts: str,
-    adapter: Callable | None,
-    context,
-    start: float = 0.0,
-) -> Analysis:
-    """Export ``module`` at ``event_shape``, find the schedule and lower it.
+    @property
+    def order(self) -> Order:
+        return self.request.order
 
-    ``context``: tensors for a batch of two, or None. ``start``: the input before the first element.
+
+def analyse(request: CompileRequest, context) -> Analysis:
+    """Exports the network, finds the schedule and lowers it.
+
+    ``context``: tensors for a batch of two, or None.
     """
-    order = make_order(order, event_shape)
-    shape = (2, *event_shape)
-    network = Adapted(module, adapter)
-    head = with_input(head.resolve(event_shape), network, shape, context)
+    order, network, shape = request.order, request.network, (2, *request.event_shape)
+    head = with_input(request.head.resolve(request.event_shape), network, shape, context)
     x = head.to_input(torch.zeros(shape, dtype=torch.int64 if head.levels else torch.float32))
     try:
-        exported = export(module, x, context, adapter)
+        exported = export(network, x, context)
     except CompileError as error:
         if said := advice(head, network, shape, context):
             raise CompileError(f"{error}{said}") from error
         raise
     state = state_of(exported, network)
     check_finite(exported, state, {name for name, _ in network.named_parameters()})
-    plan = None if context is None else ContextPlan(exported, state, context, event_grid(event_shape)[1])
+    plan = None if context is None else ContextPlan(exported, state, context, order.grid)
+    request = replace(request, head=head)
     while True:
         try:
-            return _analysed(exported, state, event_shape, head, order, 1 if predicts == "next" else 0, plan, start)
+            return _analysed(request, exported, state, plan)
         except CompileError as error:
             if plan is None or not plan.absorb(error):
                 raise
 
 
 def _analysed(
-    exported: Exported, state, event_shape, head: Head, order: Order, shift: int, plan: ContextPlan | None, start: float
+    request: CompileRequest, exported: Exported, state: dict[str, Tensor], plan: ContextPlan | None
 ) -> Analysis:
+    order, head, shift = request.order, request.head, request.shift
+
     def event(graph: Graph, example: Tensor) -> tuple[Node, Value]:
-        node, value = _event_node(graph, order, event_shape, shift)
-        return node, replace(value, **_input_range(head, start))
+        node, value = _event_node(graph, order, shift)
+        return node, replace(value, **_input_range(head, request.start))
 
     traced = trace(exported, state, event, plan)
     graph = traced.graph
     try:
-        parameters = head.arrange(traced.output.ids, event_shape)
+        parameters = head.arrange(traced.output.ids, request.event_shape)
     except ValueError as error:
         raise CompileError(str(error)) from error
-    draws = _draw_sites(graph, parameters, order, event_shape)
-    _check_causal(draws, order, event_shape, traced.input, shift, graph.remark)
+    draws = _draw_sites(graph, parameters, order)
+    _check_causal(draws, order, traced.input, shift, graph.remark)
     settle(traced, order, draws)
     cut_runs(graph)
     merge_sums(graph, draws)
@@ -105,19 +103,19 @@ def _analysed(
     lookahead = 1 if not order.regular else min(LOOKAHEAD, order.row_length)
     lowered = Lowering(graph, order, placed, draws, traced.input, shift, lookahead).run()
     lowered.program.weights, lowered.program.constants = lowered.fill(graph.constants)
-    return Analysis(exported, traced, plan, tuple(event_shape), order, head, draws, placed, lowered)
+    return Analysis(request, exported, traced, plan, draws, placed, lowered)
 
 
 def _input_range(head, start: float) -> dict[str, float]:
-    """The least and the greatest number that the network can be fed."""
+    """Returns the least and the greatest number that the network can be fed."""
     if not head.levels or head.feed_raw:
         return {}
     inputs = [*head.inputs.tolist(), start]
     return {"low": min(inputs), "high": max(inputs)}
 
 
-def _event_node(graph: Graph, order: Order, event_shape, shift: int) -> tuple[Node, Value]:
-    channels, grid = event_grid(event_shape)
+def _event_node(graph: Graph, order: Order, shift: int) -> tuple[Node, Value]:
+    channels, grid = order.channels, order.grid
     steps = order.steps + 1 - shift
     if order.name == "features":
         runs = [Channels(d, 1, np.full(2, steps[0, d], np.int32), np.array([1, 2], np.uint8)) for d in range(grid[0])]
@@ -132,15 +130,15 @@ def _event_node(graph: Graph, order: Order, event_shape, shift: int) -> tuple[No
             start = c
     node = graph.add("input", (2, *grid), channels, runs)
     ids = graph.ids(node)
-    return node, Value(ids[..., 0] if len(event_shape) == 1 else ids.movedim(-1, 1))
+    return node, Value(ids[..., 0] if len(order.event_shape) == 1 else ids.movedim(-1, 1))
 
 
 Site = tuple[int, int, np.ndarray, Tensor]
 """First channel, channels, positions, and the ids of the head's parameters ``[positions, n]``."""
 
 
-def _draw_sites(graph: Graph, parameters: Tensor, order: Order, event_shape) -> list[DrawSite]:
-    """The draws, from the ids of the head's parameters ``[N, P, G, n]``.
+def _draw_sites(graph: Graph, parameters: Tensor, order: Order) -> list[DrawSite]:
+    """Returns the draws, from the ids of the head's parameters ``[N, P, G, n]``.
 
     A draw reads runs of channels, each from one computed tensor at every position. An output that is padded or joined
     along its positions, or whose constant rows belong to no sample (positions before the batch), is copied to one.
@@ -148,9 +146,8 @@ def _draw_sites(graph: Graph, parameters: Tensor, order: Order, event_shape) -> 
     sites = _sites(parameters, order)
     runs = [_runs(graph, table) for *_, table in sites]
     if not all(_readable(found) for site in runs for found in site):
-        _, grid = event_grid(event_shape)
-        output = Value(parameters.reshape(-1, *grid, parameters[0, 0].numel()))
-        copied = graph.map("mulc", output, x=1.0, channel=len(grid) + 1)
+        output = Value(parameters.reshape(-1, *order.grid, parameters[0, 0].numel()))
+        copied = graph.map("mulc", output, x=1.0, channel=len(order.grid) + 1)
         sites = _sites(copied.ids.reshape(parameters.shape), order)
         runs = [_runs(graph, table) for *_, table in sites]
     return [
@@ -179,7 +176,7 @@ def _sites(parameters: Tensor, order: Order) -> list[Site]:
 
 
 def _runs(graph: Graph, table: Tensor) -> list[list[Piece]]:
-    """For every run of channels the pieces that give it."""
+    """Returns for every run of channels the pieces that give it."""
     runs = []
     for start, length, (stride,) in channel_runs(graph, [Table(table)]):
         found, constants = graph.decode(table[:, start].contiguous().numpy(), stride, length)
@@ -208,7 +205,7 @@ def check_start(traced: Traced, start: float) -> None:
 # ---- causality
 
 
-def _check_causal(draws: list[DrawSite], order: Order, event_shape, event: Node, shift: int, remark: str) -> None:
+def _check_causal(draws: list[DrawSite], order: Order, event: Node, shift: int, remark: str) -> None:
     for draw in draws:
         for piece in draw.pieces:
             for run in piece.source_runs():
@@ -221,14 +218,14 @@ def _check_causal(draws: list[DrawSite], order: Order, event_shape, event: Node,
                 if late.any():
                     at = int(np.argmax(late))
                     late_by = int(run.ready[rows[at]]) - int(draw.steps[at])
-                    peek = _peeking(draw, piece, run, int(rows[at]), at, order, event_shape, event, shift)
+                    peek = _peeking(draw, piece, run, int(rows[at]), at, order, event, shift)
                     raise NotCausalError(peek + _remedy(order, shift, late_by) + remark)
 
 
 def _walk(
     node: Node, run: Channels, row: int, key: Callable[[Channels, int], int]
 ) -> tuple[list[Node], Node, int, int]:
-    """Follow the dependency that maximises ``key`` back to an input; returns the path, the input, its row and slot."""
+    """Follows the dependency that maximises ``key`` back to an input; returns the path, the input, its row and slot."""
     path, slot = [], 0
     while node.kind == "computed":
         path.append(node)
@@ -264,21 +261,20 @@ def _mixing(piece: Piece, run: Channels, rows: np.ndarray) -> str:
     return f"the network mixes the samples of the batch at {first.name}, {first.where}"
 
 
-def _element(order: Order, event_shape, position: int, channel: int | None) -> str:
-    _, grid = event_grid(event_shape)
-    at = tuple(int(i) for i in np.unravel_index(position, grid))
+def _element(order: Order, position: int, channel: int | None) -> str:
+    at = order.coordinates(position)
     return f"{at}" if channel is None or order.steps.shape[0] == 1 else f"{at}, channel {channel}"
 
 
 def _peeking(
-    draw: DrawSite, piece: Piece, run: Channels, row: int, at: int, order: Order, event_shape, event: Node, shift: int
+    draw: DrawSite, piece: Piece, run: Channels, row: int, at: int, order: Order, event: Node, shift: int
 ) -> str:
     path, _, source, slot = _walk(piece.node, run, row, lambda r, s: int(r.ready[s]))
-    target = _element(order, event_shape, int(draw.positions[at]), draw.channel0)
+    target = _element(order, int(draw.positions[at]), draw.channel0)
     if order.name == "features":
-        peeked = _element(order, event_shape, slot, None)
+        peeked = _element(order, slot, None)
     else:
-        peeked = _element(order, event_shape, source % (event.rows // 2) - shift, slot)
+        peeked = _element(order, source % (event.rows // 2) - shift, slot)
     seen = (
         "itself"
         if peeked == target and order.channels == 1
@@ -291,7 +287,7 @@ def _peeking(
 
 
 def _remedy(order: Order, shift: int, late_by: int) -> str:
-    """What to do about an output that sees an element drawn ``late_by - 1`` steps after its own."""
+    """Returns advice about an output that sees an element drawn ``late_by - 1`` steps after its own."""
     if order.name == "features":
         return " The output of a feature may depend on the features before it, not on itself: mask the weights so."
     if shift:

@@ -1,4 +1,4 @@
-"""How far the operators of an exported graph reach along the event: what a short analysis must be longer than."""
+"""Measures how far the operators of an exported graph reach along the event; a short analysis must be longer."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _PADS = (aten.pad.default, aten.constant_pad_nd.default)
 
 
 def distances(short: Exported, long: Exported, grain: int) -> list[int]:
-    """The distances in steps that single operators bridge."""
+    """Returns the distances in steps that single operators bridge."""
     return [distance for listed in distances_by_kind(short, long, grain).values() for distance in listed]
 
 
 def distances_by_kind(short: Exported, long: Exported, grain: int) -> dict[str, list[int]]:
-    """The distances in steps that single operators bridge: of taps, padding, shifts and cuts along the event.
+    """Returns the distances in steps that single operators bridge: of taps, padding, shifts and cuts along the event.
 
     ``long`` is the same network ``grain`` steps longer. A dimension lies along the event where its size differs between
     the two, and what a size is derived from differs too; a distance is the same in both.
@@ -41,7 +41,7 @@ def distances_by_kind(short: Exported, long: Exported, grain: int) -> dict[str, 
 
 
 def _bridged(node: FxNode) -> set[tuple[int, str, int]]:
-    """(dimension of the first operand, what it is, distance) of everything in a node that may be a distance."""
+    """Yields (dimension of the first operand, kind, distance) for everything in a node that may be a distance."""
     if node.op != "call_function" or not node.args or not isinstance(node.args[0], FxNode):
         return set()
     shape = getattr(node.args[0].meta.get("val"), "shape", None)

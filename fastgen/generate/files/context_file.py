@@ -61,7 +61,7 @@ _CONSTANTS = {
 
 
 def write_network(network: ContextNetwork) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The network as plain JSON and tensors.
+    """Returns the network as plain JSON and tensors.
 
     Raises:
         NotImplementedError: an operator or an argument is none that ``read_network`` takes.
@@ -77,7 +77,7 @@ def write_network(network: ContextNetwork) -> tuple[dict[str, Any], dict[str, Te
 
 
 def read_network(config: Any, tensors: dict[str, Tensor], leaves: list[Tensor]) -> ContextNetwork:
-    """The network of a ``write_network``; ``leaves`` have the shapes and dtypes of its contexts.
+    """Returns the network of a ``write_network``; ``leaves`` have the shapes and dtypes of its contexts.
 
     Raises:
         ValueError: a field is missing or wrong, an operator is not allowed, or the calls do not go together.

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
-from fastgen.generate.arguments import finite_number
 from fastgen.generate.compile.any_length import Compiled
+from fastgen.generate.compiled_network import WEIGHTS, CompiledNetwork
 from fastgen.generate.context_network import ContextNetwork
 from fastgen.generate.contexts import ContextLayout
 from fastgen.generate.files.context_file import PREFIX, read_network, write_network
@@ -15,79 +13,70 @@ from fastgen.generate.files.tensor_file import read_tensor_file, write_tensor_fi
 from fastgen.generate.heads import from_config, to_config
 from fastgen.generate.ir.program import Program
 from fastgen.generate.ir.program_checks import check_program
-from fastgen.generate.orders import event_grid, make_order
-
-if TYPE_CHECKING:
-    from fastgen.generate.sampler import Sampler
-
-WEIGHTS = ("float32", "bfloat16", "int8")
-PREDICTS = ("same", "next")
+from fastgen.generate.request import CompileRequest
 
 
-def save_sampler(sampler: Sampler, path) -> None:
-    """``Sampler.save``."""
-    order = sampler.order
+def write_sampler(network: CompiledNetwork, path) -> None:
+    """Writes what ``read_sampler`` reads; errors as ``Sampler.save``."""
+    request, contexts = network.request, network.compiled.context_network
+    permutation = request.order.permutation
     description = {
-        "event_shape": sampler.event_shape,
-        "head": to_config(sampler.head),
-        "order": order.name if order.permutation is None else order.permutation.tolist(),
-        "weights": sampler.weights,
-        "predicts": sampler.predicts,
-        "start": sampler.start_value,
-        "context": None if sampler.layout is None else sampler.layout.to_config(),
+        "event_shape": request.event_shape,
+        "head": to_config(request.head),
+        "order": request.order.name if permutation is None else permutation.tolist(),
+        "weights": network.weights,
+        "predicts": request.predicts,
+        "start": request.start,
+        "context": None if request.layout is None else request.layout.to_config(),
         "context_network": None,
     }
-    tensors = sampler.program.to_tensors()
-    if sampler.compiled.context_network is not None:
-        description["context_network"], held = write_network(sampler.compiled.context_network)
+    tensors = network.program.to_tensors()
+    if contexts is not None:
+        description["context_network"], held = write_network(contexts)
         tensors |= held
     write_tensor_file(path, "program", tensors, description)
 
 
-def restore_sampler(sampler: Sampler, path) -> Compiled:
-    """Gives ``sampler`` what the file says of it, and returns what is compiled; errors as ``Sampler.load``.
+def read_sampler(path) -> tuple[CompileRequest, Compiled, str]:
+    """Returns the request (without a module), what was compiled, and the format of the weights.
 
-    Everything is checked here, before any work: what is added to the file is to be checked here too.
+    Everything is checked here, before any work: what is added to the file is to be checked here too. Errors as
+    ``Sampler.load``.
     """
     tensors, saved = read_tensor_file(path, "program")
     try:
-        _restore(sampler, saved)
+        request = _request(saved)
         held = {name: tensors.pop(name) for name in [*tensors] if name.startswith(PREFIX)}
-        program, network = Program.from_tensors(tensors), _network(sampler, saved, held)
-        contexts = [] if sampler.layout is None else [s[2] for s in sampler.layout.position_major_shapes(1)]
+        program, network = Program.from_tensors(tensors), _network(request.layout, saved, held)
+        contexts = [] if request.layout is None else [s[2] for s in request.layout.position_major_shapes(1)]
         contexts += [] if network is None else [channels for _, channels in network.sizes]
-        check_program(program, sampler.head, sampler.order, contexts)
-        if sampler.predicts == "next" and not program.draws:
+        check_program(program, request.head, request.order, contexts)
+        if request.shift and not program.draws:
             raise ValueError("predicts='next' needs a program that draws")
-        return Compiled(program, [], None, None, network)
+        return request, Compiled(program, [], None, None, network), saved["weights"]
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path} holds a sampler that cannot be used: {error}") from error
 
 
-def _network(sampler: Sampler, saved: dict, tensors: dict[str, Tensor]) -> ContextNetwork | None:
+def _network(layout: ContextLayout | None, saved: dict, tensors: dict[str, Tensor]) -> ContextNetwork | None:
     if saved["context_network"] is None and not tensors:
         return None
-    return read_network(saved["context_network"], tensors, [] if sampler.layout is None else sampler.layout.leaves)
+    return read_network(saved["context_network"], tensors, [] if layout is None else layout.leaves)
 
 
-def _restore(sampler: Sampler, saved: dict) -> None:
+def _request(saved: dict) -> CompileRequest:
     fields = {"event_shape", "head", "order", "weights", "predicts", "start", "context", "context_network"}
     if saved.keys() != fields:
         odd = ", ".join(sorted(saved.keys() ^ fields))
         raise ValueError(f"a sampler has {', '.join(sorted(fields))}; missing or not known: {odd:.200}")
-    shape, order, start = saved["event_shape"], saved["order"], saved["start"]
+    shape, order = saved["event_shape"], saved["order"]
     if not isinstance(shape, list):
         raise ValueError(f"event_shape must be a list of sizes, got {shape!s:.100}")
-    event_grid(shape)
-    sampler.event_shape = tuple(shape)
-    sampler.order = make_order(order if isinstance(order, str | list) else repr(order), sampler.event_shape)
-    sampler.module, sampler.adapter = None, None
-    sampler.head = from_config(saved["head"]).resolve(sampler.event_shape)
-    if sampler.head.to_input_name is None:
+    if saved["weights"] not in WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {saved['weights']!s:.100}")
+    layout = None if saved["context"] is None else ContextLayout.from_config(saved["context"])
+    head, order = from_config(saved["head"]), order if isinstance(order, str | list) else repr(order)
+    request = CompileRequest.checked(None, shape, head, order, saved["predicts"], None, layout, saved["start"])
+    if request.head.to_input_name is None:
         raise ValueError("the head must say how a level becomes the network's input, got to_input None")
-    for name, allowed in (("weights", WEIGHTS), ("predicts", PREDICTS)):
-        if saved[name] not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {saved[name]!s:.100}")
-        setattr(sampler, name, saved[name])
-    sampler.start_value = finite_number("start", start)
-    sampler.layout = None if saved["context"] is None else ContextLayout.from_config(saved["context"])
+    return request

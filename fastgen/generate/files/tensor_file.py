@@ -32,7 +32,7 @@ def write_tensor_file(path, kind: str, tensors: Mapping[str, Tensor], descriptio
 
 
 def read_tensor_file(path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the description that ``write_tensor_file`` wrote.
+    """Returns the tensors and the description that ``write_tensor_file`` wrote.
 
     Raises:
         ValueError: the file is damaged, of another kind or of another version.
@@ -60,7 +60,7 @@ def read_tensor_file(path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 of every name, dtype, shape, value and text, in the order of the names."""
+    """Returns the SHA-256 of every name, dtype, shape, value and text, in the order of the names."""
     running = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         running.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())

@@ -1,4 +1,6 @@
-"""Which part of a network depends on contexts only and runs in PyTorch at the start: no more than the program needs.
+"""Finds the part of a network that depends on contexts only and runs in PyTorch at the start.
+
+It is no more than the program needs.
 
 Operators on contexts are lowered into the program as any others. One that has no rule, or no schedule (it mixes
 positions), runs in PyTorch with all that it depends on; the values at the border become contexts of the program. The
@@ -38,7 +40,7 @@ class ContextPlan:
             elif read & still:
                 still.add(node.name)
         self.still = {name: node for name, node in self.nodes.items() if name in still}
-        """The nodes that depend on contexts only."""
+        """Returns the nodes that depend on contexts only."""
         self.forced: set[str] = set()
         self.results: list[Result] = []
         self._channels: dict[str, list[int | None]] = {}
@@ -47,7 +49,7 @@ class ContextPlan:
     # ---- growing
 
     def absorb(self, error: CompileError) -> bool:
-        """Move what the error is about into PyTorch, or read a result's channels elsewhere; whether that changes it."""
+        """Moves what the error is about into PyTorch, or reads a result's channels elsewhere; whether it could."""
         names = [result.name for result in self.results]
         if error.context is not None:
             number = error.context - len(self.contexts)
@@ -96,7 +98,7 @@ class ContextPlan:
     # ---- the border
 
     def _measure(self) -> None:
-        """Where the two samples lie in every value, found by exchanging them."""
+        """Finds where the two samples lie in every value, by exchanging them."""
         if self._batch:
             return
         values, again, exchanged, alike = self._probed()
@@ -110,7 +112,7 @@ class ContextPlan:
             self._batch[name] = _batch_dimension(value, exchanged[name], alike[name])
 
     def _probed(self) -> list[dict]:
-        """All values for two samples that differ, twice, for them exchanged, and for the first one in both places."""
+        """Returns all values for two samples that differ, twice, for them exchanged, and for the first one twice."""
         network = self._network([Result(name, 0, None) for name in self.still])
         failed = None
         for leaves in probes(self.context):
@@ -125,13 +127,13 @@ class ContextPlan:
         ) from failed
 
     def _candidates(self, name: str) -> list[int | None]:
-        """The dimensions that may hold the channels, the likeliest first."""
+        """Returns the dimensions that may hold the channels, the likeliest first."""
         shape, batch = self.still[name].meta["val"].shape, self._batch[name]
         dims = [d for d in range(len(shape)) if d != batch]
         return sorted(dims, key=lambda d: (shape[d] in self.sizes, d != 1, -d)) or [None]
 
     def _cut(self) -> set[str]:
-        """The names whose values the program reads: of the smallest borders, the one closest to the event."""
+        """Returns the names whose values the program reads: of the smallest borders, the one closest to the event."""
         import networkx  # comes with torch
 
         graph = networkx.DiGraph()  # from the event back to the forced nodes
@@ -156,7 +158,7 @@ class ContextPlan:
     # ---- the network
 
     def network(self) -> ContextNetwork | None:
-        """What runs at the start; None where nothing does."""
+        """Returns the network that runs at the start; None where nothing does."""
         if not self.results:
             return None
         network = self._network(self.results)
@@ -181,13 +183,13 @@ class ContextPlan:
         return ContextNetwork(self.contexts, {n: t for n, t in tensors.items() if n in read}, calls, results, [])
 
     def layers(self) -> list[str]:
-        """The layers whose operators run in PyTorch, in order."""
+        """Returns the layers whose operators run in PyTorch, in order."""
         calls = self._network(self.results).calls if self.results else []
         return list(dict.fromkeys(name_of(self.nodes[call.name]).split(" (")[0] for call in calls))
 
 
 def _batch_dimension(value: Tensor, exchanged: Tensor, alike: Tensor) -> int | None:
-    """The dimension along which the two samples' halves lie, each computed of its own sample; None where none does."""
+    """Returns the dimension along which the two samples' halves lie, each computed of its own sample, or None."""
     for d, size in enumerate(value.shape):
         if size and size % 2 == 0:
             first, second = value.split(size // 2, d)

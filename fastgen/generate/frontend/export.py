@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from torch.fx import Node as FxNode
 from torch.utils._pytree import tree_map_only
 
 from fastgen.generate.errors import CompileError
+from fastgen.generate.frontend.adapted import Adapted, attributes_of, tensors_of
 from fastgen.generate.frontend.attention import ATTENTION
 from fastgen.generate.frontend.rules import RULES
 from fastgen.generate.frontend.untouched import borrowed
@@ -37,34 +37,22 @@ class Exported:
     writes: Writes
 
 
-class Adapted(nn.Module):
-    """``adapter(module(x[, context]))``."""
-
-    def __init__(self, module: nn.Module, adapter: Callable | None) -> None:
-        super().__init__()
-        self.module, self.adapter = module, adapter
-
-    def forward(self, x, context=None):
-        out = self.module(x) if context is None else self.module(x, context)
-        return out if self.adapter is None else self.adapter(out)
-
-
 class _Traced(Adapted):
     def forward(self, x, context=None):
         with TraceWrites():
             return super().forward(x, context)
 
 
-def export(module: nn.Module, x: Tensor, context, adapter: Callable | None = None) -> Exported:
-    """``torch.export`` of ``adapter(module(x[, context]))`` in eval mode. The module is left exactly as it was.
+def export(network: Adapted, x: Tensor, context) -> Exported:
+    """Exports ``network(x[, context])`` in eval mode by ``torch.export``. The module is left exactly as it was.
 
     Raises:
         CompileError: the module cannot be exported, or its output depends on earlier calls; the message says what to
             change.
     """
     arguments = (x,) if context is None else (x, context)
-    network = _Traced(module, adapter)
-    before = _tensors(network)
+    network = _Traced(network.module, network.adapter)
+    before = tensors_of(network)
     with borrowed(network), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _check_calls(network, arguments)
@@ -87,38 +75,8 @@ def export(module: nn.Module, x: Tensor, context, adapter: Callable | None = Non
 
 
 def _plain(name: str) -> str:
-    """A name of the network's state as the module has it."""
+    """Returns a name of the network's state as the module has it."""
     return name.removeprefix("module.")
-
-
-def usable(module: nn.Module) -> nn.Module:
-    """The module, without its wrapper for training on several devices.
-
-    Raises:
-        ValueError: it is not a module.
-        CompileError: it is one that cannot be traced here, by its kind or its tensors.
-    """
-    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return usable(module.module)
-    if not isinstance(module, nn.Module):
-        raise ValueError(
-            f"module must be a torch.nn.Module, got a {type(module).__name__}; call it in the forward of a module"
-        )
-    for name, part in module.named_modules():
-        if isinstance(part, torch.jit.ScriptModule):
-            raise CompileError(
-                f"{name or 'module'!r} is a torch.jit.{type(part).__name__}, which torch.export cannot take: pass the "
-                "Python module that it was made from"
-            )
-    for name, tensor in _tensors(module).items():
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
-            raise CompileError(f"{name!r} has no shape yet: call the module once, so that its lazy layers are made")
-        if tensor.device.type != "cpu":
-            raise CompileError(
-                f"{name!r} is on device {tensor.device}, and the sampler compiles on the CPU: pass "
-                + ("a module that has its weights" if tensor.is_meta else "module.cpu()")
-            )
-    return module
 
 
 def _check_calls(network: nn.Module, arguments: tuple) -> None:
@@ -162,7 +120,7 @@ def _check_calls(network: nn.Module, arguments: tuple) -> None:
 def _kept(network: nn.Module) -> dict[str, object]:
     """Copies of what a call may change: tensors and numbers that are attributes."""
     found = {}
-    for name, _, _, value in _attributes(network):
+    for name, _, _, value in attributes_of(network):
         if isinstance(value, Tensor):
             found[name] = value.clone()
         elif isinstance(value, (bool, int, float, str)):
@@ -179,7 +137,7 @@ def _register(network: nn.Module, before: dict[str, Tensor]) -> None:
 
     Tensors made in inference mode become ordinary ones.
     """
-    for full, part, name, value in list(_attributes(network)):
+    for full, part, name, value in list(attributes_of(network)):
         if not isinstance(value, Tensor) or value is not before.get(full):
             continue
         if name in vars(part) and not hasattr(type(part), name):
@@ -228,7 +186,7 @@ def _has_rule(node: FxNode) -> bool:
 
 
 def _decompositions(program: torch.export.ExportedProgram) -> dict:
-    """PyTorch's decompositions of the operators that have no rule and that read what depends on the event.
+    """Returns PyTorch's decompositions of the operators that have no rule and that read what depends on the event.
 
     Attention stays whole, to be named where it is refused; so does what reads only the context, a GRU say, which can
     run in PyTorch at the start.
@@ -264,19 +222,7 @@ _COMPOSITE = (aten.as_strided.default,)
 
 
 def state_of(exported: Exported, network: Adapted) -> dict[str, Tensor]:
-    """The placeholders' tensors, taken from the network as it is now, with the writes of its forward applied."""
-    tensors = _tensors(network)
+    """Returns the placeholders' tensors, taken from the network as it is, with the writes of its forward applied."""
+    tensors = tensors_of(network)
     state = {p: tensors[n].detach() for p, n in exported.parameters.items()}
     return exported.writes.applied(state | exported.constants)
-
-
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters, buffers and other tensors that are attributes, by their names."""
-    return {name: value for name, _, _, value in _attributes(network) if isinstance(value, Tensor)}
-
-
-def _attributes(network: nn.Module) -> Iterator[tuple[str, nn.Module, str, object]]:
-    """(full name, the submodule, its name there, value) of attributes, parameters and buffers."""
-    for prefix, part in network.named_modules(remove_duplicate=False):
-        for name, value in (vars(part) | part._parameters | part._buffers).items():
-            yield f"{prefix}.{name}" if prefix else name, part, name, value

@@ -6,7 +6,7 @@ from torch.fx import Node as FxNode
 
 
 def where_of(node: FxNode) -> str:
-    """The line of the source, the user's rather than PyTorch's."""
+    """Returns the line of the source, the user's rather than PyTorch's."""
     stack = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
     files = [i for i, line in enumerate(stack) if line.startswith("File ")]
     own = [i for i in files if "/torch/" not in stack[i] and "<eval_with_key>" not in stack[i]] or files
@@ -18,14 +18,14 @@ def where_of(node: FxNode) -> str:
 
 
 def name_of(node: FxNode) -> str:
-    """The layer, and the name of the node."""
+    """Returns the layer and the name of the node."""
     modules = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     path = modules[-1].removeprefix("L['self'].").replace("module.", "", 1) if modules else ""
     return f"{path or 'forward'} ({node.name})"
 
 
 def arguments_of(node: FxNode) -> dict[str, object]:
-    """The arguments of an operator's call by name, defaults included."""
+    """Returns the arguments of an operator's call by name, defaults included."""
     arguments = node.target._schema.arguments
     given = {a.name: node.kwargs.get(a.name, a.default_value) for a in arguments}
     return given | {a.name: value for a, value in zip(arguments, node.args, strict=False)}

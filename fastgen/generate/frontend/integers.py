@@ -68,7 +68,7 @@ def is_moving(operand: object) -> bool:
 
 
 def computed(graph: Graph, node, rule: Callable, args: list, kwargs: dict):
-    """The result of ``rule`` with its range; of integers that float32 does not hold, the terms.
+    """Returns the result of ``rule`` with its range; of integers that float32 does not hold, the terms.
 
     Raises:
         CompileError: the integers are too large, or of unknown size.
@@ -97,7 +97,7 @@ def computed(graph: Graph, node, rule: Callable, args: list, kwargs: dict):
 
 
 def replace_wide(operand):
-    """What ``range_of`` understands."""
+    """Replaces integers beyond float32 by what ``range_of`` understands."""
     return Value(torch.empty(operand.shape), operand.low, operand.high) if isinstance(operand, Wide) else operand
 
 
@@ -110,7 +110,7 @@ def _bounded(value: Value, found: Range) -> Value:
 
 
 def _fitted(graph: Graph, value: Value, found: Range, dtype: torch.dtype) -> Value:
-    """The value as its dtype holds it: narrow integers wrap."""
+    """Returns the value as its dtype holds it: narrow integers wrap."""
     if dtype == torch.bool:
         return _bounded(value, TRUTH)
     if dtype in _NARROW:

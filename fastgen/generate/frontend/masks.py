@@ -20,7 +20,9 @@ aten = torch.ops.aten
 
 
 def freeze_masks(module: nn.Module, example=None) -> nn.Module:
-    """A copy of ``module`` whose weights have the masks in them that its forward writes; it computes the same.
+    """Returns a copy of ``module`` whose weights have the masks in them that its forward writes.
+
+    It computes the same.
 
     A layer that does nothing but write a mask and call its PyTorch base, as in the common public pattern
     ``self.weight.data *= self.mask; return super().forward(x)``, becomes that base. A layer that does more keeps its
@@ -97,7 +99,7 @@ def _same(a, b) -> bool:
 
 
 def _base(layer: nn.Module) -> type | None:
-    """The class of ``torch.nn`` that a layer derives from, if it has a forward of its own."""
+    """Returns the class of ``torch.nn`` that a layer derives from, if it has a forward of its own."""
     for base in type(layer).__mro__:
         if base.__module__.startswith("torch.nn.modules") and base is not nn.Module:
             return base if type(layer).forward is not base.forward else None
@@ -105,7 +107,7 @@ def _base(layer: nn.Module) -> type | None:
 
 
 def _synthetic_calls(module: nn.Module) -> dict[nn.Module, tuple[tuple, dict]]:
-    """Random inputs of the layers that derive from a layer of PyTorch's whose inputs are known."""
+    """Makes random inputs of the layers that derive from a layer of PyTorch's whose inputs are known."""
     generator = torch.Generator().manual_seed(0)
     calls = {}
     for layer in module.modules():
@@ -130,7 +132,7 @@ def _synthetic_calls(module: nn.Module) -> dict[nn.Module, tuple[tuple, dict]]:
 
 
 def _recorded_calls(module: nn.Module, arguments: tuple) -> dict[nn.Module, tuple[tuple, dict]]:
-    """The inputs of the first call of each layer that derives from one of PyTorch's, as ``module`` gives them."""
+    """Returns the inputs of the first call of each layer that derives from PyTorch's, as ``module`` gives them."""
     calls: dict[nn.Module, tuple[tuple, dict]] = {}
 
     def record(layer: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -199,7 +201,7 @@ _MASKING = (
 
 
 def finite_mask(nodes: Iterable[FxNode], state: dict[str, Tensor]) -> str:
-    """A remark for a refusal where a softmax is masked with a large finite number; empty where none is."""
+    """Returns a remark for a refusal where a softmax is masked with a large finite number; empty where none is."""
     for node in nodes:
         if node.target not in _MASKING:
             continue

@@ -1,4 +1,4 @@
-"""How large the numbers of a tensor can be, operator by operator: where float32 holds integers exactly.
+"""Bounds of the numbers of a tensor, operator by operator: where float32 holds integers exactly.
 
 The machines compute in float32, which holds every integer up to ``EXACT``; PyTorch's integers have 8 to 64 bits. A
 ``Value`` carries the least and the greatest number that it can hold (infinite where nothing is known), so that the
@@ -23,7 +23,7 @@ UNKNOWN: Range = (-math.inf, math.inf)
 
 
 def range_of(operand: object, graph: Graph | None = None) -> Range:
-    """The least and the greatest number of an operand, which new parameters do not change."""
+    """Returns the least and the greatest number of an operand, which new parameters do not change."""
     if isinstance(operand, Value):
         return operand.low, operand.high
     if not isinstance(operand, Constant):
@@ -47,7 +47,7 @@ def hull(ranges: Sequence[Range]) -> Range:
 
 
 def corners(function: Callable[[float, float], float], a: Range, b: Range) -> Range:
-    """The range of a function that is monotone in either operand."""
+    """Returns the range of a function that is monotone in either operand."""
     values = [function(x, y) for x in a for y in b]
     return UNKNOWN if any(v != v for v in values) else (min(values), max(values))
 
@@ -81,7 +81,7 @@ def _floors(a: Range, b: Range) -> Range:
 
 
 def _remainder(a: Range, b: Range) -> Range:
-    """Of the sign of the divisor, and smaller; of integers by one."""
+    """Returns the range of a remainder: of the divisor's sign, and smaller; of integers by one."""
     if b[0] > 0 and a[0] >= 0 and a[1] < b[0]:
         return a
     return min(b[0], 0.0), max(b[1], 0.0)
@@ -103,7 +103,7 @@ def _power(a: Range, b: Range) -> Range:
 
 
 def _bits(a: Range, b: Range) -> Range:
-    """Of any operation bit by bit: as many bits as the longer operand."""
+    """Returns the range of an operation bit by bit: as many bits as the longer operand."""
     low, high = hull([a, b])
     if math.isinf(low) or math.isinf(high):
         return UNKNOWN
@@ -294,7 +294,7 @@ _CHOSEN = (aten.argmax.default, aten.argmin.default)
 
 
 def range_after(graph: Graph, target, args: list, kwargs: dict, whole: bool) -> Range:
-    """The range of an operator's results, from its operands'; ``whole``: they are integers or truth values."""
+    """Returns the range of an operator's results, from its operands'; ``whole``: they are integers or truth values."""
     if target in PAIRS:
         ranges = [range_of(a, graph) for a in args]
         found = PAIRS[target](*ranges, **{k: v for k, v in kwargs.items() if k == "alpha"})

@@ -45,7 +45,7 @@ def trace(
     input_node: Callable[[Graph, Tensor], tuple[Node, Value]],
     plan: ContextPlan | None,
 ) -> Traced:
-    """Apply the rules. ``input_node(graph, example)`` makes the event's node and its ids in the input's shape.
+    """Applies the rules. ``input_node(graph, example)`` makes the event's node and its ids in the input's shape.
 
     ``plan`` says which values of the contexts are computed outside of the program and read as further contexts.
     """
@@ -126,7 +126,7 @@ def _constant(name: str, tensor: Tensor) -> Constant:
 
 
 def _fold(graph: Graph, node: FxNode, arguments, folded: list):
-    """Evaluate a node that depends on no input."""
+    """Evaluates a node that depends on no input."""
     target = node.target
     sources = [a for a in torch.utils._pytree.tree_leaves(arguments) if isinstance(a, Constant)]
 
@@ -189,7 +189,7 @@ def _apply(graph: Graph, node: FxNode, args, kwargs):
 
 
 def _conversion(node: FxNode) -> Callable:
-    """The rule of a conversion between dtypes."""
+    """Returns the rule of a conversion between dtypes."""
     before, after = node.args[0].meta["val"].dtype, node.meta["val"].dtype
 
     def convert(graph: Graph, x: Value, *_, **__) -> Value:
@@ -212,7 +212,7 @@ def _check_precision(graph: Graph, node: FxNode) -> None:
 
 
 def _context(graph: Graph, example: Tensor, number: int) -> tuple[Node, Value]:
-    """The node of a context: ``[N]`` or ``[N, C]`` one position; ``[N, C, *grid]`` a grid of positions."""
+    """Makes the node of a context: ``[N]`` or ``[N, C]`` one position; ``[N, C, *grid]`` a grid of positions."""
     channels = example.shape[1] if example.dim() >= 2 else 1
     rows_shape = (example.shape[0], *example.shape[2:])
     rows = int(np.prod(rows_shape))
@@ -225,14 +225,14 @@ def _context(graph: Graph, example: Tensor, number: int) -> tuple[Node, Value]:
 
 
 def _given_range(example: Tensor) -> tuple[float, float]:
-    """The least and the greatest number of a context, or of what is made of contexts."""
+    """Returns the least and the greatest number of a context, or of what is made of contexts."""
     if example.is_floating_point() or example.is_complex():
         return UNKNOWN
     return TRUTH if example.dtype == torch.bool else (-float(MOST_OF_CONTEXT), float(MOST_OF_CONTEXT))
 
 
 def _result(graph: Graph, example: Tensor, result: Result, number: int) -> Value:
-    """The value of a context that PyTorch computes at the start."""
+    """Returns the value of a context that PyTorch computes at the start."""
     *rows_shape, channels = result.arranged(example).shape
     rows = int(np.prod(rows_shape))
     uses = np.repeat(np.array([1, 2], np.uint8), rows // BATCH)

@@ -56,7 +56,7 @@ def untouched(*roots: object) -> Iterator[None]:
 
 @contextmanager
 def borrowed(network: nn.Module) -> Iterator[None]:
-    """The network in eval mode, without gradients, autocast and compiled code; it is ``untouched`` afterwards."""
+    """Puts the network in eval mode, without gradients, autocast and compiled code; it is ``untouched`` afterwards."""
     with (
         untouched(network),
         torch.inference_mode(False),
@@ -181,7 +181,7 @@ def _same_place(tensor: Tensor, data: Tensor) -> bool:
 
 
 def _bytes(tensor: Tensor) -> Tensor | None:
-    """All bytes of a tensor's storage, as a tensor; None where it has none of its own."""
+    """Returns all bytes of a tensor's storage, as a tensor; None where it has none of its own."""
     if tensor.layout != torch.strided or tensor.is_meta or is_traceable_wrapper_subclass(tensor):
         return None
     storage = tensor.untyped_storage()

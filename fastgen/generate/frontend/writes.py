@@ -131,7 +131,7 @@ def same_values(a: Tensor, b: Tensor) -> bool:
 
 
 def _ancestors(nodes: Iterable[FxNode]) -> set[FxNode]:
-    """The nodes, and all that they are computed from."""
+    """Returns the nodes and all that they are computed from."""
     found, pending = set(), list(nodes)
     while pending:
         node = pending.pop()

@@ -6,7 +6,7 @@ from inspect import signature
 
 import torch
 
-from fastgen.generate.heads.base import Drawn, Head
+from fastgen.generate.heads.base import Drawn, DrawOptions, Head
 from fastgen.generate.heads.bernoulli import Bernoulli
 from fastgen.generate.heads.categorical import Categorical
 from fastgen.generate.heads.discretized_logistic_mixture import DiscretizedLogisticMixture
@@ -16,6 +16,7 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "DiscretizedLogisticMixture",
+    "DrawOptions",
     "Drawn",
     "Gaussian",
     "Head",
@@ -27,12 +28,12 @@ _HEADS = {head.kind: head for head in (Bernoulli, Categorical, DiscretizedLogist
 
 
 def to_config(head: Head) -> dict:
-    """The head as JSON takes it; ``from_config`` makes the same head of it."""
+    """Returns the head as JSON takes it; ``from_config`` makes the same head of it."""
     return {"kind": head.kind} | head.config()
 
 
 def from_config(config: dict) -> Head:
-    """The head of a ``to_config``; raises ValueError for an unknown kind, or arguments that it does not take."""
+    """Returns the head of a ``to_config``; raises ValueError for an unknown kind, or arguments it does not take."""
     kind = config.get("kind") if isinstance(config, dict) else None
     if not isinstance(kind, str) or kind not in _HEADS:
         raise ValueError(f"kind must be one of {', '.join(_HEADS)}, got {kind!r:.100}")

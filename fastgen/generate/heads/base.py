@@ -1,4 +1,4 @@
-"""What every head is: the arrangement of parameters, levels as inputs, and the interface of scoring and drawing."""
+"""The base class of heads: the arrangement of parameters, levels as inputs, scoring and drawing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Drawn(NamedTuple):
 
 
 class DrawOptions(NamedTuple):
-    """How the distribution is altered that is drawn from."""
+    """Changes to the distribution that is drawn from."""
 
     temperature: float = 1.0
     """Divides logits and multiplies scales."""
@@ -66,7 +66,7 @@ class Head(ABC):
     @property
     @abstractmethod
     def parameters_per_group(self) -> int:
-        """n. Raises ValueError where it depends on the channels of an event: ask the head that ``resolve`` returns."""
+        """n. Raises ValueError where that depends on the event's channels: ask the head that ``resolve`` returns."""
 
     @abstractmethod
     def group_log_prob(self, parameters: Tensor, levels: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Head(ABC):
 
     @abstractmethod
     def config(self) -> dict:
-        """The arguments of the constructor, as JSON takes them."""
+        """Returns the arguments of the constructor, as JSON takes them."""
 
     def resolve(self, event_shape: tuple[int, ...]) -> Head:
         """This head, with everything settled that depends on the event."""
@@ -98,7 +98,7 @@ class Head(ABC):
         return head
 
     def groups(self, event_shape: tuple[int, ...]) -> int:
-        """G: how many groups of parameters a position has."""
+        """Returns G, the number of groups of parameters of a position."""
         channels, _ = event_grid(event_shape)
         coupled = channels if self.coupled is None else self.coupled
         if channels % coupled:
@@ -106,12 +106,12 @@ class Head(ABC):
         return channels // coupled
 
     def layouts(self, event_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """The accepted shapes of the network's output, without the batch dimension."""
+        """Returns the accepted shapes of the network's output, without the batch dimension."""
         _, positions = event_grid(event_shape)
         return [(self.groups(event_shape) * self.resolve(event_shape).parameters_per_group, *positions)]
 
     def arrange(self, output: Tensor, event_shape: tuple[int, ...]) -> Tensor:
-        """The network's output as parameters ``[N, P, G, n]``: data movement only, of any dtype.
+        """Returns the network's output as parameters ``[N, P, G, n]``: data movement only, of any dtype.
 
         Raises:
             ValueError: the output has none of the layouts that the head accepts.
@@ -129,7 +129,7 @@ class Head(ABC):
         return output.reshape(-1, groups, count, math.prod(positions)).permute(0, 3, 1, 2)
 
     def log_prob(self, output: Tensor, levels: Tensor) -> Tensor:
-        """Log-probability of levels given the network's output, summed over dimensions; differentiable.
+        """Returns the log-probability of levels given the network's output, summed over dimensions; differentiable.
 
         Args:
             output: the network's output, in a layout that ``arrange`` accepts.
@@ -167,7 +167,7 @@ class Head(ABC):
                 raise ValueError(f"{name} has values in {low} .. {high}; {self} takes 0 .. {self.levels - 1}")
 
     def to_input(self, levels: Tensor) -> Tensor:
-        """The module's input: int64 for "index" or None, else float32 (a continuous head passes values on)."""
+        """Returns the module's input: int64 for "index" or None, else float32 (a continuous head passes values on)."""
         self.check_levels(levels)
         if not self.levels:
             return levels.float()
@@ -245,11 +245,11 @@ class Head(ABC):
             raise ValueError(f"a known level at position {position} is no whole number in 0 .. {self.levels - 1}")
 
     def channels_of(self, count: int) -> int:
-        """How many channels a group of ``count`` parameters describes."""
+        """Returns the number of channels that a group of ``count`` parameters describes."""
         return 1
 
     def spec(self) -> dict:
-        """The head in numbers, for the C++ machine."""
+        """Returns the head in numbers, for the C++ machine."""
         return {
             "kind": self.kind,
             "levels": self.levels,
@@ -286,7 +286,9 @@ def check_min_log_scale(value: float) -> float:
 
 
 def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The first index whose cumulated weight exceeds ``uniform * total``; past the end, the last of non-zero weight.
+    """Returns the first index whose cumulated weight exceeds ``uniform * total``.
+
+    Past the end, it is the last of non-zero weight.
 
     float64 ``[..., L]`` and ``[...]`` to int64 ``[...]``.
     """
@@ -306,7 +308,7 @@ def check_distribution(top: Tensor, position: int) -> None:
 
 
 def _turned(output: Tensor, layouts: list[tuple[int, ...]]) -> str:
-    """What an adapter must do, where an output has the right sizes in another order."""
+    """Returns the adapter to pass, where an output has the right sizes in another order."""
     shape = list(output.shape)
     ways = [
         (f"movedim({d}, 1)", shape[:1] + shape[d : d + 1] + shape[1:d] + shape[d + 1 :]) for d in range(2, len(shape))

@@ -1,1 +1,1 @@
-"""What compiling found out about a network, for people to read."""
+"""Explains a compiled network to people."""

@@ -1,11 +1,10 @@
-"""What compiling found out about a network, for people to read."""
+"""``Sampler.explain``: causality, receptive field, work and memory of a compiled network."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,13 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastgen.generate.compile.pipeline import Analysis
+from fastgen.generate.compiled_network import CompiledNetwork
 from fastgen.generate.heads import Head
 from fastgen.generate.inspect.receptive_field import ReceptiveField, receptive_field
 from fastgen.generate.ir.program import CONSTANT, DENSE, OPCODE, PIXEL, PROLOGUE, ROW, STATE, Code, Program
-from fastgen.generate.orders import event_grid
-
-if TYPE_CHECKING:
-    from fastgen.generate.sampler import Sampler
 
 _EXAMPLES = 4
 _WHEN = {"prologue": "before the first step", "row": "at the start of a row", "pixel": "at a step"}
@@ -106,7 +102,7 @@ class Explanation:
         return True
 
     def receptive_field(self, position: tuple[int, ...] | None = None, channel: int = 0) -> ReceptiveField:
-        """That of another output.
+        """Returns that of another output.
 
         Raises:
             ValueError: the position or the channel is outside the event, or the sampler was loaded from a file.
@@ -114,7 +110,7 @@ class Explanation:
         return receptive_field(self._analysis(), self.shift, position, channel)
 
     def save_ready_times(self, path: str | Path, position: tuple[int, ...] | None = None, channel: int = 0) -> None:
-        """The ready times behind the output that scores ``channel`` of ``position``, as a PNG.
+        """Draws the ready times behind the output that scores ``channel`` of ``position``, as a PNG.
 
         For an image: the step that draws every pixel of the receptive field, and for every layer the steps at which the
         cells that the output depends on are ready. For a sequence: the same cells, layer by layer, over the steps.
@@ -150,33 +146,33 @@ class Explanation:
         return "\n".join([self.title, *(f"  {name:<16} {text}" for name, text in rows)])
 
 
-def explain(sampler: Sampler) -> Explanation:
-    """What is known of a sampler: from the analysis of its network and from its program.
+def explain(network: CompiledNetwork) -> Explanation:
+    """Explains a sampler from the analysis of its network and from its program.
 
     A sampler that was loaded from a file has no analysis: its receptive field and the textbook loop's work are unknown.
     """
-    program, analysis = sampler.program, sampler.compiled.analysis
-    shift = 1 if sampler.predicts == "next" else 0
+    program, analysis = network.program, network.compiled.analysis
+    shift = network.request.shift
     kinds = {"prologue": PROLOGUE, "row": ROW, "pixel": PIXEL}
     codes = {f"{name} codes": sum(c.kind == kind for c in program.codes) for name, kind in kinds.items()}
     waiting = {
         name: {c.level for c in program.codes if c.kind == kind and c.together == 1} for name, kind in kinds.items()
     }
-    order = "a permutation" if sampler.order.name == "permutation" else f"order {sampler.order.name!r}"
-    name = "a saved network" if sampler.module is None else type(sampler.module).__name__
-    event = f"event {sampler.event_shape}, {order}, {sampler.steps} steps"
+    order = "a permutation" if network.order.name == "permutation" else f"order {network.order.name!r}"
+    name = "a saved network" if network.module is None else type(network.module).__name__
+    event = f"event {network.event_shape}, {order}, {network.steps} steps"
     return Explanation(
-        title=f"Sampler of {name}, {event}, machine {sampler.machine_name!r}",
-        input=_input(sampler.head),
-        causality=_causality(sampler),
+        title=f"Sampler of {name}, {event}, machine {network.machine_name!r}",
+        input=_input(network.head),
+        causality=_causality(network),
         field=None if analysis is None else receptive_field(analysis, shift),
-        work=_work(sampler, program, analysis),
+        work=_work(network, program, analysis),
         chain={name: len(levels) for name, levels in waiting.items() if levels},
         codes={name: count for name, count in codes.items() if count}
         | {"draws": len(program.draws), "operands": len(program.operands)},
-        memory=_memory(sampler, program),
+        memory=_memory(network, program),
         rings=[(b.positions, b.channels) for b in program.buffers if b.where == STATE],
-        context_network=_context_network(sampler),
+        context_network=_context_network(network),
         analysis=analysis,
         shift=shift,
     )
@@ -194,27 +190,27 @@ def _input(head: Head) -> str:
     return f"{words[head.to_input_name]} (to_input={head.to_input_name!r})" if head.levels else "values as they are"
 
 
-def _context_network(sampler: Sampler) -> str | None:
-    network, plan = sampler.compiled.context_network, sampler.compiled.plan
-    if network is None:
+def _context_network(network: CompiledNetwork) -> str | None:
+    contexts, plan = network.compiled.context_network, network.compiled.plan
+    if contexts is None:
         return None
     layers = plan.layers() if plan is not None else []
     shown = ", ".join(layers if len(layers) <= _EXAMPLES else [*layers[:_EXAMPLES], "..."])
-    kept = ", ".join(f"{positions} x {channels}" for positions, channels in network.sizes)
+    kept = ", ".join(f"{positions} x {channels}" for positions, channels in contexts.sizes)
     where = f" of {shown}" if shown else ""
     return (
-        f"PyTorch runs {len(network.calls)} operators on the context{where}, once a sample; kept as {kept} numbers "
+        f"PyTorch runs {len(contexts.calls)} operators on the context{where}, once a sample; kept as {kept} numbers "
         "(positions x channels)"
     )
 
 
-def _causality(sampler: Sampler) -> str:
-    analysis = sampler.compiled.analysis
+def _causality(network: CompiledNetwork) -> str:
+    analysis = network.compiled.analysis
     if analysis is None:
         return "causal; checked when the sampler was compiled"
     shown = math.prod(analysis.event_shape)
     beyond = (
-        "" if analysis.event_shape == sampler.event_shape else f", at the analysed length {analysis.event_shape[-1]}"
+        "" if analysis.event_shape == network.event_shape else f", at the analysed length {analysis.event_shape[-1]}"
     )
     return f"causal: none of the {shown} elements' distributions depends on a later element{beyond}"
 
@@ -222,24 +218,23 @@ def _causality(sampler: Sampler) -> str:
 # ---- numbers
 
 
-def _work(sampler: Sampler, program: Program, analysis: Analysis | None) -> Work:
+def _work(network: CompiledNetwork, program: Program, analysis: Analysis | None) -> Work:
     sums = {PROLOGUE: 0, ROW: 0, PIXEL: 0}
     ahead = 0
     for code in program.codes:
-        count = _multiply_adds(program, code, sampler.steps)
+        count = _multiply_adds(program, code, network.steps)
         sums[code.kind] += count
         ahead += count if code.together > 1 else 0
     parallel = None
     if analysis is not None:
-        length, full = (math.prod(event_grid(shape)[1]) for shape in (analysis.event_shape, sampler.event_shape))
-        parallel = _forward_multiply_adds(analysis) * full / length
-    row, pixel, ahead = (count / sampler.steps for count in (sums[ROW], sums[PIXEL], ahead))
-    return Work(sums[PROLOGUE], row, pixel, ahead, parallel, sampler.steps)
+        parallel = _forward_multiply_adds(analysis) * network.order.positions / analysis.order.positions
+    row, pixel, ahead = (count / network.steps for count in (sums[ROW], sums[PIXEL], ahead))
+    return Work(sums[PROLOGUE], row, pixel, ahead, parallel, network.steps)
 
 
 def _multiply_adds(program: Program, code: Code, steps: int) -> int:
-    """Of the cells of an event: the sums, without taps outside their boxes, and the products with constants (depthwise
-    taps)."""
+    """Counts the multiply-adds of an instruction over an event: sums, without taps outside their boxes, and products
+    with constants (depthwise taps)."""
     loaded, total, end = set(), 0, code.w1
     if code.kind == PIXEL and program.steps > steps:  # an endless program
         end = min(end, -(-(steps - code.delay) // code.column_stride))
@@ -259,7 +254,7 @@ def _multiply_adds(program: Program, code: Code, steps: int) -> int:
 
 
 def _forward_multiply_adds(analysis: Analysis) -> float:
-    """Of one sample, counted on the exported graph (which has a batch of two) without computing anything."""
+    """Counts those of one sample on the exported graph (which has a batch of two) without computing anything."""
     graph = analysis.exported.graph_module
     inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -267,17 +262,14 @@ def _forward_multiply_adds(analysis: Analysis) -> float:
     return counter.get_total_flops() / 4
 
 
-def _memory(sampler: Sampler, program: Program) -> Memory:
-    leaves = sampler.layout.leaves if sampler.layout is not None else []
-    sizes = sampler.compiled.context_network.sizes if sampler.compiled.context_network is not None else []
-    packed = getattr(sampler._machine, "packed_bytes", None)
-    if packed is None:
-        packed = sum(matrix.nbytes for matrix in sampler._machine.matrices)
+def _memory(network: CompiledNetwork, program: Program) -> Memory:
+    layout, contexts = network.request.layout, network.compiled.context_network
+    leaves, sizes = layout.leaves if layout is not None else [], contexts.sizes if contexts is not None else []
     return Memory(
-        state=4 * (-(-program.state_size // 16) * 16 + 16),
+        state=4 * network.machine.state_stride,
         contexts=4 * (sum(leaf[0].numel() for leaf in leaves) + sum(p * c for p, c in sizes)),
         weights=program.weights.nbytes,
-        packed=packed,
+        packed=network.machine.memory(),
         constants=2 * program.constants.nbytes,
     )
 

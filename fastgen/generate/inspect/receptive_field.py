@@ -1,4 +1,4 @@
-"""Which elements of the event an output depends on, from the pieces of the graph."""
+"""Receptive fields: the elements of the event that an output depends on, from the pieces of the graph."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import numpy as np
 
 from fastgen.generate.compile.pipeline import Analysis
 from fastgen.generate.ir.graph import Node, Piece
-from fastgen.generate.orders import event_grid
 from fastgen.generate.schedule.scheduler import DrawSite
 
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """What the distribution of one element depends on, structurally: whatever the weights that are not zero.
+    """The elements that the distribution of one element depends on, whatever the weights that are not zero.
 
     ``seen``, ``blind`` and ``earlier`` are booleans ``[C, *grid]``. ``earlier`` are the elements that come before it in
     the order. ``blind`` are those of them inside the bounding box of ``seen`` and the position (for sequences and other
@@ -53,7 +52,7 @@ class ReceptiveField:
 def receptive_field(
     analysis: Analysis, shift: int = 0, position: tuple[int, ...] | None = None, channel: int = 0
 ) -> ReceptiveField:
-    """The receptive field of the output that scores ``channel`` of ``position``.
+    """Returns the receptive field of the output that scores ``channel`` of ``position``.
 
     ``shift``: the input at position t is the element at t - shift (1 for ``predicts="next"``).
 
@@ -63,7 +62,7 @@ def receptive_field(
     Raises:
         ValueError: the position or the channel is outside the event.
     """
-    order, (channels, grid) = analysis.order, event_grid(analysis.event_shape)
+    order, channels, grid = analysis.order, analysis.order.channels, analysis.order.grid
     if position is None:
         last = int(order.steps[channels - 1].argmax())
         position = (grid[0] - 1, grid[1] // 2) if len(grid) == 2 and order.regular else np.unravel_index(last, grid)
@@ -93,7 +92,7 @@ def _site(draws: list[DrawSite], position: int, channel: int) -> tuple[DrawSite,
 
 
 def _walk(analysis: Analysis, shift: int, draw: DrawSite, row: int) -> tuple[np.ndarray, dict[Node, np.ndarray]]:
-    """Follow every dependency of one draw back to the event: seen elements ``[C, P]``, and the cells on the way."""
+    """Follows every dependency of one draw back to the event; returns seen elements ``[C, P]`` and cells between."""
     graph, event = analysis.traced.graph, analysis.traced.input
     needed = {node: np.zeros((len(node.runs), node.rows), bool) for node in graph.nodes if node.kind == "computed"}
     read = np.zeros((event.rows, event.channels), bool)
@@ -120,7 +119,7 @@ def _walk(analysis: Analysis, shift: int, draw: DrawSite, row: int) -> tuple[np.
                 if rows.any():
                     for piece in run.pieces():
                         mark(piece, np.flatnonzero(rows))
-    channels, grid = event_grid(analysis.event_shape)
+    channels, grid = analysis.order.channels, analysis.order.grid
     if analysis.order.name == "features":
         seen = read[:1]
     else:

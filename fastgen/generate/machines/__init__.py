@@ -1,1 +1,1 @@
-"""What runs step programs."""
+"""Machines run step programs."""

@@ -13,6 +13,8 @@ from fastgen.generate.arguments import check_integer
 
 MOST_SAMPLES = 1 << 48
 """Sample indices of the noise are below it."""
+FEW_SAMPLES = 2
+"""A step of up to so many samples is bound by reading weights, so that summing several cells at once pays."""
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Run:
     """Whether ``state`` lies between two steps no more: a machine is at work, or was interrupted within a step."""
 
     def each_step(self, t0: int, t1: int) -> Iterator[int]:
-        """The steps ``t0 .. t1 - 1``, one after the other; raises ValueError unless t0 is where the run stands."""
+        """Yields the steps ``t0 .. t1 - 1``; raises ValueError unless the run stands before step t0."""
         self.check_between_steps()
         if t0 != self.step:
             raise ValueError(f"steps are {t0} .. {t1}; the run stands before step {self.step}")
@@ -74,8 +76,13 @@ class Run:
             )
 
 
+def state_stride(numbers: int) -> int:
+    """Returns the distance between two samples' states of so many numbers: whole cache lines, one of them between."""
+    return -(-numbers // 16) * 16 + 16
+
+
 def check_batch(batch: int, seed: int) -> tuple[int, int]:
-    """Both as int; raises ValueError unless ``batch`` is an integer, 1 or more, and ``seed`` in ``0 .. 2**63 - 1``."""
+    """Returns both as int; raises ValueError unless ``batch`` is 1 or more and ``seed`` in ``0 .. 2**63 - 1``."""
     batch = check_integer("the number of samples", batch, 1)
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an integer in 0 .. 2**63 - 1, got {seed!r}")
@@ -83,6 +90,6 @@ def check_batch(batch: int, seed: int) -> tuple[int, int]:
 
 
 def sample_indices(first: int, count: int) -> Tensor:
-    """``first, first + 1, ...``; raises ValueError unless all are sample indices of the noise."""
+    """Returns ``first, first + 1, ...``; raises ValueError unless all are sample indices of the noise."""
     first = check_integer("first_sample", first, 0, MOST_SAMPLES - count)
     return torch.arange(first, first + count)

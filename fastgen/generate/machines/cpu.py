@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastgen.generate.heads import Head
 from fastgen.generate.ir.program import Program
-from fastgen.generate.machines.batch import Run
+from fastgen.generate.machines.batch import FEW_SAMPLES, Run, state_stride
 
 
 class CpuMachine:
@@ -36,9 +36,17 @@ class CpuMachine:
         self._machine = _C.Machine(program.tables(), head.spec(), weights)
 
     @property
-    def packed_bytes(self) -> int:
-        """Bytes of the packed weights; a step at batch 1 reads the part of them that runs at that step, once."""
+    def state_stride(self) -> int:
+        """Numbers between two samples' states in a batch."""
+        return state_stride(self.program.state_size)
+
+    def memory(self) -> int:
+        """Returns the bytes of the packed weights; a step of one sample reads those that it needs, once."""
         return self._machine.packed_bytes
+
+    def runs_blocks(self, batch: int) -> bool:
+        """Whether sums over earlier cells are taken for several steps at once."""
+        return batch <= FEW_SAMPLES
 
     def prologue(self, run: Run) -> None:
         """Computes what depends on no drawn element: once, before the first step."""

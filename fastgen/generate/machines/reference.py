@@ -22,7 +22,7 @@ from fastgen.generate.ir.program import (
     Operation,
     Program,
 )
-from fastgen.generate.machines.batch import Run
+from fastgen.generate.machines.batch import FEW_SAMPLES, Run, state_stride
 from fastgen.generate.noise import Noise
 
 Cells = tuple[Tensor, Tensor]
@@ -51,6 +51,19 @@ class ReferenceMachine:
         self.head = head
         self.weight_format = weights
         self._load(program.weights, program.constants)
+
+    @property
+    def state_stride(self) -> int:
+        """Numbers between two samples' states in a batch."""
+        return state_stride(self.program.state_size)
+
+    def memory(self) -> int:
+        """Returns the bytes of the weights as matrices."""
+        return sum(matrix.nbytes for matrix in self.matrices)
+
+    def runs_blocks(self, batch: int) -> bool:
+        """Whether sums over earlier cells are taken for several steps at once."""
+        return batch <= FEW_SAMPLES
 
     def refresh(self, weights: Tensor, constants: Tensor) -> None:
         """Takes new float arenas; raises ValueError unless their shapes are the old ones'."""

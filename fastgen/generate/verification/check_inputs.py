@@ -1,17 +1,14 @@
-"""What a sampler is checked with: random levels and contexts."""
+"""Random levels and contexts for the self-check."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from fastgen.generate.compiled_network import CompiledNetwork
 from fastgen.generate.heads import Head
-
-if TYPE_CHECKING:
-    from fastgen.generate.sampler import Sampler
 
 _LEAST = 64
 _MOST_ROWS = 8
@@ -19,14 +16,14 @@ _MOST_NUMBERS = 1 << 22
 """Levels x elements of all rows; every comparison passes over so many float64 numbers several times."""
 
 
-def check_rows(sampler: Sampler, shape: tuple[int, ...]) -> int:
+def check_rows(network: CompiledNetwork, shape: tuple[int, ...]) -> int:
     """So many events that every level occurs, eight at most, and fewer where a head reads many numbers of each; two
     where there is a context."""
     size = math.prod(shape)
     rows = min(
-        -(-max(sampler.head.levels, _LEAST) // size), _MOST_ROWS, _MOST_NUMBERS // (size * sampler.head.levels + 1)
+        -(-max(network.head.levels, _LEAST) // size), _MOST_ROWS, _MOST_NUMBERS // (size * network.head.levels + 1)
     )
-    return max(rows, 1 if sampler.layout is None else 2)
+    return max(rows, 1 if network.request.layout is None else 2)
 
 
 def random_levels(head: Head, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -38,14 +35,14 @@ def random_levels(head: Head, shape: tuple[int, ...], generator: torch.Generator
     return torch.cat(rounds)[:count].reshape(shape)
 
 
-def random_contexts(sampler: Sampler, rows: int, generator: torch.Generator) -> list[Tensor]:
+def random_contexts(network: CompiledNetwork, rows: int, generator: torch.Generator) -> list[Tensor]:
     """Contexts like the example's.
 
     Floats are normal, with the mean and the deviation of the example (1, where it is constant). Integers are rows of
     the table that they are looked up in, else numbers that occur in the example.
     """
     made = []
-    for number, leaf in enumerate([] if sampler.layout is None else sampler.layout.leaves):
+    for number, leaf in enumerate([] if network.request.layout is None else network.request.layout.leaves):
         shape = (rows, *leaf.shape[1:])
         if leaf.is_floating_point():
             values = leaf.detach().double()
@@ -53,7 +50,7 @@ def random_contexts(sampler: Sampler, rows: int, generator: torch.Generator) -> 
             drawn = values.mean() + (spread or 1.0) * torch.randn(shape, generator=generator, dtype=torch.float64)
             made.append(drawn.to(leaf.dtype))
             continue
-        table = _table_rows(sampler, number)
+        table = _table_rows(network, number)
         if table and leaf.dtype != torch.bool:
             made.append(torch.randint(0, table, shape, generator=generator).to(leaf.dtype))
         else:
@@ -62,9 +59,9 @@ def random_contexts(sampler: Sampler, rows: int, generator: torch.Generator) -> 
     return made
 
 
-def _table_rows(sampler: Sampler, number: int) -> int:
+def _table_rows(network: CompiledNetwork, number: int) -> int:
     """Rows of the smallest table that a context's integers choose from; 0 where they choose from none."""
-    traced = sampler.compiled.analysis.traced
+    traced = network.compiled.analysis.traced
     runs = [run for node in traced.graph.nodes for run in node.runs]
     terms = [t for run in runs for t in run.terms or () if t.index and t.piece.node.kind == "context"]
     return min((len(t.weight_rows) for t in terms if t.piece.node.context == number), default=0)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.fx import Interpreter
 
-from fastgen.generate.frontend.export import Adapted, state_of
+from fastgen.generate.compiled_network import CompiledNetwork
+from fastgen.generate.frontend.export import state_of
 from fastgen.generate.frontend.fx_info import name_of, where_of
 from fastgen.generate.ir.graph import Node
 from fastgen.generate.ir.program import OPCODE, PIXEL, PROLOGUE, ROW, Code, Program
 from fastgen.generate.machines.batch import Run
 from fastgen.generate.verification.precision import Precision
 
-if TYPE_CHECKING:
-    from fastgen.generate.sampler import Sampler
 
-
-def first_layer(sampler: Sampler, inputs: Tensor, leaves: list[Tensor], run: Run, step: int, error: float) -> str:
+def first_layer(
+    network: CompiledNetwork, inputs: Tensor, leaves: list[Tensor], run: Run, step: int, error: float
+) -> str:
     """Which layer's result differs first, relatively by more than ``error``, and the line of the source.
 
     ``inputs`` and ``leaves``: one event of the analysed shape, as the module's input; ``run``: the program after it has
@@ -27,9 +25,9 @@ def first_layer(sampler: Sampler, inputs: Tensor, leaves: list[Tensor], run: Run
     the layer is one whose output differs; where the program differs from it, the first result that the program keeps.
     """
     inputs, leaves = torch.cat([inputs, inputs]), [torch.cat([leaf, leaf]) for leaf in leaves]
-    given, outputs = _of_module(sampler, inputs, leaves)
-    exported = sampler.compiled.exported
-    values = _of_graph(sampler, given)
+    given, outputs = _of_module(network, inputs, leaves)
+    exported = network.compiled.exported
+    values = _of_graph(network, given)
     nodes = list(exported.graph_module.graph.nodes)
     last = {name_of(node).rpartition(" (")[0]: node for node in nodes if node.op == "call_function"}
     for path, output in outputs.items():
@@ -39,12 +37,12 @@ def first_layer(sampler: Sampler, inputs: Tensor, leaves: list[Tensor], run: Run
     (result,) = nodes[-1].args[0]
     if not outputs or _differs(values[result.name], outputs[""], error):
         return _stale(f"after its layers, {where_of(result)}")
-    for node, buffer in sorted(sampler.compiled.analysis.lowered.buffers.items(), key=lambda item: item[0].index):
+    for node, buffer in sorted(network.compiled.analysis.lowered.buffers.items(), key=lambda item: item[0].index):
         value = _rows(values.get(node.name.rpartition(" (")[2].removesuffix(")")), node)
         if node.kind != "computed" or value is None:
             continue
-        for position in _written(sampler.program, buffer, step):
-            kept = _kept(sampler.program, run, buffer, position)
+        for position in _written(network.program, buffer, step):
+            kept = _kept(network.program, run, buffer, position)
             if position < len(value) and _differs(kept.sort().values, value[position].sort().values, error):
                 return _wrong(f"{node.name}, {node.where}")
     return _wrong(f"{name_of(result)}, {where_of(result)}")
@@ -61,7 +59,9 @@ def _wrong(place: str) -> str:
     return f"The first result that differs is that of {place}: this is a fault of fastgen, please report it"
 
 
-def _of_module(sampler: Sampler, inputs: Tensor, leaves: list[Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+def _of_module(
+    network: CompiledNetwork, inputs: Tensor, leaves: list[Tensor]
+) -> tuple[list[Tensor], dict[str, Tensor]]:
     """What the module is given, and the outputs of its layers that are called once, by name and in order."""
     given, outputs, handles, twice = [], {}, [], set()
 
@@ -70,13 +70,13 @@ def _of_module(sampler: Sampler, inputs: Tensor, leaves: list[Tensor]) -> tuple[
             twice.add(path)
         outputs.setdefault(path, output)
 
-    for path, layer in sampler.module.named_modules():
+    for path, layer in network.module.named_modules():
         if not list(layer.children()):
             handles.append(layer.register_forward_hook(lambda _, __, out, path=path: keep(path, out)))
-    handles.append(sampler.module.register_forward_pre_hook(lambda _, arguments: given.append(arguments)))
+    handles.append(network.module.register_forward_pre_hook(lambda _, arguments: given.append(arguments)))
     try:
         with torch.no_grad(), Precision(torch.float64):
-            output = sampler.forward(inputs, leaves)
+            output = network.forward(inputs, leaves)
     finally:
         for handle in handles:
             handle.remove()
@@ -84,12 +84,10 @@ def _of_module(sampler: Sampler, inputs: Tensor, leaves: list[Tensor]) -> tuple[
     return torch.utils._pytree.tree_leaves(given[0]), kept | {"": output}
 
 
-def _of_graph(sampler: Sampler, given: list[Tensor]) -> dict[str, object]:
+def _of_graph(network: CompiledNetwork, given: list[Tensor]) -> dict[str, object]:
     """The values of the exported graph by node."""
-    exported = sampler.compiled.exported
-    tensors = state_of(exported, Adapted(sampler.module, sampler.adapter)) | dict(
-        zip(exported.users, given, strict=True)
-    )
+    exported = network.compiled.exported
+    tensors = state_of(exported, network.request.network) | dict(zip(exported.users, given, strict=True))
     values: dict[str, object] = {}
 
     class Keeping(Interpreter):

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastgen.generate.compile.any_length import prime
+from fastgen.generate.compiled_network import CompiledNetwork
 from fastgen.generate.errors import VerificationError
 from fastgen.generate.frontend.untouched import untouched
 from fastgen.generate.ir.program import STREAM, Program
 from fastgen.generate.machines.batch import Run
 from fastgen.generate.machines.machine import default_machine, make_machine
 from fastgen.generate.noise import Noise
-from fastgen.generate.orders import event_grid, make_order
+from fastgen.generate.options import SamplingOptions
 from fastgen.generate.state import start_state
 from fastgen.generate.verification.check_inputs import check_rows, random_contexts, random_levels
 from fastgen.generate.verification.first_layer import first_layer
 from fastgen.generate.verification.precision import Precision
-
-if TYPE_CHECKING:
-    from fastgen.generate.sampler import Sampler
 
 EPSILON = torch.finfo(torch.float32).eps
 _PREFIX = 127
@@ -51,7 +47,7 @@ class Difference:
     trouble: str
 
 
-def verify(sampler: Sampler) -> None:
+def verify(network: CompiledNetwork) -> None:
     """Compares the program with the module over random levels; returns where they agree.
 
     The program reads a whole event of known levels, which it has not drawn, and what the head reads of it at every
@@ -67,31 +63,31 @@ def verify(sampler: Sampler) -> None:
         VerificationError: they differ, in two independent draws of the levels, by more than rounding. The message names
             the first position and the layer. (Once, it may be a comparison that rounding decides.)
     """
-    with untouched(sampler.module, sampler.adapter):
-        found = _difference(sampler, 0) and _difference(sampler, 1)
+    with untouched(network.module, network.request.adapter):
+        found = _difference(network, 0) and _difference(network, 1)
     if found is not None:
-        raise VerificationError(f"{_message(found)}. {_layer(sampler, found)}".removesuffix(". "))
+        raise VerificationError(f"{_message(found)}. {_layer(network, found)}".removesuffix(". "))
 
 
-def check_lengths(sampler: Sampler) -> list[int | None]:
+def check_lengths(network: CompiledNetwork) -> list[int | None]:
     """The lengths at which an endless program is compared, in growing order; [None], the event's, for any other."""
-    if sampler.program.steps < STREAM:
+    if network.program.steps < STREAM:
         return [None]
-    steps, reach = sampler.steps, sampler.compiled.reach
-    short, far = prime(sampler.compiled.analysed + 1), prime(max(sampler.compiled.analysed + 64, reach + 128))
+    steps, reach = network.steps, network.compiled.reach
+    short, far = prime(network.compiled.analysed + 1), prime(max(network.compiled.analysed + 64, reach + 128))
     return sorted({short, far, *([steps] if steps <= 2 * far else [])})
 
 
-def _difference(sampler: Sampler, seed: int) -> Difference | None:
+def _difference(network: CompiledNetwork, seed: int) -> Difference | None:
     generator = torch.Generator().manual_seed(seed)
-    lengths = check_lengths(sampler)
-    shape = sampler.event_shape if lengths[-1] is None else (*sampler.event_shape[:-1], lengths[-1])
-    rows = check_rows(sampler, shape)
-    levels = random_levels(sampler.head, (rows, *shape), generator)
-    leaves = random_contexts(sampler, rows, generator)
-    forward = Forward(sampler, leaves)
+    lengths = check_lengths(network)
+    shape = network.event_shape if lengths[-1] is None else (*network.event_shape[:-1], lengths[-1])
+    rows = check_rows(network, shape)
+    levels = random_levels(network.head, (rows, *shape), generator)
+    leaves = random_contexts(network, rows, generator)
+    forward = Forward(network, leaves)
     with torch.no_grad():
-        computed, trouble = _of_program(sampler, levels, leaves)
+        computed, trouble = _of_program(network, levels, leaves)
         for length in lengths:
             part = levels if length is None else levels[..., :length]
             try:
@@ -99,62 +95,62 @@ def _difference(sampler: Sampler, seed: int) -> Difference | None:
             except (AssertionError, RuntimeError):  # a network of even lengths, say, takes no prime one
                 if length is None:
                     raise
-                length = sampler.compiled.analysed
+                length = network.compiled.analysed
                 found = _compare(forward, computed, trouble, levels[..., :length], length)
             if found is not None:
                 return found
     return None
 
 
-def _of_program(sampler: Sampler, levels: Tensor, leaves: list[Tensor]) -> tuple[Tensor, str]:
+def _of_program(network: CompiledNetwork, levels: Tensor, leaves: list[Tensor]) -> tuple[Tensor, str]:
     """The head's parameters ``[N, P, n]`` as the program computes them, NaN from where it stops; and why it stops."""
-    run, machine = _taught(sampler, levels, leaves)
-    count = sampler.head.groups(sampler.event_shape) * sampler.head.parameters_per_group
+    run, machine = _taught(network, levels, leaves)
+    count = network.head.groups(network.event_shape) * network.head.parameters_per_group
     positions = run.levels.shape[2]
     run.parameters = torch.full((len(levels), positions, count), torch.nan, dtype=torch.float32)
     try:
-        machine.absorb(run, 0, sampler.steps if sampler.program.steps < STREAM else positions)
+        machine.absorb(run, 0, network.steps if network.program.steps < STREAM else positions)
     except ValueError as error:
         return run.parameters, str(error)
     return run.parameters, ""
 
 
-def _taught(sampler: Sampler, levels: Tensor, leaves: list[Tensor]) -> tuple[Run, object]:
+def _taught(network: CompiledNetwork, levels: Tensor, leaves: list[Tensor]) -> tuple[Run, object]:
     """A generation before its first step that knows all of its elements, and a float32 machine for it."""
-    machine = sampler._machine
-    if sampler.weights != "float32" or sampler.machine_name != default_machine():
-        machine = make_machine(default_machine(), sampler.program, sampler.head, "float32")
-    channels = sampler.order.steps.shape[0]
+    machine = network.machine
+    if network.weights != "float32" or network.machine_name != default_machine():
+        machine = make_machine(default_machine(), network.program, network.head, "float32")
+    channels = network.order.steps.shape[0]
     known = levels.reshape(len(levels), channels, -1).float().contiguous()
-    context = None if sampler.layout is None else sampler.layout.module_context(leaves)
+    context = None if network.request.layout is None else network.request.layout.module_context(leaves)
     everything = torch.ones_like(known, dtype=torch.bool)
-    run = start_state(sampler, len(levels), 0, known, everything, context=context, log_prob=True).run
-    if machine is not sampler._machine:
+    run = start_state(network, len(levels), 0, known, everything, SamplingOptions(context, log_prob=True)).run
+    if machine is not network.machine:
         machine.prologue(run)
     return run, machine
 
 
 def _compare(forward: Forward, computed: Tensor, trouble: str, levels: Tensor, length: int | None) -> Difference | None:
-    sampler, leaves = forward.sampler, forward.leaves
+    network, leaves = forward.network, forward.leaves
     shape = tuple(levels.shape[1:])
-    inputs = sampler.head.to_input(levels)
+    inputs = network.head.to_input(levels)
     module = forward(inputs)
     computed = computed[:, : module.shape[1]].double()
-    beginning = _beginning(sampler, inputs, length)
+    beginning = _beginning(network, inputs, length)
     if beginning is not None:
-        allowed = (4 * forward.rounding(beginning) + _association(sampler.program)) * _scale(module)
+        allowed = (4 * forward.rounding(beginning) + _association(network.program)) * _scale(module)
         if bool((_apart(computed, module) <= allowed).all()) and not forward.rounds_more:
             return None
     exact, single = forward.in_precision(inputs, module)
-    when = _steps(sampler, shape, module.shape[2])
-    bound = _bound(single, exact, when, _association(sampler.program))
-    end = _end(sampler, exact, computed, when) if trouble else math.inf
+    when = _steps(network, shape, module.shape[2])
+    bound = _bound(single, exact, when, _association(network.program))
+    end = _end(network, exact, computed, when) if trouble else math.inf
     for values, halved in ((computed, False), (module, True)):
         wrong = (_apart(values, exact) > bound) & (when < end)
         if bool(wrong.any()):
             step = int(when.expand_as(wrong)[wrong].min())
             row, position, parameter = (wrong & (when == step)).nonzero()[0].tolist()
-            place = tuple(int(i) for i in np.unravel_index(position, event_grid(shape)[1]))
+            place = network.order.at(shape).coordinates(position)
             at = row, position, parameter
             return Difference(
                 step, place, length, float(values[at]), float(exact[at]), float(bound[0, position, parameter]),
@@ -166,22 +162,22 @@ def _compare(forward: Forward, computed: Tensor, trouble: str, levels: Tensor, l
 class Forward:
     """The module's forward as the head's parameters ``[N, P, n]``, float64."""
 
-    def __init__(self, sampler: Sampler, leaves: list[Tensor]) -> None:
-        self.sampler, self.leaves = sampler, leaves
+    def __init__(self, network: CompiledNetwork, leaves: list[Tensor]) -> None:
+        self.network, self.leaves = network, leaves
         self.rounds_more = False
         """Whether an operator takes or gives floats of less than 32 bits."""
-        held = [*sampler.module.parameters(), *sampler.module.buffers()]
+        held = [*network.module.parameters(), *network.module.buffers()]
         self._rounding: float | None = None
         self._single = all(t.dtype == torch.float32 for t in held if t.is_floating_point())
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        head = self.sampler.head
+        head = self.network.head
         shape = tuple(inputs.shape[1:])
         try:
-            output = self.sampler.forward(inputs, self.leaves)
+            output = self.network.request.forward(inputs, self.leaves)
         except (AssertionError, RuntimeError):  # an exported module takes a batch of two, as it was compiled
             pairs = torch.arange(len(inputs) + len(inputs) % 2).clamp_max(len(inputs) - 1).split(2)
-            parts = [self.sampler.forward(inputs[i], [leaf[i] for leaf in self.leaves]) for i in pairs]
+            parts = [self.network.request.forward(inputs[i], [leaf[i] for leaf in self.leaves]) for i in pairs]
             output = torch.cat(parts)[: len(inputs)]
         return head.arrange(output, shape).flatten(2).double()
 
@@ -206,20 +202,19 @@ class Forward:
         return self._rounding
 
 
-def _beginning(sampler: Sampler, inputs: Tensor, length: int | None) -> Tensor | None:
+def _beginning(network: CompiledNetwork, inputs: Tensor, length: int | None) -> Tensor | None:
     """The part of large inputs from which the module's rounding is estimated: first steps, or the upper quarter."""
     if length is not None:
         return inputs[..., :_PREFIX] if length > 4 * _PREFIX else None
-    if sampler.order.name.startswith("raster") and inputs.shape[-2] % 16 == 0:
+    if network.order.name.startswith("raster") and inputs.shape[-2] % 16 == 0:
         return inputs[..., : inputs.shape[-2] // 4, :].contiguous()
     return None
 
 
-def _steps(sampler: Sampler, shape: tuple[int, ...], count: int) -> Tensor:
+def _steps(network: CompiledNetwork, shape: tuple[int, ...], count: int) -> Tensor:
     """``[P, n]``: the step at which a parameter is used."""
-    order = sampler.order if shape == sampler.event_shape else make_order(sampler.order.name, shape)
-    steps = torch.from_numpy(order.steps)
-    groups = sampler.head.groups(shape)
+    steps = torch.from_numpy(network.order.at(shape).steps)
+    groups = network.head.groups(shape)
     first = steps[:: len(steps) // groups]
     return first.repeat_interleave(count // groups, 0).T
 
@@ -259,7 +254,7 @@ def _bound(single: Tensor, exact: Tensor, when: Tensor, association: float) -> T
     return ((2 * by_step.cummax(0).values + association)[when] * scale)[None]
 
 
-def _end(sampler: Sampler, exact: Tensor, computed: Tensor, when: Tensor) -> float:
+def _end(network: CompiledNetwork, exact: Tensor, computed: Tensor, when: Tensor) -> float:
     """The step after which a program that has stopped is not compared: that at which the module has no distribution."""
     filled = ~computed.isnan().all(0)
     last = int(when[filled].max()) if bool(filled.any()) else -1
@@ -267,9 +262,9 @@ def _end(sampler: Sampler, exact: Tensor, computed: Tensor, when: Tensor) -> flo
         at = when == step
         if not bool(at.any()):
             continue
-        values = exact[:, at].reshape(len(exact), -1, sampler.head.parameters_per_group)
+        values = exact[:, at].reshape(len(exact), -1, network.head.parameters_per_group)
         try:
-            sampler.head.draw(values, Noise(0, torch.arange(len(exact)), 0, 0))
+            network.head.draw(values, Noise(0, torch.arange(len(exact)), 0, 0))
         except ValueError:
             return step + 1
     return math.inf
@@ -290,23 +285,23 @@ def _message(found: Difference) -> str:
     )
 
 
-def _layer(sampler: Sampler, found: Difference) -> str:
+def _layer(network: CompiledNetwork, found: Difference) -> str:
     """Where in the network they part first, as far as that can be told at the analysed length."""
-    analysed = sampler.compiled.analysis.event_shape
+    analysed = network.compiled.analysis.event_shape
     if found.halved:
         return ""
-    if found.step >= make_order("time", analysed).length if found.length is not None else found.trouble:
+    if found.step >= network.order.at(analysed).length if found.length is not None else found.trouble:
         return ""
     levels = found.levels[..., : analysed[-1]]
     if levels.shape[1:] != analysed:
         levels = torch.nn.functional.pad(levels, (0, analysed[-1] - levels.shape[-1]))
-    inputs = sampler.head.to_input(levels)
+    inputs = network.head.to_input(levels)
     error = found.bound / max(abs(found.module), EPSILON)
     try:
-        run, machine = _taught(sampler, levels, found.leaves)
+        run, machine = _taught(network, levels, found.leaves)
         machine.absorb(run, 0, found.step)
         machine.advance(run, found.step, found.step + 1)
-        with untouched(sampler.module, sampler.adapter):
-            return first_layer(sampler, inputs, found.leaves, run, found.step, error)
+        with untouched(network.module, network.request.adapter):
+            return first_layer(network, inputs, found.leaves, run, found.step, error)
     except Exception as problem:  # the difference is to be told, whatever this network does to the search
         return f"(The layer was not found: {type(problem).__name__}: {problem})"

@@ -8,7 +8,7 @@ RULES: dict[object, Callable] = {}
 
 
 def register_rule(*operators: object) -> Callable[[Callable], Callable]:
-    """Decorator: the rule of one or several operators (``torch.ops.aten.relu.default``, a custom op's overload, ...).
+    """Registers the rule of operators (``torch.ops.aten.relu.default``, a custom op's overload, ...), as a decorator.
 
     Example::
 

@@ -1,0 +1,74 @@
+"""A compiled network and the machine that runs it: what generating, checking and explaining have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from torch import Tensor, nn
+
+from fastgen.generate.compile.any_length import Compiled
+from fastgen.generate.heads import Head, to_config
+from fastgen.generate.ir.program import Program
+from fastgen.generate.machines.machine import Machine, check_threads, default_machine, make_machine
+from fastgen.generate.orders import Order
+from fastgen.generate.request import CompileRequest
+
+WEIGHTS = ("float32", "bfloat16", "int8")
+
+
+class CompiledNetwork:
+    """The base of ``Sampler``."""
+
+    request: CompileRequest
+    compiled: Compiled
+    program: Program
+    machine: Machine
+    machine_name: str
+    weights: str
+    threads: int
+
+    def __init__(
+        self, request: CompileRequest, compiled: Compiled, weights: str, machine: str | None, threads: int | None
+    ) -> None:
+        self.request, self.weights, self.threads = request, weights, check_threads(threads)
+        self.run_on(machine, compiled)
+
+    def run_on(self, machine: str | None, compiled: Compiled) -> None:
+        """Gives a compiled program to a machine, by default the fastest that is there."""
+        self.compiled, self.program = compiled, compiled.program
+        self.machine_name = machine or default_machine()
+        self.machine = make_machine(self.machine_name, self.program, self.head, self.weights)
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The network; None where the program comes from a file."""
+        return self.request.module
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self.request.event_shape
+
+    @property
+    def head(self) -> Head:
+        return self.request.head
+
+    @property
+    def order(self) -> Order:
+        return self.request.order
+
+    @property
+    def steps(self) -> int:
+        """Steps of one event."""
+        return self.order.length
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells programs, events and heads apart: a state goes with one of them."""
+        told = json.dumps([self.program.fingerprint, self.event_shape, to_config(self.head)])
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    def take(self, weights: Tensor, constants: Tensor) -> None:
+        """Gives program and machine new weights and constants of the same sizes."""
+        self.program.weights, self.program.constants = weights, constants
+        self.machine.refresh(weights, constants)
