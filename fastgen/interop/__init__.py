@@ -70,7 +70,7 @@ def accelerated(peer: str) -> Iterator[None]:
 
 def _module(peer: str):
     if peer not in PEERS:
-        raise ValueError(f"peer is {peer!r}; it must be one of {', '.join(map(repr, PEERS))}")
+        raise ValueError(f"peer must be one of {', '.join(map(repr, PEERS))}, got {peer!r}")
     if importlib.util.find_spec(peer) is None:
         raise ModuleNotFoundError(f"{peer} is not installed: pip install {peer}", name=peer)
     return importlib.import_module(f"fastgen.interop.{PEERS[peer]}")

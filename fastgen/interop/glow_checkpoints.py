@@ -50,7 +50,7 @@ def glow_from_checkpoint(
     try:
         return _glow(checkpoint, event_shape, conventions, levels)
     except (IndexError, RuntimeError, TypeError) as error:  # of shapes that were not told apart before
-        raise ValueError(f"state has tensors whose shapes do not go together: {one_line(error)}") from error
+        raise ValueError(f"state must have tensors whose shapes go together, got {one_line(error)}") from error
 
 
 def _glow(
@@ -60,7 +60,7 @@ def _glow(
     scales = checkpoint.count(lambda i: checkpoint.step(i, 0, steps))
     if not steps:
         raise ValueError(
-            f"state has no {checkpoint.step(0, 0, 0) + conventions.names.norm_bias}: it has another layout"
+            f"state must have {checkpoint.step(0, 0, 0) + conventions.names.norm_bias}, got another layout"
         )
     names, begin = conventions.names, checkpoint.step(0, 0, steps)
     factored = all(
@@ -126,7 +126,7 @@ class _Checkpoint:
 
     def take(self, name: str) -> Tensor:
         if name not in self.state:
-            raise ValueError(f"state has no {name}, which these conventions ask for")
+            raise ValueError(f"state must have {name} under these conventions, got none")
         self.read.add(name)
         value = self.state[name]
         return value.detach().double().cpu()
@@ -161,7 +161,9 @@ class _Checkpoint:
     def check_finished(self) -> None:
         left = [n for n in self.state if n not in self.read and not n.endswith(self.names.ignored)]
         if left:
-            raise ValueError(f"state has {len(left)} names that these conventions do not know: {', '.join(left[:8])}")
+            raise ValueError(
+                f"state must have no other names than these conventions have, got {len(left)}: {', '.join(left[:8])}"
+            )
 
 
 def _squeezed(channels: int, conventions: GlowConventions) -> Tensor:
@@ -181,7 +183,7 @@ def _swapped(channels: int, conventions: GlowConventions) -> Tensor:
 def _copy(parameter: Tensor, value: Tensor, name: str) -> None:
     if parameter.shape != value.shape:
         raise ValueError(
-            f"{name} has shape {tuple(value.shape)}; for this event_shape it must be {tuple(parameter.shape)}"
+            f"{name} must have shape {tuple(parameter.shape)} for this event_shape, got {tuple(value.shape)}"
         )
     parameter.copy_(value)
 
@@ -197,7 +199,9 @@ def _fill_convolution(layer: InvertibleConv1x1, checkpoint: _Checkpoint, begin: 
     names, conventions = checkpoint.names, checkpoint.conventions
     bias, log_scale, sign = checkpoint.norm(begin + names.norm_bias, begin + names.norm_scale)
     if len(bias) != len(order):
-        raise ValueError(f"{begin}{names.norm_bias} has {len(bias)} channels; event_shape makes them {len(order)}")
+        raise ValueError(
+            f"{begin}{names.norm_bias} must have {len(order)} channels for this event_shape, got {len(bias)}"
+        )
     if begin == checkpoint.step(0, 0, 0):
         bias = bias - conventions.data_offset
     back, leaving = order.argsort(), _swapped(len(order), conventions)
@@ -289,7 +293,7 @@ def _fill_condition(layer: ZeroConv2d, checkpoint: _Checkpoint, order: Tensor) -
     log_scale = checkpoint.take(names.condition_log_scale).flatten() * conventions.log_scale_factor
     if len(bias) != len(layer.log_scale):
         raise ValueError(
-            f"{names.condition}.bias has {len(bias)} numbers; for this event_shape it must have {len(layer.log_scale)}"
+            f"{names.condition}.bias must have {len(layer.log_scale)} numbers for this event_shape, got {len(bias)}"
         )
     order = _order_at_top(len(bias), order, conventions)
     factor = (log_scale[order] - 3 * layer.log_scale).exp()
@@ -305,7 +309,7 @@ def _fill_zero_convolution(
     weight, bias = checkpoint.take(name + ".weight"), checkpoint.take(name + ".bias")
     log_scale = checkpoint.take(log_scale).flatten() * (conventions.log_scale_factor / 3)
     if len(bias) != len(order):
-        raise ValueError(f"{name}.bias has {len(bias)} numbers; for this event_shape it must have {len(order)}")
+        raise ValueError(f"{name}.bias must have {len(order)} numbers for this event_shape, got {len(bias)}")
     if layer.conv.edge_weight is not None:
         _copy(layer.conv.edge_weight, weight.sum(1, keepdim=True)[order], name)
     if is_top:

@@ -102,10 +102,10 @@ class GlowConventions:
         for name, allowed in ALLOWED.items():
             if getattr(self, name) not in allowed:
                 given = getattr(self, name)
-                raise ValueError(f"{name} is {given!r}; it must be one of {', '.join(map(repr, allowed))}")
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {given!r}")
         if not self.shift_before_scale:
             raise ValueError(
-                "shift_before_scale is False; fastgen's Glow adds the shift before it scales, as Glow does"
+                "shift_before_scale must be True, as fastgen's Glow adds the shift before it scales, got False"
             )
 
 

@@ -29,4 +29,4 @@ def check_known(library: str, functions: Mapping[str, Callable], known: Mapping[
     """
     for name, digests in known.items():
         if name not in functions or digest(functions[name]) not in digests:
-            raise ValueError(f"the installed library has a {name} that fastgen does not know; known is {library}")
+            raise ValueError(f"the installed library must be {library}, got one whose {name} has another source")

@@ -28,7 +28,7 @@ def check_integers(least: int = 1, **numbers: int) -> None:
 def check_device(name: str, tensor: Tensor, wanted_of: str, wanted: torch.device) -> None:
     """ValueError for a tensor that is not on the device of the argument ``wanted_of``."""
     if tensor.device != wanted:
-        raise ValueError(f"{name} is on {tensor.device}; it must be on the device of {wanted_of}, {wanted}")
+        raise ValueError(f"{name} must be on the device of {wanted_of}, {wanted}, got {tensor.device}")
 
 
 def check_reach(dilation: int, taps: int) -> None:

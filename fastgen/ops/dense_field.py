@@ -147,12 +147,12 @@ class DenseField(Field):
             fits = bias.dim() in (1, 2) and bias.shape[-1] == weight.shape[0]
             if weight.dim() != 2 or weight.shape[1] != width or not fits:
                 raise ValueError(
-                    f"weights[{i}] has shape {tuple(weight.shape)} and biases[{i}] {tuple(bias.shape)}; they must be "
-                    f"[out, {width}] and [out] or [N, out]"
+                    f"weights[{i}] and biases[{i}] must have shapes [out, {width}] and [out] or [N, out], got "
+                    f"{tuple(weight.shape)} and {tuple(bias.shape)}"
                 )
             width = weight.shape[0]
         if width != features:
-            raise ValueError(f"the last of weights gives {width} numbers; it must give {features}, as x has")
+            raise ValueError(f"the last of weights must have {features} outputs, as x has features, got {width}")
 
     @property
     def has_closed_form(self) -> bool:

@@ -46,11 +46,11 @@ class Field:
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
             allowed = ", ".join(map(repr, ACTIVATIONS))
-            raise ValueError(f"activation is {self.activation!r}; it must be one of {allowed}")
+            raise ValueError(f"activation must be one of {allowed}, got {self.activation!r}")
         if len(self.weights) < 2 or len(self.biases) != len(self.weights):
             raise ValueError(
-                f"weights has {len(self.weights)} and biases {len(self.biases)} tensors; they must have equally many, "
-                "at least 2"
+                "weights and biases must have equally many tensors, at least 2, got "
+                f"{len(self.weights)} and {len(self.biases)}"
             )
 
     @property
@@ -62,10 +62,12 @@ class Field:
         """Raises a ValueError unless x is of the field's shape, and of as many samples as the biases are."""
         taken = f"[N, {self.weights[0].shape[1]}{self.plane}]"
         if x.dim() != self.weights[0].dim() or x.shape[1] != self.weights[0].shape[1]:
-            raise ValueError(f"x has shape {tuple(x.shape)}; the field takes {taken}")
+            raise ValueError(f"x must have shape {taken}, got {tuple(x.shape)}")
         for i, bias in enumerate(self.biases):
             if bias.dim() == x.dim() and bias.shape[0] != 1 and bias.shape[0] != x.shape[0]:
-                raise ValueError(f"x has {x.shape[0]} samples, but biases[{i}] is of {bias.shape[0]}")
+                raise ValueError(
+                    f"biases[{i}] must have a row for each of the {x.shape[0]} samples of x, got {bias.shape[0]}"
+                )
 
     def __call__(self, x: Tensor) -> Tensor:
         self.check(x)
@@ -120,9 +122,9 @@ class Field:
         self.check(x)
         if vectors.shape[-x.dim() :] != x.shape or vectors.dim() > x.dim() + 1:
             given, shape = tuple(vectors.shape), tuple(x.shape)
-            raise ValueError(f"vectors has shape {given}; for x of {shape} it must be {shape} or [P, *{shape}]")
+            raise ValueError(f"vectors must have shape {shape} or [P, *{shape}] for x of {shape}, got {given}")
         if count < 0:
-            raise ValueError(f"count is {count}; it must be at least 0")
+            raise ValueError(f"count must be at least 0, got {count}")
         return self._powers(x, vectors, count)
 
     def _powers(self, x: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:

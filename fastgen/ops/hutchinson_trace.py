@@ -119,30 +119,32 @@ def _field(f: Callable) -> Callable:
 
 def _check(f: Callable, x: Tensor, probes: int, kind: str, noise: Tensor | None) -> None:
     if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(map(repr, KINDS))}")
+        raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
     if not x.is_floating_point():
-        raise TypeError(f"x has dtype {x.dtype}; it must be floating point")
+        raise TypeError(f"x must be floating point, got {x.dtype}")
     if x.dim() < 2:
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, D...]")
+        raise ValueError(f"x must have shape [N, D...], got {tuple(x.shape)}")
     if isinstance(f, Field):
         f.check(x)
     if kind == "closed-form" and not (isinstance(f, Field) and f.has_closed_form):
-        raise ValueError("kind is 'closed-form', but f is not a dense field of one or two hidden layers; use 'exact'")
+        raise ValueError(
+            "kind must be 'exact' for f, got 'closed-form', which is of dense fields of one or two hidden layers"
+        )
     exact = kind in ("exact", "closed-form")
     least = 3 if kind == "hutch++" else 1
     if not exact and not least <= probes <= _MOST_PROBES:
-        raise ValueError(f"probes is {probes}; for kind {kind!r} it must be from {least} to {_MOST_PROBES}")
+        raise ValueError(f"probes must be from {least} to {_MOST_PROBES} for kind {kind!r}, got {probes}")
     if noise is None:
         return
     if exact:
-        raise ValueError(f"noise is given, but kind {kind!r} uses none")
+        raise ValueError(f"noise must be None for kind {kind!r}, which uses none, got a tensor")
     if not noise.is_floating_point():
-        raise TypeError(f"noise has dtype {noise.dtype}; it must be floating point")
+        raise TypeError(f"noise must be floating point, got {noise.dtype}")
     count = probes - probes // 3 if kind == "hutch++" else probes
     wanted = (count, *x.shape)
     if noise.shape != wanted and noise.shape != (count, 1, *x.shape[1:]):
         given, samples = tuple(noise.shape), x.shape[0]
-        raise ValueError(f"noise has shape {given}; it must be {wanted}, or have 1 in place of {samples}")
+        raise ValueError(f"noise must have shape {wanted}, or have 1 in place of {samples}, got {given}")
 
 
 def probe_noise(x: Tensor, probes: int, kind: str, seed: int, offset: int, dtype: torch.dtype) -> Tensor:
@@ -191,9 +193,9 @@ class Products:
             self.y = y if recorded or not isinstance(y, Tensor) else y.detach()
             self.pull = lambda cotangent: self._gradient(y, at, cotangent)
         if not isinstance(self.y, Tensor):
-            raise TypeError(f"f returned a {type(self.y).__name__}; it must return a tensor")
+            raise TypeError(f"f must return a tensor, got a {type(self.y).__name__}")
         if self.y.shape != x.shape:
-            raise ValueError(f"f maps x of shape {tuple(x.shape)} to {tuple(self.y.shape)}; it must keep the shape")
+            raise ValueError(f"f must keep the shape of x, {tuple(x.shape)}, got {tuple(self.y.shape)}")
 
     @staticmethod
     def _gradient(y: Tensor, x: Tensor, cotangent: Tensor) -> Tensor:

@@ -133,19 +133,19 @@ def masked_conv2d(
     """
     if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1] or 0 in weight.shape[2:]:
         raise ValueError(
-            f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; they must be [N, in, H, W] and "
-            "[out, in, h // 2 + 1, w]"
+            f"x and weight must have shapes [N, in, H, W] and [out, in, h // 2 + 1, w], got {tuple(x.shape)} and "
+            f"{tuple(weight.shape)}"
         )
     height, width = weight.shape[2:]
     if height > 1 and width % 2 == 0:
-        raise ValueError(f"weight has {width} columns; a kernel of several rows must have an odd number of them")
+        raise ValueError(f"weight must have an odd number of columns where it has several rows, got {width}")
     if stride < 1 or dilation < 1:
-        raise ValueError(f"stride={stride} and dilation={dilation} must be at least 1")
+        raise ValueError(f"stride and dilation must be at least 1, got {stride} and {dilation}")
     check_reach(dilation, max(height, width))
     if isinstance(mask, str):
         if mask not in ("A", "B"):
-            raise ValueError(f'mask={mask!r} must be "A" or "B"')
+            raise ValueError(f'mask must be "A", "B" or a tensor, got {mask!r}')
         mask = causal_mask(mask, tuple(weight.shape), colours, parts).to(weight)
     elif mask.shape != weight.shape:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}; it must be that of weight, {tuple(weight.shape)}")
+        raise ValueError(f"mask must have the shape of weight, {tuple(weight.shape)}, got {tuple(mask.shape)}")
     return OP(x, weight, bias, mask, stride, dilation)

@@ -142,7 +142,9 @@ class Op:
         """PyTorch also calls it where some tensors are on the meta device and others are not."""
         devices = {tensor.device for tensor in tree_leaves(arguments) if isinstance(tensor, Tensor)}
         if len(devices) > 1 and torch.device("meta") in devices:
-            raise RuntimeError(f"{self.name} needs tensors of one device, got {', '.join(sorted(map(str, devices)))}")
+            raise RuntimeError(
+                f"{self.name}: tensors must be on one device, got {', '.join(sorted(map(str, devices)))}"
+            )
         return self.fake(*arguments)
 
     def _triton(self, *arguments):
@@ -175,7 +177,7 @@ def backend(name: str) -> Iterator[None]:
     """
     global _forced
     if name not in BACKENDS:
-        raise ValueError(f"backend is {name!r}; it must be one of {', '.join(map(repr, BACKENDS))}")
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
     before, _forced = _forced, name
     try:
         yield

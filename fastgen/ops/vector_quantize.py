@@ -70,13 +70,13 @@ def vector_quantize(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
     """
     for name, tensor in (("x", x), ("codebook", codebook)):
         if not tensor.is_floating_point():
-            raise TypeError(f"{name} has dtype {tensor.dtype}; it must be floating point")
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
         if tensor.dim() != 2:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must have two dimensions")
+            raise ValueError(f"{name} must have two dimensions, got shape {tuple(tensor.shape)}")
     if x.shape[1] != codebook.shape[1]:
-        raise ValueError(f"x has {x.shape[1]} numbers a row and codebook {codebook.shape[1]}; they must be equal")
+        raise ValueError(f"x and codebook must have rows of the same size, got {x.shape[1]} and {codebook.shape[1]}")
     if not codebook.shape[0]:
-        raise ValueError("codebook has no codes; it needs at least one")
+        raise ValueError("codebook must have at least one code, got none")
     dtype = x.dtype
     x, codebook = in_float32(x.detach(), codebook.detach())
     codes, quantized, counts, sums = OP(x, codebook)

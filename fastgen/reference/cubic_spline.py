@@ -28,8 +28,8 @@ def bins_of(parameters: int, tails: int) -> int:
     sizes = parameters - (2, 2, 0)[tails]
     if sizes % 2 or sizes < 2:
         raise ValueError(
-            f"parameters has {parameters} numbers an element; K bins with {TAILS[tails]!r} tails need "
-            f"{('2 K + 2', '2 K + 2', '2 K')[tails]}"
+            f"parameters must have {('2 K + 2', '2 K + 2', '2 K')[tails]} numbers for each element of x, for K "
+            f"bins with {TAILS[tails]!r} tails, got {parameters}"
         )
     return sizes // 2
 

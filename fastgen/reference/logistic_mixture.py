@@ -18,11 +18,12 @@ BLOCKS = {1: 2, 3: 3}
 def mixtures_of(parameters: int, channels: int) -> int:
     """The number of components that so many parameters make; ValueError where they make none."""
     if channels not in BLOCKS:
-        raise ValueError(f"level has {channels} channels; it must have 1 or 3")
+        raise ValueError(f"level must have 1 or 3 channels, got {channels}")
     each = 1 + channels * BLOCKS[channels]
     if parameters < each or parameters % each:
         raise ValueError(
-            f"parameters has {parameters} numbers an element; M components of {channels} channel(s) need {each} M"
+            f"parameters must have {each} M numbers for each position, for M components of {channels} channel(s), got "
+            f"{parameters}"
         )
     return parameters // each
 

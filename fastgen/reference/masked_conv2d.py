@@ -15,7 +15,9 @@ Device = torch.device | str | None
 def colour_of(channels: int, colours: int, parts: int = 1, device: Device = None) -> Tensor:
     """The colour of every channel, int64 [channels]: ``parts`` equal runs, each of ``colours`` nearly equal runs."""
     if channels % parts or channels // parts < colours:
-        raise ValueError(f"channels={channels} must be parts={parts} equal runs of at least colours={colours} channels")
+        raise ValueError(
+            f"channels must be parts={parts} equal runs of at least colours={colours} channels, got {channels}"
+        )
     return (torch.arange(channels // parts, device=device) * colours // (channels // parts)).repeat(parts)
 
 

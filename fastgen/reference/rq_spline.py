@@ -27,8 +27,8 @@ def bins_of(parameters: int, tails: int) -> int:
     derivatives = parameters - (1, -1, 0)[tails]
     if derivatives % 3 or derivatives < 3:
         raise ValueError(
-            f"parameters has {parameters} numbers an element; K bins with {TAILS[tails]!r} tails need "
-            f"{('3 K + 1', '3 K - 1', '3 K')[tails]}"
+            f"parameters must have {('3 K + 1', '3 K - 1', '3 K')[tails]} numbers for each element of x, for K "
+            f"bins with {TAILS[tails]!r} tails, got {parameters}"
         )
     return derivatives // 3
 
