@@ -1,4 +1,4 @@
-"""A baseline: Gated PixelCNN with row and pixel caches, in eager PyTorch, as a careful person writes it."""
+"""A baseline: Gated PixelCNN with row and pixel caches in eager PyTorch, written with care."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class _Layer:
             self.colours.append((units, gates, matrix[gates].T.contiguous(), *ends))
 
 
-def _run(of: Tensor, colour: int) -> slice:
-    """Where the channels of a colour are, which lie side by side."""
-    channels = (of == colour).nonzero()[:, 0]
+def _run(colours: Tensor, colour: int) -> slice:
+    """Returns the slice of the channels of a colour, which are neighbours."""
+    channels = (colours == colour).nonzero()[:, 0]
     return slice(int(channels[0]), int(channels[-1]) + 1)
 
 

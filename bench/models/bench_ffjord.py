@@ -31,13 +31,13 @@ WIDTHS, BATCH = size(((2, 64, 64, 64, 2), 512), ((2, 8, 2), 6))
 STEPS, TOLERANCE = size(10, 2), 1e-5
 SOLVERS = {"fixed": {"solver": "rk4", "step_size": 1 / STEPS}, "adaptive": {"rtol": TOLERANCE, "atol": TOLERANCE}}
 _CLOSE = {"fixed": 1e-4, "adaptive": 1e-2}
-"""Of single precision, and of an adaptive solver's gradients at its tolerance."""
+"""Tolerances of single precision, and of an adaptive solver's gradients."""
 Estimate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From x and the noise to z and the log-determinant."""
+"""Maps x and the noise to z and the log-determinant."""
 
 
 class ConcatSquash(nn.Module):
-    """A layer as the public code has it."""
+    """A layer as in the public code."""
 
     def __init__(self, layer: nn.Linear, gate: nn.Linear, shift: nn.Linear) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The affine map of a coupling layer with its log-determinant: forward, inverse, and over its input."""
+"""The affine map of a coupling layer with its log-determinant: forward, inverse, and in place."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _arguments(
     mask: Tensor | None,
     interleaved: bool,
 ) -> tuple:
-    """What the op takes, checked."""
+    """Checks the arguments and returns those of the op."""
     if parameterisation not in PARAMETERISATIONS:
         allowed = ", ".join(map(repr, PARAMETERISATIONS))
         raise ValueError(f"parameterisation must be one of {allowed}, got {parameterisation!r}")

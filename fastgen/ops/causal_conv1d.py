@@ -1,4 +1,4 @@
-"""Dilated causal convolution: bias, condition, gate, residual and skip are computed while its sums are in the cache."""
+"""Dilated causal convolution; bias, condition, gate, residual and skip are applied while its sums are in the cache."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _fake_residual_backward(grad: Tensor, grad_skip: Tensor, *arguments) -> tupl
 
 
 def _backward_of(plain: Callable, outputs: int) -> Callable:
-    """Its gradients are tensors of their own, as an op's must be: that of what is only added is the one handed in."""
+    """Returns the backward with copies of gradients that are passed through, since an op may not return its input."""
     backward = backward_of(plain, outputs)
     return lambda *given: tuple(g.clone() if any(g is a for a in given) else g for g in backward(*given))
 
@@ -93,7 +93,7 @@ def causal_conv1d(
     skip_bias: Tensor | None = None,
     skip: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Causal convolution with a gated unit, residual and skip: what it reads at t lies at t and before.
+    """Causal convolution with a gated unit, residual and skip; the output at t depends on inputs up to t.
 
     ::
 
@@ -194,7 +194,7 @@ def _out(
     skip_bias: Tensor | None,
     skip: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """Weight [R + S, H] and bias [R + S] of residual and skip, and the skip before; nothing where there are none.
+    """Returns weight [R + S, H] and bias [R + S] of residual and skip, and the skip to add to; empty without them.
 
     R is the number of x's channels, or 0 without ``residual_weight``.
     """

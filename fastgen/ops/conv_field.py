@@ -1,4 +1,4 @@
-"""Fields of convolutions: PyTorch's own, with the channels last in memory, for x and for all probes' tangents."""
+"""Fields of convolutions: PyTorch's convolutions, channels last in memory, of x and of the tangents of all probes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastgen.reference.hutchinson_trace import CONV
 
 @dataclass(frozen=True, eq=False)
 class ConvField(Field):
-    """x [N, C, H, W] to the same shape through convolutions with an activation between them, at least one.
+    """A field that maps x [N, C, H, W] to the same shape by at least two convolutions with an activation between them.
 
     ``fastgen.ops.hutchinson_trace`` knows its derivatives: all probes go through a layer in one convolution, the
     activations' derivatives are computed once, and the gradients are written by hand. ``fastgen.nn.ConvNetField`` makes

@@ -32,7 +32,7 @@ def hutchinson_trace(
     offset: int = 0,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``f(x)`` and the trace of df/dx of every sample, as a continuous normalizing flow needs them.
+    """``f(x)`` and the trace of df/dx for every sample, as a continuous normalizing flow needs them.
 
     With J the Jacobian of one sample, m = ``probes`` and D the numbers in a sample::
 
@@ -108,7 +108,7 @@ def hutchinson_trace(
 
 
 def _has_hooks() -> bool:
-    """Whether what is saved for the backward goes through hooks, as in checkpointing: vmap fails on them."""
+    """Returns whether tensors saved for the backward go through hooks, as in checkpointing, on which vmap fails."""
     return not torch.compiler.is_compiling() and torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
@@ -148,7 +148,7 @@ def _check(f: Callable, x: Tensor, probes: int, kind: str, noise: Tensor | None)
 
 
 def probe_noise(x: Tensor, probes: int, kind: str, seed: int, offset: int, dtype: torch.dtype) -> Tensor:
-    """The vectors [probes, N, D...] that a seed stands for, kind "rademacher" or "gaussian"."""
+    """Returns the vectors [probes, N, D...] of a seed, for kind "rademacher" or "gaussian"."""
     samples = torch.arange(offset, offset + x.shape[0], device=x.device)
     positions = torch.arange(math.prod(x.shape[1:]), device=x.device)
     rows = []
@@ -159,7 +159,7 @@ def probe_noise(x: Tensor, probes: int, kind: str, seed: int, offset: int, dtype
 
 
 def _of_rows(noise: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The unit vectors and the columns of C = sum v v^T: the sum of v^T J v is tr(J C)."""
+    """Returns the unit vectors and the columns of C = sum v v^T: the sum of v^T J v is tr(J C)."""
     vectors = noise.flatten(2)
     columns = torch.einsum("pni,pnj->inj", vectors, vectors)
     numbers = len(columns)
@@ -169,7 +169,7 @@ def _of_rows(noise: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _hutch_pp(field: Field | Products, x: Tensor, noise: Tensor, sketched: int) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis of J^T's range, sketched, and the rest of the noise with that subspace taken out."""
+    """Returns left and right vectors: a basis of J^T's sketched range, and the other noise projected off it."""
     ranges = field.products(x, noise[:sketched]).flatten(2).permute(1, 2, 0)
     basis = torch.linalg.qr(ranges.detach())[0]  # forward-mode derivatives do not mind no_grad
     rest = noise[sketched:].flatten(2).expand(-1, x.shape[0], -1).permute(1, 2, 0)
@@ -179,7 +179,7 @@ def _hutch_pp(field: Field | Products, x: Tensor, noise: Tensor, sketched: int) 
 
 
 class Products:
-    """Vector-Jacobian products of a callable at x, which runs once: what a ``Field`` has methods for."""
+    """Vector-Jacobian products of a callable at x, which runs once; a ``Field`` has methods for them."""
 
     def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor) -> None:
         if torch.compiler.is_dynamo_compiling() or torch._C._are_functorch_transforms_active():
@@ -232,7 +232,7 @@ class Products:
         return self.y, total
 
     def _batched(self, x: Tensor, cotangents: Tensor) -> Tensor | None:
-        """The products, if it is worth while and possible to find many in one backward."""
+        """Returns the products if computing many in one backward is possible and faster, else None."""
         most, least = _BATCHED_ELSEWHERE, 2
         if x.device.type == "cpu":
             of_vectors = _BATCHED_RECORDED if torch.is_grad_enabled() else _BATCHED

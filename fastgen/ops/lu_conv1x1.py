@@ -53,7 +53,7 @@ def lu_conv1x1(
     *,
     inverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """An invertible 1x1 convolution by its LU factors, after an actnorm, and its log-determinant.
+    """Invertible 1x1 convolution given by its LU factors, after an actnorm, with its log-determinant.
 
     With P, L and U from ``permutation``, ``lower`` and ``upper``, at every one of the H W positions::
 
@@ -112,7 +112,7 @@ def lu_conv1x1(
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``weight (x + bias)`` at every position, by the library's matrix product."""
+    """Returns ``weight (x + bias)`` at every position, by PyTorch's matrix product."""
     shift = None if bias is None else weight @ bias
     if x.dim() == 2:
         return F.linear(x, weight, shift)

@@ -1,4 +1,4 @@
-"""Masked 2-d convolution: what the mask hides costs nothing."""
+"""Masked 2-d convolution that skips masked weights."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _COMPILED = all(op.refusal("cpu", "cpu") is None for op in (TAPS, TAPS_BACKWARD)
 
 
 def _has_kernel(x: Tensor, weight: Tensor, stride: int) -> bool:
-    """Whether the compiled kernel can do it and is the faster: some taps are hidden, its vectors are nearly full."""
+    """Returns whether the compiled kernel takes the call and is faster: some taps masked, its vectors nearly full."""
     if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
         return False  # who looks into the op finds PyTorch's own
     if not _COMPILED or stride > 1 or weight.shape[2] == 1 or x.device.type != "cpu":
@@ -62,7 +62,7 @@ def _composed(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, stri
 
 
 def _cropped(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, stride: int, dilation: int) -> Tensor:
-    """The rows and columns of the kernel that the mask leaves, handed to the library's convolution.
+    """Crops the kernel to the rows and columns that the mask leaves, and calls PyTorch's convolution.
 
     It pads alike on both sides, which does for the columns. The rows above are joined on: ``F.pad`` would write all of
     them before it copies x into them.
@@ -99,7 +99,7 @@ def masked_conv2d(
     stride: int = 1,
     dilation: int = 1,
 ) -> Tensor:
-    """Convolution that sees the rows above and, in its own row, what lies to the left, under zero padding.
+    """Convolution that sees the rows above and, in its own row, the pixels to the left, with zero padding.
 
     What the mask hides costs nothing: on the CPU a kernel multiplies by the taps that any output sees, bitwise the same
     for any number of threads (stride 1, float32 or float64, from 16 channels to 128 x 256 pairs of them, images 14 to

@@ -42,7 +42,7 @@ def _backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _vmap(function: Callable, size: int, in_dims: Sequence, arguments: Sequence) -> tuple:
-    """``loop``; a list of numbers has a list of dimensions, which are none."""
+    """vmap rule: ``loop``, without the lists of dimensions of lists of numbers."""
     return loop(function, size, [None if isinstance(dim, (list, tuple)) else dim for dim in in_dims], arguments)
 
 
@@ -137,7 +137,7 @@ def sequential_affine(
 
 
 def _widths(u: Tensor, degrees: Sequence[Tensor]) -> list[int]:
-    """The features, and the units of each hidden layer."""
+    """Returns the number of features, and of the units of each hidden layer."""
     if u.dim() != 2 or not u.shape[1]:
         raise ValueError(f"u must have shape [N, D], D at least 1, got {tuple(u.shape)}")
     if len(degrees) < 2:
@@ -145,25 +145,25 @@ def _widths(u: Tensor, degrees: Sequence[Tensor]) -> list[int]:
             f"degrees must have a tensor for the features and one for each hidden layer, got {len(degrees)} tensors"
         )
     features = u.shape[1]
-    for i, of in enumerate(degrees):
-        if of.dtype != torch.int64:
-            raise TypeError(f"degrees[{i}] must be int64, got {of.dtype}")
-        if of.dim() != 1 or not len(of) or (i == 0 and len(of) != features):
+    for i, degree in enumerate(degrees):
+        if degree.dtype != torch.int64:
+            raise TypeError(f"degrees[{i}] must be int64, got {degree.dtype}")
+        if degree.dim() != 1 or not len(degree) or (i == 0 and len(degree) != features):
             wanted = f"[{features}], as u has features" if i == 0 else "[H], H at least 1"
-            raise ValueError(f"degrees[{i}] must have shape {wanted}, got {tuple(of.shape)}")
-        check_device(f"degrees[{i}]", of, "u", u.device)
-        if not has_numbers(of):
+            raise ValueError(f"degrees[{i}] must have shape {wanted}, got {tuple(degree.shape)}")
+        check_device(f"degrees[{i}]", degree, "u", u.device)
+        if not has_numbers(degree):
             continue
-        numbers = of.tolist()
+        numbers = degree.tolist()
         if i == 0 and sorted(numbers) != list(range(1, features + 1)):
             raise ValueError(f"degrees[0] must have every number from 1 to {features} once, got {numbers}")
         if min(numbers) < 0 or max(numbers) > features:
             raise ValueError(f"degrees[{i}] must stay within 0 to {features}, got {min(numbers)} to {max(numbers)}")
-    return [len(of) for of in degrees]
+    return [len(degree) for degree in degrees]
 
 
 def _vector(parameters: Tensor | Iterable[Tensor], widths: list[int]) -> Tensor:
-    """All parameters, flat, of the size that the widths need."""
+    """Returns all parameters in one vector; checks its size against the widths."""
     if not isinstance(parameters, Tensor):
         parameters = list(parameters)
         wanted = [shape for before, after in layer_sizes(widths) for shape in ((after, before), (after,))]

@@ -1,4 +1,4 @@
-"""What the ops of splines have in common: the numbers in their schemas, their fakes, the checks of their arguments."""
+"""Shared parts of the spline ops: the numbers in their schemas, their fakes, the checks of their arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastgen.ops.arguments import has_numbers
 from fastgen.reference.rq_spline import TAILS
 
 NUMBERS = "bool inverse, int tails, float left, float right, float bottom, float top, float min_width, float min_height"
-"""In the schema of an op, after its tensors."""
+"""Numbers in the schema of an op, after its tensors."""
 
 
 def fake(x: Tensor, parameters: Tensor, *_) -> tuple[Tensor, Tensor]:
@@ -34,7 +34,7 @@ def checked_numbers(
     *,
     least_may_be_zero: bool,
 ) -> tuple[bool, int, float, float, float, float, float, float]:
-    """``NUMBERS`` of these arguments of the public function.
+    """Checks the arguments of the public function and returns them as ``NUMBERS``.
 
     Args:
         bins_of: the number of bins that a number of parameters makes with the tails of a number.

@@ -36,7 +36,7 @@ def _vmap(info, in_dims, x: Tensor, codebook: Tensor) -> tuple[tuple[Tensor, ...
 
 
 def vector_quantize(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The nearest code of every row, and the statistics that an exponential moving average of the codebook needs.
+    """Nearest code of every row, and the statistics for an exponential moving average of the codebook.
 
     ``codes[n] = argmin_k |x[n] - e[k]|^2``, found as the first largest ``x'[n] . e'[k] - |e'[k]|^2 / 2`` with
     ``x' = x - c`` and ``e' = e - c``. c is the mean of the codes in the coordinates where it is larger than their

@@ -16,7 +16,7 @@ BLOCKS = {1: 2, 3: 3}
 
 
 def mixtures_of(parameters: int, channels: int) -> int:
-    """The number of components that so many parameters make; ValueError where they make none."""
+    """Returns the number of components for so many parameters; raises ValueError where there is none."""
     if channels not in BLOCKS:
         raise ValueError(f"level must have 1 or 3 channels, got {channels}")
     each = 1 + channels * BLOCKS[channels]
@@ -29,12 +29,12 @@ def mixtures_of(parameters: int, channels: int) -> int:
 
 
 def to_symmetric(level: Tensor, levels: int) -> Tensor:
-    """Level 0 .. L-1 to the grid -1 .. 1: ``2 level / (L-1) - 1``."""
+    """Maps levels 0 .. L-1 to the grid -1 .. 1: ``2 level / (L-1) - 1``."""
     return level * 2 / (levels - 1) - 1
 
 
 def _log1mexp(log_d: Tensor) -> Tensor:
-    """``log(1 - exp(-d))`` of ``log d``; below d = 1e-3 by ``log d - d/2 + d**2/24``, right to 1e-15 there."""
+    """Returns ``log(1 - exp(-d))`` from ``log d``; below d = 1e-3 by ``log d - d/2 + d**2/24``, exact to 1e-15."""
     d = log_d.exp()
     small = log_d < math.log(1e-3)
     series = log_d + d.masked_fill(~small, 0).mul(1 / 24).sub(0.5) * d.masked_fill(~small, 0)
@@ -69,7 +69,7 @@ def discretized_logistic_log_prob(level: Tensor, mean: Tensor, log_scale: Tensor
 
 
 def shifted_mean(mean: Tensor, coefficients: Tensor, x: Tensor, channel: int) -> Tensor:
-    """The component means of a channel, given the earlier channels of the same position.
+    """Returns the component means of a channel, given the earlier channels of the same position.
 
     ``mean_1 + tanh(c_0) x_0`` for the second channel, ``mean_2 + tanh(c_1) x_0 + tanh(c_2) x_1`` for the third.
 
