@@ -39,14 +39,14 @@ NAMES_OF_THE_FASTEST = (
 
 
 def over_the_first(part: dict) -> tuple[float, float]:
-    """Speed-up of fastgen in float32, and of the fastest alternative, over the part's first provider."""
+    """Returns the speed-up of fastgen in float32, and of the fastest alternative, over the part's first provider."""
     rows = part["rows"]
     ours = max(row["speedup"] for row in rows if row["provider"] == "fastgen")
     return ours, max(row["speedup"] for row in rows if _is_peer(row["provider"]))
 
 
 def over_the_fastest(part: dict) -> float:
-    """Speed of fastgen over the fastest alternative, as the part has it; else the ratio of the two speed-ups."""
+    """Returns the speed over the fastest alternative, as the part records it, or else as ratio of the two speed-ups."""
     fastest = max((row for row in part["rows"] if _is_peer(row["provider"])), key=lambda row: row["speedup"])
     for bar in part["bars"]:
         if bar["what"].startswith(NAMES_OF_THE_FASTEST) or bar["what"] == f"over {fastest['provider']}":
@@ -56,7 +56,7 @@ def over_the_fastest(part: dict) -> float:
 
 
 def _is_peer(provider: str) -> bool:
-    """Whether it is an alternative: not fastgen, nor a library that it accelerates, nor a copy that marks a floor."""
+    """Returns whether it is an alternative: not fastgen, nor an accelerated library, nor a copy that marks a floor."""
     return not (provider.startswith("fastgen") or provider.endswith("accelerated") or provider == "clone")
 
 

@@ -107,7 +107,7 @@ def gradients(estimate: Estimate, field: MLPField, x: Tensor, noise: Tensor) -> 
 
 
 def check(field: MLPField, x: Tensor, what: str) -> None:
-    """With the same noise fastgen has the values and gradients of the textbook; zuko, those of the exact trace."""
+    """Checks values and gradients: fastgen's by the textbook with the same noise, zuko's by the exact trace."""
     noise = probe_noise(x, 1, "rademacher", 0, 0, x.dtype)[0]
     pairs = [(ContinuousFlow(field, **SOLVERS[what]), textbook(field, what))]
     if what == "adaptive" and importlib.util.find_spec("zuko"):

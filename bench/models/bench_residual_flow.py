@@ -167,7 +167,7 @@ def jobs(net: nn.Module, x: Tensor, what: str) -> dict[str, Callable[[], tuple[T
 
 
 def check(net: nn.Module, x: Tensor, what: str) -> None:
-    """With the same noise all have the same values, and the same gradients as the series of the Neumann estimator."""
+    """Checks that with the same noise all have the same values, and the gradients of the Neumann estimator's series."""
     g, terms, training = Textbook(net), TERMS[what], what == "training step"
     x = x.clone().requires_grad_()
     torch.manual_seed(0)

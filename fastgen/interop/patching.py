@@ -31,7 +31,7 @@ class Patches:
         """Sets ``owner.name``, of a module or a class, whether or not ``owner`` has it itself.
 
         Raises:
-            AttributeError: there is no ``owner.name``.
+            AttributeError: ``owner`` has no such attribute.
         """
         getattr(owner, name)
         own = name in vars(owner)

@@ -34,7 +34,7 @@ def init(self, widths, heights, derivatives, bound=5.0, slope=1e-3, **kwargs):
 class KernelSpline(MonotonicRQSTransform):
     """A ``MonotonicRQSTransform`` that keeps its raw parameters, from which the kernel computes the bins it needs.
 
-    zuko's tables of knots and slopes are made when somebody asks for them, and have the gradients that they would have
+    zuko's tables of knots and slopes are computed on first access, and have the gradients that they would have
     had at the start.
     """
 

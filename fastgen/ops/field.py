@@ -32,7 +32,7 @@ class Kernels(NamedTuple):
     powers: Op
 
 
-@dataclass(frozen=True, eq=False)  # == of tensors is no bool, and torch 2.11 hashes what it compiles
+@dataclass(frozen=True, eq=False)  # == of tensors is not a bool, and torch 2.11 hashes what it compiles
 class Field:
     """A network whose derivatives ``fastgen.ops.hutchinson_trace`` knows; see ``DenseField`` and ``ConvField``."""
 

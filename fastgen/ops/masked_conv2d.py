@@ -101,9 +101,9 @@ def masked_conv2d(
 ) -> Tensor:
     """Convolution that sees the rows above and, in its own row, the pixels to the left, with zero padding.
 
-    What the mask hides costs nothing: on the CPU a kernel multiplies by the taps that any output sees, bitwise the same
+    Masked weights cost nothing: on the CPU a kernel multiplies only by the taps that some output sees, bitwise the same
     for any number of threads (stride 1, float32 or float64, from 16 channels to 128 x 256 pairs of them, images 14 to
-    16, 28 to 32, ... wide); all else is the library's convolution of the rows of the kernel that the mask leaves.
+    16, 28 to 32, ... wide); otherwise PyTorch convolves with the rows of the kernel that the mask leaves.
 
     At the centre, mask "A" shows a channel the colours before its own, mask "B" also its own. Channels are ``colours``
     nearly equal runs in the order R, G, B; ``parts`` says that the output is several such runs one after the other (the
@@ -111,11 +111,11 @@ def masked_conv2d(
 
     Args:
         x: float [N, in, H, W].
-        weight: [out, in, h // 2 + 1, w]: an h x w kernel, both odd, without the rows below its centre, which nobody
-            uses: of one that has them, ``weight[:, :, : h // 2 + 1]``. A kernel of one row, 1 x w, has the columns up
+        weight: [out, in, h // 2 + 1, w]: an h x w kernel, both odd, without the unused rows below its centre,
+            that is ``weight[:, :, : h // 2 + 1]`` of a whole one. A kernel of one row, 1 x w, has the columns up
             to its centre: [out, in, 1, w // 2 + 1].
         bias: [out].
-        mask: "A", "B", or what ``causal_mask`` made of it once and for all, of weight's shape.
+        mask: "A", "B", or the mask that ``causal_mask`` returns, of weight's shape.
 
     Returns:
         [N, out, ceil(H / stride), ceil(W / stride)], of the dtype that ``torch.nn.functional.conv2d`` gives, autocast
