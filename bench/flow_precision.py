@@ -1,4 +1,4 @@
-"""What bfloat16 autocast does to the log-density of every flow.
+"""Measures the error of every flow's log-density in float32 and under bfloat16 autocast.
 
 ``python -m bench.flow_precision`` measures it and writes the table in docs/flows.md.
 
@@ -25,7 +25,7 @@ BEGIN, END = "<!-- written by `python -m bench.flow_precision` -->", "<!-- end -
 
 
 def trained(name: str) -> tuple[FlowModel, Tensor]:
-    """A tiny model after some steps, and what it is to score: x, dequantized where there are levels."""
+    """Returns a tiny model after some steps, and the data to score, dequantized where there are levels."""
     torch.manual_seed(0)
     model = fastgen.create_model(name, preset="tiny")
     data = load(DataConfig("digits" if len(model.config.event_shape) == 3 else "two_moons"))
@@ -43,7 +43,7 @@ def trained(name: str) -> tuple[FlowModel, Tensor]:
 
 @torch.no_grad()
 def errors(model: FlowModel, x: Tensor) -> tuple[float, ...]:
-    """Mean and largest error in float32, and under autocast, in nats a number of the event."""
+    """Returns mean and largest error in float32 and under autocast, in nats per number of the event."""
     exact = copy.deepcopy(model).double().log_prob(x.double())
     found = [model.log_prob(x)]
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""The table of ops: the kernel that each has, what it fuses, the bytes it moves, how near it is to the floor.
+"""Measures the table of ops: kernel, what it fuses, bytes moved, percentage of the floor.
 
 ``python -m bench.ops_table`` measures on the CPU and writes the table into ``docs/ops.md``; with ``--device cuda`` it
 measures on the GPU, with more samples, and writes ``bench/results/<gpu>.json`` and ``.md``.
@@ -34,7 +34,7 @@ BEGIN, END = "<!-- written by `python -m bench.ops_table` -->", "<!-- end of wha
 
 
 def seconds(function: Callable[[], object], threads: int) -> float:
-    """The median time of a call; on a GPU until it has finished."""
+    """Returns the median time of a call; on a GPU until it has finished."""
     timer = Timer("function()", globals={"function": function}, num_threads=threads)
     timer.timeit(size(3, 1))
     return timer.timeit(1).median if QUICK else timer.blocked_autorange(min_run_time=0.5).median
@@ -49,14 +49,14 @@ def size_of(values) -> int:
 
 
 def copy_rate(count: int, device: str, threads: int) -> float:
-    """Bytes a second, read and written, of a copy that moves ``count`` in all."""
+    """Returns the bytes per second, read and written, of a copy that moves ``count`` bytes."""
     source = torch.ones(max(count // 8, 1), device=device)
     target = torch.empty_like(source)
     return 8 * source.numel() / seconds(lambda: target.copy_(source), threads)
 
 
 def peak(device: str, threads: int) -> float:
-    """Float32 multiplications and additions a second."""
+    """Returns float32 multiplications and additions per second."""
     if device == "cpu":
         from fastgen import _C
 
@@ -67,8 +67,8 @@ def peak(device: str, threads: int) -> float:
 
 
 def check(name: str, arguments: dict, found: tuple[Tensor, ...]) -> None:
-    """At most twice the error of the reference in float32, or what two units in the last place of the arguments do to
-    the reference in float64."""
+    """Exits unless the error is at most twice that of the reference in float32, or what moving the arguments by two
+    units in the last place does to the reference in float64."""
     function = getattr(fastgen.ops, name)
     double = {k: _as(v, torch.float64) for k, v in arguments.items()}
     with fastgen.backend("reference"):
@@ -89,7 +89,7 @@ def _as(value, dtype: torch.dtype):
 
 
 def measure(name: str, workload: Workload, device: str, threads: int, most: float) -> dict:
-    """The row of one op."""
+    """Returns the row of one op."""
     op, function = OPS[name], getattr(fastgen.ops, name)
     torch.manual_seed(0)
 

@@ -12,23 +12,23 @@ from fastgen.nn import FixedPointNotConverged, SolverLimitExceeded
 COMMANDS = {
     "train": "train a model on data",
     "sample": "generate from a trained model",
-    "evaluate": "likelihood of held-out data under a trained model",
+    "evaluate": "score held-out data under a trained model",
     "bench": "run the benchmarks against reference implementations",
-    "info": "what is installed, and what runs where",
+    "info": "show versions, the compiled extension, and which backend runs each op",
 }
 USAGE = "usage: fastgen <command> [options]\n\n" + "".join(f"  {name:10}{text}\n" for name, text in COMMANDS.items())
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0, 1 after a failure, 2 for a wrong usage, 130 after Ctrl-C."""
+    """Runs one command and returns its exit status: 0, 1 after a failure, 2 for wrong usage, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE + "\nfastgen <command> --help explains its options.")
         return 0 if arguments else 2
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
-        print(f"fastgen: no command {command!r}\n\n{USAGE}", file=sys.stderr)
+        print(f"fastgen: command must be one of {', '.join(COMMANDS)}, got {command!r}\n\n{USAGE}", file=sys.stderr)
         return 2
     try:
         return {"train": _train, "sample": _sample, "evaluate": _evaluate, "bench": _bench, "info": _info}[command](
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def report_missing(what: str, error: ModuleNotFoundError) -> int:
-    """Says which extra brings the module that ``what`` lacks; raises the error again if none does."""
+    """Prints the extra that installs the module that ``what`` needs; raises the error again if none does."""
     module = (error.name or "").split(".")[0]
     if module in ("", "fastgen"):
         raise error

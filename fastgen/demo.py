@@ -16,7 +16,7 @@ DIGITS = 64
 
 
 def main() -> int:
-    """Returns the exit status: 1 if the two ways drew different digits, or the directory cannot be written."""
+    """Returns the exit status: 1 if the two samplers drew different digits, or the directory cannot be written."""
     try:
         return _demo()
     except ModuleNotFoundError as error:

@@ -101,7 +101,7 @@ def bench_wavenet(benchmark, batch):
 
 @functools.cache
 def first_levels(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The start of the sampler's sequences, and the log-probability of the ``CHECKED`` first."""
+    """Returns the start of the sampler's sequences, and the log-probability of the ``CHECKED`` first."""
     state = sampler("float32").start(batch, SEED, log_prob=True)
     sampler("float32").advance(state, CHECKED)
     log_prob = state.run.log_prob.clone()

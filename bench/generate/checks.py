@@ -1,4 +1,4 @@
-"""Correctness, before anything is timed."""
+"""Checks of correctness, made before anything is timed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ EPSILON = torch.finfo(torch.float32).eps
 
 
 def _outputs(model: nn.Module, head: Head, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """The network's output in float64 and in float32."""
+    """Returns the network's output in float64 and in float32."""
     inputs = head.to_input(levels)
     return copy.deepcopy(model).double()(inputs.double() if inputs.is_floating_point() else inputs), model(inputs)
 
 
 @torch.no_grad()
 def parameters_of(model: nn.Module, head: Head, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """The head's parameters [N, P, G, n] of finished events: by the model in float64, and in float32."""
+    """Returns the head's parameters [N, P, G, n] of finished events by the model in float64, and in float32."""
     return tuple(head.arrange(output, tuple(levels.shape[1:])) for output in _outputs(model, head, levels))
 
 

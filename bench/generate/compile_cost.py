@@ -1,4 +1,4 @@
-"""What a sampler costs before it generates: measured in a process of its own, where nothing else has used memory."""
+"""Measures time and memory of compiling a sampler, in a fresh process, where nothing else has used memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def measure(name: str, config: dict) -> dict[str, float]:
 
 
 def _measure(name: str, config: dict) -> dict[str, float]:
-    """Seconds of compiling, of the self-check (done again), saving and loading; memory.
+    """Returns the seconds of compiling, the self-check (run again), saving and loading, and the memory.
 
     The memory is the peak, and that of a sampler, as explained and as it is.
     """
@@ -75,20 +75,20 @@ def _measure(name: str, config: dict) -> dict[str, float]:
 
 
 def _shared(sampler: fastgen.Sampler) -> float:
-    """Bytes that a sampler and its machine hold whatever they generate."""
+    """Returns the bytes that a sampler and its machine hold whatever they generate."""
     program = sampler.program
     canonical = program.weights.nbytes + program.constants.nbytes
     return canonical + sampler.machine.memory() + program.constants.nbytes
 
 
 def _per_sample(sampler: fastgen.Sampler) -> float:
-    """Bytes of the state and the contexts that one sample of a batch takes; not the levels that it makes."""
+    """Returns the bytes of state and contexts of one sample of a batch, without its levels."""
     state = sampler.start(_BATCH, seed=0)
     return sum(t.nbytes for t in (state.run.state, *state.run.contexts)) / _BATCH
 
 
 def _memory(field: str) -> int:
-    """Bytes from the process's status; VmHWM is the most that was ever resident."""
+    """Returns bytes from the process's status; VmHWM is the peak of resident memory."""
     status = Path("/proc/self/status")
     if status.exists():
         return 1024 * int(re.search(rf"^{field}:\s+(\d+) kB$", status.read_text(), re.MULTILINE)[1])

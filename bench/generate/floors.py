@@ -1,4 +1,4 @@
-"""How fast a step program could be at best: weights read as often as codes run, every multiply-add done once."""
+"""Lower bound on the time of a step program: weights read whenever an instruction runs, every multiply-add once."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _PROBE_REPEATS = 30
 
 @dataclass
 class Work:
-    """What the codes of one phase do in one event (or, for a stream, in one step), for a batch of 1."""
+    """Work of the instructions of one phase in one event (for a stream, in one step), for a batch of 1."""
 
     footprint: float = 0.0
-    """Weights that the phase has, in elements."""
+    """Weights of the phase, in elements."""
     reads: float = 0.0
-    """Weights read, each execution of a code counted."""
+    """Weights read, counting every execution of an instruction."""
     multiply_adds: float = 0.0
 
 
 def work(program: Program, batch: int) -> dict[int, Work]:
-    """``{ROW: Work, PIXEL: Work}``. A program with no end is counted by the step.
+    """Returns ``{ROW: Work, PIXEL: Work}``; for a program without an end, per step.
 
     An index segment reads, and adds, one row of its table. Codes that a few samples run for several cells together
     read their weights once for these.
@@ -47,7 +47,7 @@ def work(program: Program, batch: int) -> dict[int, Work]:
 
 
 def floor_of(program: Program, weights: str, batch: int, threads: int) -> Callable[[], float]:
-    """A function that measures this machine's rates now and returns the least seconds that an event (a step) takes.
+    """Returns a function that measures this machine's rates and returns the least seconds of an event (a step).
 
     Of each phase the longer of two times: its weights, as often as they are read for the whole batch, at the read
     bandwidth of a footprint of their size; and its multiply-adds at the peak of float32 multiply-adds.
@@ -70,6 +70,6 @@ def floor_of(program: Program, weights: str, batch: int, threads: int) -> Callab
 
 
 def share_read(program: Program, batch: int) -> float:
-    """Of a stream's weights, the share that a step reads on average."""
+    """Returns the share of a stream's weights that a step reads on average."""
     phases = work(program, batch).values()
     return sum(phase.reads for phase in phases) / sum(phase.footprint for phase in phases)

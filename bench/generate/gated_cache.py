@@ -1,4 +1,4 @@
-"""A baseline: Gated PixelCNN with row and pixel caches, in eager PyTorch, as a careful person writes it."""
+"""A baseline: Gated PixelCNN with row and pixel caches in eager PyTorch, written with care."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class _Layer:
             self.colours.append((units, gates, matrix[gates].T.contiguous(), *ends))
 
 
-def _run(of: Tensor, colour: int) -> slice:
-    """Where the channels of a colour are, which lie side by side."""
-    channels = (of == colour).nonzero()[:, 0]
+def _run(colours: Tensor, colour: int) -> slice:
+    """Returns the slice of the channels of a colour, which are neighbours."""
+    channels = (colours == colour).nonzero()[:, 0]
     return slice(int(channels[0]), int(channels[-1]) + 1)
 
 
 def _end(conv, colour: int, colours: int) -> tuple[Tensor, Tensor, slice]:
-    """The rows of a masked 1 x 1 convolution that make a colour's channels, their bias, and the channels."""
+    """Returns the rows of a masked 1 x 1 convolution that make a colour's channels, their bias, and the channels."""
     units = _run(colour_of(conv.out_channels, colours), colour)
     return (conv.weight.detach() * conv.mask)[units, :, 0, 0].contiguous(), conv.bias.detach()[units], units
 
@@ -99,7 +99,7 @@ class CachedGatedPixelCNN:
         return self.colours if layer == 0 else self.layers[0].colours[-1][0].stop
 
     def _row(self, image: Tensor, row: int, above: list[Tensor | None]) -> list[list[Tensor]]:
-        """The vertical stack's row: what it adds to the gates of every layer, [W, N, gates of a colour] each.
+        """Returns what a row of the vertical stack adds to the gates of every layer, [W, N, gates of a colour] each.
 
         ``above`` holds, for every layer, the rows that it sees.
         """
@@ -121,7 +121,7 @@ class CachedGatedPixelCNN:
         return links
 
     def _subpixel(self, colour: int, column: int, links, stacks, gated, last: Tensor, hidden: Tensor) -> Tensor:
-        """The logits [N, L] of one colour of one pixel."""
+        """Returns the logits [N, L] of one colour of one pixel."""
         for i, layer in enumerate(self.layers):
             units, _, matrix, output, bias = layer.colours[colour]
             window = stacks[i][:, column : column + layer.taps].flatten(1)

@@ -15,16 +15,16 @@ from ..suite.interleave import Provider
 from .floors import floor_of
 
 MODES = ("default", "max-autotune-no-cudagraphs")
-"""Of torch.compile: "reduce-overhead" and "max-autotune" are these two with CUDA graphs, which a CPU has not."""
+"""Modes of torch.compile; "reduce-overhead" and "max-autotune" are these two with CUDA graphs, which a CPU lacks."""
 
 
 def say(text: str) -> None:
-    """Progress; pytest shows it with ``-s``."""
+    """Prints progress; pytest shows it with ``-s``."""
     print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
 
 
 def images(sampler: fastgen.Sampler, batch: int, threads: int) -> Provider:
-    """Whole images; a unit is an image."""
+    """Provider of whole images; a unit is an image."""
     name = "fastgen" if sampler.weights == "float32" else f"fastgen {sampler.weights}"
     whole = floor_of(sampler.program, sampler.weights, batch, threads)
     return Provider(
@@ -38,7 +38,7 @@ def images(sampler: fastgen.Sampler, batch: int, threads: int) -> Provider:
 
 
 def stream(sampler: fastgen.Sampler, batch: int, threads: int, steps: int) -> Provider:
-    """A sequence that goes on and on, ``steps`` at a time; a unit is a sample of one of the ``batch`` sequences."""
+    """Provider of an endless sequence, ``steps`` at a time; a unit is a sample of one of the ``batch`` sequences."""
     chunks = iter(())
 
     def advance() -> None:
@@ -56,7 +56,7 @@ def stream(sampler: fastgen.Sampler, batch: int, threads: int, steps: int) -> Pr
 
 
 def compiled(function: Callable, mode: str, *example) -> Callable:
-    """``torch.compile`` in a mode, compiled (and tuned) by two calls with the example."""
+    """Returns ``torch.compile`` in a mode, compiled (and tuned) by two calls with the example."""
     begin = time.perf_counter()
     result = torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
     with warnings.catch_warnings(), torch.no_grad():

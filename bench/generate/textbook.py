@@ -12,7 +12,7 @@ from fastgen.generate.noise import Noise
 
 
 class ImageLoop:
-    """Goes on from position to position, round and round; every step costs the same.
+    """Draws position after position and starts over; every step costs the same.
 
     Args:
         forward: the network, or what ``torch.compile`` made of it.
@@ -56,7 +56,7 @@ class ImageLoop:
             self.step += 1
 
     def drawn(self) -> Tensor:
-        """The levels drawn so far, of the positions that are complete: int64 [N, C, positions]."""
+        """Returns the levels drawn so far at complete positions, int64 [N, C, positions]."""
         complete = self.step * self.levels.shape[1] // (len(self.sites) // self.levels.shape[2]) // self.levels.shape[1]
         return self.levels[:, :, :complete].long()
 
@@ -86,5 +86,5 @@ class WindowLoop:
             self.levels = torch.cat([self.levels, drawn.levels.long()], 1)
 
     def drawn(self) -> Tensor:
-        """The levels drawn so far, int64 [N, steps]."""
+        """Returns the levels drawn so far, int64 [N, steps]."""
         return self.levels[:, self.window :]

@@ -1,4 +1,4 @@
-"""A baseline: one sample of a WaveNet by ring buffers, in PyTorch, as a careful person writes it."""
+"""A baseline: one sample of a WaveNet by ring buffers in PyTorch, written with care."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastgen.models.autoregressive import WaveNet
 
 
 class RingStep:
-    """Everything that can be batched over the layers is: taps on the past, skip outputs, reads and writes of the rings.
+    """A step of a WaveNet that batches over layers: taps on the past, skip outputs, reads and writes of the rings.
 
     All rings are one tensor [sum of dilations, N, channels], preallocated; layer l keeps its last ``dilation`` inputs.
     ``step`` has no data-dependent control flow, so that ``torch.compile(fullgraph=True)`` takes it.
@@ -45,14 +45,14 @@ class RingStep:
         self.reset()
 
     def reset(self) -> None:
-        """Back to before the first sample."""
+        """Returns to the state before the first sample."""
         self.ring.zero_()
         self.older_tap.zero_()
         self.level = torch.full((self.batch,), self.levels)
         self.time = 0
 
     def step(self, level: Tensor, slots: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """The next level int64 [N] and its logits [N, L], from the last level, slots in the rings, uniforms [N]."""
+        """Returns the next level int64 [N] and its logits [N, L] from the last level, ring slots and uniforms [N]."""
         past = torch.baddbmm(self.gate_bias, self.ring[slots], self.past).unbind()
         h = self.newer[level] + self.older_tap + self.first_bias
         self.older_tap.copy_(self.older[level])
@@ -75,7 +75,7 @@ class RingStep:
 
     @torch.no_grad()
     def advance(self, uniforms: Tensor, step: Callable, levels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Steps through uniforms float32 [T, N]: what was drawn [N, T], and the logits [N, T, L].
+        """Steps through uniforms float32 [T, N]; returns the levels [N, T] and the logits [N, T, L].
 
         ``step`` is ``self.step``, or what ``torch.compile`` made of it; ``levels`` int64 [N, T] are fed instead of the
         draws.

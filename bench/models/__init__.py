@@ -1,1 +1,1 @@
-"""Whole flows against those of other libraries, and those with fastgen's kernels in them."""
+"""Benchmarks of whole flows against other libraries, as they are and accelerated."""

@@ -31,13 +31,13 @@ WIDTHS, BATCH = size(((2, 64, 64, 64, 2), 512), ((2, 8, 2), 6))
 STEPS, TOLERANCE = size(10, 2), 1e-5
 SOLVERS = {"fixed": {"solver": "rk4", "step_size": 1 / STEPS}, "adaptive": {"rtol": TOLERANCE, "atol": TOLERANCE}}
 _CLOSE = {"fixed": 1e-4, "adaptive": 1e-2}
-"""Of single precision, and of an adaptive solver's gradients at its tolerance."""
+"""Tolerances of single precision, and of an adaptive solver's gradients."""
 Estimate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""From x and the noise to z and the log-determinant."""
+"""Maps x and the noise to z and the log-determinant."""
 
 
 class ConcatSquash(nn.Module):
-    """A layer as the public code has it."""
+    """A layer as in the public code."""
 
     def __init__(self, layer: nn.Linear, gate: nn.Linear, shift: nn.Linear) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def gradients(estimate: Estimate, field: MLPField, x: Tensor, noise: Tensor) -> 
 
 
 def check(field: MLPField, x: Tensor, what: str) -> None:
-    """With the same noise fastgen has the values and gradients of the textbook; zuko, those of the exact trace."""
+    """Checks values and gradients: fastgen's by the textbook with the same noise, zuko's by the exact trace."""
     noise = probe_noise(x, 1, "rademacher", 0, 0, x.dtype)[0]
     pairs = [(ContinuousFlow(field, **SOLVERS[what]), textbook(field, what))]
     if what == "adaptive" and importlib.util.find_spec("zuko"):

@@ -30,7 +30,7 @@ WAYS = ("forward", "inverse", "training step")
 
 
 class Network(nn.Module):
-    """The same for every library but normflows, which has its own of these layers."""
+    """The conditioner network, the same for every library but normflows, which has its own."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Network(nn.Module):
 
 @dataclass
 class Step:
-    """From data to noise, and back; each returns the tensor and the log-determinant."""
+    """Maps from data to noise, and back; each returns the tensor and the log-determinant."""
 
     name: str
     module: nn.Module

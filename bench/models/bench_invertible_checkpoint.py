@@ -61,7 +61,7 @@ def step(forward: Callable[[Tensor], tuple[Tensor, Tensor]], flow: nn.Module, x:
 
 
 def worst_error(found: list[Tensor], exact: list[Tensor]) -> float:
-    """Relative to the largest of a tensor, and to 1. A unit of a ReLU that rounding turns on or off is a part of it."""
+    """Returns the worst error relative to a tensor's largest element and to 1, with ReLUs flipped by rounding."""
     return max(((a - b).abs().max() / (1 + b.abs().max())).item() for a, b in zip(found, exact, strict=True))
 
 

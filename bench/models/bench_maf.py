@@ -40,7 +40,7 @@ def nflows() -> Contender:
 
 
 def normflows() -> Contender:
-    """Its layers in the direction of a MAF: what it calls forward is the parallel one."""
+    """Returns normflows' layers in the direction of a MAF; its ``forward`` is the parallel one."""
     from normflows.flows import MaskedAffineAutoregressive
 
     layers = nn.ModuleList(

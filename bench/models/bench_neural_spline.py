@@ -106,7 +106,7 @@ def zuko(kind: str) -> Contender:
 
 @torch.no_grad()
 def copy_from_nflows(ours: Contender, theirs: Contender) -> None:
-    """Its networks' weights, which it divides by the root of the width before the softmax."""
+    """Copies nflows' weights; it divides parameters by the root of the width before the softmax."""
     couplings = [layer for layer in ours.module.layers if isinstance(layer, SplineCoupling)]
     for mine, other in zip(couplings, theirs.module._transform._transforms[1::2], strict=True):
         net = other.transform_net

@@ -46,7 +46,7 @@ class Textbook(nn.Module):
 
 
 def workload(kind: str) -> tuple[nn.Module, Tensor, str]:
-    """A network, data and their description.
+    """Returns a network, data and their description.
 
     The layers are at their bounds and the biases large, so that the Jacobian does not vanish, as after training.
     """
@@ -70,7 +70,7 @@ def workload(kind: str) -> tuple[nn.Module, Tensor, str]:
 
 
 def series(g: nn.Module, x: Tensor, v: Tensor, terms: int, training: bool) -> tuple[Tensor, Tensor]:
-    """g(x) and the log-determinant, every product recorded."""
+    """Returns g(x) and the log-determinant, with every product recorded."""
     with torch.enable_grad():
         x = x if training else x.detach().requires_grad_()
         y, carried, total = g(x), v, x.new_zeros(len(x))
@@ -81,7 +81,7 @@ def series(g: nn.Module, x: Tensor, v: Tensor, terms: int, training: bool) -> tu
 
 
 def neumann(g: nn.Module, x: Tensor, v: Tensor, terms: int, training: bool) -> tuple[Tensor, Tensor]:
-    """g(x) and the scalar of the Neumann series, which has the gradient of the log-determinant."""
+    """Returns g(x) and a scalar whose gradient is that of the log-determinant, by the Neumann series."""
     y, carried, w = g(x), v, v
     for k in range(1, terms):
         (carried,) = torch.autograd.grad(y, x, carried, retain_graph=True)
@@ -91,7 +91,7 @@ def neumann(g: nn.Module, x: Tensor, v: Tensor, terms: int, training: bool) -> t
 
 
 def normflows(g: nn.Module, x: Tensor, v: Tensor, terms: int, training: bool) -> tuple[Tensor, Tensor]:
-    """Its block in training, with noise of its own; else its series, without its exact Jacobian of two numbers."""
+    """Runs normflows' block in training, with noise of its own; else its series, without its exact 2-d Jacobian."""
     from normflows.flows.residual import basic_logdet_estimator, iResBlock
 
     if training:
@@ -105,7 +105,7 @@ def normflows(g: nn.Module, x: Tensor, v: Tensor, terms: int, training: bool) ->
 
 
 def fixed_point(g: nn.Module, z: Tensor) -> Tensor:
-    """Of all samples until the last is there."""
+    """Iterates all samples until the last has converged."""
     x = z
     while (residual := z - g(x) - x).abs().max() > TOLERANCE:
         x = x + residual
@@ -113,7 +113,7 @@ def fixed_point(g: nn.Module, z: Tensor) -> Tensor:
 
 
 def fixed_point_of_normflows(g: nn.Module, z: Tensor) -> Tensor:
-    """To a tolerance of its own: the square of a step, below 1e-5 (1 + |z|)."""
+    """Iterates as normflows does, until the square of a step is below 1e-5 (1 + |z|)."""
     from normflows.flows.residual import iResBlock
 
     return iResBlock(g)._inverse_fixed_point(z)
@@ -123,7 +123,7 @@ ESTIMATES = {"PyTorch, series": series, "PyTorch, Neumann": neumann, "normflows"
 
 
 def jobs(net: nn.Module, x: Tensor, what: str) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
-    """What is timed, by provider."""
+    """Returns the calls that are timed, by provider."""
     g, terms, training = Textbook(net), TERMS[what], what == "training step"
     net.train(training)
     names = ["PyTorch, series", *(["PyTorch, Neumann"] if training else [])]
@@ -140,7 +140,7 @@ def jobs(net: nn.Module, x: Tensor, what: str) -> dict[str, Callable[[], tuple[T
 
         return call
 
-    def of(estimate: Callable) -> Callable[[], tuple[Tensor, ...]]:
+    def job(estimate: Callable) -> Callable[[], tuple[Tensor, ...]]:
         def run(at: Tensor) -> tuple[Tensor, Tensor]:
             return estimate(g, at, torch.randn_like(at), terms, training)
 
@@ -157,7 +157,7 @@ def jobs(net: nn.Module, x: Tensor, what: str) -> dict[str, Callable[[], tuple[T
         y, log_det = block(at)
         return y - at, log_det
 
-    found = {name: of(ESTIMATES[name]) for name in names}
+    found = {name: job(ESTIMATES[name]) for name in names}
     timed = {
         "training step": step(ours),
         "value": torch.no_grad()(lambda: ours(x)),
@@ -167,7 +167,7 @@ def jobs(net: nn.Module, x: Tensor, what: str) -> dict[str, Callable[[], tuple[T
 
 
 def check(net: nn.Module, x: Tensor, what: str) -> None:
-    """With the same noise all have the same values, and the same gradients as the series of the Neumann estimator."""
+    """Checks that with the same noise all have the same values, and the gradients of the Neumann estimator's series."""
     g, terms, training = Textbook(net), TERMS[what], what == "training step"
     x = x.clone().requires_grad_()
     torch.manual_seed(0)
@@ -195,7 +195,7 @@ def check(net: nn.Module, x: Tensor, what: str) -> None:
 
 
 def operations(net: nn.Module, x: Tensor, what: str) -> int:
-    """Multiplications and additions at least: the network, its products, and in training the gradients of both."""
+    """Returns the least number of multiplications and additions: network, products, and in training their gradients."""
     layers = [layer for layer in net.modules() if isinstance(layer, LipschitzLayer)]
     once = 2 * len(x) * x.shape[2:].numel() * sum(layer.weight.numel() for layer in layers)
     return once * (1 + TERMS[what] + (4 if what == "training step" else 0))

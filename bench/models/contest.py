@@ -1,4 +1,4 @@
-"""One flow of several libraries: density, training step, sampling; the libraries as they are, and accelerated."""
+"""Compares one flow across libraries, as they are and accelerated: density, training step, sampling."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Contender:
 
 
 def job(contender: Contender, what: str, x: Tensor) -> Callable[[], object]:
-    """What is timed: a call of no arguments. A training step has PyTorch's fastest Adam, the same for all."""
+    """Returns the call that is timed. A training step uses PyTorch's fastest Adam, the same for all."""
     if what == "training step":
         optimizer = torch.optim.Adam(contender.module.parameters(), 1e-5, fused=True)
 

@@ -59,7 +59,7 @@ RUNS = [(name, probes) for name, case in CASES.items() for probes in case.probes
 
 
 class Textbook(nn.Module):
-    """The field as public code has it, one layer after the other."""
+    """The field as in public code, one layer after the other."""
 
     def __init__(self, field: MLPField | ConvNetField) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def exact(f: Callable, x: Tensor, noise: Tensor, training: bool) -> tuple[Tensor
 
 
 def operations(case: Case, probes: int, training: bool) -> int:
-    """Multiplications and additions at least: of x and no more than D products in every layer, and to train on them."""
+    """Returns the fewest multiplications and additions: x, at most D products in every layer, gradients."""
     taps = case.make(case.sizes).layers[0].weight[0, 0].numel() * math.prod(case.plane)
     layers = [a * b * taps for a, b in zip(case.sizes[1:], case.sizes[:-1], strict=True)]
     of_probe = sum(layers) * (2 if training else 1) + (sum(layers[1:-1]) if training else 0)

@@ -34,7 +34,7 @@ def gradient(function, level: Tensor, parameters: Tensor) -> tuple[Tensor, Tenso
 
 
 def check(function, level: Tensor, parameters: Tensor) -> None:
-    """Errors are at most twice those of eager float32, plus what rounding the parameters once more makes."""
+    """Checks that errors are at most twice those of eager float32, plus that of rounding the parameters."""
     exact = gradient(eager, level, parameters.double())
     near = gradient(eager, level, parameters.double() * (1 + EPSILON * (2 * (parameters > 0) - 1)))
     single, ours = gradient(eager, level, parameters), gradient(function, level, parameters)

@@ -33,7 +33,7 @@ BAR = 2
 
 
 def peers(channels: int) -> dict[str, nn.Module]:
-    """Those installed, their weights their own."""
+    """Returns the installed libraries' layers, with weights of their own."""
     found: dict[str, nn.Module] = {}
     if importlib.util.find_spec("nflows"):
         from nflows.transforms import OneByOneConvolution
@@ -47,12 +47,12 @@ def peers(channels: int) -> dict[str, nn.Module]:
 
 
 def call_of(name: str, layer: nn.Module, inverse: bool) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """normflows maps from latent to data: its forward is the inverse of everybody else."""
+    """Returns the call of a library; normflows maps from latent to data, so its forward is the others' inverse."""
     return layer.inverse if inverse != name.startswith("normflows") else layer.forward
 
 
 def factors_of(channels: int) -> tuple[Tensor, ...]:
-    """A random rotation, and an actnorm."""
+    """Returns a random rotation and an actnorm."""
     permutation, lower, upper = torch.linalg.lu(torch.linalg.qr(torch.randn(channels, channels))[0])
     diagonal = upper.diag()
     factors = permutation.argmax(1), lower, upper, diagonal.abs().log(), diagonal.sign()
@@ -60,7 +60,7 @@ def factors_of(channels: int) -> tuple[Tensor, ...]:
 
 
 def floor(x: Tensor, what: str, threads: int) -> Callable[[], float]:
-    """The longer of two times, at rates measured now: its bytes as a copy has them, its multiply-adds."""
+    """Returns the longer of two times at rates measured now: copying its bytes, and its multiply-adds."""
     from fastgen import _C
 
     copied, operations = copy_floor(BYTES[what] * x.numel()), PRODUCTS[what] * 2 * x.numel() * x.shape[1]

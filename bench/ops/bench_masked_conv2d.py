@@ -24,7 +24,7 @@ BARS = {3: 1.25, 7: 1.5}
 
 
 def dense(x: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
-    """The k x k kernel times its mask, all of it."""
+    """Convolves with the whole k x k kernel times its mask."""
     return F.conv2d(x, weight * mask, padding=weight.shape[2] // 2)
 
 

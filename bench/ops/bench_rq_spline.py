@@ -18,7 +18,7 @@ NUMBERS = (1, -3.0, 3.0, -3.0, 3.0, 1e-3, 1e-3, 1e-3)  # linear tails on [-3, 3]
 
 
 def of_library(module: str) -> Transform:
-    """nflows' function; that of normflows is its copy."""
+    """Returns the call of a library's function; that of normflows is a copy of nflows'."""
     spline = importlib.import_module(module).unconstrained_rational_quadratic_spline
 
     def call(x: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,7 @@ def of_library(module: str) -> Transform:
 
 
 def zuko(x: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-    """Its derivatives are exponentials, and its raw parameters bounded."""
+    """Applies zuko's transform; its derivatives are exponentials, and its raw parameters bounded."""
     from zuko.transforms import MonotonicRQSTransform
 
     transform = MonotonicRQSTransform(*parameters.split((8, 8, 7), -1), bound=3.0)

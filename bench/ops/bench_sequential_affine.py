@@ -27,7 +27,7 @@ WIDTHS, BATCHES = size((512, 128), (9, 7)), size((64, 4096), (3, 33))
 
 
 def full_passes(mades: Sequence[Callable], u: Tensor) -> Tensor:
-    """The textbook: as many passes of the whole network as there are features, each of which makes one right."""
+    """The textbook inverse: one pass of the whole network for each feature."""
     for made in reversed(mades):
         x = torch.zeros_like(u)
         for _ in range(FEATURES):
@@ -38,7 +38,7 @@ def full_passes(mades: Sequence[Callable], u: Tensor) -> Tensor:
 
 
 class Dense(nn.Module):
-    """The same network with its masks multiplied in once, which the textbook could do."""
+    """The same network with its masks multiplied in once."""
 
     def __init__(self, layer: MaskedAffineAutoregressive) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def unit_by_unit(layers: Sequence[MaskedAffineAutoregressive], u: Tensor) -> Ten
 
 
 def nflows_steps(width: int) -> tuple[Callable, Callable]:
-    """Noise to data, and back."""
+    """Returns nflows' maps from noise to data, and back."""
     from nflows.transforms import CompositeTransform, MaskedAffineAutoregressiveTransform
 
     flow = CompositeTransform(

@@ -23,7 +23,7 @@ PRODUCTS = {"forward": 1, "forward and backward": 3}
 
 
 def floor(operations: float, threads: int) -> Callable[[], float]:
-    """Seconds that so many multiplications and additions take at the peak measured now."""
+    """Returns the seconds that so many multiplications and additions take at the peak measured now."""
     from fastgen import _C
 
     return lambda: operations / (_C.fma_peak(threads) * 1e9)

@@ -20,7 +20,7 @@ ROWS, CODES, WIDTH, ROUNDS = size(16384, 40), size(512, 9), size(64, 5), size(9,
 
 
 def distance_matrix(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As public code has it: all distances, their argmin, and one-hot rows for the statistics."""
+    """Quantizes as public code does: all distances, their argmin, and one-hot rows for the statistics."""
     distances = x.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2 * x @ codebook.t()
     codes = distances.argmin(1)
     chosen = torch.nn.functional.one_hot(codes, len(codebook)).to(x.dtype)

@@ -1,1 +1,1 @@
-"""What the benchmarks share: floors, interleaved timing, reports and workloads."""
+"""Shared parts of the benchmarks: floors, interleaved timing, reports and workloads."""

@@ -1,4 +1,4 @@
-"""What the benchmarks of elementwise transforms share: eager, compiled, the libraries with the formula, the kernel."""
+"""Benchmark of an elementwise transform: eager, compiled, the libraries that have it, the kernel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .rounding import moved_by_rounding
 ROWS, WIDTH, ROUNDS = size(4096, 16), size(64, 3), size(9, 1)
 WAYS = ("forward", "inverse", "forward and backward")
 Transform = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
-"""From x, the raw parameters, and whether it is the inverse."""
+"""Maps x, the raw parameters, and whether it is the inverse, to the result."""
 
 
 @dataclass
@@ -41,16 +41,16 @@ class Contest:
     peers: dict[str, Transform] = field(default_factory=dict)
     kin: dict[str, Transform] = field(default_factory=dict)
     bars: tuple[float, float] = (8, 25)
-    """Over the best compiled, over the fastest eager one."""
+    """Targets over the best compiled and over the fastest eager provider."""
 
     @property
     def compiled(self) -> dict[str, Transform]:
-        """What is compiled, too; one peer is enough of those that are copies."""
+        """Returns the providers that are compiled, too; of libraries that are copies, one."""
         first = dict(list(self.peers.items())[:1])
         return {"reference": self.reference, **size(first | self.kin, {})}
 
     def bytes(self, what: str) -> int:
-        """Of an element: read and written."""
+        """Returns the bytes read and written for an element."""
         return 4 * (7 + 3 * self.count if what == "forward and backward" else 3 + self.count)
 
 

@@ -1,4 +1,4 @@
-"""Timing several providers in one run: A B C A B C ..., and the median of each."""
+"""Times several providers in one run, A B C A B C ..., and takes the median of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHORT = 0.01  # seconds; a call that takes less is repeated for as long: by its
 
 
 def seconds_of(run: Callable[[], object]) -> float:
-    """The time of one call, or where calls are short the mean of several."""
+    """Returns the time of one call, or where calls are short the mean of several."""
     taken = _seconds_of_calls(run, 1)
     return taken if taken >= _SHORT else _seconds_of_calls(run, int(_SHORT / taken))
 
@@ -35,14 +35,14 @@ class Provider:
     run: Callable[[], object]
     units: float
     threads: int
-    """Of PyTorch, while it runs."""
+    """PyTorch's threads while it runs."""
     note: str = ""
     machine_threads: int | None = None
-    """Of a provider that has threads of its own."""
+    """Threads of a provider that has its own."""
     floor: Callable[[], float] | None = None
-    """Seconds that a unit takes at least, from rates measured now; called once a round, right after ``run``."""
+    """Returns the least seconds of a unit, from rates measured now; called once a round, right after ``run``."""
     within: Callable[[], AbstractContextManager] = nullcontext
-    """Entered before ``run`` and left after it, outside of what is timed, and so is a first ``run`` within."""
+    """Context entered before ``run`` and left after it, outside of the timing, as is a first ``run`` within."""
     times: list[float] = field(default_factory=list)
     floors: list[float] = field(default_factory=list)
 
@@ -68,7 +68,7 @@ class Provider:
 
     @property
     def percent_of_floor(self) -> float | None:
-        """How near the time is to the floor of the same round: 100 is the floor itself."""
+        """The floor as a percentage of the time, in the same round: 100 is the floor itself."""
         if not self.floors:
             return None
         return 100 * statistics.median(f / t for f, t in zip(self.floors, self.times, strict=True))

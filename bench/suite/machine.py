@@ -1,4 +1,4 @@
-"""The machine that a measurement was taken on."""
+"""Describes the machine that a measurement is taken on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LARGEST_MMAP_THRESHOLD = 32 << 20
 
 
 def describe() -> dict[str, str | int]:
-    """Processor, cores, instruction set, versions and commit, for the head of a table."""
+    """Returns processor, cores, instruction set, versions and commit, for the head of a table."""
     from fastgen import _C
 
     return {
@@ -41,22 +41,22 @@ def describe() -> dict[str, str | int]:
 
 
 def cores() -> int:
-    """The processors that this process may use."""
+    """Returns the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def thread_counts() -> list[int]:
-    """One thread, and as many as there are processors; in quick mode one."""
+    """Returns 1 and the number of processors; in quick mode 1 alone."""
     return sorted({1, size(cores(), 1)})
 
 
 def slug() -> str:
-    """The machine's name as a file name."""
+    """Returns the machine's name as a file name."""
     return re.sub(r"[^a-z0-9]+", "-", f"{_processor()} {cores()} cores".lower()).strip("-")
 
 
 def commit() -> str:
-    """The commit of the checkout, with ``-dirty`` where code differs from it; "unknown" where there is none."""
+    """Returns the commit of the checkout, with ``-dirty`` where code differs from it; "unknown" outside a checkout."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -70,7 +70,7 @@ def commit() -> str:
 
 
 def keep_freed_memory() -> str:
-    """Tells glibc to keep the memory that is freed, and says so.
+    """Tells glibc to keep freed memory, and returns a description of the allocator.
 
     Otherwise the large temporaries of the PyTorch baselines go back to the system and are faulted in again at every
     call, which makes them slower than they need be. With FASTGEN_BENCH_ALLOCATOR=default it leaves glibc alone.

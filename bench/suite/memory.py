@@ -1,4 +1,4 @@
-"""The most memory that a call holds at once."""
+"""Measures the peak memory of a call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_mebibytes(call: Callable[[], object]) -> float:
-    """Of PyTorch's tensors on the CPU, above what there was when the call began."""
+    """Returns the peak of PyTorch's tensors on the CPU, above that at the start of the call."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
     del result

@@ -1,4 +1,4 @@
-"""Quick mode: everything runs, on tiny sizes, to show that it works; its times mean nothing."""
+"""Quick mode: everything runs on tiny sizes to show that it works; its times mean nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was measured, as JSON, as a table and as a picture."""
+"""Writes measurements as JSON, as a table and as a chart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .quick import QUICK
 
 @dataclass
 class Bar:
-    """What was asked for, and what came out."""
+    """A target and the measured value."""
 
     what: str
     needed: float
@@ -38,13 +38,13 @@ class Part:
     name: str
     title: str
     unit: str
-    """What is made: "sample" or "image"."""
+    """The unit that is counted: "sample" or "image"."""
     rows: list[dict] = field(default_factory=list)
     bars: list[Bar] = field(default_factory=list)
     facts: dict[str, float | str] = field(default_factory=dict)
 
     def add(self, providers: list[Provider], compared_with: Provider) -> None:
-        """A row for every provider."""
+        """Adds a row for every provider."""
         for p in providers:
             self.rows.append(
                 {
@@ -60,7 +60,7 @@ class Part:
             )
 
     def table(self) -> str:
-        """Markdown."""
+        """Returns the part as Markdown."""
         lines = [f"### {self.title}", ""]
         if self.rows:
             lines += [f"| provider | threads | {self.unit}s/s | speed-up | % of floor | |", "|---|---|---|---|---|---|"]
@@ -76,7 +76,7 @@ class Part:
 
 
 def results_folder() -> Path | None:
-    """Where results are written: FASTGEN_BENCH_RESULTS, or ``results`` here in a checkout; None is nowhere."""
+    """Returns where results are written: FASTGEN_BENCH_RESULTS, or ``results`` in a checkout; None for nowhere."""
     named = os.environ.get("FASTGEN_BENCH_RESULTS")
     if named:
         return Path(named)
@@ -85,7 +85,7 @@ def results_folder() -> Path | None:
 
 
 def publish(part: Part, benchmark) -> None:
-    """Prints a part, hands it to pytest-benchmark, and writes the machine's files again with it in them.
+    """Prints a part, hands it to pytest-benchmark, and writes it into the machine's files.
 
     With the system's allocator only the ratios are written, beside those of the part as it was measured before.
     """
@@ -113,7 +113,7 @@ def publish(part: Part, benchmark) -> None:
 
 
 def save_chart(parts: dict[str, dict], path: Path) -> None:
-    """A line for every part: how much faster than its first provider the others are, on a logarithmic axis."""
+    """Draws a line for every part: the speed of its providers over the first one, on a logarithmic axis."""
     from matplotlib.figure import Figure
 
     charted = [part for part in parts.values() if part["rows"]]

@@ -1,4 +1,4 @@
-"""What rounding alone does to a result: the floor of every comparison in single precision."""
+"""Moves numbers by rounding, which gives the floor of every comparison in single precision."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def moved_by_rounding(value):
-    """A tensor or a list of them, every number moved up or down by two units in the last place of float32."""
+    """Returns a tensor, or list of tensors, with every number moved by two units in the last place of float32."""
     if isinstance(value, list):
         return [moved_by_rounding(each) for each in value]
     if not isinstance(value, Tensor) or not value.is_floating_point():

@@ -1,4 +1,4 @@
-"""What the table of ops measures: one call of each op, of a size that people use.
+"""Workloads of the table of ops: one call of each op, of a size that people use.
 
 An op of ``fastgen.ops`` that has no workload fails ``tests/test_ops_table.py``.
 """
@@ -177,7 +177,7 @@ WORKLOADS = {
 
 
 def on(device: str, value):
-    """Tensors (in lists too) on the device; all else as it is."""
+    """Moves tensors (in lists too) to the device; returns anything else as it is."""
     if isinstance(value, Tensor):
         return value.to(device)
     return [on(device, each) for each in value] if isinstance(value, list) else value

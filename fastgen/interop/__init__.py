@@ -1,4 +1,4 @@
-"""Other people's flows on our kernels: ``fastgen.accelerate("nflows")``, undone by ``fastgen.restore("nflows")``."""
+"""Other libraries' flows on fastgen's kernels: ``fastgen.accelerate("nflows")``, ``fastgen.restore("nflows")``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PEERS = {"nflows": "nflows", "zuko": "zuko", "normflows": "normflows", "FrEIA": "freia"}
-"""The library's module, and the module of ``fastgen.interop`` that knows it."""
+"""Module of the library -> module of ``fastgen.interop`` that accelerates it."""
 
 
 def accelerate(peer: str) -> None:
@@ -39,7 +39,7 @@ def accelerate(peer: str) -> None:
 
 
 def restore(peer: str) -> None:
-    """Gives a library its own code back; a library that was not accelerated is left as it is.
+    """Undoes ``accelerate``; a library that was not accelerated is left as it is.
 
     Raises:
         ValueError: a name that ``accelerate`` does not know.
@@ -50,7 +50,7 @@ def restore(peer: str) -> None:
 
 @contextmanager
 def accelerated(peer: str) -> Iterator[None]:
-    """``accelerate`` within a block; a library that was accelerated before stays so after it.
+    """Runs ``accelerate`` within a block; a library that was accelerated before stays so after it.
 
     Raises:
         ValueError, ModuleNotFoundError: as ``accelerate``.
@@ -70,7 +70,7 @@ def accelerated(peer: str) -> Iterator[None]:
 
 def _module(peer: str):
     if peer not in PEERS:
-        raise ValueError(f"peer is {peer!r}; it must be one of {', '.join(map(repr, PEERS))}")
+        raise ValueError(f"peer must be one of {', '.join(map(repr, PEERS))}, got {peer!r}")
     if importlib.util.find_spec(peer) is None:
         raise ModuleNotFoundError(f"{peer} is not installed: pip install {peer}", name=peer)
     return importlib.import_module(f"fastgen.interop.{PEERS[peer]}")

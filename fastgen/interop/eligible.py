@@ -1,4 +1,4 @@
-"""Which calls of another library a kernel may take."""
+"""Whether a kernel may take a call of another library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastgen.ops.registry import OPS
 
 
 def eligible(op: str, *tensors: Tensor) -> bool:
-    """Whether a compiled kernel of ``op`` takes these tensors, in a plain eager call.
+    """Returns whether a compiled kernel of ``op`` takes these tensors, in a plain eager call.
 
     It takes float32 on one device that has the kernel. Calls that ``torch.compile``, ``torch.func``, forward-mode
     differentiation or autocast look on at are left to the library, whose formula they see through.
@@ -25,14 +25,14 @@ def eligible(op: str, *tensors: Tensor) -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether ``torch.compile``, a transform of ``torch.func`` or forward-mode differentiation is at work."""
+    """Returns whether ``torch.compile``, a transform of ``torch.func`` or forward-mode differentiation is active."""
     if torch.compiler.is_compiling():
         return True
     return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
 def has_kernel(op: str, device: str) -> bool:
-    """Whether ``op`` has a compiled kernel on a kind of device."""
+    """Returns whether ``op`` has a compiled kernel on a kind of device."""
     if device == "cpu":
         return OPS[op].refusal("cpu", device) is None
     return device == "cuda" and OPS[op].cuda != "reference"

@@ -1,4 +1,4 @@
-"""A layer whose networks have run already, for its own code to go on from there."""
+"""A layer whose networks have run already, so that the library's code goes on from their outputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Evaluated:
-    """A layer as it is, but for some networks, which return what is given here.
+    """A stand-in for a layer in which some networks return given outputs.
 
     A library's method, called with this as ``self``, so runs no network a second time.
 

@@ -38,13 +38,13 @@ KNOWN = {
     "AffineCouplingOneSided.forward": ("2cb26065062a76fb",),
     "ConditionalAffineTransform.forward": ("58ad727d4ae7165e",),
 }
-"""Digests of what is replaced."""
+"""Digests of the functions that are replaced."""
 
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 
 def patch() -> None:
-    """Replaces what a kernel computes, and the products with permutation matrices.
+    """Replaces the functions that a kernel computes, and the products with permutation matrices.
 
     Raises:
         ValueError: another source of a function than those of the two 0.2.
@@ -89,7 +89,7 @@ def _all_in_one_affine(original: Callable) -> Callable:
 
 
 def _permute(original: Callable) -> Callable:
-    """A product with a permutation matrix is a selection; one with another matrix takes scale and offset into it."""
+    """Multiplies by a matrix: a permutation by selection, another matrix with scale and offset folded into it."""
 
     @functools.wraps(original)
     def permute(self, x, rev=False):
@@ -128,7 +128,7 @@ def _pre_permute(original: Callable) -> Callable:
 
 
 def _is_product(weight: Tensor, x: Tensor) -> bool:
-    """Whether ``weight`` is a matrix, to be multiplied with every position of a large x, in a plain eager call."""
+    """Returns whether ``weight`` is a matrix that multiplies every position of a large x, in a plain eager call."""
     if not is_worthwhile(x, LARGE // 2) or is_transformed() or is_autocast(x):
         return False
     if x.dim() != max(2, weight.dim()) or weight.shape[:2] != (x.shape[1], x.shape[1]):
@@ -137,7 +137,7 @@ def _is_product(weight: Tensor, x: Tensor) -> bool:
 
 
 def _selection(weight: Tensor) -> Tensor | None:
-    """Where the 1 of each row is, of a fixed matrix with one 1 in a row; on the CPU, where looking for it is cheap."""
+    """Returns the column of the 1 in each row of a fixed permutation matrix on the CPU; None for other matrices."""
     if weight.requires_grad or weight.device.type != "cpu":
         return None
     matrix = weight.flatten(1)
@@ -210,12 +210,12 @@ def _conditional(original: Callable) -> Callable:
 
 
 def _is_taken(x: Tensor) -> bool:
-    """Whether the kernel transforms x: FrEIA's order of scale and shift makes it copy both first."""
+    """Returns whether the kernel transforms x; FrEIA's order of scale and shift makes it copy both first."""
     return is_worthwhile(x, NEVER_ON_CPU) and eligible("affine_coupling", x)
 
 
 def _fit(x: Tensor, a: Tensor) -> bool:
-    """Whether ``a`` has two numbers for each of x."""
+    """Returns whether ``a`` has two numbers for each of x."""
     if not (isinstance(a, Tensor) and x.dim() > 1 and x.shape[1]):
         return False
     return a.shape == (x.shape[0], 2 * x.shape[1], *x.shape[2:]) and eligible("affine_coupling", x, a)
@@ -226,7 +226,7 @@ def _are_like(x: Tensor, raw: Tensor, shift: Tensor) -> bool:
 
 
 def _affine(block: nn.Module, x: Tensor, raw: Tensor, shift: Tensor, rev: bool) -> tuple[Tensor, Tensor]:
-    """``x exp(clamp f(raw)) + shift``, with the block's clamp and f."""
+    """Returns ``x exp(clamp f(raw)) + shift``, with the block's clamp and f."""
     if block.f_clamp is torch.tanh and isinstance(block.clamp, (int, float)):
         parameters, kind, scale = torch.cat([shift, raw], 1), "tanh", block.clamp
     else:

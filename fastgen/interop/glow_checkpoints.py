@@ -1,4 +1,4 @@
-"""State dicts of public Glow implementations as a ``fastgen.models.Glow``."""
+"""Converts state dicts of public Glow implementations to a ``fastgen.models.Glow``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def glow_from_checkpoint(
     *,
     levels: int = 256,
 ) -> Glow:
-    """The Glow that a state dict of another implementation describes.
+    """Returns the Glow that a state dict of another implementation describes.
 
     Densities and samples are those of the other implementation: ``model.log_prob(x)`` of x in [0, 1) is its density of
     x less ``conventions.data_offset``. Numbers of scales, steps and hidden channels, the kind of coupling and the dtype
@@ -50,7 +50,7 @@ def glow_from_checkpoint(
     try:
         return _glow(checkpoint, event_shape, conventions, levels)
     except (IndexError, RuntimeError, TypeError) as error:  # of shapes that were not told apart before
-        raise ValueError(f"state has tensors whose shapes do not go together: {one_line(error)}") from error
+        raise ValueError(f"state must have tensors whose shapes go together, got {one_line(error)}") from error
 
 
 def _glow(
@@ -60,7 +60,7 @@ def _glow(
     scales = checkpoint.count(lambda i: checkpoint.step(i, 0, steps))
     if not steps:
         raise ValueError(
-            f"state has no {checkpoint.step(0, 0, 0) + conventions.names.norm_bias}: it has another layout"
+            f"state must have {checkpoint.step(0, 0, 0) + conventions.names.norm_bias}, got another layout"
         )
     names, begin = conventions.names, checkpoint.step(0, 0, steps)
     factored = all(
@@ -107,7 +107,7 @@ def _glow(
 
 
 class _Checkpoint:
-    """A state dict, and which of its names have been read."""
+    """A state dict, and the names in it that have been read."""
 
     def __init__(self, state: Mapping[str, Tensor], conventions: GlowConventions) -> None:
         if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
@@ -126,7 +126,7 @@ class _Checkpoint:
 
     def take(self, name: str) -> Tensor:
         if name not in self.state:
-            raise ValueError(f"state has no {name}, which these conventions ask for")
+            raise ValueError(f"state must have {name} under these conventions, got none")
         self.read.add(name)
         value = self.state[name]
         return value.detach().double().cpu()
@@ -135,18 +135,18 @@ class _Checkpoint:
         return self.names.step.format(scale=scale, step=step, layer=scale * (steps + 2) + 1 + step)
 
     def at_end(self, name: str, scale: int, steps: int) -> str:
-        """The name of what comes after the steps of a scale."""
+        """Returns the name of the module after the steps of a scale."""
         return name.format(scale=scale, layer=scale * (steps + 2) + 1 + steps)
 
     def count(self, begin: Callable[[int], str]) -> int:
-        """For how many numbers in turn there is a step that begins so."""
+        """Returns for how many consecutive numbers there is a step with this prefix."""
         found = 0
         while self.has(begin(found) + self.names.norm_bias):
             found += 1
         return found
 
     def norm(self, bias: str, scale: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Bias, log of the magnitude of the scale, and its sign, of ``sign exp(log_scale) (x + bias)``."""
+        """Returns bias, log-scale and sign of the ActNorm ``sign exp(log_scale) (x + bias)``."""
         conventions, bias, scale = self.conventions, self.take(bias).flatten(), self.take(scale).flatten()
         if conventions.norm_scale == "log":
             log_scale, sign = conventions.norm_log_factor * scale, torch.ones_like(scale)
@@ -161,11 +161,13 @@ class _Checkpoint:
     def check_finished(self) -> None:
         left = [n for n in self.state if n not in self.read and not n.endswith(self.names.ignored)]
         if left:
-            raise ValueError(f"state has {len(left)} names that these conventions do not know: {', '.join(left[:8])}")
+            raise ValueError(
+                f"state must have no other names than these conventions have, got {len(left)}: {', '.join(left[:8])}"
+            )
 
 
 def _squeezed(channels: int, conventions: GlowConventions) -> Tensor:
-    """The place in fastgen's order of each of the checkpoint's channels after a squeeze."""
+    """Returns the place in fastgen's order of each of the checkpoint's channels after a squeeze."""
     places = torch.arange(4 * channels)
     if conventions.squeeze == "channel_major":
         return places
@@ -173,7 +175,7 @@ def _squeezed(channels: int, conventions: GlowConventions) -> Tensor:
 
 
 def _swapped(channels: int, conventions: GlowConventions) -> Tensor:
-    """The same after a coupling: fastgen has what is kept first."""
+    """Returns the same after a coupling: in fastgen the kept half comes first."""
     places = torch.arange(channels)
     return places if conventions.kept == "first" else places.roll(channels // 2)
 
@@ -181,7 +183,7 @@ def _swapped(channels: int, conventions: GlowConventions) -> Tensor:
 def _copy(parameter: Tensor, value: Tensor, name: str) -> None:
     if parameter.shape != value.shape:
         raise ValueError(
-            f"{name} has shape {tuple(value.shape)}; for this event_shape it must be {tuple(parameter.shape)}"
+            f"{name} must have shape {tuple(parameter.shape)} for this event_shape, got {tuple(value.shape)}"
         )
     parameter.copy_(value)
 
@@ -193,11 +195,13 @@ def _fill_norm(norm: ActNorm, bias: Tensor, log_scale: Tensor, name: str) -> Non
 
 
 def _fill_convolution(layer: InvertibleConv1x1, checkpoint: _Checkpoint, begin: str, order: Tensor) -> None:
-    """ActNorm and 1x1 convolution, for channels that come in at the places ``order`` and leave with the kept first."""
+    """Fills ActNorm and 1x1 convolution; channels enter at the places ``order`` and leave with the kept half first."""
     names, conventions = checkpoint.names, checkpoint.conventions
     bias, log_scale, sign = checkpoint.norm(begin + names.norm_bias, begin + names.norm_scale)
     if len(bias) != len(order):
-        raise ValueError(f"{begin}{names.norm_bias} has {len(bias)} channels; event_shape makes them {len(order)}")
+        raise ValueError(
+            f"{begin}{names.norm_bias} must have {len(order)} channels for this event_shape, got {len(bias)}"
+        )
     if begin == checkpoint.step(0, 0, 0):
         bias = bias - conventions.data_offset
     back, leaving = order.argsort(), _swapped(len(order), conventions)
@@ -266,7 +270,7 @@ def _fill_prior(
     steps: int,
     order: Tensor | None = None,
 ) -> None:
-    """``order``: at the top, the places of the checkpoint's channels."""
+    """Fills a prior; ``order``, at the top, has the places of the checkpoint's channels."""
     conventions, outputs = checkpoint.conventions, len(coupling.net.log_scale)
     if order is None:
         outputs_order = _interleaved(outputs, conventions.split_prior)
@@ -283,13 +287,13 @@ def _fill_prior(
 
 
 def _fill_condition(layer: ZeroConv2d, checkpoint: _Checkpoint, order: Tensor) -> None:
-    """Adds what a linear map of the context is, times the exponentials of its own logarithms, at the top."""
+    """Adds the linear map of the context, times the exponentials of its own logarithms, to the prior at the top."""
     conventions, names = checkpoint.conventions, checkpoint.names
     weight, bias = checkpoint.take(names.condition + ".weight"), checkpoint.take(names.condition + ".bias")
     log_scale = checkpoint.take(names.condition_log_scale).flatten() * conventions.log_scale_factor
     if len(bias) != len(layer.log_scale):
         raise ValueError(
-            f"{names.condition}.bias has {len(bias)} numbers; for this event_shape it must have {len(layer.log_scale)}"
+            f"{names.condition}.bias must have {len(layer.log_scale)} numbers for this event_shape, got {len(bias)}"
         )
     order = _order_at_top(len(bias), order, conventions)
     factor = (log_scale[order] - 3 * layer.log_scale).exp()
@@ -300,12 +304,12 @@ def _fill_condition(layer: ZeroConv2d, checkpoint: _Checkpoint, order: Tensor) -
 def _fill_zero_convolution(
     layer: ZeroConv2d, checkpoint: _Checkpoint, name: str, log_scale: str, order: Tensor, *, is_top: bool = False
 ) -> None:
-    """``order``: which output of the checkpoint is in each place; at the top the input is 0, whatever its width."""
+    """Fills a zero convolution; ``order`` has the checkpoint's output for each place. At the top the input is 0."""
     conventions = checkpoint.conventions
     weight, bias = checkpoint.take(name + ".weight"), checkpoint.take(name + ".bias")
     log_scale = checkpoint.take(log_scale).flatten() * (conventions.log_scale_factor / 3)
     if len(bias) != len(order):
-        raise ValueError(f"{name}.bias has {len(bias)} numbers; for this event_shape it must have {len(order)}")
+        raise ValueError(f"{name}.bias must have {len(order)} numbers for this event_shape, got {len(bias)}")
     if layer.conv.edge_weight is not None:
         _copy(layer.conv.edge_weight, weight.sum(1, keepdim=True)[order], name)
     if is_top:
@@ -317,13 +321,13 @@ def _fill_zero_convolution(
 
 
 def _order_at_top(outputs: int, order: Tensor, conventions: GlowConventions) -> Tensor:
-    """Which output of the checkpoint is in each place, shifts and then scales, for channels at the places ``order``."""
+    """Returns the checkpoint's output for each place: shifts, then scales, for channels at ``order``."""
     shifts, scales = _interleaved(outputs, conventions.top_prior).view(-1, 2).T[:, order.argsort()]
     return torch.cat([shifts, scales])
 
 
 def _interleaved(outputs: int, halves: str) -> Tensor:
-    """Where the checkpoint has shift, scale, shift, ..."""
+    """Returns the places of shift, scale, shift, ... in the checkpoint."""
     places = torch.arange(outputs)
     if halves == "interleaved":
         return places

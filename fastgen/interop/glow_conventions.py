@@ -1,4 +1,4 @@
-"""How a public implementation of Glow writes down its parameters: names, orders, signs and factors."""
+"""Conventions of public implementations of Glow: names, orders, signs and factors of their parameters."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class GlowNames:
     """
 
     step: str
-    """What the names of a step begin with; the others, down to ``last_log_scale``, follow it."""
+    """Prefix of the names of a step; those down to ``last_log_scale`` follow it."""
     norm_bias: str
     norm_scale: str
     weight: str
-    """Of the 1x1 convolution, where it is not factored."""
+    """Weight of the 1x1 convolution, where it is not factored."""
     permutation: str
     """The matrix P of P L U; then L, U, and the logarithm and sign of U's diagonal."""
     lower: str
@@ -55,12 +55,12 @@ class GlowNames:
     """Bias and scale of the actnorm after it; None if the convolution has a bias instead."""
     second_norm: tuple[str, str] | None = None
     ignored: tuple[str, ...] = ()
-    """Ends of names that are of no account."""
+    """Endings of names that are ignored."""
 
 
 @dataclass(frozen=True)
 class GlowConventions:
-    """What the parameters of a checkpoint mean.
+    """The meaning of the parameters of a checkpoint.
 
     Raises:
         ValueError: a value that is not among those named here.
@@ -76,9 +76,9 @@ class GlowConventions:
     """Outputs of the network: "interleaved" shift, scale, shift, ...; "shift_first", all shifts and then all scales;
     or "scale_first"."""
     split_prior: str = "interleaved"
-    """Likewise, of mean and scale of what leaves at the end of a scale."""
+    """Likewise, for mean and scale of the latents that leave at the end of a scale."""
     top_prior: str = "shift_first"
-    """Likewise, of the last latents."""
+    """Likewise, for the last latents."""
     shift_before_scale: bool = True
     """The coupling is (x + shift) scale; the other way has no counterpart in ``fastgen.models.Glow``."""
     sigmoid_offset: float = 2.0
@@ -92,20 +92,20 @@ class GlowConventions:
     log_scale_factor: float = 3.0
     """Convolutions that begin at zero are multiplied with exp(log_scale_factor logs)."""
     padding: str = "zeros"
-    """Of the convolutions that begin at zero: "zeros" or "ones"."""
+    """Padding of the convolutions that begin at zero: "zeros" or "ones"."""
     condition: str = "class"
-    """What the linear map of a condition is of: "class", one label, or "vector", such as several attributes at once."""
+    """Input of the linear map of a condition: "class", one label, or "vector", such as several attributes at once."""
     data_offset: float = 0.0
-    """The flow takes data of [0, 1) less this."""
+    """Offset subtracted from data in [0, 1) before the flow."""
 
     def __post_init__(self) -> None:
         for name, allowed in ALLOWED.items():
             if getattr(self, name) not in allowed:
                 given = getattr(self, name)
-                raise ValueError(f"{name} is {given!r}; it must be one of {', '.join(map(repr, allowed))}")
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {given!r}")
         if not self.shift_before_scale:
             raise ValueError(
-                "shift_before_scale is False; fastgen's Glow adds the shift before it scales, as Glow does"
+                "shift_before_scale must be True, as fastgen's Glow adds the shift before it scales, got False"
             )
 
 

@@ -1,4 +1,4 @@
-"""A library's functions, known by their source text: a version number does not say what a function computes."""
+"""Checks that a library's functions are the known ones, by their source text rather than a version number."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 
 def digest(function: Callable) -> str:
-    """Of the source text of a function; empty where there is none."""
+    """First 16 hex digits of the SHA-256 of a function's source; empty where there is none."""
     try:
         source = inspect.getsource(function)
     except (OSError, TypeError):
@@ -17,7 +17,7 @@ def digest(function: Callable) -> str:
 
 
 def check_known(library: str, functions: Mapping[str, Callable], known: Mapping[str, tuple[str, ...]]) -> None:
-    """Refuses a library whose functions are others than those that the replacements were written for.
+    """Raises an error for a library whose functions differ from those that the replacements were written for.
 
     Args:
         library: its name and known versions, for the message.
@@ -29,4 +29,4 @@ def check_known(library: str, functions: Mapping[str, Callable], known: Mapping[
     """
     for name, digests in known.items():
         if name not in functions or digest(functions[name]) not in digests:
-            raise ValueError(f"the installed library has a {name} that fastgen does not know; known is {library}")
+            raise ValueError(f"the installed library must be {library}, got one whose {name} has another source")

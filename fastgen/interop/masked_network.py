@@ -1,4 +1,4 @@
-"""What is known of a library's masked network: whether it is one whose units can be computed degree by degree."""
+"""Checks whether the units of a library's masked network can be computed degree by degree."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OTHER_MODULES = (nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Softplus, nn.Mish, nn.SELU)
 
 
 def activation_name(activation: Callable) -> str | None:
-    """What ``fastgen.ops.sequential_affine`` calls the activation; None if it has not got it."""
+    """Returns the name of the activation in ``fastgen.ops.sequential_affine``; None if it has none."""
     if isinstance(activation, nn.ELU) and activation.alpha != 1:
         return None
     if isinstance(activation, nn.Module):
@@ -35,14 +35,14 @@ def activation_name(activation: Callable) -> str | None:
 
 
 def is_elementwise(activation: Callable) -> bool:
-    """Whether it is known to treat every unit alone, the same way each time, and not in place."""
+    """Returns whether the module is known to act on every unit alone, deterministically, and not in place."""
     if isinstance(activation, nn.Module):
         return type(activation) in (*_MODULES, *_OTHER_MODULES) and not getattr(activation, "inplace", False)
     return any(function is activation for function in (*_NAMES, *_OTHERS))
 
 
 def is_plain(network: nn.Module) -> bool:
-    """Whether calling the network does no more than its modules' ``forward`` says: it has no hooks, no autocast."""
+    """Returns whether calling the network only runs its modules' ``forward``: no hooks, no autocast."""
     if is_transformed():
         return False
     if any(m._forward_hooks or m._forward_pre_hooks for m in network.modules()):
@@ -51,14 +51,14 @@ def is_plain(network: nn.Module) -> bool:
 
 
 def is_recorded(network: nn.Module, *tensors: Tensor | None) -> bool:
-    """Whether gradients are recorded for a parameter of the network, or for one of the tensors."""
+    """Returns whether gradients are recorded for a parameter of the network, or for one of the tensors."""
     if not torch.is_grad_enabled():
         return False
     return any(t is not None and t.requires_grad for t in (*tensors, *network.parameters()))
 
 
 def is_mask_of(mask: Tensor, outputs: Tensor, inputs: Tensor, *, strict: bool = False) -> bool:
-    """Whether the mask lets units of degrees ``outputs`` see those of ``inputs`` up to their own, ``strict``, below."""
+    """Returns whether the mask lets ``outputs`` see ``inputs`` of degrees up to their own; ``strict``, below it."""
     if mask.shape != (len(outputs), len(inputs)):
         return False
     wanted = outputs[:, None] > inputs if strict else outputs[:, None] >= inputs
@@ -66,5 +66,5 @@ def is_mask_of(mask: Tensor, outputs: Tensor, inputs: Tensor, *, strict: bool = 
 
 
 def with_values(found: Tensor, values: Tensor) -> Tensor:
-    """Values that are nearer than what was found, with the gradient of that."""
+    """Returns more exact values with the gradient of those that were found."""
     return found + (values - found).detach() if found.requires_grad else values

@@ -23,7 +23,7 @@ _HOLDERS = {
     "cubic_spline": (cubic, splines, autoregressive),
     "unconstrained_cubic_spline": (cubic, splines),
 }
-"""The modules that have a function under its name."""
+"""Modules that have a function under its name."""
 
 _RELIED_ON = (
     (rational_quadratic, "rational_quadratic_spline", "unconstrained_rational_quadratic_spline"),
@@ -38,7 +38,7 @@ _RELIED_ON = (
     (made.MaskedFeedforwardBlock, "forward"),
     (made.MaskedLinear, "forward"),
 )
-"""What is replaced, and what the replacements rely on."""
+"""Functions that are replaced, and those that the replacements rely on."""
 
 KNOWN = {
     "nflows.transforms.splines.rational_quadratic.rational_quadratic_spline": ("7149e3c294ab1019",),
@@ -57,11 +57,11 @@ KNOWN = {
     "MaskedFeedforwardBlock.forward": ("f02dc7d76245a14a",),
     "MaskedLinear.forward": ("31e1a4991c4382b0",),
 }
-"""Their digests."""
+"""Digests of the functions in ``_RELIED_ON``."""
 
 
 def patch() -> None:
-    """Replaces what a kernel computes.
+    """Replaces the functions that a kernel computes.
 
     Raises:
         ValueError: another source of a function than those of nflows 0.14.

@@ -35,7 +35,7 @@ def inverse(self, inputs, context=None):
 def _solution(
     transform: nn.Module, network: made.MADE, inputs: Tensor, context: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
-    """Outputs and log-determinant, or None where only nflows' own code finds them."""
+    """Returns outputs and log-determinant, or None where only nflows' own code finds them."""
     is_affine = _has_code_of(transform, _Affine)
     if is_affine and _is_stack(network):
         parameters, offset = _stack_parameters(network), _offset(network, context)
@@ -69,14 +69,14 @@ def _affine(epsilon: float, u: Tensor, parameters: Tensor) -> tuple[Tensor, Tens
 
 
 def _has_code_of(transform: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether the transform's elementwise map is that of this class, not overridden."""
+    """Returns whether the transform's elementwise map is that of this class, not overridden."""
     return isinstance(transform, kind) and all(
         getattr(type(transform), name, None) is getattr(kind, name, None) for name in _ELEMENTWISE
     )
 
 
 def _is_known(network: nn.Module) -> bool:
-    """Whether a network is nflows' MADE with masks that are those of its degrees, and without batch norm or dropout."""
+    """Returns whether a network is nflows' MADE with the masks of its degrees, without batch norm or dropout."""
     if type(network) is not made.MADE or not is_plain(network) or not is_elementwise(network.activation):
         return False
     residual = network.use_residual_blocks
@@ -87,29 +87,29 @@ def _is_known(network: nn.Module) -> bool:
         if block.activation is not network.activation or (block.dropout.p and block.training):
             return False
     linear, last = _linear_maps(network), network.final_layer
-    if any(type(of) is not made.MaskedLinear or of.bias is None for of in (*linear, last)):
+    if any(type(layer) is not made.MaskedLinear or layer.bias is None for layer in (*linear, last)):
         return False
     degrees = network.initial_layer.degrees
     if residual and not all(torch.equal(block.degrees, degrees) for block in network.blocks):
         return False
     features = torch.arange(network.initial_layer.in_features, device=degrees.device) + 1
     inputs = features
-    for of in linear:
-        if not is_mask_of(of.mask, of.degrees, inputs):
+    for layer in linear:
+        if not is_mask_of(layer.mask, layer.degrees, inputs):
             return False
-        inputs = of.degrees
+        inputs = layer.degrees
     return is_mask_of(last.mask, features.repeat_interleave(last.out_features // len(features)), inputs, strict=True)
 
 
 def _linear_maps(network: made.MADE) -> list[nn.Module]:
-    """All but the last, in the order in which they are run."""
+    """Returns all linear maps but the last, in the order in which they run."""
     blocks = network.blocks
-    of_blocks = [block.linear_layers if network.use_residual_blocks else [block.linear] for block in blocks]
-    return [network.initial_layer, *(of for of_block in of_blocks for of in of_block)]
+    in_blocks = [block.linear_layers if network.use_residual_blocks else [block.linear] for block in blocks]
+    return [network.initial_layer, *(layer for layers in in_blocks for layer in layers)]
 
 
 def _fit(network: made.MADE, inputs: Tensor, context: Tensor | None) -> bool:
-    """Whether the network takes these inputs, and a context if there is one."""
+    """Returns whether the network takes these inputs, and a context if there is one."""
     if not isinstance(inputs, Tensor) or inputs.shape[1:] != (network.initial_layer.in_features,) or not len(inputs):
         return False
     if context is None:
@@ -119,7 +119,7 @@ def _fit(network: made.MADE, inputs: Tensor, context: Tensor | None) -> bool:
 
 
 def _is_stack(network: made.MADE) -> bool:
-    """Whether it is what ``sequential_affine`` computes: linear maps and activations by turns."""
+    """Returns whether ``sequential_affine`` computes the network: alternating linear maps and activations."""
     return not network.use_residual_blocks and activation_name(network.activation) is not None
 
 
@@ -130,7 +130,7 @@ def _degrees(network: made.MADE) -> list[Tensor]:
 
 
 def _stack_parameters(network: made.MADE) -> list[Tensor]:
-    """Weights and biases by turns; nflows has a feature's raw scale and shift side by side in the last."""
+    """Returns weights and biases alternately; in nflows a feature's raw scale and shift are neighbours in the last."""
     found = []
     for linear in _linear_maps(network):
         found += [linear.weight, linear.bias]
@@ -139,12 +139,12 @@ def _stack_parameters(network: made.MADE) -> list[Tensor]:
 
 
 def _offset(network: made.MADE, context: Tensor | None) -> Tensor | None:
-    """What the context adds to the first hidden layer."""
+    """Returns what the context adds to the first hidden layer."""
     return None if context is None else network.activation(network.context_layer(context))
 
 
 def _maps(network: made.MADE, context: Tensor | None) -> list[MaskedMap]:
-    """The network's linear maps in the order in which they are run."""
+    """Returns the network's linear maps in the order in which they run."""
     features, last = _degrees(network)[0], network.final_layer
     offsets = [_offset(network, context)]
     for block in network.blocks:
@@ -153,9 +153,9 @@ def _maps(network: made.MADE, context: Tensor | None) -> list[MaskedMap]:
         else:
             offsets.append(None)
     maps, inputs = [], features
-    for of, offset in zip(_linear_maps(network), offsets, strict=True):
-        maps.append(MaskedMap(of.weight, of.bias, inputs, of.degrees, offset))
-        inputs = of.degrees
+    for layer, offset in zip(_linear_maps(network), offsets, strict=True):
+        maps.append(MaskedMap(layer.weight, layer.bias, inputs, layer.degrees, offset))
+        inputs = layer.degrees
     of_outputs = features.repeat_interleave(last.out_features // len(features)) - 1
     return [*maps, MaskedMap(last.weight, last.bias, inputs, of_outputs)]
 

@@ -22,7 +22,7 @@ _unconstrained_cubic_spline = cubic.unconstrained_cubic_spline
 _piecewise_cdf = coupling.PiecewiseRationalQuadraticCouplingTransform._piecewise_cdf
 
 _LEAST = 1e-6
-"""By what part ``cubic_spline`` keeps the slopes at both ends from 0, and from 3 times the bin's; nflows does not."""
+"""Relative distance that ``cubic_spline`` keeps the end slopes from 0 and from 3 times the bin's; nflows keeps none."""
 _STEEPEST = 13.0
 """The largest raw parameter of such a slope whose sigmoid stays clear of that part, in float32."""
 
@@ -134,7 +134,7 @@ def unconstrained_cubic_spline(
 
 @functools.wraps(_piecewise_cdf)
 def piecewise_cdf(self, inputs, transform_params, inverse=False):
-    """Of a coupling; nflows scales widths and heights in place, which its backward pays for with copies of them all."""
+    """Replaces the spline of a coupling; nflows scales widths and heights in place, which its backward must copy."""
     network, bins = self.transform_net, self.num_bins
     hidden = getattr(network, "hidden_features", getattr(network, "hidden_channels", None))
     if hidden is None or not eligible("rq_spline", inputs, transform_params):
@@ -149,7 +149,7 @@ def piecewise_cdf(self, inputs, transform_params, inverse=False):
 
 
 def _fit(op: str, inputs: Tensor, parts: list[Tensor], more: list[int]) -> bool:
-    """Whether a kernel takes these tensors.
+    """Returns whether a kernel takes these tensors.
 
     Args:
         parts: [..., K] widths, [..., K] heights, and others.
@@ -164,7 +164,7 @@ def _fit(op: str, inputs: Tensor, parts: list[Tensor], more: list[int]) -> bool:
 
 
 def _fit_cubic(inputs: Tensor, parts: list[Tensor], least: tuple[float, float]) -> bool:
-    """Likewise, of widths, heights and the two ends; and that neither of the least sizes is 0."""
+    """Returns the same for widths, heights and both ends, if neither of the least sizes is 0."""
     if not isinstance(parts[0], Tensor) or not parts[0].dim():
         return False
     bins = parts[0].shape[-1]
@@ -174,14 +174,14 @@ def _fit_cubic(inputs: Tensor, parts: list[Tensor], least: tuple[float, float]) 
 
 
 def _cubic_parameters(parts: list[Tensor]) -> Tensor:
-    """The parameters of ``cubic_spline`` whose slopes at the ends are nflows'."""
+    """Returns the parameters of ``cubic_spline`` whose end slopes are those of nflows."""
     ends = torch.cat(parts[2:], -1)
     ends = (ends.sigmoid() - _LEAST).log() - ((-ends).sigmoid() - _LEAST).log()
     return torch.cat([*parts[:2], ends], -1)
 
 
 def _are_allowed(bins: int, *least: float) -> bool:
-    """Whether the kernel has bins of these least widths and heights, and slopes of this least one."""
+    """Returns whether the kernel takes these least widths, heights and slopes."""
     if not all(isinstance(number, Real) and number >= 0 for number in least):
         return False
     return max(least[:2]) * bins < 1 and all(number > 0 for number in least[2:])
@@ -192,7 +192,7 @@ def _is_bound(bound: float) -> bool:
 
 
 def _is_inside(inputs: Tensor, inverse: bool, left: float, right: float, bottom: float, top: float) -> bool:
-    """Whether the spline without tails has a value at every input; nflows checks the inverse's by left and right."""
+    """Returns whether a spline without tails is defined at every input; nflows checks the inverse by left and right."""
     if not all(isinstance(end, Real) for end in (left, right, bottom, top)):
         return False
     if not (left < right and bottom < top) or (inverse and (left, right) != (bottom, top)):

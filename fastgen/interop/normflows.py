@@ -46,11 +46,11 @@ KNOWN = {
     "unconstrained_rational_quadratic_spline": ("39e0dce23b862b71",),
     "searchsorted": ("12c45fc30b2e0c9c",),
 }
-"""Digests of what is replaced, and of what the replacements rely on."""
+"""Digests of the functions that are replaced, and of those that the replacements rely on."""
 
 
 def patch() -> None:
-    """Replaces what a kernel computes.
+    """Replaces the functions that a kernel computes.
 
     Raises:
         ValueError: another source of a function than those of normflows 1.7.3.
@@ -95,7 +95,7 @@ def patch() -> None:
 
 
 def _replace_function(original: Callable, replacement: Callable[[Callable], Callable]) -> None:
-    """In every module of normflows that has it by name."""
+    """Replaces a function in every module of normflows that has it by name."""
     replaced = replacement(original)
     for module_name, module in list(sys.modules.items()):
         if module_name.partition(".")[0] == "normflows":
@@ -157,7 +157,7 @@ def _bounded_spline(original: Callable) -> Callable:
 
 
 def _fit(inputs: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, *, inner: int) -> bool:
-    """Whether they are one spline for each input, with ``inner`` derivatives more than bins."""
+    """Returns whether the tensors are one spline for each input, with ``inner`` more derivatives than bins."""
     if not eligible("rq_spline", inputs, widths, heights, derivatives):
         return False
     bins = widths.shape[-1] if widths.dim() else 0
@@ -175,7 +175,7 @@ def _spline(
     min_bin_height: float,
     min_derivative: float,
 ) -> tuple[Tensor, Tensor] | None:
-    """None where ``rq_spline`` refuses: normflows then says what it has to say."""
+    """Returns None where ``rq_spline`` refuses, so that normflows raises its own error."""
     try:
         return rq_spline(
             inputs,
@@ -192,7 +192,7 @@ def _spline(
 
 
 _LEAST = {"exp": LARGE, "sigmoid": LARGE, "sigmoid_inv": NEVER_ON_CPU}
-"""Scale maps of a coupling, and the size from which the kernel is faster."""
+"""Scale map of a coupling -> the size from which the kernel is faster."""
 
 
 def _coupling(original: Callable, inverse: bool) -> Callable:

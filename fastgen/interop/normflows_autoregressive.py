@@ -17,11 +17,11 @@ from fastgen.nn.autoregressive.sequential_inverse import MaskedMap, Run, invert_
 from fastgen.ops import sequential_affine
 
 _MIN_SCALE = 1e-3
-"""Of an affine flow, whose scale is sigmoid(raw + 2) + 1e-3."""
+"""Least scale of an affine flow: its scale is sigmoid(raw + 2) + 1e-3."""
 
 
 def autoregressive_inverse(original: Callable) -> Callable:
-    """``Autoregressive.inverse`` that computes every hidden unit once, where it knows the flow and its network."""
+    """Replaces ``Autoregressive.inverse``: computes every hidden unit once, for known flows and networks."""
 
     @functools.wraps(original)
     def inverse(self, inputs, context=None):
@@ -32,7 +32,7 @@ def autoregressive_inverse(original: Callable) -> Callable:
 
 
 def _solution(flow: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Outputs and log-determinant, or None where only normflows' own code finds them."""
+    """Returns outputs and log-determinant, or None where only normflows' own code finds them."""
     is_affine = type(flow) is MaskedAffineAutoregressive
     if not is_affine and type(flow) is not MaskedPiecewiseRationalQuadraticAutoregressive:
         return None
@@ -72,7 +72,7 @@ def _feature_degrees(net: nn.Module) -> Tensor:
 
 
 def _is_known(net: nn.Module) -> bool:
-    """Whether a network is normflows' MADE with the masks of its degrees, and without batch norm and dropout."""
+    """Returns whether a network is normflows' MADE with the masks of its degrees, without batch norm or dropout."""
     if type(net) is not made.MADE or type(net.preprocessing) is not nn.Identity or not is_plain(net):
         return False
     for block in net.blocks:
@@ -84,20 +84,20 @@ def _is_known(net: nn.Module) -> bool:
         if not is_residual and (type(block) is not made.MaskedFeedforwardBlock or block.batch_norm):
             return False
     linear, last = _linear_maps(net), net.final_layer
-    if any(type(of) is not made.MaskedLinear or of.bias is None for of in (*linear, last)):
+    if any(type(layer) is not made.MaskedLinear or layer.bias is None for layer in (*linear, last)):
         return False
     inputs, of_first = _feature_degrees(net), net.initial_layer.degrees
     if any(type(b) is made.MaskedResidualBlock and not torch.equal(b.degrees, of_first) for b in net.blocks):
         return False
-    for of in linear:
-        if not is_mask_of(of.mask, of.degrees, inputs):
+    for layer in linear:
+        if not is_mask_of(layer.mask, layer.degrees, inputs):
             return False
-        inputs = of.degrees
+        inputs = layer.degrees
     return is_mask_of(last.mask, last.degrees, inputs, strict=True)
 
 
 def _linear_maps(net: nn.Module) -> list[nn.Module]:
-    """All but the last, in the order in which they are run."""
+    """Returns all linear maps but the last, in the order in which they run."""
     found = [net.initial_layer]
     for block in net.blocks:
         found += block.linear_layers if type(block) is made.MaskedResidualBlock else [block.linear]
@@ -105,7 +105,7 @@ def _linear_maps(net: nn.Module) -> list[nn.Module]:
 
 
 def _is_stack(net: nn.Module) -> bool:
-    """Whether it is, but for the first map, linear maps and activations of ``sequential_affine`` by turns."""
+    """Returns whether, after the first map, linear maps and activations of ``sequential_affine`` alternate."""
     blocks = list(net.blocks)
     if not blocks or any(type(block) is not made.MaskedFeedforwardBlock for block in blocks):
         return False
@@ -113,7 +113,7 @@ def _is_stack(net: nn.Module) -> bool:
 
 
 def _stack_parameters(net: nn.Module) -> list[Tensor]:
-    """Weights and biases by turns.
+    """Returns weights and biases alternately.
 
     normflows has no activation after the first map, so that the first two are one, of the second's degrees; and it has
     a feature's raw scale and shift side by side in the last.
@@ -127,11 +127,11 @@ def _stack_parameters(net: nn.Module) -> list[Tensor]:
 
 
 def _maps(net: nn.Module) -> list[MaskedMap]:
-    """The network's linear maps in the order in which they are run."""
+    """Returns the network's linear maps in the order in which they run."""
     maps, inputs, last = [], _feature_degrees(net), net.final_layer
-    for of in _linear_maps(net):
-        maps.append(MaskedMap(of.weight, of.bias, inputs, of.degrees))
-        inputs = of.degrees
+    for layer in _linear_maps(net):
+        maps.append(MaskedMap(layer.weight, layer.bias, inputs, layer.degrees))
+        inputs = layer.degrees
     return [*maps, MaskedMap(last.weight, last.bias, inputs, last.degrees - 1)]
 
 

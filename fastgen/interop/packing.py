@@ -1,4 +1,4 @@
-"""Neighbouring views as the one tensor that they were cut from."""
+"""Joins neighbouring views into the tensor that they were cut from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def packed(parts: list[Tensor]) -> Tensor:
-    """The parts side by side along the last dimension; a view, where they are views side by side of one tensor.
+    """Returns the parts concatenated along the last dimension; a view if they are neighbouring views of one tensor.
 
     Args:
         parts: of one shape, but for the last dimension.
@@ -33,7 +33,7 @@ def packed(parts: list[Tensor]) -> Tensor:
 
 
 def _are_neighbours(parts: list[Tensor]) -> bool:
-    """Whether each begins in memory where the one before ends, with the strides of one tensor."""
+    """Returns whether each begins in memory where the one before ends, with the strides of one tensor."""
     first = parts[0]
     storage, place = first.untyped_storage().data_ptr(), first.storage_offset()
     for part in parts:

@@ -1,4 +1,4 @@
-"""Attributes of another library that stand in for the originals until they are restored."""
+"""Replaces attributes of another library until they are restored."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Patches:
-    """What one library's acceleration has replaced, to be put back in the opposite order.
+    """The replaced attributes of one library, which are restored in the opposite order.
 
     Example:
         >>> import math
@@ -31,7 +31,7 @@ class Patches:
         """Sets ``owner.name``, of a module or a class, whether or not ``owner`` has it itself.
 
         Raises:
-            AttributeError: there is no ``owner.name``.
+            AttributeError: ``owner`` has no such attribute.
         """
         getattr(owner, name)
         own = name in vars(owner)
@@ -40,7 +40,7 @@ class Patches:
             setattr(owner, name, value)
 
     def restore(self) -> None:
-        """Puts every original back."""
+        """Restores every original."""
         with self._lock:
             while self._replaced:
                 owner, name, own, original = self._replaced.pop()

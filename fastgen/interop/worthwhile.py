@@ -1,4 +1,4 @@
-"""Where a kernel that may take a call also saves time."""
+"""Whether a kernel that may take a call also saves time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ALWAYS = False
 
 
 def is_worthwhile(x: Tensor, least: float) -> bool:
-    """Whether x has at least so many elements, on the CPU, where PyTorch's own passes over a small tensor are cheap.
+    """Returns whether x has at least so many elements, on the CPU: PyTorch's passes over a small tensor are cheap.
 
     On a GPU each of them is a launch, and one kernel in their place always saves time.
     """

@@ -29,7 +29,7 @@ _RELIED_ON = (
     (nn.MaskedLinear, "forward"),
     (nn.Residual, "forward"),
 )
-"""What is replaced, and what the replacements rely on."""
+"""Functions that are replaced, and those that the replacements rely on."""
 
 KNOWN = {
     "MonotonicRQSTransform.__init__": ("263a4e8c496cc880",),
@@ -48,13 +48,13 @@ KNOWN = {
     "MaskedLinear.forward": ("9f4a21a23c200f48",),
     "Residual.forward": ("686f0380030da5a2",),
 }
-"""Their digests."""
+"""Digests of the functions in ``_RELIED_ON``."""
 
 _lu_inverse = transforms.LULinearTransform._inverse
 
 
 def patch() -> None:
-    """Replaces what a kernel computes.
+    """Replaces the functions that a kernel computes.
 
     Raises:
         ValueError: another source of a function than those of zuko 1.6.0.
@@ -69,7 +69,7 @@ def patch() -> None:
 
 @functools.wraps(_lu_inverse)
 def _solve_all(self, y: Tensor) -> Tensor:
-    """All right-hand sides of one matrix in two triangular solves; zuko copies the matrix for every one."""
+    """Solves for all right-hand sides in two triangular solves; zuko copies the matrix for every one."""
     if self.L.dim() != 2 or y.dim() < 2 or y.shape[-1] != self.L.shape[-1]:
         return _lu_inverse(self, y)
     rows = torch.linalg.solve_triangular(self.L.mT, y.reshape(-1, y.shape[-1]), upper=True, left=False)

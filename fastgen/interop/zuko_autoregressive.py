@@ -24,9 +24,9 @@ from fastgen.ops import sequential_affine
 _inverse = AutoregressiveTransform._inverse
 _meta = MaskedAutoregressiveTransform.meta
 _UNIVARIATE = MonotonicAffineTransform, MonotonicRQSTransform, CircularRQSTransform
-"""Those that treat every feature by its own parameters alone."""
+"""Univariate transforms that treat every feature by its own parameters alone."""
 _FEW = 3
-"""Passes that zuko's loop makes in no more time: the other way ends with a pass of zuko's, too."""
+"""Number of passes up to which zuko's loop is as fast: the other way also ends with a pass of zuko's."""
 
 
 @functools.wraps(_inverse)
@@ -46,7 +46,7 @@ def inverse(self, y):
 
 
 def _solution(owner: MaskedAutoregressiveTransform, passes: int, y: Tensor, context: Tensor | None) -> Tensor | None:
-    """x, or None where only zuko's own code finds it."""
+    """Returns x, or None where only zuko's own code finds it."""
     if type(owner.hyper) is not MaskedMLP or not is_plain(owner.hyper):
         return None
     if _function(owner) not in _UNIVARIATE or owner.order is None:
@@ -74,7 +74,7 @@ def _solution(owner: MaskedAutoregressiveTransform, passes: int, y: Tensor, cont
 
 
 def _function(owner: MaskedAutoregressiveTransform):
-    """What makes the univariate transform; None if more than its slope is given."""
+    """Returns the class of the univariate transform; None if it is given more than its slope."""
     univariate = owner.univariate
     if not isinstance(univariate, functools.partial):
         return univariate
@@ -82,7 +82,7 @@ def _function(owner: MaskedAutoregressiveTransform):
 
 
 def _degrees(network: MaskedMLP, features: Tensor, total: int) -> list[Tensor] | None:
-    """Of the features, and of what every module but the last puts out; None where masks are not those of degrees."""
+    """Returns the degrees of the features and of every module's outputs but the last; None for other masks."""
     found, (*hidden, last) = [features], network
     for module in hidden:
         before = found[-1]
@@ -104,7 +104,7 @@ def _degrees(network: MaskedMLP, features: Tensor, total: int) -> list[Tensor] |
 
 
 def _degrees_after(linear: MaskedLinear, before: Tensor) -> Tensor | None:
-    """Of the units of a masked linear map: the highest that they see. All see the context, behind the features."""
+    """Returns the degrees of a masked linear map's units: the highest they see. All see the context."""
     mask = linear.mask[:, : len(before)]
     after = (mask * before).amax(1)
     is_known = linear.bias is not None and is_mask_of(mask, after, before) and bool(linear.mask[:, len(before) :].all())
@@ -114,7 +114,7 @@ def _degrees_after(linear: MaskedLinear, before: Tensor) -> Tensor | None:
 def _in_one_pass(
     owner: MaskedAutoregressiveTransform, u: Tensor, offset: Tensor | None, degrees: list[Tensor]
 ) -> Tensor | None:
-    """By ``sequential_affine``, for affine transforms whose network is linear maps and activations by turns."""
+    """Solves by ``sequential_affine``, for affine transforms whose network alternates linear maps and activations."""
     *hidden, last = owner.hyper
     names = {activation_name(module) for module in hidden[1::2]}
     stack = len(hidden) % 2 == 0 and all(type(module) is MaskedLinear for module in hidden[::2])
@@ -134,7 +134,7 @@ def _in_one_pass(
     x, _ = sequential_affine(
         u,
         parameters,
-        [features.argsort(stable=True).argsort() + 1, *(up_to[of] for of in others)],
+        [features.argsort(stable=True).argsort() + 1, *(up_to[degree] for degree in others)],
         context=offset,
         activation=names.pop(),
         parameterisation="bounded",
@@ -144,7 +144,7 @@ def _in_one_pass(
 
 
 def _slope(owner: MaskedAutoregressiveTransform) -> float | None:
-    """The least slope of an affine transform; None if it is another, or one that the kernel has not got."""
+    """Returns the least slope of an affine transform; None for another transform or one without a kernel."""
     if _function(owner) is not MonotonicAffineTransform or [tuple(shape) for shape in owner.shapes] != [(), ()]:
         return None
     slope = getattr(owner.univariate, "keywords", {}).get("slope", 1e-3)
@@ -155,8 +155,8 @@ def _by_degree(owner: MaskedAutoregressiveTransform, u: Tensor, offset: Tensor |
     *modules, last = owner.hyper
     maps = []
 
-    def add(of: MaskedLinear, before: Tensor, after: Tensor, offset: Tensor | None = None) -> None:
-        maps.append(MaskedMap(of.weight[:, : len(before)], of.bias, before, after, offset))
+    def add(layer: MaskedLinear, before: Tensor, after: Tensor, offset: Tensor | None = None) -> None:
+        maps.append(MaskedMap(layer.weight[:, : len(before)], layer.bias, before, after, offset))
 
     for module, (before, after) in zip(modules, pairwise(degrees), strict=True):
         if type(module) is MaskedLinear:

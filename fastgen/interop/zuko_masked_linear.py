@@ -1,4 +1,4 @@
-"""zuko's masked linear map with its mask as numbers: by truth values PyTorch multiplies at half the speed."""
+"""zuko's masked linear map with its mask as numbers, by which PyTorch multiplies twice as fast as by booleans."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _forward = MaskedLinear.forward
 
 
 class _Numbers(NamedTuple):
-    """A mask in the dtype of the weight, for as long as the module has that mask and nobody writes to it."""
+    """A mask in the dtype of the weight, valid while the module has that mask unchanged."""
 
     mask: Tensor
     version: int

@@ -32,9 +32,9 @@ def init(self, widths, heights, derivatives, bound=5.0, slope=1e-3, **kwargs):
 
 
 class KernelSpline(MonotonicRQSTransform):
-    """A ``MonotonicRQSTransform`` that keeps its raw parameters: the kernel makes its bins, and only those it needs.
+    """A ``MonotonicRQSTransform`` that keeps its raw parameters, from which the kernel computes the bins it needs.
 
-    zuko's tables of knots and slopes are made when somebody asks for them, and have the gradients that they would have
+    zuko's tables of knots and slopes are computed on first access, and have the gradients that they would have
     had at the start.
     """
 
@@ -68,7 +68,7 @@ class KernelSpline(MonotonicRQSTransform):
         return super().call_and_ladj(x) if found is None else found
 
     def _transform(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor] | None:
-        """Values and log-derivatives by the kernel; None where it does not take x."""
+        """Returns values and log-derivatives by the kernel; None where it does not take x."""
         *parts, bound, slope = self._arguments
         if not eligible("rq_spline", x, *parts):
             return None
@@ -88,12 +88,12 @@ KernelSpline.__name__ = KernelSpline.__qualname__ = MonotonicRQSTransform.__name
 
 
 def _least(slope: float) -> float:
-    """What the kernel adds to the softplus of a slope, less than rounding makes of zuko's least slope."""
+    """Returns what the kernel adds to the softplus of a slope, less than the rounding of zuko's least slope."""
     return slope * 1e-9
 
 
 def _fit(parts: list[Tensor], bound: float, slope: float) -> bool:
-    """Whether the kernel takes these parameters of a spline."""
+    """Returns whether the kernel takes these parameters of a spline."""
     if not eligible("rq_spline", *parts) or not all(part.dim() for part in parts):
         return False
     if not (isinstance(bound, Real) and bound > 0 and isinstance(slope, Real) and 0 < slope < 1):

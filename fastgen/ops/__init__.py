@@ -1,4 +1,4 @@
-"""The ops: one public function each, and the choice of what runs them."""
+"""The ops, one public function each, and the choice of the backend that runs them."""
 
 from fastgen.ops.affine_coupling import affine_coupling, affine_coupling_
 from fastgen.ops.causal_conv1d import causal_conv1d

@@ -1,4 +1,4 @@
-"""The affine map of a coupling layer with its log-determinant: forward, inverse, and over its input."""
+"""The affine map of a coupling layer with its log-determinant: forward, inverse, and in place."""
 
 from __future__ import annotations
 
@@ -143,31 +143,31 @@ def _arguments(
     mask: Tensor | None,
     interleaved: bool,
 ) -> tuple:
-    """What the op takes, checked."""
+    """Checks the arguments and returns those of the op."""
     if parameterisation not in PARAMETERISATIONS:
         allowed = ", ".join(map(repr, PARAMETERISATIONS))
-        raise ValueError(f"parameterisation is {parameterisation!r}; it must be one of {allowed}")
+        raise ValueError(f"parameterisation must be one of {allowed}, got {parameterisation!r}")
     if not isinstance(scale, Tensor):
         scale = torch.as_tensor(float(scale), dtype=parameters.dtype, device=parameters.device)
     for name, tensor in (("x", x), ("parameters", parameters), ("scale", scale)):
         if not tensor.is_floating_point():
-            raise TypeError(f"{name} has dtype {tensor.dtype}; it must be floating point")
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
     if x.dim() < 2:
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, C, ...]")
+        raise ValueError(f"x must have shape [N, C, ...], got {tuple(x.shape)}")
     wanted = (x.shape[0], 2 * x.shape[1], *x.shape[2:])
     if tuple(parameters.shape) != wanted:
         raise ValueError(
-            f"parameters has shape {tuple(parameters.shape)}; for x of shape {tuple(x.shape)} it must be {wanted}"
+            f"parameters must have shape {wanted} for x of shape {tuple(x.shape)}, got {tuple(parameters.shape)}"
         )
     channels = x.shape[1]
     if scale.dim() > 1 or (scale.dim() == 1 and scale.shape[0] != 1 and scale.shape[0] != channels):
-        raise ValueError(f"scale has shape {tuple(scale.shape)}; it must be a number or ({channels},)")
+        raise ValueError(f"scale must be a number or have shape ({channels},), got shape {tuple(scale.shape)}")
     if mask is not None:
         try:
             mask = (mask != 0).expand(x.shape[1:]).to(torch.uint8)
         except RuntimeError:
             raise ValueError(
-                f"mask has shape {tuple(mask.shape)}; it must broadcast to {tuple(x.shape[1:])}, the shape of a sample"
+                f"mask must broadcast to {tuple(x.shape[1:])}, the shape of a sample, got shape {tuple(mask.shape)}"
             ) from None
     tensors = in_float32(x, parameters, scale.expand(channels))
     return *tensors, mask, inverse, PARAMETERISATIONS.index(parameterisation), interleaved

@@ -1,4 +1,4 @@
-"""What the checks of arguments have in common."""
+"""Checks of arguments that several ops share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def has_numbers(tensor: Tensor) -> bool:
-    """Whether they can be read here and now: on the CPU, not under torch.compile or torch.func.
+    """Returns whether the values of the tensors can be read: on the CPU, outside of torch.compile and torch.func.
 
     On a GPU reading would wait for the device, in every call, and rule out CUDA graphs.
     """
@@ -19,20 +19,20 @@ def has_numbers(tensor: Tensor) -> bool:
 
 
 def check_integers(least: int = 1, **numbers: int) -> None:
-    """ValueError for a number, by its name, that is no integer of Python or NumPy, or below ``least``."""
+    """Raises ValueError naming the first number that is not an integer of Python or NumPy, or is below ``least``."""
     for name, number in numbers.items():
         if not isinstance(number, Integral) or isinstance(number, bool) or number < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {number!r}")
 
 
 def check_device(name: str, tensor: Tensor, wanted_of: str, wanted: torch.device) -> None:
-    """ValueError for a tensor that is not on the device of the argument ``wanted_of``."""
+    """Raises ValueError for a tensor that is not on the device of the argument ``wanted_of``."""
     if tensor.device != wanted:
-        raise ValueError(f"{name} is on {tensor.device}; it must be on the device of {wanted_of}, {wanted}")
+        raise ValueError(f"{name} must be on the device of {wanted_of}, {wanted}, got {tensor.device}")
 
 
 def check_reach(dilation: int, taps: int) -> None:
-    """ValueError for a kernel that is longer than any tensor can be: sizes that follow from it would overflow."""
+    """Raises ValueError for a kernel longer than any tensor can be: sizes computed from it would overflow."""
     most = (1 << 31) // max(1, taps - 1)
     if dilation > most:
         raise ValueError(f"dilation must be at most {most} for {taps} taps, got {dilation}")

@@ -1,4 +1,4 @@
-"""Derivatives of ops: one pair of autograd Functions for each, whose derivatives are those of the reference formula.
+"""Derivatives of ops: a pair of autograd Functions for each op, with the derivatives of the reference formula.
 
 ``torch.library.register_autograd`` alone leaves ``torch.func`` without a rule (``func.jvp`` silently returns zeros),
 and ``torch.compile`` takes no Function with ``vmap`` and ``jvp``; so an op has both, and the compiler sees the first.
@@ -19,7 +19,7 @@ VmapRule = Callable[[Callable, int, Sequence[int | None], Sequence], tuple]
 
 
 def leading(function: Callable, size: int, in_dims: Sequence[int | None], arguments: Sequence) -> tuple:
-    """For ops that treat leading dimensions alike, all their tensors having them: one more in front."""
+    """vmap rule of ops that treat leading dimensions alike: adds one in front of every tensor."""
     moved = [
         argument
         if not isinstance(argument, Tensor)
@@ -33,7 +33,7 @@ def leading(function: Callable, size: int, in_dims: Sequence[int | None], argume
 
 
 def loop(function: Callable, size: int, in_dims: Sequence[int | None], arguments: Sequence) -> tuple:
-    """One call for each element of the batch; for a batch of none one of zeros, which tells the results' shapes."""
+    """vmap rule that calls once for each element of the batch; for an empty batch once with zeros, for the shapes."""
     if not size:
         arguments = [
             a if dim is None else a.new_zeros(*a.shape[:dim], 1, *a.shape[dim + 1 :])
@@ -49,7 +49,7 @@ def loop(function: Callable, size: int, in_dims: Sequence[int | None], arguments
 
 
 def differentiable(op: Op, backward: Op, vmap: VmapRule) -> Callable:
-    """The op as a function that every kind of differentiation goes through.
+    """Returns the op as a function that every kind of differentiation goes through.
 
     Args:
         op: a function of tensors and of other arguments, which have no derivative.
@@ -75,19 +75,19 @@ def _call(op: Op, function: type[torch.autograd.Function], arguments: tuple):
 
 
 def backward_of(reference: Callable, outputs: int) -> Callable:
-    """The definition of an op's backward: the derivative of the reference, as a function of gradients and arguments."""
+    """Returns the definition of an op's backward: the derivative of the reference, from gradients and arguments."""
     return lambda *arguments: _vjp(reference, arguments[outputs:], arguments[:outputs])
 
 
 def _is_recorded(arguments: Sequence) -> bool:
-    """Whether any kind of differentiation or batching looks on."""
+    """Returns whether the call is differentiated or batched in any way."""
     if torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments)
 
 
 def _below_autograd(op: Op, arguments: Sequence):
-    """A call costs some 80 us less so, on the CPU: nobody looks for what to record."""
+    """Calls the op below autograd, which saves about 80 us on the CPU."""
     with torch._C._AutoDispatchBelowAutograd():
         return op(*arguments)
 
@@ -100,29 +100,29 @@ def _places(arguments: Sequence) -> list[int]:
     return [i for i, argument in enumerate(arguments) if _is_float(argument)]
 
 
-def _of(function: Callable, arguments: Sequence) -> tuple[Callable, list[Tensor]]:
-    """``function`` of its floating-point tensors alone, and they."""
+def _of_floats(function: Callable, arguments: Sequence) -> tuple[Callable, list[Tensor]]:
+    """Returns ``function`` of its floating-point tensors alone, and those tensors."""
     places = _places(arguments)
 
-    def of(*tensors):
+    def partial(*tensors):
         filled = list(arguments)
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor
         return function(*filled)
 
-    return of, [arguments[place] for place in places]
+    return partial, [arguments[place] for place in places]
 
 
 def _vjp(function: Callable, arguments: Sequence, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    of, tensors = _of(function, arguments)
-    outputs, pull = torch.func.vjp(of, *tensors)
+    partial, tensors = _of_floats(function, arguments)
+    outputs, pull = torch.func.vjp(partial, *tensors)
     return pull(tuple(gradients) if isinstance(outputs, tuple) else gradients[0])
 
 
 def push_forward(function: Callable, arguments: Sequence, tangents: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
-    """Forward mode by transposing reverse mode: nothing in it nests forward levels."""
-    of, tensors = _of(function, arguments)
-    outputs, pull = torch.func.vjp(of, *tensors)
+    """Computes forward mode by transposing reverse mode, without nested forward levels."""
+    partial, tensors = _of_floats(function, arguments)
+    outputs, pull = torch.func.vjp(partial, *tensors)
     zeros = tuple(torch.zeros_like(o) for o in outputs) if isinstance(outputs, tuple) else torch.zeros_like(outputs)
     _, push = torch.func.vjp(pull, zeros)
     (pushed,) = push(tuple(tangents))
@@ -130,7 +130,7 @@ def push_forward(function: Callable, arguments: Sequence, tangents: Sequence[Ten
 
 
 def _spread(arguments: Sequence, gradients: Tensor | Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """Gradients of the floating-point tensors in the places of all arguments."""
+    """Returns the gradients of the floating-point tensors at the places of their arguments, None elsewhere."""
     found = iter((gradients,) if isinstance(gradients, Tensor) else gradients)
     return tuple(next(found) if _is_float(argument) else None for argument in arguments)
 

@@ -1,4 +1,4 @@
-"""Dilated causal convolution: bias, condition, gate, residual and skip are computed while its sums are in the cache."""
+"""Dilated causal convolution; bias, condition, gate, residual and skip are applied while its sums are in the cache."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _fake_residual_backward(grad: Tensor, grad_skip: Tensor, *arguments) -> tupl
 
 
 def _backward_of(plain: Callable, outputs: int) -> Callable:
-    """Its gradients are tensors of their own, as an op's must be: that of what is only added is the one handed in."""
+    """Returns the backward with copies of gradients that are passed through, since an op may not return its input."""
     backward = backward_of(plain, outputs)
     return lambda *given: tuple(g.clone() if any(g is a for a in given) else g for g in backward(*given))
 
@@ -93,7 +93,7 @@ def causal_conv1d(
     skip_bias: Tensor | None = None,
     skip: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """Causal convolution with a gated unit, residual and skip: what it reads at t lies at t and before.
+    """Causal convolution with a gated unit, residual and skip; the output at t depends on inputs up to t.
 
     ::
 
@@ -150,21 +150,21 @@ def causal_conv1d(
         True
     """
     if gate not in GATES:
-        raise ValueError(f"gate is {gate!r}; it must be None or one of {', '.join(repr(g) for g in GATES if g)}")
+        raise ValueError(f"gate must be None or one of {', '.join(repr(g) for g in GATES if g)}, got {gate!r}")
     for name, tensor in (("x", x), ("weight", weight)):
         if not tensor.is_floating_point():
-            raise TypeError(f"{name} has dtype {tensor.dtype}; it must be floating point")
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
     if x.dim() != 3 or weight.dim() != 3 or x.shape[1] != weight.shape[1] or weight.shape[2] < 1:
         raise ValueError(
-            f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; they must be [N, C, T] and [O, C, K]"
+            f"x and weight must have shapes [N, C, T] and [O, C, K], got {tuple(x.shape)} and {tuple(weight.shape)}"
         )
     if dilation < 1:
-        raise ValueError(f"dilation is {dilation}; it must be 1 or more")
+        raise ValueError(f"dilation must be 1 or more, got {dilation}")
     check_reach(dilation, weight.shape[2])
     n, channels, length = x.shape
     outputs, _, taps = weight.shape
     if gate is not None and outputs % 2:
-        raise ValueError(f"weight has {outputs} output channels; a gate needs an even number")
+        raise ValueError(f"weight must have an even number of output channels with a gate, got {outputs}")
     bias = weight.new_zeros(outputs) if bias is None else bias
     condition = weight.new_zeros(n, outputs, 1) if condition is None else condition
     condition = condition.unsqueeze(2) if condition.dim() == 2 else condition
@@ -194,7 +194,7 @@ def _out(
     skip_bias: Tensor | None,
     skip: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """Weight [R + S, H] and bias [R + S] of residual and skip, and the skip before; nothing where there are none.
+    """Returns weight [R + S, H] and bias [R + S] of residual and skip, and the skip to add to; empty without them.
 
     R is the number of x's channels, or 0 without ``residual_weight``.
     """
@@ -204,11 +204,11 @@ def _out(
         ("skip", skip, "skip_weight", skip_weight),
     ):
         if tensor is not None and weight is None:
-            raise ValueError(f"{name} is given without {weight_name}; it needs one")
+            raise ValueError(f"{name} must be None without {weight_name}, got a tensor")
     if residual_weight is None and skip_weight is None:
         return ()
     if skip_weight is not None and (skip_weight.dim() != 2 or skip_weight.shape[1] != hidden):
-        raise ValueError(f"skip_weight has shape {tuple(skip_weight.shape)}; it must be [S, {hidden}]")
+        raise ValueError(f"skip_weight must have shape [S, {hidden}], got {tuple(skip_weight.shape)}")
     n, channels, length = x.shape
     skips = 0 if skip_weight is None else skip_weight.shape[0]
     for name, tensor, wanted in (
@@ -230,4 +230,4 @@ def _out(
 
 def _check_shape(name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
     if tensor.shape != wanted:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {wanted}")
+        raise ValueError(f"{name} must have shape {wanted}, got {tuple(tensor.shape)}")

@@ -1,4 +1,4 @@
-"""Fields of convolutions: PyTorch's own, with the channels last in memory, for x and for all probes' tangents."""
+"""Fields of convolutions: PyTorch's convolutions, channels last in memory, of x and of the tangents of all probes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastgen.reference.hutchinson_trace import CONV
 
 @dataclass(frozen=True, eq=False)
 class ConvField(Field):
-    """x [N, C, H, W] to the same shape through convolutions with an activation between them, at least one.
+    """A field that maps x [N, C, H, W] to the same shape by at least two convolutions with an activation between them.
 
     ``fastgen.ops.hutchinson_trace`` knows its derivatives: all probes go through a layer in one convolution, the
     activations' derivatives are computed once, and the gradients are written by hand. ``fastgen.nn.ConvNetField`` makes
@@ -50,18 +50,19 @@ class ConvField(Field):
             fits = odd and bias.dim() in (1, 4) and bias.shape[bias.dim() == 4] == len(weight)
             if not fits:
                 raise ValueError(
-                    f"weights[{i}] has shape {tuple(weight.shape)} and biases[{i}] {tuple(bias.shape)}; they must be "
-                    f"[out, {channels if channels > 0 else 'C'}, kh, kw], kh and kw odd, and [out] or [N, out, 1, 1]"
+                    f"weights[{i}] and biases[{i}] must have shapes [out, {channels if channels > 0 else 'C'}, kh, kw] "
+                    "with kh and kw odd, and [out] or [N, out, 1, 1], got "
+                    f"{tuple(weight.shape)} and {tuple(bias.shape)}"
                 )
             channels = len(weight)
         if channels != features:
-            raise ValueError(f"the last of weights gives {channels} channels; it must give {features}, as x has")
+            raise ValueError(f"the last of weights must have {features} outputs, as x has channels, got {channels}")
         if self.borders is None:
             return
         wanted = [(len(weight), 1, *weight.shape[2:]) for weight in self.weights]
         if [tuple(border.shape) for border in self.borders] != wanted:
             given = ", ".join(str(tuple(border.shape)) for border in self.borders)
-            raise ValueError(f"borders has shapes {given}; they must be {', '.join(map(str, wanted))}")
+            raise ValueError(f"borders must have shapes {', '.join(map(str, wanted))}, got {given}")
 
     def _parameters(self, x: Tensor) -> list[Tensor]:
         biases = [bias if bias.dim() == 4 else bias[:, None, None] for bias in self.biases]

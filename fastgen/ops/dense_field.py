@@ -1,4 +1,4 @@
-"""Fields of dense layers: one compiled kernel where they are small, PyTorch's products where they are large."""
+"""Fields of dense layers: one compiled kernel for small layers, PyTorch's products for large ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastgen.reference.hutchinson_trace import ACTIVATIONS, DENSE, activate
 
 _PADDING = 16
 _WIDEST = 256
-"""Layers up to this wide fit the cache, and go through the compiled kernel; PyTorch's products are better at others."""
+"""Widest layer for the compiled kernel; wider ones do not fit the cache, and PyTorch's products are faster."""
 
 
 def _value(activation: int, x: Tensor, left: Tensor, right: Tensor, parameters: list[Tensor]):
@@ -49,7 +49,7 @@ VALUE = Op(
     not_differentiable="where a gradient is wanted, _Trace has it",
     part_of="hutchinson_trace",
 )
-"""f(x), the trace, and if asked for what spares the backward the tangents' way through the layers."""
+"""Returns f(x), the trace, and on request the tangents at each layer, which the backward then need not recompute."""
 
 
 def _backward_reference(
@@ -89,7 +89,7 @@ BACKWARD = Op(
     not_differentiable="its derivative is that of the plain formula, in _Trace",
     part_of="hutchinson_trace",
 )
-"""The gradients of x, and of all parameters one after the other; ``kept`` may be empty."""
+"""Returns the gradients of x and of all parameters, flattened one after the other; ``kept`` may be empty."""
 
 
 def _powers_reference(activation: int, count: int, x: Tensor, vectors: Tensor, parameters: list[Tensor]):
@@ -119,7 +119,7 @@ def _compiled(device: str) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class DenseField(Field):
-    """x [N, D] to [N, D] through affine maps with an activation between them, at least one.
+    """A field that maps x [N, D] to [N, D] by at least two affine maps with an activation between them.
 
     ``fastgen.ops.hutchinson_trace`` knows its derivatives: the probes go through a layer in one matrix product, and the
     gradients are written by hand. ``fastgen.nn.MLPField`` makes one of its layers, at a time.
@@ -147,20 +147,20 @@ class DenseField(Field):
             fits = bias.dim() in (1, 2) and bias.shape[-1] == weight.shape[0]
             if weight.dim() != 2 or weight.shape[1] != width or not fits:
                 raise ValueError(
-                    f"weights[{i}] has shape {tuple(weight.shape)} and biases[{i}] {tuple(bias.shape)}; they must be "
-                    f"[out, {width}] and [out] or [N, out]"
+                    f"weights[{i}] and biases[{i}] must have shapes [out, {width}] and [out] or [N, out], got "
+                    f"{tuple(weight.shape)} and {tuple(bias.shape)}"
                 )
             width = weight.shape[0]
         if width != features:
-            raise ValueError(f"the last of weights gives {width} numbers; it must give {features}, as x has")
+            raise ValueError(f"the last of weights must have {features} outputs, as x has features, got {width}")
 
     @property
     def has_closed_form(self) -> bool:
-        """Whether the trace is a form of the activations' derivatives: with one hidden layer or two."""
+        """Whether the trace has a closed form in the activations' derivatives: with one or two hidden layers."""
         return len(self.weights) <= 3
 
     def trace(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """f(x) and the trace of its Jacobian in closed form, for one hidden layer or two.
+        """Returns f(x) and the trace of its Jacobian in closed form, for one or two hidden layers.
 
         With s_k the derivatives of the activations, and * element by element::
 

@@ -17,7 +17,7 @@ from fastgen.reference import hutchinson_trace as reference
 from fastgen.reference.hutchinson_trace import ACTIVATIONS, LinearMap
 
 _NUMBERS = 1 << 21
-"""Of the tangents that go through a layer at once: they stay in the cache from one layer to the next."""
+"""Numbers of the tangents that go through a layer at once, so that they stay in the cache."""
 
 _KEPT, _WORTH_KEEPING = 1 << 23, 4
 """Numbers at most, and probes at least, that a compiled ``contract`` keeps tangents of for its gradient; otherwise that
@@ -32,9 +32,9 @@ class Kernels(NamedTuple):
     powers: Op
 
 
-@dataclass(frozen=True, eq=False)  # == of tensors is no bool, and torch 2.11 hashes what it compiles
+@dataclass(frozen=True, eq=False)  # == of tensors is not a bool, and torch 2.11 hashes what it compiles
 class Field:
-    """What ``fastgen.ops.hutchinson_trace`` knows the derivatives of: see ``DenseField`` and ``ConvField``."""
+    """A network whose derivatives ``fastgen.ops.hutchinson_trace`` knows; see ``DenseField`` and ``ConvField``."""
 
     weights: Sequence[Tensor]
     biases: Sequence[Tensor]
@@ -46,26 +46,26 @@ class Field:
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
             allowed = ", ".join(map(repr, ACTIVATIONS))
-            raise ValueError(f"activation is {self.activation!r}; it must be one of {allowed}")
+            raise ValueError(f"activation must be one of {allowed}, got {self.activation!r}")
         if len(self.weights) < 2 or len(self.biases) != len(self.weights):
             raise ValueError(
-                f"weights has {len(self.weights)} and biases {len(self.biases)} tensors; they must have equally many, "
-                "at least 2"
+                "weights and biases must have equally many tensors, at least 2, got "
+                f"{len(self.weights)} and {len(self.biases)}"
             )
 
     @property
     def has_closed_form(self) -> bool:
-        """Whether there is a method ``trace`` that finds the trace without a product."""
+        """Whether the method ``trace`` finds the trace without a product."""
         return False
 
     def check(self, x: Tensor) -> None:
-        """Raises a ValueError unless x is of the field's shape, and of as many samples as the biases are."""
+        """Raises ValueError unless x has the field's shape, and as many samples as the biases."""
         taken = f"[N, {self.weights[0].shape[1]}{self.plane}]"
         if x.dim() != self.weights[0].dim() or x.shape[1] != self.weights[0].shape[1]:
-            raise ValueError(f"x has shape {tuple(x.shape)}; the field takes {taken}")
+            raise ValueError(f"x must have shape {taken}, got {tuple(x.shape)}")
         for i, bias in enumerate(self.biases):
             if bias.dim() == x.dim() and bias.shape[0] != 1 and bias.shape[0] != x.shape[0]:
-                raise ValueError(f"x has {x.shape[0]} samples, but biases[{i}] is of {bias.shape[0]}")
+                raise ValueError(f"biases[{i}] must have 1 row or {x.shape[0]}, as x has samples, got {bias.shape[0]}")
 
     def __call__(self, x: Tensor) -> Tensor:
         self.check(x)
@@ -75,13 +75,13 @@ class Field:
         return reference.field(self.linear, self.activation, x, parameters)
 
     def has_gradient_alone(self, x: Tensor) -> bool:
-        """Whether the gradient of ``contract`` needs nothing that its results are made of, or none is recorded."""
+        """Returns whether ``contract`` has a gradient of its own, or none is recorded."""
         return not is_transformed() and not (torch.is_grad_enabled() and self._kernels(x) is None)
 
     def contract(
         self, x: Tensor, left: Tensor, right: Tensor, known: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """f(x) and ``sum_p left_p^T (df/dx) right_p`` [N], for the constants left and right, [P, N or 1, D...].
+        """Returns f(x) and ``sum_p left_p^T (df/dx) right_p`` [N], for the constants left and right, [P, N or 1, D...].
 
         Differentiable in x and the parameters to any order; twice, within ``torch.func`` and under ``torch.compile`` by
         way of the plain formula.
@@ -104,7 +104,7 @@ class Field:
 
     @torch.no_grad()
     def products(self, x: Tensor, vectors: Tensor) -> Tensor:
-        """v^T (df/dx) of every v in [P, N or 1, D...]: [P, N, D...], without a gradient."""
+        """Returns v^T (df/dx) of every v in [P, N or 1, D...]: [P, N, D...], without a gradient."""
         return self._powers(x, vectors, 1)[1][0]
 
     @torch.no_grad()
@@ -120,9 +120,9 @@ class Field:
         self.check(x)
         if vectors.shape[-x.dim() :] != x.shape or vectors.dim() > x.dim() + 1:
             given, shape = tuple(vectors.shape), tuple(x.shape)
-            raise ValueError(f"vectors has shape {given}; for x of {shape} it must be {shape} or [P, *{shape}]")
+            raise ValueError(f"vectors must have shape {shape} or [P, *{shape}] for x of {shape}, got {given}")
         if count < 0:
-            raise ValueError(f"count is {count}; it must be at least 0")
+            raise ValueError(f"count must be at least 0, got {count}")
         return self._powers(x, vectors, count)
 
     def _powers(self, x: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -137,21 +137,21 @@ class Field:
             return reference.field_powers(self.linear, self.activation, count, x, vectors, *parameters)
 
     def _kernels(self, x: Tensor) -> Kernels | None:
-        """What has compiled it for layers of this size and x of this kind."""
+        """Returns the compiled kernels for layers of this size and x of this kind; None without."""
         return None
 
     def _parameters(self, x: Tensor) -> list[Tensor]:
-        """Weight, bias, weight, bias, ... as the plain formula takes them."""
+        """Returns weight, bias, weight, bias, ..., as the plain formula takes them."""
         return [tensor for layer in zip(self.weights, self.biases, strict=True) for tensor in layer]
 
 
 def is_transformed() -> bool:
-    """Whether ``torch.compile`` or ``torch.func`` looks on, which the plain formula is for."""
+    """Returns whether ``torch.compile`` or ``torch.func`` is active; both take the plain formula."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _blocks(x: Tensor, probes: int, weights: Sequence[Tensor], whole: bool) -> list[tuple[slice, slice]]:
-    """Samples and probes whose tangents go through all layers together; ``whole``: never some of a sample's probes."""
+    """Returns blocks of samples and probes that go through all layers together; ``whole``: all probes of a sample."""
     plane = math.prod(x.shape[2:])
     each = max(1, plane * max(len(weight) for weight in weights))
     most = max(1, _NUMBERS // each)
@@ -161,12 +161,12 @@ def _blocks(x: Tensor, probes: int, weights: Sequence[Tensor], whole: bool) -> l
 
 
 def _of(samples: slice, tensor: Tensor, dim: int = 0) -> Tensor:
-    """Of a tensor of all samples or of one for all of them."""
+    """Returns the rows of a block; a tensor shared by all samples is returned as it is."""
     return tensor if tensor.shape[dim] == 1 else tensor[(slice(None),) * dim + (samples,)]
 
 
 def _arranged(linear: LinearMap, weights: Sequence[Tensor]) -> list[Tensor]:
-    """As ``_forward`` multiplies tangents by them: all but the last carry them forward, the last one back."""
+    """Returns the weights laid out for ``_forward``: all but the last carry tangents forward, the last one back."""
     return [*map(linear.for_push, weights[:-1]), linear.for_pull(weights[-1])]
 
 
@@ -175,7 +175,7 @@ def _biases(parameters: Sequence[Tensor], samples: slice, x: Tensor) -> list[Ten
 
 
 class _Run(NamedTuple):
-    """What a block's way through the layers leaves, for each activation but ``met``.
+    """Results of a block's pass through the layers, for each activation except ``met``.
 
     The right vectors are carried forward to the last hidden layer, the left ones back to it: there they meet.
     """
@@ -292,7 +292,7 @@ class _Trace(torch.autograd.Function):
 
 
 class _Gradients:
-    """Of x and the parameters, summed over blocks of samples; None of what needs none."""
+    """Gradients of x and the parameters, summed over blocks of samples; None where not needed."""
 
     def __init__(
         self, linear: LinearMap, activation: str, x: Tensor, parameters: list[Tensor], needed: Sequence[bool]
@@ -300,20 +300,20 @@ class _Gradients:
         self.linear, self.activation = linear, activation
         self.arranged = [linear.for_pull(weight) for weight in parameters[::2]]
         self.x = torch.empty_like(x) if needed[4] else None
-        of = [torch.zeros_like(p) if need else None for p, need in zip(parameters, needed[7:], strict=True)]
-        self.weights, self.biases = of[::2], of[1::2]
+        sums = [torch.zeros_like(p) if need else None for p, need in zip(parameters, needed[7:], strict=True)]
+        self.weights, self.biases = sums[::2], sums[1::2]
 
     def add(
         self, samples: slice, x: Tensor, left: Tensor, right: Tensor, run: _Run, grad_y: Tensor, grad_trace: Tensor
     ) -> None:
-        """What the block adds: at each activation, f's own gradient and that of the tangents' slopes meet."""
+        """Adds the gradients of a block; at each activation those of f and of the tangents' slopes are summed."""
         linear, each = self.linear, grad_trace.view(-1, *[1] * (x.dim() - 1))
         gradient, carried = linear.pull(grad_y, self.arranged[-1]), run.met[0] * each
         above, cotangents = grad_y, left * each
         for k in reversed(range(len(run.slopes))):
             self._add_bias(k + 1, samples, above)
             self._add_outer(k + 1, above[None], run.values[k][None])
-            saved = (of[k] for of in run[:4])
+            saved = (tensors[k] for tensors in run[:4])
             above, carried, scaled = tangent_activation_backward(self.activation, *saved, gradient, carried)
             self._add_outer(k + 1, cotangents, scaled)
             cotangents = carried
@@ -349,7 +349,7 @@ def _again(
     grad_y: Tensor,
     grad_trace: Tensor,
 ) -> list[Tensor | None]:
-    """The gradients by way of the plain formula, which can be differentiated again."""
+    """Returns the gradients by the plain formula, which can be differentiated again."""
     given = [x, *parameters]
     wanted = [i for i, tensor in enumerate(given) if tensor.requires_grad]
     outputs = reference.field_trace(linear, activation, x, left, right, *parameters)

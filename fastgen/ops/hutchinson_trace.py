@@ -32,7 +32,7 @@ def hutchinson_trace(
     offset: int = 0,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``f(x)`` and the trace of df/dx of every sample, as a continuous normalizing flow needs them.
+    """``f(x)`` and the trace of df/dx for every sample, as a continuous normalizing flow needs them.
 
     With J the Jacobian of one sample, m = ``probes`` and D the numbers in a sample::
 
@@ -108,7 +108,7 @@ def hutchinson_trace(
 
 
 def _has_hooks() -> bool:
-    """Whether what is saved for the backward goes through hooks, as in checkpointing: vmap fails on them."""
+    """Returns whether tensors saved for the backward go through hooks, as in checkpointing, on which vmap fails."""
     return not torch.compiler.is_compiling() and torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
@@ -119,34 +119,36 @@ def _field(f: Callable) -> Callable:
 
 def _check(f: Callable, x: Tensor, probes: int, kind: str, noise: Tensor | None) -> None:
     if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(map(repr, KINDS))}")
+        raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
     if not x.is_floating_point():
-        raise TypeError(f"x has dtype {x.dtype}; it must be floating point")
+        raise TypeError(f"x must be floating point, got {x.dtype}")
     if x.dim() < 2:
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, D...]")
+        raise ValueError(f"x must have shape [N, D...], got {tuple(x.shape)}")
     if isinstance(f, Field):
         f.check(x)
     if kind == "closed-form" and not (isinstance(f, Field) and f.has_closed_form):
-        raise ValueError("kind is 'closed-form', but f is not a dense field of one or two hidden layers; use 'exact'")
+        raise ValueError(
+            "kind must be 'exact' for f, got 'closed-form', which is of dense fields of one or two hidden layers"
+        )
     exact = kind in ("exact", "closed-form")
     least = 3 if kind == "hutch++" else 1
     if not exact and not least <= probes <= _MOST_PROBES:
-        raise ValueError(f"probes is {probes}; for kind {kind!r} it must be from {least} to {_MOST_PROBES}")
+        raise ValueError(f"probes must be from {least} to {_MOST_PROBES} for kind {kind!r}, got {probes}")
     if noise is None:
         return
     if exact:
-        raise ValueError(f"noise is given, but kind {kind!r} uses none")
+        raise ValueError(f"noise must be None for kind {kind!r}, which uses none, got a tensor")
     if not noise.is_floating_point():
-        raise TypeError(f"noise has dtype {noise.dtype}; it must be floating point")
+        raise TypeError(f"noise must be floating point, got {noise.dtype}")
     count = probes - probes // 3 if kind == "hutch++" else probes
     wanted = (count, *x.shape)
     if noise.shape != wanted and noise.shape != (count, 1, *x.shape[1:]):
         given, samples = tuple(noise.shape), x.shape[0]
-        raise ValueError(f"noise has shape {given}; it must be {wanted}, or have 1 in place of {samples}")
+        raise ValueError(f"noise must have shape {wanted}, or have 1 in place of {samples}, got {given}")
 
 
 def probe_noise(x: Tensor, probes: int, kind: str, seed: int, offset: int, dtype: torch.dtype) -> Tensor:
-    """The vectors [probes, N, D...] that a seed stands for, kind "rademacher" or "gaussian"."""
+    """Returns the vectors [probes, N, D...] of a seed, for kind "rademacher" or "gaussian"."""
     samples = torch.arange(offset, offset + x.shape[0], device=x.device)
     positions = torch.arange(math.prod(x.shape[1:]), device=x.device)
     rows = []
@@ -157,7 +159,7 @@ def probe_noise(x: Tensor, probes: int, kind: str, seed: int, offset: int, dtype
 
 
 def _of_rows(noise: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The unit vectors and the columns of C = sum v v^T: the sum of v^T J v is tr(J C)."""
+    """Returns the unit vectors and the columns of C = sum v v^T: the sum of v^T J v is tr(J C)."""
     vectors = noise.flatten(2)
     columns = torch.einsum("pni,pnj->inj", vectors, vectors)
     numbers = len(columns)
@@ -167,7 +169,7 @@ def _of_rows(noise: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _hutch_pp(field: Field | Products, x: Tensor, noise: Tensor, sketched: int) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis of J^T's range, sketched, and the rest of the noise with that subspace taken out."""
+    """Returns left and right vectors: a basis of J^T's sketched range, and the other noise projected off it."""
     ranges = field.products(x, noise[:sketched]).flatten(2).permute(1, 2, 0)
     basis = torch.linalg.qr(ranges.detach())[0]  # forward-mode derivatives do not mind no_grad
     rest = noise[sketched:].flatten(2).expand(-1, x.shape[0], -1).permute(1, 2, 0)
@@ -177,7 +179,7 @@ def _hutch_pp(field: Field | Products, x: Tensor, noise: Tensor, sketched: int) 
 
 
 class Products:
-    """Vector-Jacobian products of a callable at x, which runs once: what a ``Field`` has methods for."""
+    """Vector-Jacobian products of a callable at x, which runs once; a ``Field`` has methods for them."""
 
     def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor) -> None:
         if torch.compiler.is_dynamo_compiling() or torch._C._are_functorch_transforms_active():
@@ -191,9 +193,9 @@ class Products:
             self.y = y if recorded or not isinstance(y, Tensor) else y.detach()
             self.pull = lambda cotangent: self._gradient(y, at, cotangent)
         if not isinstance(self.y, Tensor):
-            raise TypeError(f"f returned a {type(self.y).__name__}; it must return a tensor")
+            raise TypeError(f"f must return a tensor, got a {type(self.y).__name__}")
         if self.y.shape != x.shape:
-            raise ValueError(f"f maps x of shape {tuple(x.shape)} to {tuple(self.y.shape)}; it must keep the shape")
+            raise ValueError(f"f must keep the shape of x, {tuple(x.shape)}, got {tuple(self.y.shape)}")
 
     @staticmethod
     def _gradient(y: Tensor, x: Tensor, cotangent: Tensor) -> Tensor:
@@ -230,7 +232,7 @@ class Products:
         return self.y, total
 
     def _batched(self, x: Tensor, cotangents: Tensor) -> Tensor | None:
-        """The products, if it is worth while and possible to find many in one backward."""
+        """Returns the products if computing many in one backward is possible and faster, else None."""
         most, least = _BATCHED_ELSEWHERE, 2
         if x.device.type == "cpu":
             of_vectors = _BATCHED_RECORDED if torch.is_grad_enabled() else _BATCHED

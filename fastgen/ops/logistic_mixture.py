@@ -77,23 +77,23 @@ def logistic_mixture(level: Tensor, parameters: Tensor, *, levels: int = 256, mi
         torch.Size([2, 8, 8])
     """
     if level.is_floating_point() or level.is_complex() or level.dtype == torch.bool:
-        raise TypeError(f"level has dtype {level.dtype}; it must be of integers")
+        raise TypeError(f"level must be of an integer dtype, got {level.dtype}")
     if not parameters.is_floating_point():
-        raise TypeError(f"parameters has dtype {parameters.dtype}; it must be floating point")
+        raise TypeError(f"parameters must be floating point, got {parameters.dtype}")
     if not 2 <= levels <= _MOST_LEVELS:
-        raise ValueError(f"levels is {levels}; it must be 2 to {_MOST_LEVELS}")
+        raise ValueError(f"levels must be from 2 to {_MOST_LEVELS}, got {levels}")
     if not LEAST_LOG_SCALE <= min_log_scale <= -LEAST_LOG_SCALE:
-        raise ValueError(f"min_log_scale is {min_log_scale}; it must be {LEAST_LOG_SCALE} to {-LEAST_LOG_SCALE}")
+        raise ValueError(f"min_log_scale must be from {LEAST_LOG_SCALE} to {-LEAST_LOG_SCALE}, got {min_log_scale}")
     for name, tensor in (("level", level), ("parameters", parameters)):
         if not tensor.dim():
-            raise ValueError(f"{name} has no dimensions; it must have one at least")
+            raise ValueError(f"{name} must have at least one dimension, got none")
     mixtures_of(parameters.shape[-1], level.shape[-1])
     try:
         shape = torch.broadcast_shapes(level.shape[:-1], parameters.shape[:-1])
     except RuntimeError:
         raise ValueError(
-            f"parameters has shape {tuple(parameters.shape)} and level {tuple(level.shape)}; all dimensions but the "
-            "last must broadcast"
+            "parameters and level must broadcast in all dimensions but the last, got shapes "
+            f"{tuple(parameters.shape)} and {tuple(level.shape)}"
         ) from None
     if has_numbers(level):
         _check_range(level, levels)
@@ -106,4 +106,4 @@ def _check_range(level: Tensor, levels: int) -> None:
     if level.numel():
         least, most = map(int, level.aminmax())
         if least < 0 or most >= levels:
-            raise ValueError(f"level reaches from {least} to {most}; it must be in 0 to {levels - 1}")
+            raise ValueError(f"level must be in 0 to {levels - 1}, got {least} to {most}")

@@ -72,13 +72,15 @@ def logistic_mixture_cdf(x: Tensor, parameters: Tensor, *, inverse: bool = False
     """
     for name, tensor in (("x", x), ("parameters", parameters)):
         if not tensor.is_floating_point():
-            raise TypeError(f"{name} has dtype {tensor.dtype}; it must be floating point")
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
     if parameters.shape[:-1] != x.shape or parameters.dim() == 0:
         raise ValueError(
-            f"parameters has shape {tuple(parameters.shape)}; it must be {tuple(x.shape)}, the shape of x, and one "
-            "dimension more"
+            f"parameters must have the shape of x, {tuple(x.shape)}, and one dimension more, got "
+            f"{tuple(parameters.shape)}"
         )
     if parameters.shape[-1] == 0 or parameters.shape[-1] % 3:
-        raise ValueError(f"parameters has {parameters.shape[-1]} numbers an element; M components need 3 M")
+        raise ValueError(
+            f"parameters must have 3 M numbers for each element of x, for M components, got {parameters.shape[-1]}"
+        )
     y, log_det = _call(*in_float32(x, parameters), inverse)
     return y.to(x.dtype), log_det

@@ -53,7 +53,7 @@ def lu_conv1x1(
     *,
     inverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """An invertible 1x1 convolution by its LU factors, after an actnorm, and its log-determinant.
+    """Invertible 1x1 convolution given by its LU factors, after an actnorm, with its log-determinant.
 
     With P, L and U from ``permutation``, ``lower`` and ``upper``, at every one of the H W positions::
 
@@ -112,7 +112,7 @@ def lu_conv1x1(
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``weight (x + bias)`` at every position, by the library's matrix product."""
+    """Returns ``weight (x + bias)`` at every position, by PyTorch's matrix product."""
     shift = None if bias is None else weight @ bias
     if x.dim() == 2:
         return F.linear(x, weight, shift)
@@ -132,25 +132,25 @@ def _check(
     log_scale: Tensor | None,
 ) -> None:
     if x.dim() < 2 or not x.shape[1]:
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, C, ...], C at least 1")
+        raise ValueError(f"x must have shape [N, C, ...], C at least 1, got {tuple(x.shape)}")
     channels, device = x.shape[1], x.device
     square, vector = (channels, channels), (channels,)
     given = [("lower", lower, square), ("upper", upper, square), ("log_s", log_s, vector), ("sign", sign, vector)]
     given += [("bias", bias, vector), ("log_scale", log_scale, vector), ("permutation", permutation, vector)]
     if not x.is_floating_point():
-        raise TypeError(f"x has dtype {x.dtype}; it must be floating point")
+        raise TypeError(f"x must be floating point, got {x.dtype}")
     for name, tensor, wanted in given:
         if tensor is None:
             continue
         if name != "permutation" and not tensor.is_floating_point():
-            raise TypeError(f"{name} has dtype {tensor.dtype}; it must be floating point")
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
         if tensor.shape != wanted:
             raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}; for x of shape {tuple(x.shape)} it must be {wanted}"
+                f"{name} must have shape {wanted} for x of shape {tuple(x.shape)}, got {tuple(tensor.shape)}"
             )
         if tensor.device != device:
             check_device(name, tensor, "x", device)
     if permutation.dtype != torch.int64:
-        raise TypeError(f"permutation has dtype {permutation.dtype}; it must be int64")
+        raise TypeError(f"permutation must be int64, got {permutation.dtype}")
     if has_numbers(permutation) and sorted(permutation.tolist()) != list(range(channels)):
-        raise ValueError(f"permutation is {permutation.tolist()}; it must have every number below {channels} once")
+        raise ValueError(f"permutation must have every number below {channels} once, got {permutation.tolist()}")

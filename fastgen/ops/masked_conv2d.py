@@ -1,4 +1,4 @@
-"""Masked 2-d convolution: what the mask hides costs nothing."""
+"""Masked 2-d convolution that skips masked weights."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _COMPILED = all(op.refusal("cpu", "cpu") is None for op in (TAPS, TAPS_BACKWARD)
 
 
 def _has_kernel(x: Tensor, weight: Tensor, stride: int) -> bool:
-    """Whether the compiled kernel can do it and is the faster: some taps are hidden, its vectors are nearly full."""
+    """Returns whether the compiled kernel takes the call and is faster: some taps masked, its vectors nearly full."""
     if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
         return False  # who looks into the op finds PyTorch's own
     if not _COMPILED or stride > 1 or weight.shape[2] == 1 or x.device.type != "cpu":
@@ -62,7 +62,7 @@ def _composed(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, stri
 
 
 def _cropped(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, stride: int, dilation: int) -> Tensor:
-    """The rows and columns of the kernel that the mask leaves, handed to the library's convolution.
+    """Crops the kernel to the rows and columns that the mask leaves, and calls PyTorch's convolution.
 
     It pads alike on both sides, which does for the columns. The rows above are joined on: ``F.pad`` would write all of
     them before it copies x into them.
@@ -99,11 +99,11 @@ def masked_conv2d(
     stride: int = 1,
     dilation: int = 1,
 ) -> Tensor:
-    """Convolution that sees the rows above and, in its own row, what lies to the left, under zero padding.
+    """Convolution that sees the rows above and, in its own row, the pixels to the left, with zero padding.
 
-    What the mask hides costs nothing: on the CPU a kernel multiplies by the taps that any output sees, bitwise the same
+    Masked weights cost nothing: on the CPU a kernel multiplies only by the taps that some output sees, bitwise the same
     for any number of threads (stride 1, float32 or float64, from 16 channels to 128 x 256 pairs of them, images 14 to
-    16, 28 to 32, ... wide); all else is the library's convolution of the rows of the kernel that the mask leaves.
+    16, 28 to 32, ... wide); otherwise PyTorch convolves with the rows of the kernel that the mask leaves.
 
     At the centre, mask "A" shows a channel the colours before its own, mask "B" also its own. Channels are ``colours``
     nearly equal runs in the order R, G, B; ``parts`` says that the output is several such runs one after the other (the
@@ -111,11 +111,11 @@ def masked_conv2d(
 
     Args:
         x: float [N, in, H, W].
-        weight: [out, in, h // 2 + 1, w]: an h x w kernel, both odd, without the rows below its centre, which nobody
-            uses: of one that has them, ``weight[:, :, : h // 2 + 1]``. A kernel of one row, 1 x w, has the columns up
+        weight: [out, in, h // 2 + 1, w]: an h x w kernel, both odd, without the unused rows below its centre,
+            that is ``weight[:, :, : h // 2 + 1]`` of a whole one. A kernel of one row, 1 x w, has the columns up
             to its centre: [out, in, 1, w // 2 + 1].
         bias: [out].
-        mask: "A", "B", or what ``causal_mask`` made of it once and for all, of weight's shape.
+        mask: "A", "B", or the mask that ``causal_mask`` returns, of weight's shape.
 
     Returns:
         [N, out, ceil(H / stride), ceil(W / stride)], of the dtype that ``torch.nn.functional.conv2d`` gives, autocast
@@ -133,19 +133,19 @@ def masked_conv2d(
     """
     if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1] or 0 in weight.shape[2:]:
         raise ValueError(
-            f"x has shape {tuple(x.shape)} and weight {tuple(weight.shape)}; they must be [N, in, H, W] and "
-            "[out, in, h // 2 + 1, w]"
+            f"x and weight must have shapes [N, in, H, W] and [out, in, h // 2 + 1, w], got {tuple(x.shape)} and "
+            f"{tuple(weight.shape)}"
         )
     height, width = weight.shape[2:]
     if height > 1 and width % 2 == 0:
-        raise ValueError(f"weight has {width} columns; a kernel of several rows must have an odd number of them")
+        raise ValueError(f"weight must have an odd number of columns where it has several rows, got {width}")
     if stride < 1 or dilation < 1:
-        raise ValueError(f"stride={stride} and dilation={dilation} must be at least 1")
+        raise ValueError(f"stride and dilation must be at least 1, got {stride} and {dilation}")
     check_reach(dilation, max(height, width))
     if isinstance(mask, str):
         if mask not in ("A", "B"):
-            raise ValueError(f'mask={mask!r} must be "A" or "B"')
+            raise ValueError(f'mask must be "A", "B" or a tensor, got {mask!r}')
         mask = causal_mask(mask, tuple(weight.shape), colours, parts).to(weight)
     elif mask.shape != weight.shape:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}; it must be that of weight, {tuple(weight.shape)}")
+        raise ValueError(f"mask must have the shape of weight, {tuple(weight.shape)}, got {tuple(mask.shape)}")
     return OP(x, weight, bias, mask, stride, dilation)

@@ -66,11 +66,11 @@ def philox_uniform(seed: int, samples: Tensor, positions: Tensor, channel: int, 
         ("draw", draw, 0, 1 << 16),
     ):
         if not low <= number < high:
-            raise ValueError(f"{name} is {number}; it must be at least {low} and less than {high}")
+            raise ValueError(f"{name} must be at least {low} and less than {high}, got {number}")
     for name, tensor in (("samples", samples), ("positions", positions)):
         if tensor.dtype != torch.int64:
-            raise TypeError(f"{name} has dtype {tensor.dtype}; it must be torch.int64")
+            raise TypeError(f"{name} must be torch.int64, got {tensor.dtype}")
         if tensor.ndim != 1:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be one-dimensional")
+            raise ValueError(f"{name} must have one dimension, got shape {tuple(tensor.shape)}")
     check_device("positions", positions, "samples", samples.device)
     return OP(seed, samples, positions, channel, draw)

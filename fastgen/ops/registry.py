@@ -1,4 +1,4 @@
-"""What every op shares: its registration with PyTorch's dispatcher, and the choice of a backend."""
+"""Registration of ops with PyTorch's dispatcher, and the choice of a backend."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _forced: str | None = None
 
 
 class Backend(NamedTuple):
-    """What runs an op on a device, and why."""
+    """The backend that runs an op on a device, and the reason."""
 
     op: str
     device: str
@@ -59,7 +59,7 @@ class Op:
     part_of: str | None = None
     composite: Callable | None = None
     cuda: str = field(default="reference", init=False)
-    """What the dispatcher runs on CUDA tensors: "cuda", "triton" or "reference"."""
+    """The backend that the dispatcher uses for CUDA tensors: "cuda", "triton" or "reference"."""
 
     def __post_init__(self) -> None:
         _library.define(self.schema)
@@ -105,7 +105,7 @@ class Op:
         return self._triton(*arguments)
 
     def refusal(self, backend: str, device: str) -> str | None:
-        """Why the op cannot run on the backend with tensors of the device; None if it can."""
+        """Returns why the op cannot run on the backend with tensors of the device; None if it can."""
         if backend == "reference" or (backend == "cpu" and device == "cpu" and self.composite is not None):
             return None
         floor = "cpu" if backend == "cpu" else "triton"
@@ -126,7 +126,7 @@ class Op:
         return None
 
     def chosen(self, device: str) -> Backend:
-        """What the dispatcher runs on the device ("cpu" or "cuda"), and why."""
+        """Returns the backend that the dispatcher uses on the device ("cpu" or "cuda"), and the reason."""
         if self.composite is not None and (device == "cpu" or torch.cuda.is_available()):
             return Backend(self.name, device, "composite", self.absent["cpu" if device == "cpu" else "triton"])
         if device == "cpu":
@@ -139,10 +139,12 @@ class Op:
         return Backend(self.name, device, self.cuda, reasons.get(self.cuda) or self.refusal("triton", device))
 
     def _checked_fake(self, *arguments):
-        """PyTorch also calls it where some tensors are on the meta device and others are not."""
+        """Checks devices, since PyTorch also calls the fake where only some tensors are on the meta device."""
         devices = {tensor.device for tensor in tree_leaves(arguments) if isinstance(tensor, Tensor)}
         if len(devices) > 1 and torch.device("meta") in devices:
-            raise RuntimeError(f"{self.name} needs tensors of one device, got {', '.join(sorted(map(str, devices)))}")
+            raise RuntimeError(
+                f"{self.name}: tensors must be on one device, got {', '.join(sorted(map(str, devices)))}"
+            )
         return self.fake(*arguments)
 
     def _triton(self, *arguments):
@@ -175,7 +177,7 @@ def backend(name: str) -> Iterator[None]:
     """
     global _forced
     if name not in BACKENDS:
-        raise ValueError(f"backend is {name!r}; it must be one of {', '.join(map(repr, BACKENDS))}")
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
     before, _forced = _forced, name
     try:
         yield
@@ -184,5 +186,5 @@ def backend(name: str) -> Iterator[None]:
 
 
 def backends() -> list[Backend]:
-    """Every op on every device: what runs it, and why."""
+    """Returns, for every op and device, the backend that runs it and the reason."""
     return [op.chosen(device) for op in OPS.values() if not op.part_of for device in ("cpu", "cuda")]

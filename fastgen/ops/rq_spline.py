@@ -74,7 +74,7 @@ def rq_spline(
         True
     """
     if not 0 < min_derivative < math.inf:
-        raise ValueError(f"min_derivative is {min_derivative}; it must be finite and greater than 0")
+        raise ValueError(f"min_derivative must be finite and greater than 0, got {min_derivative}")
     numbers = checked_numbers(
         x, parameters, inverse, tails, bound, min_width, min_height, reference.bins_of, least_may_be_zero=True
     )

@@ -1,4 +1,4 @@
-"""Seeds of what draws noise: one from PyTorch's generator, many from one."""
+"""Seeds for noise: one drawn from PyTorch's generator, many derived from one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _WORD = (1 << 64) - 1
 
 
 def draw_seed() -> int:
-    """A seed, -2**63 <= seed < 2**63, from PyTorch's generator of the CPU."""
+    """Draws a seed, -2**63 <= seed < 2**63, from PyTorch's CPU generator."""
     return int(torch.randint(-(1 << 63), (1 << 63) - 1, ()))
 
 
 def fold_in(seed: int | None, number: int) -> int | None:
-    """The seed of part ``number`` (0 or more) of what has this seed: SplitMix64's; None for None.
+    """Derives the seed of part ``number`` (0 or more) by SplitMix64; None for None.
 
     Reference: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
 

@@ -42,7 +42,7 @@ def _backward(*arguments) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _vmap(function: Callable, size: int, in_dims: Sequence, arguments: Sequence) -> tuple:
-    """``loop``; a list of numbers has a list of dimensions, which are none."""
+    """vmap rule: ``loop``, without the lists of dimensions of lists of numbers."""
     return loop(function, size, [None if isinstance(dim, (list, tuple)) else dim for dim in in_dims], arguments)
 
 
@@ -114,22 +114,22 @@ def sequential_affine(
         (torch.Size([5, 3]), torch.Size([5]))
     """
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(map(repr, ACTIVATIONS))}")
+        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
     if parameterisation not in PARAMETERISATIONS:
         allowed = ", ".join(map(repr, PARAMETERISATIONS))
-        raise ValueError(f"parameterisation is {parameterisation!r}; it must be one of {allowed}")
+        raise ValueError(f"parameterisation must be one of {allowed}, got {parameterisation!r}")
     if not min_scale >= 0:
-        raise ValueError(f"min_scale is {min_scale}; it must be at least 0")
+        raise ValueError(f"min_scale must be at least 0, got {min_scale}")
     if not bound > 0:
-        raise ValueError(f"bound is {bound}; it must be greater than 0")
+        raise ValueError(f"bound must be greater than 0, got {bound}")
     widths = _widths(u, degrees)
     vector = _vector(parameters, widths)
     if context is not None and tuple(context.shape) != (u.shape[0], widths[1]):
-        raise ValueError(f"context has shape {tuple(context.shape)}; it must be {(u.shape[0], widths[1])}")
+        raise ValueError(f"context must have shape {(u.shape[0], widths[1])}, got {tuple(context.shape)}")
     offset = vector.new_zeros(1, widths[1]) if context is None else context
     for name, tensor in (("u", u), ("parameters", vector), ("context", offset)):
         if not tensor.is_floating_point():
-            raise TypeError(f"{name} has dtype {tensor.dtype}; it must be floating point")
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
         check_device(name, tensor, "u", u.device)
     names = list(ACTIVATIONS).index(activation), PARAMETERISATIONS.index(parameterisation)
     x, log_det = _call(*in_float32(u, offset, vector), torch.cat(list(degrees)), widths, *names, min_scale, bound)
@@ -137,44 +137,42 @@ def sequential_affine(
 
 
 def _widths(u: Tensor, degrees: Sequence[Tensor]) -> list[int]:
-    """The features, and the units of each hidden layer."""
+    """Returns the number of features, and of the units of each hidden layer."""
     if u.dim() != 2 or not u.shape[1]:
-        raise ValueError(f"u has shape {tuple(u.shape)}; it must be [N, D], D at least 1")
+        raise ValueError(f"u must have shape [N, D], D at least 1, got {tuple(u.shape)}")
     if len(degrees) < 2:
         raise ValueError(
-            f"degrees has {len(degrees)} tensors; it must have the features' and one for each hidden layer"
+            f"degrees must have a tensor for the features and one for each hidden layer, got {len(degrees)} tensors"
         )
     features = u.shape[1]
-    for i, of in enumerate(degrees):
-        if of.dtype != torch.int64:
-            raise TypeError(f"degrees[{i}] has dtype {of.dtype}; it must be int64")
-        if of.dim() != 1 or not len(of) or (i == 0 and len(of) != features):
+    for i, degree in enumerate(degrees):
+        if degree.dtype != torch.int64:
+            raise TypeError(f"degrees[{i}] must be int64, got {degree.dtype}")
+        if degree.dim() != 1 or not len(degree) or (i == 0 and len(degree) != features):
             wanted = f"[{features}], as u has features" if i == 0 else "[H], H at least 1"
-            raise ValueError(f"degrees[{i}] has shape {tuple(of.shape)}; it must be {wanted}")
-        check_device(f"degrees[{i}]", of, "u", u.device)
-        if not has_numbers(of):
+            raise ValueError(f"degrees[{i}] must have shape {wanted}, got {tuple(degree.shape)}")
+        check_device(f"degrees[{i}]", degree, "u", u.device)
+        if not has_numbers(degree):
             continue
-        numbers = of.tolist()
+        numbers = degree.tolist()
         if i == 0 and sorted(numbers) != list(range(1, features + 1)):
-            raise ValueError(f"degrees[0] is {numbers}; it must have every number from 1 to {features} once")
+            raise ValueError(f"degrees[0] must have every number from 1 to {features} once, got {numbers}")
         if min(numbers) < 0 or max(numbers) > features:
-            raise ValueError(
-                f"degrees[{i}] reaches from {min(numbers)} to {max(numbers)}; it must stay within 0 to {features}"
-            )
-    return [len(of) for of in degrees]
+            raise ValueError(f"degrees[{i}] must stay within 0 to {features}, got {min(numbers)} to {max(numbers)}")
+    return [len(degree) for degree in degrees]
 
 
 def _vector(parameters: Tensor | Iterable[Tensor], widths: list[int]) -> Tensor:
-    """All parameters, flat, of the size that the widths need."""
+    """Returns all parameters in one vector; checks its size against the widths."""
     if not isinstance(parameters, Tensor):
         parameters = list(parameters)
         wanted = [shape for before, after in layer_sizes(widths) for shape in ((after, before), (after,))]
         given = [tuple(p.shape) for p in parameters]
         if given != wanted:
-            raise ValueError(f"parameters have shapes {given}; for these degrees they must be {wanted}")
+            raise ValueError(f"parameters must have shapes {wanted} for these degrees, got {given}")
         parameters = torch.cat([p.reshape(-1) for p in parameters])
     if tuple(parameters.shape) != (parameter_count(widths),):
         raise ValueError(
-            f"parameters has shape {tuple(parameters.shape)}; for these degrees it must be {(parameter_count(widths),)}"
+            f"parameters must have shape {(parameter_count(widths),)} for these degrees, got {tuple(parameters.shape)}"
         )
     return parameters

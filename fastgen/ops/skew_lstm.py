@@ -86,18 +86,18 @@ def skew_lstm(
 def _check(gates: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None) -> None:
     for name, tensor in (("gates", gates), ("weight", weight), ("h0", h0), ("c0", c0)):
         if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} has dtype {tensor.dtype}; it must be floating point")
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
     if gates.dim() != 4 or gates.shape[1] % 4 or not gates.shape[1] or not gates.shape[2]:
-        raise ValueError(f"gates has shape {tuple(gates.shape)}; it must be [N, 4 H, R, L], H and R at least 1")
+        raise ValueError(f"gates must have shape [N, 4 H, R, L], H and R at least 1, got {tuple(gates.shape)}")
     n, wide, _, positions = gates.shape
     if weight.dim() != 3 or tuple(weight.shape[:2]) != (wide, wide // 4) or not weight.shape[2]:
         raise ValueError(
-            f"weight has shape {tuple(weight.shape)}; for gates of shape {tuple(gates.shape)} it must be "
-            f"({wide}, {wide // 4}, k), k at least 1"
+            f"weight must have shape ({wide}, {wide // 4}, k), k at least 1, for gates of shape "
+            f"{tuple(gates.shape)}, got {tuple(weight.shape)}"
         )
     for name, tensor in (("h0", h0), ("c0", c0)):
         wanted = (n, wide // 4, positions)
         if tensor is not None and tuple(tensor.shape) != wanted:
             raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)}; for gates of shape {tuple(gates.shape)} it must be {wanted}"
+                f"{name} must have shape {wanted} for gates of shape {tuple(gates.shape)}, got {tuple(tensor.shape)}"
             )

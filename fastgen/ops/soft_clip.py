@@ -1,4 +1,4 @@
-"""zuko's raw parameters of a rational-quadratic spline as the raw parameters that ``rq_spline`` takes."""
+"""Converts zuko's raw parameters of a rational-quadratic spline to those of ``rq_spline``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _call = differentiable(OP, BACKWARD, leading)
 
 
 def soft_clip(raw: Tensor, sizes: int, slope: float, least: float) -> Tensor:
-    """What ``rq_spline``'s softmax and softplus make zuko's bins and derivatives of.
+    """Returns raw parameters of which ``rq_spline``'s softmax and softplus make zuko's bins and derivatives.
 
     With c = -log(slope), a of the first ``sizes`` numbers, widths and heights, becomes a / (1 + 2 |a| / c); of the
     others, derivatives, log(exp(s) - 1) with s = exp(a / (1 + |a| / c)) - least.

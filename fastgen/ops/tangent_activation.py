@@ -1,4 +1,4 @@
-"""An activation with the tangents beside it, in one pass over memory, the gradients of both and where tangents meet."""
+"""An activation of values and tangents in one pass over memory, its gradients, and the contraction of tangents."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ CONTRACTION = Op(
 
 
 def tangent_activation(name: str, a: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The activation of a [N, D...], its derivative, and that times the tangents [P, N or 1, D...]: [P, N, D...]."""
+    """Returns the activation of a [N, D...], its derivative, and that times the tangents [P, N or 1, D...]."""
     return _in_order(_of(FORWARD, name), a, tangents)
 
 
 def tangent_activation_backward(
     name: str, a: Tensor, value: Tensor, slope: Tensor, tangents: Tensor, gradient: Tensor, carried: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What of ``gradient``, of the value, and of ``carried`` [P, N, D...], of the scaled tangents, comes through.
+    """Returns gradients from those of the value, ``gradient``, and of the scaled tangents, ``carried`` [P, N, D...].
 
     Returns:
         the gradient of a, that of the tangents [P, N, D...], and the scaled tangents again.
@@ -84,7 +84,7 @@ def tangent_activation_backward(
 
 
 def tangent_contraction(slope: Tensor, tangents: Tensor, met: Tensor) -> Tensor:
-    """``slope sum_p tangents_p met_p``, of a slope [N, D...] and of tangents and met [P, N or 1, D...]: [N, D...]."""
+    """Returns ``slope sum_p tangents_p met_p`` [N, D...], of slope [N, D...], tangents and met [P, N or 1, D...]."""
     (found,) = _in_order(lambda *tensors: (CONTRACTION(*tensors),), slope, tangents, met)
     return found
 
@@ -94,7 +94,7 @@ def _of(op: Op, name: str) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def _in_order(op: Callable[..., tuple[Tensor, ...]], a: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """With the channels of images last, as they are in memory."""
+    """Calls ``op`` with the channels of images last, as they are in memory."""
     tensors = [a, *others]
     images = a.dim() == 4
     if images:

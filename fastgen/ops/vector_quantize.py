@@ -23,7 +23,7 @@ OP = Op(
     "vector_quantize(Tensor x, Tensor codebook) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.vector_quantize,
     fake=_fake,
-    not_differentiable="codes are integers; the straight-through estimator of nn.VectorQuantizer is no derivative",
+    not_differentiable="codes are integers; the straight-through estimator of nn.VectorQuantizer is not a derivative",
 )
 
 
@@ -36,14 +36,14 @@ def _vmap(info, in_dims, x: Tensor, codebook: Tensor) -> tuple[tuple[Tensor, ...
 
 
 def vector_quantize(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The nearest code of every row, and the statistics that an exponential moving average of the codebook needs.
+    """Nearest code of every row, and the statistics for an exponential moving average of the codebook.
 
     ``codes[n] = argmin_k |x[n] - e[k]|^2``, found as the first largest ``x'[n] . e'[k] - |e'[k]|^2 / 2`` with
     ``x' = x - c`` and ``e' = e - c``. c is the mean of the codes in the coordinates where it is larger than their
-    deviation from it, else 0: an offset that all data have costs no precision. What is chosen may be further than the
-    nearest code by the rounding of these numbers, ``|x'| |e'|`` times the dtype's epsilon.
+    deviation from it, else 0: an offset that all data have costs no precision. The chosen code may be further away
+    than the nearest by the rounding of these numbers, ``|x'| |e'|`` times the dtype's epsilon.
 
-    Only the nearness of a few rows to a few codes is in memory at a time. On the CPU the result is bitwise the same for
+    Only the distances of some rows to some codes are in memory at a time. On the CPU the result is bitwise the same for
     any number of threads. It is not differentiable; ``nn.VectorQuantizer`` has the straight-through estimator.
 
     Args:
@@ -52,8 +52,8 @@ def vector_quantize(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
 
     Returns:
         codes int64 [N]; the codes themselves, e[codes], [N, D] of x's dtype; how many rows chose each code [K]; the sum
-        of those rows [K, D]. The last two are float32 for inputs of 32 bits or fewer, else float64. A row with a NaN is
-        near to nothing: which code it gets is not defined, nor where ``x[n] . e[k]`` or ``|e[k]|^2`` overflows, as
+        of those rows [K, D]. The last two are float32 for inputs of 32 bits or fewer, else float64. The code of a
+        row with a NaN is not defined, nor where ``x[n] . e[k]`` or ``|e[k]|^2`` overflows, as
         float32 does with numbers of some 1e19.
 
     Raises:
@@ -70,13 +70,13 @@ def vector_quantize(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor
     """
     for name, tensor in (("x", x), ("codebook", codebook)):
         if not tensor.is_floating_point():
-            raise TypeError(f"{name} has dtype {tensor.dtype}; it must be floating point")
+            raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
         if tensor.dim() != 2:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must have two dimensions")
+            raise ValueError(f"{name} must have two dimensions, got shape {tuple(tensor.shape)}")
     if x.shape[1] != codebook.shape[1]:
-        raise ValueError(f"x has {x.shape[1]} numbers a row and codebook {codebook.shape[1]}; they must be equal")
+        raise ValueError(f"x and codebook must have rows of the same size, got {x.shape[1]} and {codebook.shape[1]}")
     if not codebook.shape[0]:
-        raise ValueError("codebook has no codes; it needs at least one")
+        raise ValueError("codebook must have at least one code, got none")
     dtype = x.dtype
     x, codebook = in_float32(x.detach(), codebook.detach())
     codes, quantized, counts, sums = OP(x, codebook)

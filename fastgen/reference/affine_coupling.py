@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PARAMETERISATIONS = ("exp", "tanh", "sigmoid")
-"""By number, as the kernels know them."""
+"""Parameterisations in the order in which the kernels number them."""
 
 
 def affine_coupling(
@@ -56,7 +56,7 @@ def affine_coupling(
 
 
 def affine_coupling_(x: Tensor, *arguments) -> Tensor:
-    """The same, written over x; the log-determinant."""
+    """Writes y over x and returns the log-determinant."""
     y, log_det = affine_coupling(x, *arguments)
     x.copy_(y)
     return log_det

@@ -20,7 +20,7 @@ GATES: dict[str | None, Callable[[Tensor, Tensor], Tensor] | None] = {
     "geglu": lambda a, g: a * F.gelu(g),
     "swiglu": lambda a, g: a * F.silu(g),
 }
-"""Of the two halves of the channels."""
+"""Gates by name, as functions of the two halves of the channels."""
 
 
 def causal_conv1d(

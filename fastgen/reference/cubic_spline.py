@@ -19,33 +19,33 @@ LEAST = 1e-6
 
 
 def parameters_of(bins: int, tails: int) -> int:
-    """How many parameters an element of a spline of ``bins`` bins has."""
+    """Returns the number of parameters of each element for a spline of ``bins`` bins."""
     return 2 * bins + (2, 2, 0)[tails]
 
 
 def bins_of(parameters: int, tails: int) -> int:
-    """The number of bins that so many parameters make; ValueError where they make none."""
+    """Returns the number of bins for so many parameters; raises ValueError where there is none."""
     sizes = parameters - (2, 2, 0)[tails]
     if sizes % 2 or sizes < 2:
         raise ValueError(
-            f"parameters has {parameters} numbers an element; K bins with {TAILS[tails]!r} tails need "
-            f"{('2 K + 2', '2 K + 2', '2 K')[tails]}"
+            f"parameters must have {('2 K + 2', '2 K + 2', '2 K')[tails]} numbers for each element of x, for K "
+            f"bins with {TAILS[tails]!r} tails, got {parameters}"
         )
     return sizes // 2
 
 
 def steps_of(bins: int) -> int:
-    """Halley steps to the last bit of float64; a single bin may be flat in the middle, where they converge slowly."""
+    """Returns the Halley steps that reach the last bit of float64; a single bin, which can be flat, needs more."""
     return 9 if bins == 1 else 6
 
 
 def _joints(w0: Tensor, s0: Tensor, w1: Tensor, s1: Tensor) -> Tensor:
-    """The derivatives where two bins meet: those of a parabola, at most twice the slope on either side."""
+    """Returns the derivatives where two bins meet: those of a parabola, at most twice the slope on either side."""
     return torch.minimum(2 * torch.minimum(s0, s1), (w1 * s0 + w0 * s1) / (w0 + w1))
 
 
 def _derivatives(widths: Tensor, slopes: Tensor, raw: Tensor, tails: int) -> Tensor:
-    """At all K + 1 corners; on a circle the last bin meets the first."""
+    """Returns the derivatives at all K + 1 corners; on a circle the last bin meets the first."""
     if tails == TAILS.index("circular"):
         joints = _joints(widths.roll(1, -1), slopes.roll(1, -1), widths, slopes)
         return torch.cat([joints, joints[..., :1]], -1)
@@ -63,12 +63,12 @@ def _slope(t: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
 
 
 def _within(value: Tensor, low: float, high: float) -> Tensor:
-    """Clamped, but what rounding brought outside keeps its derivative."""
+    """Clamps, but keeps the derivative of values that rounding brought outside."""
     return value + (value.clamp(low, high) - value).detach()
 
 
 def _root(a: Tensor, b: Tensor, q: Tensor, steps: int) -> Tensor:
-    """Where in [0, 1] the cubic from 0 to 1 with derivatives a and b at its ends is q.
+    """Returns where in [0, 1] the cubic from 0 to 1 with end derivatives a and b equals q.
 
     From the rational quadratic with the same ends, whose root is in closed form, by Halley steps kept in a bracket.
     """

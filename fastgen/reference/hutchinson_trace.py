@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def hutchinson_trace(f: Callable[[Tensor], Tensor], x: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """``f(x)`` and ``sum_p left_p^T (df/dx) right_p`` of every sample.
+    """Returns ``f(x)`` and ``sum_p left_p^T (df/dx) right_p`` of every sample.
 
     With ``left = right = v`` and E[v v^T] = I each term has the trace as its mean; with the unit vectors the sum is it.
 
@@ -42,7 +42,7 @@ def hutchinson_trace(f: Callable[[Tensor], Tensor], x: Tensor, left: Tensor, rig
 
 
 def activate(name: str, a: Tensor) -> tuple[Tensor, Tensor]:
-    """The activation and its derivative."""
+    """Returns the activation and its derivative."""
     if name == "tanh":
         value = a.tanh()
         return value, 1 - value * value
@@ -55,7 +55,7 @@ def activate(name: str, a: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def curvature(name: str, a: Tensor) -> Tensor:
-    """The second derivative of the activation."""
+    """Returns the second derivative of the activation."""
     if name == "tanh":
         value = a.tanh()
         return -2 * value * (1 - value * value)
@@ -67,7 +67,7 @@ def curvature(name: str, a: Tensor) -> Tensor:
 
 
 class LinearMap(NamedTuple):
-    """What stands between the activations of a field."""
+    """The linear maps between the activations of a field."""
 
     push: Callable[..., Tensor]
     """W x, plus a bias where one is given; x may have more dimensions in front."""
@@ -76,7 +76,7 @@ class LinearMap(NamedTuple):
     outer: Callable[[Tensor, Tensor, Tensor], Tensor]
     """The gradient of W, sum v x^T, of v [N, out...] and x [N, in...]."""
     for_push: Callable[[Tensor], Tensor]
-    """W as ``push`` is fastest: the same numbers, otherwise in memory."""
+    """W in the memory layout in which ``push`` is fastest."""
     for_pull: Callable[[Tensor], Tensor]
     """The same for ``pull``."""
 
@@ -100,12 +100,12 @@ def _padding(weight: Tensor) -> tuple[int, int]:
 
 
 def _images(x: Tensor) -> Tensor:
-    """[..., C, H, W] as [N, C, H, W], channels last in memory: a kernel of 1 leaves them as they come."""
+    """Returns [..., C, H, W] as [N, C, H, W], with the channels last in memory."""
     return _channels_last(x.flatten(0, -4))
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """The same numbers, with the channels last in memory; ``torch.func``, whose vmap has no such order, gets x."""
+    """Returns x with the channels last in memory; x itself under ``torch.func``, whose vmap has no such layout."""
     if torch._C._are_functorch_transforms_active():
         return x
     return x.contiguous(memory_format=torch.channels_last)

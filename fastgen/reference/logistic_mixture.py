@@ -16,24 +16,25 @@ BLOCKS = {1: 2, 3: 3}
 
 
 def mixtures_of(parameters: int, channels: int) -> int:
-    """The number of components that so many parameters make; ValueError where they make none."""
+    """Returns the number of components for so many parameters; raises ValueError where there is none."""
     if channels not in BLOCKS:
-        raise ValueError(f"level has {channels} channels; it must have 1 or 3")
+        raise ValueError(f"level must have 1 or 3 channels, got {channels}")
     each = 1 + channels * BLOCKS[channels]
     if parameters < each or parameters % each:
         raise ValueError(
-            f"parameters has {parameters} numbers an element; M components of {channels} channel(s) need {each} M"
+            f"parameters must have {each} M numbers for each position, for M components of {channels} channel(s), got "
+            f"{parameters}"
         )
     return parameters // each
 
 
 def to_symmetric(level: Tensor, levels: int) -> Tensor:
-    """Level 0 .. L-1 to the grid -1 .. 1: ``2 level / (L-1) - 1``."""
+    """Maps levels 0 .. L-1 to the grid -1 .. 1: ``2 level / (L-1) - 1``."""
     return level * 2 / (levels - 1) - 1
 
 
 def _log1mexp(log_d: Tensor) -> Tensor:
-    """``log(1 - exp(-d))`` of ``log d``; below d = 1e-3 by ``log d - d/2 + d**2/24``, right to 1e-15 there."""
+    """Returns ``log(1 - exp(-d))`` from ``log d``; below d = 1e-3 by ``log d - d/2 + d**2/24``, exact to 1e-15."""
     d = log_d.exp()
     small = log_d < math.log(1e-3)
     series = log_d + d.masked_fill(~small, 0).mul(1 / 24).sub(0.5) * d.masked_fill(~small, 0)
@@ -68,7 +69,7 @@ def discretized_logistic_log_prob(level: Tensor, mean: Tensor, log_scale: Tensor
 
 
 def shifted_mean(mean: Tensor, coefficients: Tensor, x: Tensor, channel: int) -> Tensor:
-    """The component means of a channel, given the earlier channels of the same position.
+    """Returns the component means of a channel, given the earlier channels of the same position.
 
     ``mean_1 + tanh(c_0) x_0`` for the second channel, ``mean_2 + tanh(c_1) x_0 + tanh(c_2) x_1`` for the third.
 

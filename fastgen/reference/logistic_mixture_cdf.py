@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 STEPS = 100
-"""Of the inverse: enough to halve any bracket down to the last bits, where Newton steps do not get there sooner."""
+"""Steps of the inverse: enough to halve any bracket down to the last bits; Newton steps usually need fewer."""
 
 
 def _transform(x: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,7 +30,7 @@ def _transform(x: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> 
 
 
 def _solve(y: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
-    """x of y: Newton steps that stay in a bracket and shorten, halvings of the bracket otherwise.
+    """Solves for x: Newton steps that stay in a bracket and shorten, halvings of the bracket otherwise.
 
     The components' own inverses ``mean + scale y`` lie on both sides of the mixture's.
     """

@@ -13,14 +13,16 @@ Device = torch.device | str | None
 
 
 def colour_of(channels: int, colours: int, parts: int = 1, device: Device = None) -> Tensor:
-    """The colour of every channel, int64 [channels]: ``parts`` equal runs, each of ``colours`` nearly equal runs."""
+    """Returns each channel's colour, int64 [channels]: ``parts`` equal runs, each of ``colours`` nearly equal runs."""
     if channels % parts or channels // parts < colours:
-        raise ValueError(f"channels={channels} must be parts={parts} equal runs of at least colours={colours} channels")
+        raise ValueError(
+            f"channels must be parts={parts} equal runs of at least colours={colours} channels, got {channels}"
+        )
     return (torch.arange(channels // parts, device=device) * colours // (channels // parts)).repeat(parts)
 
 
 def causal_mask(kind: str, shape: tuple[int, ...], colours: int, parts: int = 1, device: Device = None) -> Tensor:
-    """What a weight [out, in, height, width] may use, whose last row is the centre's: float32, 1 or 0.
+    """Returns the mask of a weight [out, in, height, width] whose last row is the centre's: float32, 1 or 0.
 
     The centre is the middle column; where the kernel has one row, the last.
     """
@@ -35,13 +37,13 @@ def causal_mask(kind: str, shape: tuple[int, ...], colours: int, parts: int = 1,
 
 
 def margins_of(height: int, width: int, dilation: int) -> tuple[int, int, int, int]:
-    """Zeros to the left, right, top and bottom that keep the size."""
+    """Returns the zeros to the left, right, top and bottom that keep the size."""
     left = width // 2 if height > 1 else width - 1
     return left * dilation, (width - 1 - left) * dilation, (height - 1) * dilation, 0
 
 
 def masked_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, stride: int, dilation: int) -> Tensor:
-    """The square convolution of the paper: the weight under its mask, below it rows of zeros, zero padding all around.
+    """The square convolution of the paper: the masked weight, rows of zeros below it, zero padding all around.
 
     Args:
         x: [N, in, H, W].

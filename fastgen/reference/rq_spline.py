@@ -14,21 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TAILS = ("bounded", "linear", "circular")
-"""By number, as the kernels know them."""
+"""Tails in the order in which the kernels number them."""
 
 
 def parameters_of(bins: int, tails: int) -> int:
-    """How many parameters an element of a spline of ``bins`` bins has."""
+    """Returns the number of parameters of each element for a spline of ``bins`` bins."""
     return 3 * bins + (1, -1, 0)[tails]
 
 
 def bins_of(parameters: int, tails: int) -> int:
-    """The number of bins that so many parameters make; ValueError where they make none."""
+    """Returns the number of bins for so many parameters; raises ValueError where there is none."""
     derivatives = parameters - (1, -1, 0)[tails]
     if derivatives % 3 or derivatives < 3:
         raise ValueError(
-            f"parameters has {parameters} numbers an element; K bins with {TAILS[tails]!r} tails need "
-            f"{('3 K + 1', '3 K - 1', '3 K')[tails]}"
+            f"parameters must have {('3 K + 1', '3 K - 1', '3 K')[tails]} numbers for each element of x, for K "
+            f"bins with {TAILS[tails]!r} tails, got {parameters}"
         )
     return derivatives // 3
 
@@ -107,7 +107,7 @@ def case(
     inverse: bool = False,
     scale: float = 1.0,
 ) -> Callable[[torch.Generator], dict]:
-    """What makes the arguments of a public function of splines; where there are no linear tails, x is inside.
+    """Returns a function that makes arguments of a public spline function; without linear tails, x is inside.
 
     Args:
         count_of: the number of parameters of so many bins with the tails of that number.

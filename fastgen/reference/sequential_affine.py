@@ -14,23 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "sigmoid": torch.sigmoid, "elu": F.elu}
-"""In the order in which the kernels number them; the derivative of each is a function of its value."""
+"""Activations in the order in which the kernels number them; the derivative of each is a function of its value."""
 PARAMETERISATIONS = ("exp", "sigmoid", "softplus", "bounded")
-"""By number, as the kernels know them."""
+"""Parameterisations in the order in which the kernels number them."""
 
 
 def layer_sizes(widths: Sequence[int]) -> list[tuple[int, int]]:
-    """(inputs, outputs) of every linear map, from the widths of the features and of the hidden layers."""
+    """Returns (inputs, outputs) of every linear map, from the widths of the features and of the hidden layers."""
     return list(itertools.pairwise([*widths, 2 * widths[0]]))
 
 
 def parameter_count(widths: Sequence[int]) -> int:
-    """How many numbers the weights and biases are."""
+    """Returns how many numbers the weights and biases have together."""
     return sum((before + 1) * after for before, after in layer_sizes(widths))
 
 
 def masks_of(degrees: Sequence[Tensor]) -> list[Tensor]:
-    """For every linear map a bool [outputs, inputs]: which weights are used."""
+    """Returns the mask of every linear map, bool [outputs, inputs]."""
     features, *hidden = degrees
     inner = [after[:, None] >= before for before, after in itertools.pairwise([features, *hidden])]
     return [*inner, torch.cat([features, features])[:, None] > hidden[-1]]
@@ -39,7 +39,7 @@ def masks_of(degrees: Sequence[Tensor]) -> list[Tensor]:
 def parallel(
     x: Tensor, shift: Tensor, raw: Tensor, parameterisation: int, min_scale: float, bound: float
 ) -> tuple[Tensor, Tensor]:
-    """``(u, log |du/dx| [N])`` of all features at once."""
+    """Returns ``(u, log |du/dx| [N])``, all features at once."""
     if parameterisation == PARAMETERISATIONS.index("exp"):
         return (x - shift) * (-raw).exp(), -raw.sum(-1)
     log_scale = _log_scale(raw, parameterisation, min_scale, bound)
@@ -55,7 +55,7 @@ def _log_scale(raw: Tensor, parameterisation: int, min_scale: float, bound: floa
 
 
 def _linear_maps(parameters: Tensor, degrees: Tensor, widths: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Masked weight and bias of every linear map."""
+    """Returns the masked weight and the bias of every linear map."""
     start = 0
     for (before, after), mask in zip(layer_sizes(widths), masks_of(degrees.split(list(widths))), strict=True):
         weight, bias = parameters[start : start + (before + 1) * after].split([before * after, after])
@@ -113,7 +113,7 @@ def sequential_affine(
 
 
 def cyclic_degrees(features: int, hidden: int, lowest: int) -> Tensor:
-    """``lowest``, ..., D - 1 over and over: the degrees of a hidden layer of so many units."""
+    """Returns ``lowest``, ..., D - 1 over and over: the degrees of a hidden layer of so many units."""
     return torch.arange(hidden) % (features - lowest) + lowest
 
 

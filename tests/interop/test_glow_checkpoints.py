@@ -100,7 +100,7 @@ def test_a_condition_of_another_size_is_refused():
     theirs, conventions = public("chaiyujin", {"classes": 3}, {})
     state = theirs.state_dict()
     state["project_ycond.bias"] = state["project_ycond.bias"][1:]
-    with pytest.raises(ValueError, match=r"project_ycond.bias has 47 numbers; .* it must have 48"):
+    with pytest.raises(ValueError, match=r"project_ycond\.bias must have 48.*, got 47"):
         glow_from_checkpoint(state, SHAPE, conventions)
 
 
@@ -136,25 +136,28 @@ def test_names_of_a_model_that_ran_on_several_devices_are_read():
 
 @pytest.mark.parametrize("flag", ALLOWED)
 def test_an_unknown_convention_is_refused(flag):
-    with pytest.raises(ValueError, match=f"{flag} is 'upside down'; it must be one of"):
+    with pytest.raises(ValueError, match=f"{flag} must be one of .*, got 'upside down'"):
         dataclasses.replace(ROSINALITY, **{flag: "upside down"})
 
 
 def test_scaling_before_the_shift_is_refused():
-    with pytest.raises(ValueError, match="shift_before_scale is False"):
+    with pytest.raises(ValueError, match=r"shift_before_scale must be True, .* got False"):
         dataclasses.replace(CHAIYUJIN, shift_before_scale=False)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop("blocks.0.flows.1.invconv.w_l"), r"state has no .*invconv.weight"),
+        (lambda state: state.pop("blocks.0.flows.1.invconv.w_l"), r"state must have .*invconv.weight .*, got none"),
         (
             lambda state: state.pop("blocks.1.flows.0.coupling.net.2.bias"),
-            "state has no blocks.1.flows.0.coupling.net.2",
+            r"state must have blocks.1.flows.0.coupling.net.2.bias .*, got none",
         ),
-        (lambda state: state.update(project_ycond=torch.ones(1)), "do not know: project_ycond"),
-        (lambda state: state.clear(), "state has no blocks.0.flows.0.actnorm.loc: it has another layout"),
+        (
+            lambda state: state.update(project_ycond=torch.ones(1)),
+            r"state must have no other names than.*, got 1: project_ycond",
+        ),
+        (lambda state: state.clear(), r"state must have blocks.0.flows.0.actnorm.loc, got another layout"),
     ],
 )
 def test_a_state_dict_that_does_not_fit_is_refused(change, message):
@@ -167,7 +170,7 @@ def test_a_state_dict_that_does_not_fit_is_refused(change, message):
 
 def test_images_of_another_number_of_channels_are_refused():
     theirs, conventions = public("rosinality", {}, {})
-    with pytest.raises(ValueError, match=r"has 12 channels; event_shape makes them 4"):
+    with pytest.raises(ValueError, match=r"blocks\.0\.flows\.0\.actnorm\.loc must have 4 channels.*, got 12"):
         glow_from_checkpoint(theirs.state_dict(), (1, 8, 8), conventions)
 
 

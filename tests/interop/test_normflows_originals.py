@@ -277,6 +277,9 @@ def test_another_source_is_refused_and_nothing_is_replaced(monkeypatch):
 
     monkeypatch.setattr(nf.flows.AffineCoupling, "forward", forward)
     before = attributes("normflows")
-    with pytest.raises(ValueError, match=r"AffineCoupling\.forward.*normflows 1\.7\.3"):
+    with pytest.raises(
+        ValueError,
+        match=r"the installed library must be normflows.*, got one whose AffineCoupling\.forward has another source",
+    ):
         fastgen.accelerate("normflows")
     assert differing(before, attributes("normflows")) == []

@@ -28,7 +28,7 @@ def test_restore_puts_every_attribute_back(peer):
 
 def test_a_library_that_is_not_known_is_named():
     for function in (fastgen.accelerate, fastgen.restore):
-        with pytest.raises(ValueError, match="peer is 'flows'; it must be one of 'nflows', 'zuko'"):
+        with pytest.raises(ValueError, match=r"peer must be one of 'nflows', 'zuko',.*, got 'flows'"):
             function("flows")
-    with pytest.raises(ValueError, match="peer is 'flows'"), fastgen.accelerated("flows"):
+    with pytest.raises(ValueError, match=r"peer must be one of .*, got 'flows'"), fastgen.accelerated("flows"):
         pass

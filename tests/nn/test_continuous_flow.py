@@ -333,7 +333,7 @@ def test_wrong_arguments_are_named(given, words, field):
 def test_wrong_fields_and_inputs_are_named(field, x):
     with pytest.raises(ValueError, match=r"field is a function; with gradient='steps' it must be an nn.Module"):
         ContinuousFlow(lambda x, t: x)
-    with pytest.raises(ValueError, match=r"f maps x of shape \(4, 3\) to \(4, 2\); it must keep the shape"):
+    with pytest.raises(ValueError, match=r"f must keep the shape of x, \(4, 3\), got \(4, 2\)"):
         ContinuousFlow(lambda x, t: x[:, :2], gradient="autograd")(x)
     with pytest.raises(ValueError, match=r"x is torch.int64 of shape \(4, 3\)"):
         ContinuousFlow(field)(x.long())

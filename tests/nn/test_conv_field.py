@@ -83,7 +83,10 @@ def test_it_gives_a_conv_field_at_a_time():
         (lambda: ConvNetField((3, 5, 3), 2), "kernel is 2"),
         (lambda: ConvNetField((3, 5, 3), time="fourier"), "time is 'fourier'"),
         (lambda: ConvNetField((3, 5, 3), time="concat")(torch.zeros(2, 3, 4, 4)), "t is missing"),
-        (lambda: ConvNetField((3, 5, 3))(torch.zeros(2, 2, 4, 4)), r"the field takes \[N, 3, H, W\]"),
+        (
+            lambda: ConvNetField((3, 5, 3))(torch.zeros(2, 2, 4, 4)),
+            r"x must have shape \[N, 3, H, W\], got \(2, 2, 4, 4\)",
+        ),
         (lambda: ConvNetField((3, 5, 3), context_features=2)(torch.zeros(2, 3, 4, 4)), "context is missing"),
         (
             lambda: ConvNetField((3, 5, 3), context_features=2)(torch.zeros(2, 3, 4, 4), None, torch.zeros(4, 2)),

@@ -326,5 +326,5 @@ def test_wrong_arguments_are_refused():
         InvertibleResidual(net, tolerance=0.0)
     with pytest.raises(ValueError, match="must keep the shape"):
         InvertibleResidual(nn.Linear(2, 3))(torch.zeros(1, 2))
-    with pytest.raises(ValueError, match=r"x has shape \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"x must have shape \[N, 2\], got \(1, 3\)"):
         InvertibleResidual(net)(torch.zeros(1, 3))

@@ -99,7 +99,7 @@ def test_values_outside_a_bounded_spline_are_refused_where_they_are_transformed(
     torch.testing.assert_close(layer.inverse(y, context)[0], x)
     for direction, values in ((layer.forward, x), (layer.inverse, y)):
         values[2, 3] = 0
-        with pytest.raises(ValueError, match=r"x reaches from .* is defined on"):
+        with pytest.raises(ValueError, match=r"x must be within .* for a spline without tails"):
             direction(values, context)
 
 

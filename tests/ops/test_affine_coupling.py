@@ -131,12 +131,12 @@ def test_halves_and_interleaved_are_one_another_with_the_channels_in_another_ord
 @pytest.mark.parametrize(
     ("changed", "error", "words"),
     [
-        ({"parameterisation": "softplus"}, ValueError, "parameterisation is 'softplus'"),
-        ({"x": torch.zeros(3, 2, dtype=torch.int64)}, TypeError, "x has dtype"),
-        ({"x": torch.zeros(3)}, ValueError, "x has shape"),
-        ({"parameters": torch.zeros(3, 2)}, ValueError, r"parameters has shape \(3, 2\).*\(3, 4\)"),
-        ({"scale": torch.ones(3)}, ValueError, "scale has shape"),
-        ({"mask": torch.ones(3)}, ValueError, "mask has shape"),
+        ({"parameterisation": "softplus"}, ValueError, "parameterisation must .*, got 'softplus'"),
+        ({"x": torch.zeros(3, 2, dtype=torch.int64)}, TypeError, "x must be floating point"),
+        ({"x": torch.zeros(3)}, ValueError, "x must have shape"),
+        ({"parameters": torch.zeros(3, 2)}, ValueError, r"parameters must have shape .*\(3, 4\).*, got \(3, 2\)"),
+        ({"scale": torch.ones(3)}, ValueError, r"scale must be a number or have shape.*, got shape \(3,\)"),
+        ({"mask": torch.ones(3)}, ValueError, r"mask must broadcast to \(2,\), the.*, got shape \(3,\)"),
     ],
 )
 @pytest.mark.parametrize("function", [affine_coupling, affine_coupling_])

@@ -193,25 +193,48 @@ def test_strided_arguments():
 
 def test_what_it_does_not_take_is_named():
     field = convolutional()
-    with pytest.raises(ValueError, match=r"x has shape \(3, 2\); the field takes \[N, 2, H, W\]"):
+    with pytest.raises(ValueError, match=r"x must have shape \[N, 2, H, W\], got \(3, 2\)"):
         hutchinson_trace(field, torch.zeros(3, 2))
-    with pytest.raises(ValueError, match=r"x has shape \(3, 4, 5, 5\)"):
+    with pytest.raises(ValueError, match=r"x must have shape .*, got \(3, 4, 5, 5\)"):
         field(torch.zeros(3, 4, 5, 5))
-    with pytest.raises(ValueError, match="use 'exact'"):
+    with pytest.raises(
+        ValueError,
+        match=r"kind must be 'exact' for.*, got 'closed-form', which is of dense fields of one or two hidden layers",
+    ):
         hutchinson_trace(field, torch.zeros(3, 2, 4, 4), kind="closed-form")
-    with pytest.raises(ValueError, match="x has 3 samples, but biases"):
+    with pytest.raises(ValueError, match=r"biases\[0\] must have 1 row or .*, got 2"):
         ConvField(field.weights, [torch.zeros(2, 3, 1, 1), *field.biases[1:]], "tanh")(torch.zeros(3, 2, 4, 4))
 
 
 @pytest.mark.parametrize(
     ("weights", "biases", "borders", "words"),
     [
-        ([(3, 2, 3, 3), (2, 3, 2, 3)], [3, 2], None, r"weights\[1\] has shape \(2, 3, 2, 3\).*kh and kw odd"),
-        ([(3, 2, 3, 3), (2, 4, 3, 3)], [3, 2], None, r"they must be \[out, 3, kh, kw\]"),
-        ([(3, 2), (2, 3)], [3, 2], None, r"weights\[0\] has shape \(3, 2\)"),
-        ([(3, 2, 3, 3), (3, 3, 3, 3)], [3, 3], None, "gives 3 channels; it must give 2"),
-        ([(3, 2, 3, 3), (2, 3, 1, 1)], [(5, 2, 1, 1), 2], None, r"biases\[0\] \(5, 2, 1, 1\)"),
-        ([(3, 2, 3, 3), (2, 3, 1, 1)], [3, 2], [(3, 1, 3, 3)], r"must be \(3, 1, 3, 3\), \(2, 1, 1, 1\)"),
+        (
+            [(3, 2, 3, 3), (2, 3, 2, 3)],
+            [3, 2],
+            None,
+            r"weights\[1\] and biases\[1\] must have.*, got \(2, 3, 2, 3\) and \(2,\)",
+        ),
+        (
+            [(3, 2, 3, 3), (2, 4, 3, 3)],
+            [3, 2],
+            None,
+            r"weights\[1\] and biases\[1\] must have.*, got \(2, 4, 3, 3\) and \(2,\)",
+        ),
+        ([(3, 2), (2, 3)], [3, 2], None, r"weights\[0\] and biases\[0\] must have.*, got \(3, 2\) and \(3,\)"),
+        ([(3, 2, 3, 3), (3, 3, 3, 3)], [3, 3], None, r"the last of weights must have 2.*, got 3"),
+        (
+            [(3, 2, 3, 3), (2, 3, 1, 1)],
+            [(5, 2, 1, 1), 2],
+            None,
+            r"weights\[0\] and biases\[0\] must have.*, got \(3, 2, 3, 3\) and \(5, 2, 1, 1\)",
+        ),
+        (
+            [(3, 2, 3, 3), (2, 3, 1, 1)],
+            [3, 2],
+            [(3, 1, 3, 3)],
+            r"borders must have shapes \(3, 1, 3,.*, got \(3, 1, 3, 3\)",
+        ),
     ],
 )
 def test_wrong_layers_are_named(weights, biases, borders, words):

@@ -85,7 +85,8 @@ def test_power_products_are_those_of_the_jacobian(sizes, activation, probes):
 
 
 @pytest.mark.parametrize(
-    ("shape", "count", "words"), [((3, 2), 1, r"vectors has shape \(3, 2\)"), ((5, 3), -1, "count is -1")]
+    ("shape", "count", "words"),
+    [((3, 2), 1, r"vectors must have shape .*, got \(3, 2\)"), ((5, 3), -1, "count must be at least 0, got -1")],
 )
 def test_wrong_power_products_are_named(shape, count, words):
     with pytest.raises(ValueError, match=words):
@@ -369,13 +370,13 @@ def test_strided_arguments():
 @pytest.mark.parametrize(
     ("weights", "biases", "activation", "words"),
     [
-        ([(3, 2), (2, 3)], [3, 2], "relu", "activation is 'relu'"),
+        ([(3, 2), (2, 3)], [3, 2], "relu", "activation must .*, got 'relu'"),
         ([(2, 2)], [2], "tanh", "at least 2"),
-        ([(3, 2), (2, 3)], [3], "tanh", "biases 1"),
-        ([(3, 2), (2, 4)], [3, 2], "tanh", r"weights\[1\] has shape \(2, 4\)"),
-        ([(3, 2), (2, 3)], [3, 3], "tanh", r"biases\[1\] \(3,\)"),
-        ([(3, 2), (2, 3)], [(5, 2), 2], "tanh", r"biases\[0\] \(5, 2\); they must be .* or \[N, out\]"),
-        ([(3, 2), (3, 3)], [3, 3], "tanh", "it must give 2"),
+        ([(3, 2), (2, 3)], [3], "tanh", r"weights and biases must have equally.*, got 2 and 1"),
+        ([(3, 2), (2, 4)], [3, 2], "tanh", r"weights\[1\] and biases\[1\] must have.*, got \(2, 4\) and \(2,\)"),
+        ([(3, 2), (2, 3)], [3, 3], "tanh", r"weights\[1\] and biases\[1\] must have.*, got \(2, 3\) and \(3,\)"),
+        ([(3, 2), (2, 3)], [(5, 2), 2], "tanh", r"weights\[0\] and biases\[0\] must have.*, got \(3, 2\) and \(5, 2\)"),
+        ([(3, 2), (3, 3)], [3, 3], "tanh", r"the last of weights must have 2.*, got 3"),
     ],
 )
 def test_wrong_layers_are_named(weights, biases, activation, words):
@@ -385,5 +386,5 @@ def test_wrong_layers_are_named(weights, biases, activation, words):
 
 def test_biases_of_other_samples_are_named():
     field = DenseField([torch.zeros(3, 2), torch.zeros(2, 3)], [torch.zeros(4, 3), torch.zeros(2)], "tanh")
-    with pytest.raises(ValueError, match=r"x has 5 samples, but biases\[0\] is of 4"):
+    with pytest.raises(ValueError, match=r"biases\[0\] must have 1 row or .*, got 4"):
         hutchinson_trace(field, torch.zeros(5, 2))

@@ -124,15 +124,19 @@ def test_the_distribution_of_parts_is_that_of_the_whole(channels):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"level": torch.zeros(2, 3)}, TypeError, "level has dtype torch.float32"),
-        ({"parameters": torch.zeros(2, 10, dtype=torch.int64)}, TypeError, "parameters has dtype torch.int64"),
-        ({"level": torch.tensor(1)}, ValueError, "level has no dimensions"),
-        ({"level": torch.zeros(2, 2, dtype=torch.int64)}, ValueError, "level has 2 channels"),
-        ({"parameters": torch.zeros(2, 11)}, ValueError, "parameters has 11 numbers"),
-        ({"parameters": torch.zeros(3, 10)}, ValueError, r"parameters has shape \(3, 10\)"),
-        ({"levels": 1}, ValueError, "levels is 1"),
-        ({"min_log_scale": float("nan")}, ValueError, "min_log_scale is nan"),
-        ({"level": torch.full((2, 3), 8)}, ValueError, "level reaches from 8 to 8"),
+        ({"level": torch.zeros(2, 3)}, TypeError, "level must be .*, got torch.float32"),
+        ({"parameters": torch.zeros(2, 10, dtype=torch.int64)}, TypeError, "parameters must be .*, got torch.int64"),
+        ({"level": torch.tensor(1)}, ValueError, "level must have at least one dimension, got none"),
+        ({"level": torch.zeros(2, 2, dtype=torch.int64)}, ValueError, "level must have 1 or 3 channels, got 2"),
+        ({"parameters": torch.zeros(2, 11)}, ValueError, r"parameters must have 10 M numbers for.*, got 11"),
+        (
+            {"parameters": torch.zeros(3, 10)},
+            ValueError,
+            r"parameters and level must broadcast in.*, got shapes \(3, 10\) and \(2, 3\)",
+        ),
+        ({"levels": 1}, ValueError, "levels must .*, got 1"),
+        ({"min_log_scale": float("nan")}, ValueError, "min_log_scale must .*, got nan"),
+        ({"level": torch.full((2, 3), 8)}, ValueError, "level must be in 0 to 7, got 8 to 8"),
     ],
 )
 def test_wrong_arguments_are_named(change, error, message):

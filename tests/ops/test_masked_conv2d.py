@@ -47,15 +47,15 @@ def test_a_mask_made_before_is_the_mask_by_name():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x": torch.zeros(2, 3, 4)}, r"x has shape \(2, 3, 4\)"),
-        ({"x": torch.zeros(2, 2, 4, 4)}, r"weight \(6, 3, 2, 3\)"),
-        ({"weight": torch.zeros(6, 3, 2, 2)}, "weight has 2 columns"),
-        ({"weight": torch.zeros(6, 3, 0, 3)}, r"weight \(6, 3, 0, 3\)"),
-        ({"mask": "C"}, "mask='C'"),
-        ({"mask": torch.ones(3)}, r"mask has shape \(3,\)"),
+        ({"x": torch.zeros(2, 3, 4)}, r"x and weight must have shapes \[N, in,.*, got \(2, 3, 4\) and \(6, 3, 2, 3\)"),
+        ({"x": torch.zeros(2, 2, 4, 4)}, r"x and weight must have .*, got \(2, 2, 4, 4\) and \(6, 3, 2, 3\)"),
+        ({"weight": torch.zeros(6, 3, 2, 2)}, r"weight must have an odd number of.*, got 2"),
+        ({"weight": torch.zeros(6, 3, 0, 3)}, r"x and weight must have .*, got \(2, 3, 4, 4\) and \(6, 3, 0, 3\)"),
+        ({"mask": "C"}, "mask must be .*, got 'C'"),
+        ({"mask": torch.ones(3)}, r"mask must have the shape of weight,.*, got \(3,\)"),
         ({"colours": 4}, "colours=4"),
-        ({"stride": 0}, "stride=0"),
-        ({"dilation": 0}, "dilation=0"),
+        ({"stride": 0}, "stride and dilation must be at least 1, got 0 and 1"),
+        ({"dilation": 0}, "stride and dilation must be at least 1, got 1 and 0"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):

@@ -168,12 +168,20 @@ def test_is_declared_not_differentiable():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"seed": 1 << 63}, ValueError, "seed is 9223372036854775808"),
-        ({"channel": -1}, ValueError, "channel is -1"),
-        ({"draw": 1 << 16}, ValueError, "draw is 65536"),
-        ({"samples": torch.zeros(2)}, TypeError, "samples has dtype torch.float32"),
-        ({"positions": torch.zeros(2, 2, dtype=torch.int64)}, ValueError, r"positions has shape \(2, 2\)"),
-        ({"positions": torch.zeros(2, dtype=torch.int64, device="meta")}, ValueError, "positions is on meta"),
+        ({"seed": 1 << 63}, ValueError, "seed must .*, got 9223372036854775808"),
+        ({"channel": -1}, ValueError, "channel must .*, got -1"),
+        ({"draw": 1 << 16}, ValueError, "draw must .*, got 65536"),
+        ({"samples": torch.zeros(2)}, TypeError, "samples must be .*, got torch.float32"),
+        (
+            {"positions": torch.zeros(2, 2, dtype=torch.int64)},
+            ValueError,
+            r"positions must have one dimension, got shape \(2, 2\)",
+        ),
+        (
+            {"positions": torch.zeros(2, dtype=torch.int64, device="meta")},
+            ValueError,
+            "positions must be on the device of samples, cpu, got meta",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(change, error, message):

@@ -93,15 +93,15 @@ def test_samples_do_not_depend_on_their_neighbours_in_the_batch(name):
 @pytest.mark.parametrize(
     ("changed", "error", "words"),
     [
-        ({"gates": torch.zeros(1, 8, 2, 3, dtype=torch.int64)}, TypeError, "gates has dtype"),
-        ({"gates": torch.zeros(8, 2, 3)}, ValueError, r"gates has shape \(8, 2, 3\)"),
-        ({"gates": torch.zeros(1, 6, 2, 3)}, ValueError, "gates has shape"),
-        ({"gates": torch.zeros(1, 8, 0, 3)}, ValueError, "gates has shape"),
-        ({"weight": torch.zeros(8, 3, 3)}, ValueError, r"weight has shape.*\(8, 2, k\)"),
-        ({"weight": torch.zeros(8, 2, 0)}, ValueError, "weight has shape"),
-        ({"h0": torch.zeros(1, 2, 4)}, ValueError, r"h0 has shape.*\(1, 2, 3\)"),
-        ({"c0": torch.zeros(2, 2, 3)}, ValueError, "c0 has shape"),
-        ({"c0": torch.zeros(1, 2, 3, dtype=torch.bool)}, TypeError, "c0 has dtype"),
+        ({"gates": torch.zeros(1, 8, 2, 3, dtype=torch.int64)}, TypeError, "gates must be floating point"),
+        ({"gates": torch.zeros(8, 2, 3)}, ValueError, r"gates must have shape .*, got \(8, 2, 3\)"),
+        ({"gates": torch.zeros(1, 6, 2, 3)}, ValueError, "gates must have shape"),
+        ({"gates": torch.zeros(1, 8, 0, 3)}, ValueError, "gates must have shape"),
+        ({"weight": torch.zeros(8, 3, 3)}, ValueError, r"weight must have shape .*\(8, 2, k\)"),
+        ({"weight": torch.zeros(8, 2, 0)}, ValueError, "weight must have shape"),
+        ({"h0": torch.zeros(1, 2, 4)}, ValueError, r"h0 must have shape .*\(1, 2, 3\)"),
+        ({"c0": torch.zeros(2, 2, 3)}, ValueError, "c0 must have shape"),
+        ({"c0": torch.zeros(1, 2, 3, dtype=torch.bool)}, TypeError, "c0 must be floating point"),
     ],
 )
 def test_wrong_arguments_are_named(changed, error, words):

@@ -165,10 +165,10 @@ def test_the_triton_kernel_refuses_more_rows_than_it_counts():
 @pytest.mark.parametrize(
     ("x", "codebook", "error", "message"),
     [
-        (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(4, 3), TypeError, "x has dtype torch.int64"),
-        (torch.zeros(2, 3), torch.zeros(4, 2), ValueError, "x has 3 numbers a row and codebook 2"),
-        (torch.zeros(2, 3, 1), torch.zeros(4, 3), ValueError, r"x has shape \(2, 3, 1\)"),
-        (torch.zeros(2, 3), torch.zeros(0, 3), ValueError, "codebook has no codes"),
+        (torch.zeros(2, 3, dtype=torch.int64), torch.zeros(4, 3), TypeError, "x must be .*, got torch.int64"),
+        (torch.zeros(2, 3), torch.zeros(4, 2), ValueError, r"x and codebook must have rows of the.*, got 3 and 2"),
+        (torch.zeros(2, 3, 1), torch.zeros(4, 3), ValueError, r"x must have two dimensions, got shape \(2, 3, 1\)"),
+        (torch.zeros(2, 3), torch.zeros(0, 3), ValueError, "codebook must have at least one code, got none"),
     ],
 )
 def test_wrong_arguments_are_named(x, codebook, error, message):
