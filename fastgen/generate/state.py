@@ -196,7 +196,7 @@ def start_state(
         ahead=batch <= AHEAD,
     )
     if sampler.predicts == "next":
-        draw = program.draws[0]
+        draw = program.draws[0].body
         buffer = program.buffers[program.operands[draw.input0].buffer]
         run.state[:, buffer.offset : buffer.offset + buffer.channels] = sampler.start_value
     sampler._machine.prologue(run)

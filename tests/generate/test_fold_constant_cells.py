@@ -76,14 +76,14 @@ def test_an_event_of_one_step_depends_on_no_input(name: str, machine: str) -> No
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_program_does_not_grow_with_the_length(name: str) -> None:
     short, long = sampler(name, 29).program, sampler(name, 41).program
-    assert len(short.codes) == len(long.codes) < 30
+    assert len(short.instructions) == len(long.instructions) < 31
     assert short.constants.shape == long.constants.shape
 
 
 def test_a_folded_batch_has_one_program_for_every_length() -> None:
     made = sampler("folded", 400)
     assert made.program.steps > 400
-    assert len(made.program.codes) < 30
+    assert len(made.program.instructions) < 31
     x = torch.randint(0, made.head.levels, (2, 400), generator=torch.Generator().manual_seed(0))
     _, log_prob = made.sample(2, known=x, known_mask=torch.ones(x.shape, dtype=torch.bool), return_log_prob=True)
     torch.testing.assert_close(log_prob.float(), made.log_prob(x).float())

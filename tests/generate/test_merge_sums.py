@@ -55,9 +55,10 @@ def sampler(module: nn.Module, length: int = 24) -> fastgen.Sampler:
     return fastgen.Sampler(module, (1, length), head, "time", threads=1, machine=FAST)
 
 
-def inputs_of_codes(made: fastgen.Sampler) -> list[int]:
+def inputs_of_instructions(made: fastgen.Sampler) -> list[int]:
     program = made.program
-    return [sum(s.length for s in program.segments[c.segment0 : c.segment1]) for c in program.codes]
+    bodies = [instruction.body for instruction in program.computes]
+    return [sum(s.length for s in program.segments[body.segment0 : body.segment1]) for body in bodies]
 
 
 NETWORKS = {
@@ -78,18 +79,18 @@ def test_samples_and_scores_are_those_of_the_module(name: str) -> None:
 @pytest.mark.parametrize("layers", [2, 4])
 def test_all_skips_are_one_contraction(layers: int) -> None:
     made = sampler(built(lambda: Skips(layers)))
-    assert 6 * layers in inputs_of_codes(made)
-    assert len(made.program.codes) == 3 + layers  # first, the gates, the skips, last
+    assert 6 * layers in inputs_of_instructions(made)
+    assert len(made.program.computes) == 3 + layers  # first, the gates, the skips, last
 
 
 def test_a_sum_with_another_reader_is_computed_by_itself() -> None:
     made = sampler(built(lambda: Skips(4, look_at_sum=True)))
-    assert 6 * 4 not in inputs_of_codes(made)
+    assert 6 * 4 not in inputs_of_instructions(made)
 
 
 def test_a_repeated_contraction_is_not_repeated() -> None:
     """Two outputs share one low-rate product; merged, each would compute it."""
-    assert 4 + 8 not in inputs_of_codes(sampler(built(Upsampled)))
+    assert 4 + 8 not in inputs_of_instructions(sampler(built(Upsampled)))
 
 
 def test_refresh_fills_a_merged_contraction_again() -> None:

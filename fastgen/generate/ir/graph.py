@@ -18,9 +18,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from fastgen.generate.errors import CompileError
 from fastgen.generate.ir.channels import Table, channel_dim, channel_runs
-from fastgen.generate.ir.records import REDUCTIONS, Channels, Constant, Node, Piece, Recipe, Term, Value, derive
+from fastgen.generate.ir.opcodes import REDUCTIONS
+from fastgen.generate.ir.records import Channels, Constant, Node, Piece, Recipe, Term, Value, derive
 
-__all__ = ["REDUCTIONS", "Channels", "Constant", "Graph", "Node", "Piece", "Recipe", "Term", "Value", "derive"]
+__all__ = ["Channels", "Constant", "Graph", "Node", "Piece", "Recipe", "Term", "Value", "derive"]
 
 
 class Graph:

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-REDUCTIONS = ("sum", "amax", "amin")
-
 
 @dataclass(frozen=True)
 class Recipe:

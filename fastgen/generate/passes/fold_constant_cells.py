@@ -1,7 +1,7 @@
 """Cells that depend on no input and that no step is free to compute: their values become constants.
 
 A network that pads its input by its whole receptive field computes many cells from padding and biases alone. On the
-lattice of their node they would belong to steps before the first; and where the rows of a node are not the two samples'
+domain of their node they would belong to steps before the first; and where the rows of a node are not the two samples'
 halves (dilation folded into the batch), they do not even tell to which sample they belong. ``settle`` evaluates such
 cells once, and whoever reads them reads a constant node instead, filled again by ``Sampler.refresh``.
 """
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from fastgen.generate.errors import CompileError
 from fastgen.generate.frontend.trace import Traced
-from fastgen.generate.ir.graph import REDUCTIONS, Channels, Graph, Node, Piece, Recipe, Term
-from fastgen.generate.ir.program import OPCODE, Operation
+from fastgen.generate.ir.graph import Channels, Graph, Node, Piece, Recipe, Term
+from fastgen.generate.ir.instructions import Operation
+from fastgen.generate.ir.opcodes import OPCODE, REDUCTIONS
 from fastgen.generate.ir.records import halves
 from fastgen.generate.machines.reference import apply_operation
 from fastgen.generate.orders import Order

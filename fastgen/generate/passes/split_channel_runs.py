@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastgen.generate.ir.graph import REDUCTIONS, Channels, Graph, Node, Piece
+from fastgen.generate.ir.graph import Channels, Graph, Node, Piece
+from fastgen.generate.ir.opcodes import REDUCTIONS
 
 _MOST_PARTS = 16
 
