@@ -9,7 +9,7 @@ import numpy as np
 
 from fastgen.generate.compile.pipeline import Analysis
 from fastgen.generate.inspect.receptive_field import ReceptiveField
-from fastgen.generate.ir.graph import Channels, Node
+from fastgen.generate.ir.graph import ChannelRun, Node
 from fastgen.generate.ir.instructions import PIXEL, PROLOGUE, ROW
 
 _KINDS = {PROLOGUE: "before the first step", ROW: "a whole row at a time", PIXEL: "step by step"}
@@ -64,7 +64,7 @@ def layers(analysis: Analysis, field: ReceptiveField) -> list[Layer]:
     return merged
 
 
-def _has_weights(run: Channels) -> bool:
+def _has_weights(run: ChannelRun) -> bool:
     return bool(run.terms) or any(p.node.values is not None and p.node.values.sources for p in run.pieces())
 
 

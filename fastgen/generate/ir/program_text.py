@@ -1,9 +1,10 @@
 """Step programs as text: one line a buffer, one line an instruction.
 
-An instruction's line says when and at which cells it runs, then what it does. ``b3[column - 2]`` is buffer 3 at a
-position, with ``[0:6]`` its channels where not all of them are meant and ``{column >= 2, else c8}`` the box of cells
-outside which the constants from 8 on are read; ``W1[6:12]`` are rows of a weight matrix; ``s0``, ``s1`` are the parts
-of the sums; ``r0``, ``r1`` are values of the lane program that are used more than once.
+An instruction's line has its phase and level, the cells (rows x columns) of its domain and its schedule, then what it
+does. ``b3[column - 2]`` is buffer 3 at a position, with ``[0:6]`` its channels where not all of them are meant and
+``{column >= 2, else c8}`` the box of cells outside which the constants from 8 on are read; ``W1[6:12]`` are rows of a
+weight matrix, and ``W1[6:12][b0[column]]`` the one of them that an index chooses; ``s0``, ``s1`` are the parts of the
+sums; ``r0``, ``r1`` are values of the lane program that are used more than once.
 """
 
 from __future__ import annotations
@@ -74,11 +75,11 @@ class ProgramText:
     def _domain(self, when: int, domain: IterationDomain) -> str:
         cells = f"[{domain.row0}, {domain.row1}) x [{domain.column0}, {domain.column1})"
         if when == PROLOGUE:
-            return f"at cells {cells}"
+            return f"cells {cells}"
         if when != PIXEL:
-            return f"at cells {cells} of row {_affine(AccessMap(domain.row_stride, 0, domain.delay))}"
+            return f"cells {cells}, row of steps = {_affine(AccessMap(domain.row_stride, 0, domain.delay))}"
         row_stride = 0 if domain.rows <= 1 and not domain.row0 else self.row_length * domain.row_stride
-        return f"at cells {cells} of step {_affine(AccessMap(row_stride, domain.column_stride, domain.delay))}"
+        return f"cells {cells}, step = {_affine(AccessMap(row_stride, domain.column_stride, domain.delay))}"
 
     def _operand(self, number: int, written: bool = False) -> str:
         operand = self.operands[number]

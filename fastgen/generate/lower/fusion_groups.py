@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fastgen.generate.ir.graph import Channels, Graph, Node, Piece, Term
+from fastgen.generate.ir.graph import ChannelRun, Graph, Node, Piece, Term
 from fastgen.generate.ir.opcodes import REDUCTIONS
 from fastgen.generate.schedule.iteration_domain import Access, ScheduledDomain
 from fastgen.generate.schedule.scheduler import DrawSite, Placed
@@ -21,7 +21,7 @@ class Task:
     """One run of a node on one domain."""
 
     node: Node
-    run: Channels
+    run: ChannelRun
     domain: ScheduledDomain
     group: Group | None = None
     register: int = -1

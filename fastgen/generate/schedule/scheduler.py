@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastgen.generate.errors import CompileError, NotCausalError
-from fastgen.generate.ir.graph import Channels, Graph, Node, Piece
+from fastgen.generate.ir.graph import ChannelRun, Graph, Node, Piece
 from fastgen.generate.ir.instructions import PIXEL, PROLOGUE, ROW
 from fastgen.generate.ir.records import halves
 from fastgen.generate.orders import Order
@@ -218,7 +218,7 @@ class Scheduler:
 
     # ---- placing
 
-    def _place(self, placed: Placed, number: int, run: Channels) -> list[ScheduledDomain]:
+    def _place(self, placed: Placed, number: int, run: ChannelRun) -> list[ScheduledDomain]:
         need, wish = placed.need[number], placed.wish[number]
         live = np.flatnonzero(need < INFINITE)
         rows = placed.row[live]
@@ -258,7 +258,7 @@ class Scheduler:
             (run.ready[source.row[positions[valid]]] <= steps[valid]).all() for run in piece.source_runs()
         )
 
-    def _grids(self, placed: Placed, run: Channels) -> Iterator[tuple[Cells, list[tuple[int, int]]]]:
+    def _grids(self, placed: Placed, run: ChannelRun) -> Iterator[tuple[Cells, list[tuple[int, int]]]]:
         p = np.arange(placed.positions)
         if placed.width < placed.positions:
             yield Cells(p // placed.width, p % placed.width), _PERIODS_2D
@@ -272,7 +272,7 @@ class Scheduler:
         if not np.array_equal(rank, p):
             yield Cells(p * 0, rank), _PERIODS_1D[:8]
 
-    def _fit(self, placed: Placed, run: Channels, live, ready, deadline) -> list[ScheduledDomain] | None:
+    def _fit(self, placed: Placed, run: ChannelRun, live, ready, deadline) -> list[ScheduledDomain] | None:
         pieces = run.pieces()
         if not self.order.regular:
             return self._unrolled(placed, pieces, live, ready, deadline)
