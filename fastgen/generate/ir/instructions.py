@@ -179,7 +179,11 @@ class Draw:
 
 
 BODIES: dict[str, type] = {"computes": Compute, "draws": Draw}
-"""The table of every kind of body: an instruction's ``kind`` in files is the place of its body's type here."""
+"""The table of every kind of body: an instruction's ``kind`` in files is the place of its body's type here.
+
+A new kind of instruction is a record here and in ``Body`` of csrc/program/program.h, checked there and in
+``program_checks.py``, and run by the machines; headers and the other kinds stay as they are.
+"""
 
 
 @dataclass

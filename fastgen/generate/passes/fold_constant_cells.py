@@ -19,8 +19,8 @@ from fastgen.generate.errors import CompileError
 from fastgen.generate.ir.graph import ChannelRun, Graph, Node, Piece, Recipe, Term
 from fastgen.generate.ir.instructions import Operation
 from fastgen.generate.ir.opcodes import OPCODE, REDUCTIONS
+from fastgen.generate.ir.operation_values import apply_operation
 from fastgen.generate.ir.records import halves
-from fastgen.generate.machines.reference import apply_operation
 from fastgen.generate.orders import Order
 from fastgen.generate.schedule.scheduler import DrawSite
 

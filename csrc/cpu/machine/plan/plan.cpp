@@ -114,11 +114,13 @@ PlannedCompute plan_compute(Program& program, const PackedWeights& weights, cons
                                   static_cast<std::int32_t>(operation.a), static_cast<std::int32_t>(operation.b),
                                   static_cast<std::int32_t>(operation.c), operation.x, operation.y});
   }
-  const std::int64_t floats = std::max(planned.padded_inputs, planned.lane_tiles * kTile * std::max<std::int64_t>(compute.registers, 1));
+  const std::int64_t registers = std::max<std::int64_t>(compute.registers, 1);
+  const std::int64_t floats = std::max(planned.padded_inputs, planned.lane_tiles * kTile * registers);
   planned.work = static_cast<std::int64_t>(
       std::min(static_cast<double>(kUnasked),
                (static_cast<double>(planned.inputs) * static_cast<double>(std::max<std::int64_t>(compute.parts, 1)) +
-                static_cast<double>(kWorkOfOperation * (compute.operation1 - compute.operation0))) * static_cast<double>(compute.lanes)));
+                static_cast<double>(kWorkOfOperation * (compute.operation1 - compute.operation0))) *
+                   static_cast<double>(compute.lanes)));
   planned.chunk = std::clamp(kChunkFloats / floats / 6 * 6, std::int64_t{6}, kMostItems);
   return planned;
 }
@@ -142,8 +144,8 @@ PlannedDraw plan_draw(Program& program, const Instruction& instruction, const Dr
   planned.channels = draw.channels;
   const int needed = parameter_count(head, static_cast<int>(draw.channels));
   const std::ptrdiff_t number = &instruction - program.instructions.data();
-  FASTGEN_CHECK(needed > 0 && count == needed, "instructions[", number, "]: the head needs ", needed, " parameters for ", draw.channels,
-                " channels; the operands have ", count);
+  FASTGEN_CHECK(needed > 0 && count == needed, "instructions[", number, "]: the head needs ", needed, " parameters for ",
+                draw.channels, " channels; the operands have ", count);
   planned.count = needed;
   return planned;
 }
@@ -153,7 +155,9 @@ PlannedDraw plan_draw(Program& program, const Instruction& instruction, const Dr
 void link_hoisted(const Program& program, std::vector<PlannedCompute>& planned) {
   std::map<std::int64_t, int> writers;  // by buffer
   std::vector<const Instruction*> instructions;
-  const auto name = [&](const Instruction& instruction) { return text("instructions[", &instruction - program.instructions.data(), "]"); };
+  const auto name = [&](const Instruction& instruction) {
+    return text("instructions[", &instruction - program.instructions.data(), "]");
+  };
   each_of_kind<Compute>(program, [&](const Instruction& instruction, const Compute& compute, std::size_t number) {
     instructions.push_back(&instruction);
     if (compute.block == 1) return;
@@ -238,7 +242,8 @@ std::vector<std::vector<Span>> Plan::shares(int threads) const {
   for (const PlannedCompute& compute : computes) {
     if (compute.level != level) std::fill(load.begin(), load.end(), 0);
     level = compute.level;
-    const std::int64_t units = compute.whole ? 1 : compute.units, cost = (compute.inputs + 16) * compute.parts * compute.lanes / units + 1;
+    const std::int64_t units = compute.whole ? 1 : compute.units;
+    const std::int64_t cost = (compute.inputs + 16) * compute.parts * compute.lanes / units + 1;
     std::vector<std::int64_t> counts(threads, units / threads);
     for (std::int64_t rest = units % threads; rest > 0; --rest) {
       std::int64_t least = 0;
