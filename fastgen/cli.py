@@ -1,9 +1,11 @@
-"""The command line: ``fastgen train | sample | evaluate | bench | info``."""
+"""The command line: ``fastgen train | sample | evaluate | explain | bench | info``."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ COMMANDS = {
     "train": "train a model on data",
     "sample": "generate from a trained model",
     "evaluate": "score held-out data under a trained model",
+    "explain": "describe a saved sampler and print its step program",
     "bench": "run the benchmarks against reference implementations",
     "info": "show versions, the compiled extension, and which backend runs each op",
 }
@@ -31,9 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"fastgen: command must be one of {', '.join(COMMANDS)}, got {command!r}\n\n{USAGE}", file=sys.stderr)
         return 2
     try:
-        return {"train": _train, "sample": _sample, "evaluate": _evaluate, "bench": _bench, "info": _info}[command](
-            rest
-        )
+        return _RUN[command](rest)
     except ModuleNotFoundError as error:
         return report_missing(f"fastgen {command}", error)
     except SystemExit as stopped:  # from tyro: after --help, or a command line that it cannot parse
@@ -111,6 +112,22 @@ def _evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def _explain(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("fastgen explain", description=COMMANDS["explain"])
+    parser.add_argument("file", type=Path, help="a sampler, as Sampler.save writes it")
+    parser.add_argument("--program", action="store_true", help="print the step program, one line an instruction")
+    given = parser.parse_args(arguments)
+
+    from fastgen import Sampler
+
+    sampler = Sampler.load(given.file)
+    print(sampler.explain())
+    print(f"  {'head':<16} {sampler.head}")
+    if given.program:
+        print(f"\n{sampler.program}")
+    return 0
+
+
 @dataclass(frozen=True)
 class BenchConfig:
     select: str = ""
@@ -152,3 +169,13 @@ def _info(arguments: list[str]) -> int:
         print(f"{entry.op} on {entry.device}: {entry.backend} ({entry.reason})")
     print(f"models: {', '.join(fastgen.list_models())}")
     return 0
+
+
+_RUN: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "sample": _sample,
+    "evaluate": _evaluate,
+    "explain": _explain,
+    "bench": _bench,
+    "info": _info,
+}

@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+import fastgen
 from fastgen import cli
 from fastgen.models import list_models
+from fastgen.nn import MaskedConv2d
 
 ROOT = Path(__file__).parents[1]
 MODEL = ["--model", "gated_pixelcnn", "--set", "layers=2", "channels=8", "kernel_size=3", "head_channels=8"]
@@ -50,7 +53,7 @@ def test_help_and_unknown_commands(capsys):
     assert "got 'trane'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "bench"])
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "explain", "bench"])
 def test_every_command_explains_its_options(command, capsys):
     assert cli.main([command, "--help"]) == 0
     assert f"fastgen {command}" in capsys.readouterr().out
@@ -67,6 +70,53 @@ def test_info_says_what_is_there(capsys):
     shown = capsys.readouterr().out
     assert torch.__version__ in shown
     assert all(name in shown for name in list_models())
+
+
+@pytest.fixture(scope="module")
+def saved_sampler(tmp_path_factory) -> Path:
+    network = torch.nn.Sequential(MaskedConv2d(1, 4, 3, mask="A"), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 1))
+    path = tmp_path_factory.mktemp("samplers") / "digits.safetensors"
+    fastgen.Sampler(network, (1, 5, 4), fastgen.heads.Categorical(2), "raster").save(path)
+    return path
+
+
+def test_explain_says_what_a_saved_sampler_is(saved_sampler, capsys):
+    assert cli.main(["explain", str(saved_sampler)]) == 0
+    shown = capsys.readouterr().out
+    assert "event (1, 5, 4), order 'raster', 20 steps" in shown
+    lines = [line.split(maxsplit=1) for line in shown.splitlines()]
+    said = dict(line for line in lines if len(line) == 2)
+    assert said["head"].startswith("Categorical(")
+    assert "instructions" in said["program"]
+    assert "of state a sample" in said["memory"]
+    assert "\ninstructions\n" not in shown
+
+
+def test_explain_prints_the_program(saved_sampler, capsys):
+    assert cli.main(["explain", str(saved_sampler), "--program"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.endswith(f"\n\n{fastgen.Sampler.load(saved_sampler).program}\n")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no sampler", "old"])
+def test_explain_tells_of_a_bad_file_in_one_line(content, tmp_path, capsys):
+    path = tmp_path / "bad"
+    if content == "old":
+        save_file({"weights": torch.zeros(1)}, path, {"program": "{}", "format_version": "2"})
+    elif content is not None:
+        path.write_bytes(content)
+    assert cli.main(["explain", str(path)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("fastgen: ")
+    assert said.err.count("\n") == 1
+    assert str(path) in said.err
+    assert content != "old" or "must have format_version" in said.err
+
+
+def test_explain_needs_a_file(capsys):
+    assert cli.main(["explain"]) == 2
+    assert "usage: fastgen explain" in capsys.readouterr().err
 
 
 def test_bench_collects_in_a_fresh_process():

@@ -209,6 +209,11 @@ def test_every_kernel_file_lies_with_its_op(device):
     assert [str(p) for p in sources if not f"{p.stem}_".startswith(f"{p.parent.name}_")] == []
 
 
+def test_every_pass_has_a_test_of_its_own():
+    passes = {p.stem for p in (ROOT / "fastgen/generate/passes").glob("*.py")} - {"__init__"}
+    assert [name for name in passes if not (ROOT / f"tests/generate/test_{name}.py").exists()] == []
+
+
 def test_places_in_tensors_of_2_31_elements_do_not_overflow():
     """A Triton program's number is 64 bits wide before it is multiplied or divided, or the launcher refuses them."""
     narrow = re.compile(r"tl\.program_id\(\d\)\s*[*/%]")

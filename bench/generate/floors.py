@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastgen.generate.ir.program import DENSE, PIXEL, ROW, UNBOUNDED, Program
+from fastgen.generate.ir.instructions import DENSE, PIXEL, ROW, UNBOUNDED
+from fastgen.generate.ir.program import Program
 from fastgen.generate.state import AHEAD
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -26,22 +27,23 @@ class Work:
 def work(program: Program, batch: int) -> dict[int, Work]:
     """Returns ``{ROW: Work, PIXEL: Work}``; for a program without an end, per step.
 
-    An index segment reads, and adds, one row of its table. Codes that a few samples run for several cells together
+    An index segment reads, and adds, one row of its table. Instructions that a few samples run for a block of cells
     read their weights once for these.
     """
     endless = program.steps >= UNBOUNDED >> 8
     phases = {ROW: Work(), PIXEL: Work()}
-    for code in program.codes:
-        if code.kind not in phases or code.weight < 0:
+    for instruction in program.computes:
+        domain, body = instruction.domain, instruction.body
+        if instruction.when not in phases or body.weight < 0:
             continue
-        columns = program.weight_table[code.weight].columns
-        segments = program.segments[code.segment0 : code.segment1]
+        columns = program.weight_table[body.weight].columns
+        segments = program.segments[body.segment0 : body.segment1]
         elements = sum(s.length if s.kind == DENSE else 1 for s in segments) * columns
-        cells = 1 / code.column_stride if endless else (code.q1 - code.q0) * (code.w1 - code.w0)
-        phase = phases[code.kind]
+        cells = 1 / domain.column_stride if endless else domain.rows * domain.columns
+        phase = phases[instruction.when]
         phase.footprint += elements
-        together = code.together if batch <= AHEAD else 1
-        phase.reads += elements * (code.q1 - code.q0 if code.kind == ROW else cells / together)
+        block = body.block if batch <= AHEAD else 1
+        phase.reads += elements * (domain.rows if instruction.when == ROW else cells / block)
         phase.multiply_adds += elements * cells
     return phases
 

@@ -1,30 +1,35 @@
-// The operations of a lane program.
+// The operations of a lane program; opcodes.def lists them.
 #pragma once
 
 #include <cstdint>
 
 namespace fastgen {
 
-// The order of OPCODES in program.py.
 enum Opcode : std::int64_t {
-  kLoad, kStore, kConst,
-  kNeg, kAbs, kExp, kLog, kLog1p, kExpm1,
-  kSqrt, kRsqrt, kReciprocal, kTanh, kSigmoid,
-  kErf, kSin, kCos, kFloor, kCeil, kRound,
-  kSign, kRelu, kElu, kLeakyRelu, kSoftplus, kGelu,
-  kAdd, kSub, kMul, kDiv, kMax, kMin, kPow, kLt, kLe, kEq, kNe,
-  kWhere, kAddC, kMulC, kClamp,
-  kSum, kAmax, kAmin,
-  kTrunc, kFmod, kRemainder, kFloorDivide, kBitAnd, kBitOr, kBitXor, kMulMod,
+#define FASTGEN_OPCODE(form, enumerator, name, registers, parameters, meaning) k##enumerator,
+#include "program/opcodes.def"
+#undef FASTGEN_OPCODE
   kOpcodes,
 };
 
+enum class OpcodeForm : std::int8_t { MOVE, LANES, REDUCTION };
+enum class OpcodeParameters : std::int8_t { NONE, X, XY, OPERAND, GROUP };
+
+struct OpcodeInfo {
+  OpcodeForm form;
+  OpcodeParameters parameters;
+  std::int8_t registers;
+};
+
+constexpr OpcodeInfo kOpcodeInfo[] = {
+#define FASTGEN_OPCODE(form, enumerator, name, registers, parameters, meaning) \
+  {OpcodeForm::form, OpcodeParameters::parameters, registers},
+#include "program/opcodes.def"
+#undef FASTGEN_OPCODE
+};
+
 // How many register operands an operation reads: the first so many of a, b, c.
-constexpr int register_arguments(std::int64_t opcode) {
-  if (opcode == kLoad || opcode == kConst) return 0;
-  if (opcode == kWhere || opcode == kMulMod) return 3;
-  if ((opcode >= kAdd && opcode <= kNe) || (opcode >= kFmod && opcode <= kBitXor)) return 2;
-  return 1;
-}
+constexpr int register_arguments(std::int64_t opcode) { return kOpcodeInfo[opcode].registers; }
+constexpr bool is_reduction(std::int64_t opcode) { return kOpcodeInfo[opcode].form == OpcodeForm::REDUCTION; }
 
 }  // namespace fastgen

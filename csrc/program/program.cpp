@@ -27,22 +27,23 @@ bool beyond(std::int64_t coefficient, std::int64_t value, std::int64_t limit) {
   return product > limit || product < -limit;
 }
 
-template <typename Lattice>
-void check_lattice(const std::string& what, const Lattice& cells, std::int64_t row_length, bool timed) {
-  FASTGEN_CHECK(cells.q0 <= cells.q1 && cells.w0 <= cells.w1, what, ": the lattice q ", cells.q0, " .. ", cells.q1, ", w ", cells.w0,
-                " .. ", cells.w1, " runs backwards");
-  for (std::int64_t value : {cells.q0, cells.q1, cells.w0, cells.w1, cells.delay}) check_range(what, "lattice", value, -kFar, kFar);
-  check_range(what, "row_stride", cells.row_stride, cells.q1 - cells.q0 > 1 ? 1 : 0, 1 << 20);
-  check_range(what, "column_stride", cells.column_stride, cells.w1 - cells.w0 > 1 ? 1 : 0, 1 << 20);
+void check_domain(const std::string& what, const IterationDomain& cells, std::int64_t row_length, bool timed) {
+  FASTGEN_CHECK(cells.row0 <= cells.row1 && cells.column0 <= cells.column1, what, ": the domain of rows ", cells.row0, " .. ",
+                cells.row1, " and columns ", cells.column0, " .. ", cells.column1, " runs backwards");
+  for (std::int64_t value : {cells.row0, cells.row1, cells.column0, cells.column1, cells.delay}) {
+    check_range(what, "domain", value, -kFar, kFar);
+  }
+  check_range(what, "row_stride", cells.row_stride, cells.row1 - cells.row0 > 1 ? 1 : 0, 1 << 20);
+  check_range(what, "column_stride", cells.column_stride, cells.column1 - cells.column0 > 1 ? 1 : 0, 1 << 20);
   if (!timed) return;
   constexpr std::int64_t kLongest = std::int64_t{1} << 60;
-  for (std::int64_t q : {cells.q0, cells.q1}) {
-    FASTGEN_CHECK(!beyond(cells.row_stride, row_length, kLongest) && !beyond(cells.row_stride * row_length, q, kLongest), what,
-                  ": rows of ", row_length, " steps are too long for q ", cells.q0, " .. ", cells.q1);
+  for (std::int64_t row : {cells.row0, cells.row1}) {
+    FASTGEN_CHECK(!beyond(cells.row_stride, row_length, kLongest) && !beyond(cells.row_stride * row_length, row, kLongest), what,
+                  ": rows of ", row_length, " steps are too long for rows ", cells.row0, " .. ", cells.row1);
   }
-  for (std::int64_t w : {cells.w0, cells.w1}) {
-    FASTGEN_CHECK(!beyond(cells.column_stride, w, kLongest), what, ": columns of ", cells.column_stride, " steps are too long for w ",
-                  cells.w0, " .. ", cells.w1);
+  for (std::int64_t column : {cells.column0, cells.column1}) {
+    FASTGEN_CHECK(!beyond(cells.column_stride, column, kLongest), what, ": columns of ", cells.column_stride,
+                  " steps are too long for columns ", cells.column0, " .. ", cells.column1);
   }
 }
 
@@ -57,16 +58,26 @@ Range product(const std::string& what, std::int64_t coefficient, std::int64_t be
   return {std::min(first, last), std::max(first, last)};
 }
 
-// That no cell of the record's lattice, inside the operand's box, addresses a position before the first.
-template <typename Lattice>
-void check_positions(const Program& program, const std::string& what, const Lattice& cells, std::int64_t index) {
+// The least position of some cells.
+std::int64_t least_position(const std::string& what, const AccessMap& map, const Box& cells) {
+  const Range rows = product(what, map.row_stride, cells.row0, cells.row1);
+  const Range columns = product(what, map.column_stride, cells.column0, cells.column1);
+  return rows.least + columns.least + map.offset;
+}
+
+// That no cell of the domain, inside the operand's box, addresses a position before the first.
+void check_positions(const Program& program, const std::string& what, const IterationDomain& cells, std::int64_t index) {
   const Operand& operand = program.operands[index];
-  const std::int64_t q0 = std::max(cells.q0, operand.box_q0), q1 = std::min(cells.q1, operand.box_q1);
-  const std::int64_t w0 = std::max(cells.w0, operand.box_w0), w1 = std::min(cells.w1, operand.box_w1);
-  if (q0 >= q1 || w0 >= w1) return;
-  const Range along_q = product(what, operand.a, q0, q1), along_w = product(what, operand.b, w0, w1);
-  const std::int64_t least = along_q.least + along_w.least + operand.c;
+  const Box inside = {std::max(cells.row0, operand.box.row0), std::min(cells.row1, operand.box.row1),
+                      std::max(cells.column0, operand.box.column0), std::min(cells.column1, operand.box.column1)};
+  if (inside.row0 >= inside.row1 || inside.column0 >= inside.column1) return;
+  const std::int64_t least = least_position(what, operand.map, inside);
   FASTGEN_CHECK(least >= 0, what, ": operand ", index, " addresses position ", least);
+}
+
+void check_map(const std::string& what, const AccessMap& map) {
+  for (std::int64_t stride : {map.row_stride, map.column_stride}) check_range(what, "stride", stride, -(1 << 21), 1 << 21);
+  check_range(what, "offset", map.offset, -kFar, kFar);
 }
 
 void check_operand(const Program& program, std::size_t index) {
@@ -79,9 +90,9 @@ void check_operand(const Program& program, std::size_t index) {
   check_range(what, "channel", operand.channel, 0, buffer.channels);
   FASTGEN_CHECK(operand.channel + (operand.length - 1) * operand.channel_stride < buffer.channels, what, ": channel ", operand.channel,
                 " + ", operand.length - 1, " * ", operand.channel_stride, " is outside the buffer's ", buffer.channels, " channels");
-  for (std::int64_t value : {operand.a, operand.b}) check_range(what, "coefficient", value, -(1 << 21), 1 << 21);
-  for (std::int64_t value : {operand.c, operand.box_q0, operand.box_q1, operand.box_w0, operand.box_w1}) {
-    check_range(what, "position", value, -kFar, kFar);
+  check_map(what, operand.map);
+  for (std::int64_t value : {operand.box.row0, operand.box.row1, operand.box.column0, operand.box.column1}) {
+    check_range(what, "box", value, -kFar, kFar);
   }
   const std::int64_t constants = static_cast<std::int64_t>(program.constants.size());
   FASTGEN_CHECK(operand.border == -1 || (operand.border >= 0 && operand.border + operand.length <= constants), what, ": border ",
@@ -94,118 +105,135 @@ void check_written(const Program& program, const std::string& what, std::int64_t
   FASTGEN_CHECK(operand.channel_stride > 0 || operand.length == 1, what, ": operand ", index, " is written with channel_stride 0");
 }
 
-void check_operation(const Program& program, const Code& code, const std::string& what, const Operation& operation) {
+void check_operation(const Program& program, const Instruction& instruction, const Compute& compute, const std::string& what,
+                     const Operation& operation) {
   check_range(what, "opcode", operation.opcode, 0, kOpcodes);
   const std::int64_t operands = static_cast<std::int64_t>(program.operands.size());
-  if (operation.opcode != kStore) check_range(what, "dst", operation.dst, 0, code.registers);
+  if (operation.opcode != kStore) check_range(what, "dst", operation.dst, 0, compute.registers);
   const std::int64_t arguments[] = {operation.a, operation.b, operation.c};
-  for (int i = 0; i < register_arguments(operation.opcode); ++i) check_range(what, "register", arguments[i], 0, code.registers);
+  for (int i = 0; i < register_arguments(operation.opcode); ++i) check_range(what, "register", arguments[i], 0, compute.registers);
   if (operation.opcode == kLoad || operation.opcode == kStore) {
     const std::int64_t operand = operation.opcode == kLoad ? operation.a : operation.b;
     check_range(what, "operand", operand, 0, operands);
-    FASTGEN_CHECK(program.operands[operand].length == code.lanes, what, ": operand ", operand, " has length ",
-                  program.operands[operand].length, ", the code has ", code.lanes, " lanes");
-    check_positions(program, what, code, operand);
+    FASTGEN_CHECK(program.operands[operand].length == compute.lanes, what, ": operand ", operand, " has length ",
+                  program.operands[operand].length, ", the instruction has ", compute.lanes, " lanes");
+    check_positions(program, what, instruction.domain, operand);
     if (operation.opcode == kStore) check_written(program, what, operand);
   }
-  if (operation.opcode >= kSum && operation.opcode <= kAmin) {
-    FASTGEN_CHECK(operation.b > 0 && code.lanes % operation.b == 0, what, ": groups of ", operation.b, " do not divide ", code.lanes,
-                  " lanes");
+  if (is_reduction(operation.opcode)) {
+    FASTGEN_CHECK(operation.b > 0 && compute.lanes % operation.b == 0, what, ": groups of ", operation.b, " do not divide ",
+                  compute.lanes, " lanes");
   }
 }
 
-// How many cells of a PIXEL record answer to one step, at most.
-template <typename Lattice>
-std::int64_t cells_of_a_step(const Lattice& cells, std::int64_t row_length) {
-  const std::int64_t rows = cells.q1 - cells.q0, columns = cells.w1 - cells.w0;
+// How many cells of a PIXEL domain answer to one step, at most.
+std::int64_t cells_of_a_step(const IterationDomain& cells, std::int64_t row_length) {
+  const std::int64_t rows = cells.row1 - cells.row0, columns = cells.column1 - cells.column0;
   const std::int64_t row = std::max<std::int64_t>(cells.row_stride * row_length, 1);
   return columns > 0 ? std::min(rows, cells.column_stride * (columns - 1) / row + 1) : 0;
 }
 
-// Cells that run together: all of a PROLOGUE code, a row of a ROW code, those of one step of others. As each has a place in the
-// buffers that the record writes, there are no more of them than of the places.
+// Cells that run together: all of a PROLOGUE instruction, a row of a ROW one, those of one step of others. As each has a place in
+// the buffers that the instruction writes, there are no more of them than of the places.
 void check_cells(const std::string& what, __int128 cells, std::int64_t places) {
-  FASTGEN_CHECK(cells <= places, what, ": the lattice has more cells that run together than the ", places,
+  FASTGEN_CHECK(cells <= places, what, ": the domain has more cells that run together than the ", places,
                 " positions of the buffers that are written");
 }
 
-void check_code(const Program& program, std::size_t index) {
-  const Code& code = program.codes[index];
-  const std::string what = text("codes[", index, "]");
-  check_range(what, "kind", code.kind, kPrologue, kPixel + 1);
-  check_lattice(what, code, program.row_length, code.kind == kPixel);
-  check_range(what, "together", code.together, 1, code.kind == kPixel && code.q1 - code.q0 == 1 ? 1 << 10 : 2);
-  check_range(what, "lanes", code.lanes, 1, 1 << 24);
-  check_range(what, "parts", code.parts, 0, 1 << 10);
-  check_range(what, "registers", code.registers, code.parts, 1 << 16);
-  check_span(what, "segment", code.segment0, code.segment1, program.segments.size());
-  check_span(what, "operation", code.operation0, code.operation1, program.operations.size());
-  const std::int64_t outputs = code.parts * code.lanes, constants = static_cast<std::int64_t>(program.constants.size());
+void check_compute(const Program& program, const std::string& what, const Instruction& instruction, const Compute& compute) {
+  const IterationDomain& cells = instruction.domain;
+  check_domain(what, cells, program.row_length, instruction.when == kPixel);
+  check_range(what, "block", compute.block, 1, instruction.when == kPixel && cells.row1 - cells.row0 == 1 ? 1 << 10 : 2);
+  check_range(what, "lanes", compute.lanes, 1, 1 << 24);
+  check_range(what, "parts", compute.parts, 0, 1 << 10);
+  check_range(what, "registers", compute.registers, compute.parts, 1 << 16);
+  check_span(what, "segment", compute.segment0, compute.segment1, program.segments.size());
+  check_span(what, "operation", compute.operation0, compute.operation1, program.operations.size());
+  const std::int64_t outputs = compute.parts * compute.lanes, constants = static_cast<std::int64_t>(program.constants.size());
   const std::int64_t operands = static_cast<std::int64_t>(program.operands.size());
-  FASTGEN_CHECK(code.bias == -1 || (code.bias >= 0 && code.bias + outputs <= constants), what, ": bias ", code.bias, " + ", outputs,
-                " is outside the ", constants, " constants");
-  check_range(what, "accumulator", code.accumulator, -1, operands);
-  FASTGEN_CHECK(code.accumulator == -1 || program.operands[code.accumulator].length == outputs, what,
+  FASTGEN_CHECK(compute.bias == -1 || (compute.bias >= 0 && compute.bias + outputs <= constants), what, ": bias ", compute.bias,
+                " + ", outputs, " is outside the ", constants, " constants");
+  check_range(what, "accumulator", compute.accumulator, -1, operands);
+  FASTGEN_CHECK(compute.accumulator == -1 || program.operands[compute.accumulator].length == outputs, what,
                 ": the accumulator's length is not parts * lanes = ", outputs);
-  if (code.accumulator >= 0) check_positions(program, what, code, code.accumulator);
-  check_range(what, "weight", code.weight, -1, static_cast<std::int64_t>(program.weight_table.size()));
-  FASTGEN_CHECK(code.weight >= 0 || code.segment0 == code.segment1, what, ": has segments but no weight");
-  for (std::int64_t s = code.segment0; s < code.segment1; ++s) {
+  if (compute.accumulator >= 0) check_positions(program, what, cells, compute.accumulator);
+  check_range(what, "weight", compute.weight, -1, static_cast<std::int64_t>(program.weight_table.size()));
+  FASTGEN_CHECK(compute.weight >= 0 || compute.segment0 == compute.segment1, what, ": has segments but no weight");
+  for (std::int64_t s = compute.segment0; s < compute.segment1; ++s) {
     const Segment& segment = program.segments[s];
     const std::string name = text("segments[", s, "]");
-    const Weight& weight = program.weight_table[code.weight];
+    const Weight& weight = program.weight_table[compute.weight];
     check_range(name, "kind", segment.kind, kDense, kIndex + 1);
     check_range(name, "operand", segment.operand, 0, operands);
     const std::int64_t length = segment.kind == kDense ? segment.length : 1;
     check_range(name, "length", segment.length, 1, weight.rows + 1);
     check_range(name, "row", segment.row, 0, weight.rows - segment.length + 1);
-    FASTGEN_CHECK(weight.columns == outputs, name, ": the weight has ", weight.columns, " columns, the code ", outputs, " outputs");
+    FASTGEN_CHECK(weight.columns == outputs, name, ": the weight has ", weight.columns, " columns, the instruction ", outputs,
+                  " outputs");
     FASTGEN_CHECK(program.operands[segment.operand].length == length, name, ": operand ", segment.operand, " has length ",
                   program.operands[segment.operand].length, ", needed is ", length);
-    check_positions(program, name, code, segment.operand);
+    check_positions(program, name, cells, segment.operand);
   }
-  for (std::int64_t o = code.operation0; o < code.operation1; ++o) {
-    check_operation(program, code, text("operations[", o, "]"), program.operations[o]);
+  for (std::int64_t o = compute.operation0; o < compute.operation1; ++o) {
+    check_operation(program, instruction, compute, text("operations[", o, "]"), program.operations[o]);
   }
   std::int64_t places = 0;
-  for (std::int64_t o = code.operation0; o < code.operation1; ++o) {
+  for (std::int64_t o = compute.operation0; o < compute.operation1; ++o) {
     if (program.operations[o].opcode != kStore) continue;
     places = std::max(places, program.buffers[program.operands[program.operations[o].b].buffer].positions);
   }
   check_cells(what,
-              code.kind == kPrologue ? static_cast<__int128>(code.q1 - code.q0) * (code.w1 - code.w0)
-              : code.kind == kRow    ? code.w1 - code.w0
-                                     : cells_of_a_step(code, program.row_length),
+              instruction.when == kPrologue ? static_cast<__int128>(cells.row1 - cells.row0) * (cells.column1 - cells.column0)
+              : instruction.when == kRow    ? cells.column1 - cells.column0
+                                            : cells_of_a_step(cells, program.row_length),
               places);
 }
 
-void check_draw(const Program& program, std::size_t index) {
-  const Draw& draw = program.draws[index];
-  const std::string what = text("draws[", index, "]");
-  check_lattice(what, draw, program.row_length, true);
+void check_draw(const Program& program, const std::string& what, const Instruction& instruction, const Draw& draw) {
+  const IterationDomain& cells = instruction.domain;
+  check_range(what, "when", instruction.when, kPixel, kPixel + 1);
+  check_range(what, "level", instruction.level, 0, 1);
+  check_domain(what, cells, program.row_length, true);
   check_span(what, "parameter", draw.parameter0, draw.parameter1, program.operands.size());
   check_span(what, "input", draw.input0, draw.input1, program.operands.size());
   check_range(what, "channels", draw.channels, 1, 1 << 16);
   check_range(what, "channel0", draw.channel0, 0, 1 << 16);
-  for (std::int64_t value : {draw.a, draw.b}) check_range(what, "coefficient", value, -(1 << 21), 1 << 21);
-  check_range(what, "c", draw.c, -kFar, kFar);
-  if (draw.q0 < draw.q1 && draw.w0 < draw.w1) {
-    const Range along_q = product(what, draw.a, draw.q0, draw.q1), along_w = product(what, draw.b, draw.w0, draw.w1);
-    const std::int64_t least = along_q.least + along_w.least + draw.c;
+  check_map(what, draw.map);
+  if (!cells.empty()) {
+    const std::int64_t least = least_position(what, draw.map, {cells.row0, cells.row1, cells.column0, cells.column1});
     FASTGEN_CHECK(least >= 0, what, ": draws position ", least);
   }
-  for (std::int64_t i = draw.parameter0; i < draw.parameter1; ++i) check_positions(program, what, draw, i);
+  for (std::int64_t i = draw.parameter0; i < draw.parameter1; ++i) check_positions(program, what, cells, i);
   FASTGEN_CHECK(draw.input1 - draw.input0 == draw.channels, what, ": ", draw.input1 - draw.input0, " input operands for ", draw.channels,
                 " channels");
   for (std::int64_t i = draw.input0; i < draw.input1; ++i) {
     FASTGEN_CHECK(program.operands[i].length == 1, what, ": input operand ", i, " has length ", program.operands[i].length);
     check_written(program, what, i);
-    check_positions(program, what, draw, i);
-    check_cells(what, cells_of_a_step(draw, program.row_length), program.buffers[program.operands[i].buffer].positions);
+    check_positions(program, what, cells, i);
+    check_cells(what, cells_of_a_step(cells, program.row_length), program.buffers[program.operands[i].buffer].positions);
   }
 }
 
 }  // namespace
+
+std::vector<Instruction> instructions_of(const std::vector<Header>& headers, const std::vector<Compute>& computes,
+                                         const std::vector<Draw>& draws) {
+  std::vector<Instruction> instructions;
+  std::size_t compute = 0, draw = 0;
+  for (const Header& header : headers) {
+    check_range(text("instructions[", instructions.size(), "]"), "kind", header.kind, 0, std::variant_size_v<Body>);
+    if (header.kind == kCompute) {
+      FASTGEN_CHECK(compute < computes.size(), "computes has ", computes.size(), " rows, more instructions are of this kind");
+      instructions.push_back({header, computes[compute++]});
+    } else {
+      FASTGEN_CHECK(draw < draws.size(), "draws has ", draws.size(), " rows, more instructions are of this kind");
+      instructions.push_back({header, draws[draw++]});
+    }
+  }
+  FASTGEN_CHECK(compute == computes.size() && draw == draws.size(), "instructions has ", compute, " of kind compute and ", draw,
+                " of kind draw, their tables have ", computes.size(), " and ", draws.size(), " rows");
+  return instructions;
+}
 
 void check(const Program& program) {
   FASTGEN_CHECK(program.steps >= 0 && program.steps <= kFar, "steps is ", program.steps);
@@ -235,8 +263,13 @@ void check(const Program& program) {
                   " weights");
   }
   for (std::size_t i = 0; i < program.operands.size(); ++i) check_operand(program, i);
-  for (std::size_t i = 0; i < program.codes.size(); ++i) check_code(program, i);
-  for (std::size_t i = 0; i < program.draws.size(); ++i) check_draw(program, i);
+  for (std::size_t i = 0; i < program.instructions.size(); ++i) {
+    const Instruction& instruction = program.instructions[i];
+    const std::string what = text("instructions[", i, "]");
+    check_range(what, "when", instruction.when, kPrologue, kPixel + 1);
+    if (const Compute* compute = std::get_if<Compute>(&instruction.body)) check_compute(program, what, instruction, *compute);
+    if (const Draw* draw = std::get_if<Draw>(&instruction.body)) check_draw(program, what, instruction, *draw);
+  }
 }
 
 }  // namespace fastgen

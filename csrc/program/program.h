@@ -1,24 +1,43 @@
-// The step program (fastgen/generate/ir/program.py documents the format), and its checks.
+// The step program (fastgen/generate/ir/program.py explains it), and its checks.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
+#include <variant>
 #include <vector>
 
 #include "program/opcodes.h"
 
 namespace fastgen {
 
-enum Kind : std::int64_t { kPrologue = 0, kRow = 1, kPixel = 2 };
+enum When : std::int64_t { kPrologue = 0, kRow = 1, kPixel = 2 };
 enum Where : std::int64_t { kState = 0, kConstant = 1, kContext = 2 };
 enum SegmentKind : std::int64_t { kDense = 0, kIndex = 1 };
 
-// The records have the fields of the Python records, in the same order, so that a table's row is a record's memory.
+// The records have the fields of the Python records (fastgen/generate/ir/instructions.py), in the same order, so that a table's row
+// is a record's memory.
+
+// The cells (row, column) with row0 <= row < row1 and column0 <= column < column1, and their affine schedule.
+struct IterationDomain {
+  std::int64_t row_stride, column_stride, delay, row0, row1, column0, column1;
+  bool empty() const { return row0 == row1 || column0 == column1; }
+};
+// For the cell (row, column) the position row_stride row + column_stride column + offset.
+struct AccessMap {
+  std::int64_t row_stride, column_stride, offset;
+};
+struct Box {
+  std::int64_t row0, row1, column0, column1;
+};
 struct Buffer {
   std::int64_t where, channels, positions, offset;
 };
 struct Operand {
-  std::int64_t buffer, channel, channel_stride, length, a, b, c, box_q0, box_q1, box_w0, box_w1, border;
+  std::int64_t buffer, channel, channel_stride, length;
+  AccessMap map;
+  Box box;
+  std::int64_t border;
 };
 struct Segment {
   std::int64_t operand, kind, row, length;
@@ -32,13 +51,28 @@ struct OperationRow {
 struct Operation : OperationRow {
   float x, y;
 };
-struct Code {
-  std::int64_t kind, level, row_stride, column_stride, delay, q0, q1, w0, w1, segment0, segment1, weight, bias, accumulator, parts,
-      lanes, operation0, operation1, registers, together;
+
+// The bodies of instructions.
+struct Compute {
+  std::int64_t segment0, segment1, weight, bias, accumulator, parts, lanes, operation0, operation1, registers, block;
 };
 struct Draw {
-  std::int64_t row_stride, column_stride, delay, q0, q1, w0, w1, parameter0, parameter1, a, b, c, channel0, channels, input0,
-      input1;
+  std::int64_t parameter0, parameter1;
+  AccessMap map;
+  std::int64_t channel0, channels, input0, input1;
+};
+using Body = std::variant<Compute, Draw>;
+enum Kind : std::int64_t { kCompute = 0, kDraw = 1 };
+static_assert(std::is_same_v<std::variant_alternative_t<kCompute, Body>, Compute>);
+static_assert(std::is_same_v<std::variant_alternative_t<kDraw, Body>, Draw>);
+
+// What all instructions share; `kind` is a Kind.
+struct Header {
+  std::int64_t kind, when, level;
+  IterationDomain domain;
+};
+struct Instruction : Header {
+  Body body;
 };
 
 struct Program {
@@ -48,15 +82,29 @@ struct Program {
   std::vector<Segment> segments;
   std::vector<Weight> weight_table;
   std::vector<Operation> operations;
-  std::vector<Code> codes;
-  std::vector<Draw> draws;
+  std::vector<Instruction> instructions;
   std::vector<float> constants;
   std::int64_t weights_size = 0;
 };
 
+// Calls function(instruction, body, number among the instructions of this kind) for each whose body is a BodyKind.
+template <typename BodyKind, typename Function>
+void each_of_kind(const Program& program, Function function) {
+  std::size_t number = 0;
+  for (const Instruction& instruction : program.instructions) {
+    if (const BodyKind* body = std::get_if<BodyKind>(&instruction.body)) function(instruction, *body, number++);
+  }
+}
+
+// The instructions of a program from their headers and the bodies of each kind, both in the order of the program. Throws
+// std::invalid_argument unless every header has a body.
+std::vector<Instruction> instructions_of(const std::vector<Header>& headers, const std::vector<Compute>& computes,
+                                         const std::vector<Draw>& draws);
+
 // Throws std::invalid_argument that names the record and the field unless every index of the program is inside its table, every
-// operand inside its buffer at every cell of the lattices that use it, every weight row inside its matrix, and every register
-// inside the code's registers; no sum of a position or a time leaves 64 bits, and no code runs more cells at once than it stores.
+// operand inside its buffer at every cell of the domains that use it, every weight row inside its matrix, and every register inside
+// the instruction's registers; no sum of a position or a time leaves 64 bits, and no instruction runs more cells at once than it
+// stores.
 void check(const Program& program);
 
 }  // namespace fastgen

@@ -27,6 +27,6 @@ class UnsupportedOperator(CompileError):
 
     def __init__(self, graph, what: str) -> None:
         super().__init__(
-            f"{what} has no rule, at {graph.name}, {graph.where}. "
+            f"{what} has no rule, at {graph.place}. "
             f"Register one with fastgen.generate.register_rule(operator); see its docstring.{graph.remark}"
         )

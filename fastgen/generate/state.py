@@ -197,7 +197,7 @@ def start_state(
         ahead=network.machine.runs_blocks(batch),
     )
     if network.request.predicts == "next":
-        draw = program.draws[0]
+        draw = program.draws[0].body
         buffer = program.buffers[program.operands[draw.input0].buffer]
         run.state[:, buffer.offset : buffer.offset + buffer.channels] = network.request.start
     network.machine.prologue(run)

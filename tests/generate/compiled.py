@@ -152,10 +152,12 @@ def parameters_at(sampler: fastgen.Sampler, state: State) -> Tensor:
     reader = ReferenceMachine(program, sampler.head)
     read = []
     for draw in program.draws:
-        for q in range(draw.q0, draw.q1):
-            w, rest = divmod(step - draw.delay - program.row_length * draw.row_stride * q, draw.column_stride)
-            if rest == 0 and draw.w0 <= w < draw.w1:
-                cells = torch.tensor([q]), torch.tensor([w])
-                operands = range(draw.parameter0, draw.parameter1)
+        domain = draw.domain
+        for row in range(domain.row0, domain.row1):
+            along = step - domain.delay - program.row_length * domain.row_stride * row
+            column, rest = divmod(along, domain.column_stride)
+            if rest == 0 and domain.column0 <= column < domain.column1:
+                cells = torch.tensor([row]), torch.tensor([column])
+                operands = range(draw.body.parameter0, draw.body.parameter1)
                 read.append(torch.cat([reader._read(n, state.run, cells)[:, 0] for n in operands], -1))
     return torch.stack(read, 1)

@@ -10,25 +10,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgen.generate import heads
-from fastgen.generate.ir.program import (
+from fastgen.generate.ir.instructions import (
     CONTEXT,
     DENSE,
     INDEX,
-    OPCODE,
     PIXEL,
     PROLOGUE,
     ROW,
     STATE,
     UNBOUNDED,
+    AccessMap,
+    Box,
     Buffer,
-    Code,
+    Compute,
     Draw,
+    Instruction,
+    IterationDomain,
     Operand,
     Operation,
-    Program,
     Segment,
     Weight,
 )
+from fastgen.generate.ir.opcodes import OPCODE
+from fastgen.generate.ir.program import Program
 
 
 class Case(NamedTuple):
@@ -48,9 +52,21 @@ class Assembler:
         self.weights: list[Tensor] = []
         self.constants: list[Tensor] = []
 
-    def operand(self, buffer: int, length: int, a: int = 0, b: int = 1, c: int = 0, **rest) -> int:
-        rest = {"channel": 0, "channel_stride": 1} | rest
-        self.program.operands.append(Operand(buffer=buffer, length=length, a=a, b=b, c=c, **rest))
+    def operand(
+        self,
+        buffer: int,
+        length: int,
+        row: int = 0,
+        column: int = 1,
+        offset: int = 0,
+        channel: int = 0,
+        channel_stride: int = 1,
+        border: int = -1,
+        **box: int,
+    ) -> int:
+        """A new operand: the strides and the offset of its access map, and the ends of its box."""
+        access = AccessMap(row, column, offset)
+        self.program.operands.append(Operand(buffer, channel, channel_stride, length, access, Box(**box), border))
         return len(self.program.operands) - 1
 
     def weight(self, matrix: Tensor) -> int:
@@ -63,27 +79,49 @@ class Assembler:
         self.constants.append(values.flatten())
         return sum(c.numel() for c in self.constants) - values.numel()
 
-    def code(
-        self, segments: list[Segment], operations: list[Operation], parts: int, lanes: int, weight: int = -1, **rest
+    def compute(
+        self,
+        segments: list[Segment],
+        operations: list[Operation],
+        parts: int,
+        lanes: int,
+        weight: int = -1,
+        bias: int = -1,
+        accumulator: int = -1,
+        registers: int = 4,
+        block: int = 1,
+        when: int = PIXEL,
+        level: int = 0,
+        **domain: int,
     ) -> None:
         program = self.program
         program.segments += segments
         program.operations += operations
-        defaults = {
-            "kind": PIXEL, "level": 0, "row_stride": 1, "column_stride": 1, "delay": 0, "q0": 0, "q1": 1, "w0": 0,
-            "w1": program.steps, "bias": -1, "accumulator": -1, "registers": 4,
-        }  # fmt: skip
-        code = Code(
-            **defaults | rest,
+        body = Compute(
             segment0=len(program.segments) - len(segments),
             segment1=len(program.segments),
             weight=weight,
+            bias=bias,
+            accumulator=accumulator,
             parts=parts,
             lanes=lanes,
             operation0=len(program.operations) - len(operations),
             operation1=len(program.operations),
+            registers=registers,
+            block=block,
         )
-        program.codes.append(code)
+        program.instructions.append(Instruction(when, level, self._domain(domain), body))
+
+    def draw(
+        self, first: int, last: int, row: int = 0, column: int = 1, offset: int = 0, channels: int = 1, **domain: int
+    ) -> None:
+        """Operands ``first .. last`` are the parameters, the next ``channels`` of them the inputs."""
+        body = Draw(first, last, AccessMap(row, column, offset), 0, channels, last, last + channels)
+        self.program.instructions.append(Instruction(PIXEL, 0, self._domain(domain), body))
+
+    def _domain(self, changes: dict[str, int]) -> IterationDomain:
+        ends = {"row0": 0, "row1": 1, "column0": 0, "column1": self.program.steps}
+        return IterationDomain(**{"row_stride": 1, "column_stride": 1, "delay": 0} | ends | changes)
 
     def finish(self) -> Program:
         self.program.weights = torch.cat(self.weights) if self.weights else torch.zeros(0)
@@ -112,26 +150,26 @@ def sequence(steps: int = 14) -> Case:
         Buffer(STATE, levels, steps, 2 + 4 * hidden),
     ]
     new = Assembler(program)
-    inputs = [new.operand(x, 1, c=-1 - i, box_w0=1 + i) for i in range(2)]
-    new.code(
+    inputs = [new.operand(x, 1, offset=-1 - i, column0=1 + i) for i in range(2)]
+    new.compute(
         [Segment(o, INDEX, i * levels, levels) for i, o in enumerate(inputs)],
         [op("tanh", 0, 0), op("sigmoid", 1, 1), op("mul", 2, 0, 1), op("store", 0, 2, new.operand(h, hidden))],
         parts=2, lanes=hidden, weight=new.weight(token),
     )  # fmt: skip
     now = new.operand(h, hidden)
-    past = new.operand(h, hidden, c=-2, box_w0=2, border=new.constant(border))
-    new.code(
+    past = new.operand(h, hidden, offset=-2, column0=2, border=new.constant(border))
+    new.compute(
         [Segment(now, DENSE, 0, hidden), Segment(past, DENSE, hidden, hidden)],
         [op("relu", 0, 0), op("load", 1, now), op("add", 0, 0, 1), op("store", 0, 0, new.operand(g, hidden))],
         parts=1, lanes=hidden, weight=new.weight(dilated), bias=new.constant(dilated_bias), level=1,
     )  # fmt: skip
-    new.code(
+    new.compute(
         [Segment(new.operand(g, hidden), DENSE, 0, hidden)],
         [op("store", 0, 0, new.operand(logits, levels))],
         parts=1, lanes=levels, weight=new.weight(last), bias=new.constant(last_bias), level=2,
     )  # fmt: skip
     read, write = new.operand(logits, levels), new.operand(x, 1)
-    program.draws = [Draw(1, 1, 0, 0, 1, 0, steps, read, read + 1, 0, 1, 0, 0, 1, write, write + 1)]
+    new.draw(read, write)
 
     def parameters(tokens: Tensor, dtype: torch.dtype) -> Tensor:
         padded = F.pad(tokens, (2, 0))
@@ -172,48 +210,46 @@ def image(head: heads.Head, channels: int) -> Case:
         Buffer(CONTEXT, 2, 0, 0),
     ]
     new = Assembler(program)
-    new.code(
-        [Segment(new.operand(given, 2, b=0), DENSE, 0, 2)],
-        [op("store", 0, 0, new.operand(shift, count, b=0))],
-        parts=1, lanes=count, weight=new.weight(global_map), kind=PROLOGUE, w1=1,
+    new.compute(
+        [Segment(new.operand(given, 2, column=0), DENSE, 0, 2)],
+        [op("store", 0, 0, new.operand(shift, count, column=0))],
+        parts=1, lanes=count, weight=new.weight(global_map), when=PROLOGUE, column1=1,
     )  # fmt: skip
     taps = [
-        new.operand(x, channels, a=4, c=-4 + d, box_q0=1, box_w0=max(0, -d), box_w1=size - max(0, d))
+        new.operand(x, channels, row=4, offset=-4 + d, row0=1, column0=max(0, -d), column1=size - max(0, d))
         for d in (-1, 0, 1)
     ]
-    new.code(
+    new.compute(
         [Segment(tap, DENSE, i * channels, channels) for i, tap in enumerate(taps)],
-        [op("store", 0, 0, new.operand(v, width, a=4))],
-        parts=1, lanes=width, weight=new.weight(above), kind=ROW, q1=size, w1=size,
+        [op("store", 0, 0, new.operand(v, width, row=4))],
+        parts=1, lanes=width, weight=new.weight(above), when=ROW, row1=size, column1=size,
     )  # fmt: skip
-    new.code(
-        [Segment(new.operand(x, channels, a=8, b=2, c=-1, box_w0=1), DENSE, 0, channels)],
-        [op("tanh", 0, 0), op("store", 0, 0, new.operand(s, width, a=2))],
-        parts=1, lanes=width, weight=new.weight(coarse), row_stride=2, column_stride=2, q1=2, w1=2,
+    new.compute(
+        [Segment(new.operand(x, channels, row=8, column=2, offset=-1, column0=1), DENSE, 0, channels)],
+        [op("tanh", 0, 0), op("store", 0, 0, new.operand(s, width, row=2))],
+        parts=1, lanes=width, weight=new.weight(coarse), row_stride=2, column_stride=2, row1=2, column1=2,
     )  # fmt: skip
     matrix = new.weight(output)
     for delay in (0, 1, size, size + 1):
-        left = new.operand(x, channels, a=8, b=2, c=delay - 1, box_w0=0 if delay % size else 1)
-        fine = {"a": 8, "b": 2, "c": delay}
-        new.code(
+        left = new.operand(x, channels, row=8, column=2, offset=delay - 1, column0=0 if delay % size else 1)
+        fine = {"row": 8, "column": 2, "offset": delay}
+        new.compute(
             [
                 Segment(new.operand(v, width, **fine), DENSE, 0, width),
                 Segment(left, DENSE, width, channels),
-                Segment(new.operand(s, width, a=2), DENSE, width + channels, width),
+                Segment(new.operand(s, width, row=2), DENSE, width + channels, width),
             ],
             [op("store", 0, 0, new.operand(out, count, **fine))],
-            parts=1, lanes=count, weight=matrix, accumulator=new.operand(shift, count, b=0),
-            row_stride=2, column_stride=2, delay=delay, q1=2, w1=2, level=1,
+            parts=1, lanes=count, weight=matrix, accumulator=new.operand(shift, count, column=0),
+            row_stride=2, column_stride=2, delay=delay, row1=2, column1=2, level=1,
         )  # fmt: skip
     first = len(program.operands)
     half = count // 2
-    new.operand(out, half, a=4)
-    new.operand(out, count - half, a=4, channel=half)
+    new.operand(out, half, row=4)
+    new.operand(out, count - half, row=4, channel=half)
     for channel in range(channels):
-        new.operand(x, 1, a=4, channel=channel)
-    program.draws = [
-        Draw(1, 1, 0, 0, size, 0, size, first, first + 2, 4, 1, 0, 0, channels, first + 2, first + 2 + channels)
-    ]
+        new.operand(x, 1, row=4, channel=channel)
+    new.draw(first, first + 2, row=4, channels=channels, row1=size, column1=size)
 
     def parameters(levels: Tensor, dtype: torch.dtype) -> Tensor:
         pixels = head.to_input(levels).to(dtype)

@@ -7,18 +7,8 @@ import random
 import torch
 
 from fastgen.generate import heads
-from fastgen.generate.ir.program import (
-    CONTEXT,
-    DENSE,
-    INDEX,
-    PROLOGUE,
-    STATE,
-    UNBOUNDED,
-    Buffer,
-    Draw,
-    Program,
-    Segment,
-)
+from fastgen.generate.ir.instructions import CONTEXT, DENSE, INDEX, PROLOGUE, STATE, UNBOUNDED, Buffer, Segment
+from fastgen.generate.ir.program import Program
 from tests.generate.hand_programs import Assembler, op
 
 
@@ -33,8 +23,8 @@ def causal(seed: int, steps: int = 40, lookahead: int = 5) -> tuple[Program, hea
     program = Program(steps, UNBOUNDED if seed % 2 else 10, state_size=0, lookahead=lookahead)
     new, in_rows = Assembler(program), program.row_length < UNBOUNDED
     program.buffers.append(Buffer(CONTEXT, 6, 0, 0))
-    here = {"a": 10, "b": 1} if in_rows else {}
-    cells = {"q1": steps // 10, "w1": 10} if in_rows else {}
+    here = {"row": 10, "column": 1} if in_rows else {}
+    cells = {"row1": steps // 10, "column1": 10} if in_rows else {}
 
     def buffer(channels: int, positions: int) -> int:
         program.buffers.append(Buffer(STATE, channels, positions, program.state_size))
@@ -42,20 +32,20 @@ def causal(seed: int, steps: int = 40, lookahead: int = 5) -> tuple[Program, hea
         return len(program.buffers) - 1
 
     def past(source: int, channels: int, distance: int) -> int:
-        box = {"box_q0": min(distance, 1)} if in_rows else {"box_w0": distance}
-        return new.operand(source, channels, **here | {"c": -distance} | box)
+        box = {"row0": min(distance, 1)} if in_rows else {"column0": distance}
+        return new.operand(source, channels, **here | {"offset": -distance} | box)
 
     reach = 11 if in_rows else 4
     x, shift = buffer(1, reach + lookahead), buffer(24, 1)
-    new.code(
-        [Segment(new.operand(0, 6, b=0), DENSE, 0, 6)], [op("store", 0, 0, new.operand(shift, 24, b=0))],
-        parts=1, lanes=24, weight=new.weight(torch.randn(6, 24)), kind=PROLOGUE, w1=1,
+    new.compute(
+        [Segment(new.operand(0, 6, column=0), DENSE, 0, 6)], [op("store", 0, 0, new.operand(shift, 24, column=0))],
+        parts=1, lanes=24, weight=new.weight(torch.randn(6, 24)), when=PROLOGUE, column1=1,
     )  # fmt: skip
     width = choose.choice([16, 40, 64])
     hidden = buffer(width, reach + lookahead)
-    first = new.operand(x, 1, **here | {"c": -1, "box_w0": 1})
-    new.code(
-        [Segment(first, INDEX, 0, levels), Segment(new.operand(shift, 24, b=0), DENSE, levels, 24)],
+    first = new.operand(x, 1, **here | {"offset": -1, "column0": 1})
+    new.compute(
+        [Segment(first, INDEX, 0, levels), Segment(new.operand(shift, 24, column=0), DENSE, levels, 24)],
         [op("tanh", 0, 0), op("store", 0, 0, new.operand(hidden, width, **here))],
         parts=1, lanes=width, weight=new.weight(torch.randn(levels + 24, width) / 3), **cells,
     )  # fmt: skip
@@ -68,8 +58,8 @@ def causal(seed: int, steps: int = 40, lookahead: int = 5) -> tuple[Program, hea
         if not in_rows:  # the furthest tap, for three cells at once
             early = buffer(2 * lanes, lookahead + 2)
             stores = [op("store", 0, part, new.operand(early, lanes, channel=part * lanes)) for part in range(2)]
-            new.code(
-                [Segment(inputs.pop(), DENSE, 0, previous)], stores, parts=2, lanes=lanes, level=level, together=3,
+            new.compute(
+                [Segment(inputs.pop(), DENSE, 0, previous)], stores, parts=2, lanes=lanes, level=level, block=3,
                 weight=new.weight(torch.randn(previous, 2 * lanes) / (3 * previous) ** 0.5), registers=2, **start,
             )  # fmt: skip
             start, level = {"accumulator": new.operand(early, 2 * lanes)}, level + 1
@@ -80,7 +70,7 @@ def causal(seed: int, steps: int = 40, lookahead: int = 5) -> tuple[Program, hea
             op("mul", 0, 0, 1),
             op("store", 0, 0, new.operand(gate, lanes, **here)),
         ]
-        new.code(
+        new.compute(
             segments, operations, parts=2, lanes=lanes, level=level,
             weight=new.weight(torch.randn(len(inputs) * previous, 2 * lanes) / (3 * previous) ** 0.5), **start, **cells,
         )  # fmt: skip
@@ -96,7 +86,7 @@ def causal(seed: int, steps: int = 40, lookahead: int = 5) -> tuple[Program, hea
             (33, [op("store", 0, 0, total)], {"accumulator": total} if layer else {}),
         ):
             matrix = new.weight(torch.randn(lanes, outputs) / lanes**0.5)
-            new.code(
+            new.compute(
                 [Segment(gated, DENSE, 0, lanes)],
                 operations,
                 parts=1,
@@ -107,12 +97,11 @@ def causal(seed: int, steps: int = 40, lookahead: int = 5) -> tuple[Program, hea
                 **cells,
             )
     logits = buffer(levels, lookahead)
-    new.code(
+    new.compute(
         [Segment(new.operand(skip, 33, **here), DENSE, 0, 33)],
         [op("store", 0, 0, new.operand(logits, levels, **here))],
         parts=1, lanes=levels, level=level + 1, weight=new.weight(torch.randn(33, levels)), **cells,
     )  # fmt: skip
     read, write = new.operand(logits, levels, **here), new.operand(x, 1, **here)
-    a, b, q1, w1 = (10, 1, steps // 10, 10) if in_rows else (0, 1, 1, steps)
-    program.draws = [Draw(1, 1, 0, 0, q1, 0, w1, read, read + 1, a, b, 0, 0, 1, write, write + 1)]
+    new.draw(read, write, **here, **cells)
     return new.finish(), heads.Categorical(levels)

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from fastgen.generate import heads
-from fastgen.generate.ir.program import (
+from fastgen.generate.ir.instructions import (
     CONSTANT,
     CONTEXT,
     DENSE,
     INDEX,
-    OPCODES,
     PROLOGUE,
     STATE,
     UNBOUNDED,
     Buffer,
-    Program,
     Segment,
 )
+from fastgen.generate.ir.opcodes import LANES, OPCODES
+from fastgen.generate.ir.program import Program
 from fastgen.generate.machines.batch import Run
 from fastgen.generate.machines.reference import ReferenceMachine
 from tests.generate.hand_programs import Assembler, op
@@ -57,7 +57,7 @@ def prologue(machine, state: Tensor, contexts: list[Tensor], threads: int = 1) -
 
 
 def random_sum(choose: random.Random, inputs: int, parts: int, lanes: int) -> tuple[Program, int]:
-    """One code: sums of about `inputs` inputs from everywhere, stored; and the number of its outputs' first float."""
+    """A Compute: sums of about `inputs` inputs from everywhere, stored; and the number of its outputs' first float."""
     cells, outputs, table = CELLS[0] * CELLS[1], parts * lanes, 5
     sizes = [11 * 24, 4, cells * outputs]
     program = Program(1, UNBOUNDED, state_size=sum(sizes), lookahead=1)
@@ -79,23 +79,27 @@ def random_sum(choose: random.Random, inputs: int, parts: int, lanes: int) -> tu
         length = min(length, channels)
         stride = choose.choice([s for s in (0, 1, 1, 2, 3) if (length - 1) * s < channels])
         border = choose.choice([-1, new.constant(torch.randn(length))])
-        box = {"box_q0": 1, "box_w1": 6, "border": border} if choose.random() < 0.5 else {}
-        scale = {"a": 1, "b": 0} if buffer == given else {"a": choose.choice([0, 7]), "b": choose.choice([0, 1, 2])}
+        box = {"row0": 1, "column1": 6, "border": border} if choose.random() < 0.5 else {}
+        scale = (
+            {"row": 1, "column": 0}
+            if buffer == given
+            else {"row": choose.choice([0, 7]), "column": choose.choice([0, 1, 2])}
+        )
         channel = choose.randrange(channels - (length - 1) * stride)
         operand = new.operand(buffer, length, **scale, channel=channel, channel_stride=stride, **box)
         segments.append(Segment(operand, DENSE, row, length))
         row += length
     if choose.random() < 0.5:
-        segments.insert(choose.randrange(len(segments) + 1), Segment(new.operand(index, 1, a=1), INDEX, row, table))
+        segments.insert(choose.randrange(len(segments) + 1), Segment(new.operand(index, 1, row=1), INDEX, row, table))
         row += table
     start = {"bias": new.constant(torch.randn(outputs))} if choose.random() < 0.5 else {}
-    where = {"a": CELLS[1], "b": 1}
+    where = {"row": CELLS[1], "column": 1}
     if choose.random() < 0.5:
         start["accumulator"] = new.operand(stored, outputs, **where)
     stores = [op("store", 0, part, new.operand(stored, lanes, channel=part * lanes, **where)) for part in range(parts)]
-    new.code(
-        segments, stores, parts=parts, lanes=lanes, weight=new.weight(torch.randn(row, outputs)), kind=PROLOGUE,
-        q1=CELLS[0], w1=CELLS[1], registers=parts, **start,
+    new.compute(
+        segments, stores, parts=parts, lanes=lanes, weight=new.weight(torch.randn(row, outputs)), when=PROLOGUE,
+        row1=CELLS[0], column1=CELLS[1], registers=parts, **start,
     )  # fmt: skip
     return new.finish(), sizes[0] + sizes[1]
 
@@ -161,10 +165,10 @@ def lanes_program(name: str, lanes: int, group: int = 1, x: float = 0.75, y: flo
     program = Program(1, UNBOUNDED, state_size=4 * lanes, lookahead=1)
     program.buffers = [Buffer(STATE, lanes, 4, 0)]
     new = Assembler(program)
-    loads = [op("load", r, new.operand(0, lanes, b=0, c=r)) for r in range(3)]
+    loads = [op("load", r, new.operand(0, lanes, column=0, offset=r)) for r in range(3)]
     b = group if name in ("sum", "amax", "amin") else 1
-    store = op("store", 0, 3, new.operand(0, lanes, b=0, c=3))
-    new.code([], [*loads, op(name, 3, 0, b, 2, x, y), store], parts=0, lanes=lanes, kind=PROLOGUE, w1=1)
+    store = op("store", 0, 3, new.operand(0, lanes, column=0, offset=3))
+    new.compute([], [*loads, op(name, 3, 0, b, 2, x, y), store], parts=0, lanes=lanes, when=PROLOGUE, column1=1)
     return new.finish()
 
 
@@ -342,7 +346,7 @@ def test_reductions(isa, group):
         assert ((got[..., 0] - exact).abs() <= allowed).all()
 
 
-@pytest.mark.parametrize("name", sorted(OPCODES.keys() - {"load", "store", "sum", "amax", "amin"}))
+@pytest.mark.parametrize("name", sorted(name for name, opcode in OPCODES.items() if opcode.form == LANES))
 def test_a_lane_does_not_know_its_place(isa, name):
     values = torch.stack([numbers(40)[torch.randperm(146)] for _ in range(3)])[None]
     whole = apply(name, values)[0]

@@ -13,16 +13,8 @@ import torch
 from torch import Tensor
 
 from fastgen.generate import heads
-from fastgen.generate.ir.program import (
-    DENSE,
-    PIXEL,
-    ROW,
-    STATE,
-    Buffer,
-    Draw,
-    Program,
-    Segment,
-)
+from fastgen.generate.ir.instructions import DENSE, PIXEL, ROW, STATE, Buffer, Segment
+from fastgen.generate.ir.program import Program
 from fastgen.generate.machines.batch import Run
 from fastgen.generate.machines.reference import ReferenceMachine
 from tests.generate.hand_programs import CASES, Assembler, Case, op
@@ -110,7 +102,7 @@ def reference_run(seed: int) -> tuple[Run, Tensor]:
     reference = ReferenceMachine(program, head)
     expected = generate(reference, 3)
     known = {"known": torch.ones_like(expected.levels, dtype=torch.bool), "levels": expected.levels}
-    roundings = max(code.segment1 - code.segment0 for code in program.codes) * 64 + 10
+    roundings = max(i.body.segment1 - i.body.segment0 for i in program.computes) * 64 + 10
     spread = torch.zeros(())
     for _ in range(2):
         noise = (2 * torch.rand_like(program.weights) - 1) * roundings * 2.0**-24
@@ -151,7 +143,7 @@ def test_one_sample_however_the_work_is_split(isa, seed, weights):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_cells_that_may_run_together_may_run_apart(isa, threads):
     program, head = causal(1)
-    assert any(code.together > 1 for code in program.codes)
+    assert any(i.body.block > 1 for i in program.computes)
     machine, scores = CpuMachine(program, head), ("levels", "log_prob", "proposal_log_prob")
     together = generate(machine, 20)
     for batch, chunks in ((20, None), (1, [4, 5, 18])):
@@ -194,29 +186,29 @@ def test_rows_of_many_cells(isa):
                        Buffer(STATE, 1, 1, size * size * (1 + width))]  # fmt: skip
     new = Assembler(program)
     taps = [
-        new.operand(0, 1, a=size, c=d - size, box_q0=1, box_w0=max(0, -d), box_w1=size - max(0, d))
+        new.operand(0, 1, row=size, offset=d - size, row0=1, column0=max(0, -d), column1=size - max(0, d))
         for d in range(-2, 3)
     ]
     row = [Segment(tap, DENSE, i, 1) for i, tap in enumerate(taps)]
-    store = op("store", 0, 0, new.operand(1, width, a=size))
-    new.code(
+    store = op("store", 0, 0, new.operand(1, width, row=size))
+    new.compute(
         row,
         [op("tanh", 0, 0), store],
         parts=1,
         lanes=width,
         weight=new.weight(torch.randn(5, width)),
-        kind=ROW,
-        q1=size,
-        w1=size,
+        when=ROW,
+        row1=size,
+        column1=size,
     )
-    left = new.operand(0, 1, a=size, c=-1, box_w0=1)
-    new.code(
-        [Segment(new.operand(1, width, a=size), DENSE, 0, width), Segment(left, DENSE, width, 1)],
-        [op("store", 0, 0, new.operand(2, 1, b=0))],
-        parts=1, lanes=1, weight=new.weight(torch.randn(width + 1, 1)), q1=size, w1=size,
+    left = new.operand(0, 1, row=size, offset=-1, column0=1)
+    new.compute(
+        [Segment(new.operand(1, width, row=size), DENSE, 0, width), Segment(left, DENSE, width, 1)],
+        [op("store", 0, 0, new.operand(2, 1, column=0))],
+        parts=1, lanes=1, weight=new.weight(torch.randn(width + 1, 1)), row1=size, column1=size,
     )  # fmt: skip
-    read, write = new.operand(2, 1, b=0), new.operand(0, 1, a=size)
-    program.draws = [Draw(1, 1, 0, 0, size, 0, size, read, read + 1, size, 1, 0, 0, 1, write, write + 1)]
+    read, write = new.operand(2, 1, column=0), new.operand(0, 1, row=size)
+    new.draw(read, write, row=size, row1=size, column1=size)
     program, head = new.finish(), heads.Bernoulli("symmetric")
     machine = CpuMachine(program, head)
     whole = generate(machine, 9)
@@ -233,15 +225,15 @@ def test_one_program_for_each_step():
     new = Assembler(program)
     matrix = new.weight(torch.randn(steps, 1))
     for t in range(steps):
-        inputs = [new.operand(0, 1, b=0, c=i) for i in range(t)]
-        store = op("store", 0, 0, new.operand(1, 1, b=0, c=t))
-        new.code(
+        inputs = [new.operand(0, 1, column=0, offset=i) for i in range(t)]
+        store = op("store", 0, 0, new.operand(1, 1, column=0, offset=t))
+        new.compute(
             [Segment(o, DENSE, i, 1) for i, o in enumerate(inputs)], [store],
-            parts=1, lanes=1, delay=t, w1=1, weight=matrix, bias=new.constant(torch.randn(1)),
+            parts=1, lanes=1, delay=t, column1=1, weight=matrix, bias=new.constant(torch.randn(1)),
         )  # fmt: skip
     for t in range(steps):
-        read, write = new.operand(1, 1, b=0, c=t), new.operand(0, 1, b=0, c=t)
-        program.draws.append(Draw(1, 1, t, 0, 1, 0, 1, read, read + 1, 0, 0, t, 0, 1, write, write + 1))
+        read, write = new.operand(1, 1, column=0, offset=t), new.operand(0, 1, column=0, offset=t)
+        new.draw(read, write, column=0, offset=t, delay=t, column1=1)
     program, head = new.finish(), heads.Bernoulli("symmetric")
     whole = generate(CpuMachine(program, head), 40)
     assert torch.equal(whole.levels, generate(ReferenceMachine(program, head), 40).levels)
@@ -321,21 +313,19 @@ def test_no_table_entry_is_trusted():
     program, head = causal(2)
     choose = random.Random(0)
     messages = []
-    for name in ("buffers", "operands", "segments", "weight_table", "operations", "codes", "draws"):
+    for name in ("buffers", "operands", "segments", "weight_table", "operations", "instructions", "computes", "draws"):
         for _ in range(60):
             tensors = {key: tensor.clone() for key, tensor in program.to_tensors().items()}
             table = tensors[name]
             row, column = choose.randrange(table.shape[0]), choose.randrange(table.shape[1])
             table[row, column] = choose.choice([-(2**62), -5, -1, 7, 100, 12345, 2**31, 2**62])
-            broken = Program.from_tensors(tensors)
             try:
+                broken = Program.from_tensors(tensors)
                 machine = CpuMachine(broken, head)
             except ValueError as error:
                 messages.append(str(error))
                 continue
-            if broken.state_size <= 2**20 and all(
-                code.kind == PIXEL or code.w1 - code.w0 <= 1000 for code in broken.codes
-            ):
+            if broken.state_size <= 2**20 and all(i.when == PIXEL or i.domain.columns <= 1000 for i in broken.computes):
                 run = start(broken, 2)
                 try:
                     machine.prologue(run)
@@ -343,8 +333,25 @@ def test_no_table_entry_is_trusted():
                 except ValueError:
                     pass
     assert len(messages) > 200
-    named = ("buffers[", "operands[", "segments[", "weight_table[", "operations[", "codes[", "draws[")
+    named = ("buffers[", "operands[", "segments[", "weight_table[", "operations[", "instructions[", "computes must")
     assert all(message.startswith(named) for message in messages)
+
+
+def test_every_instruction_needs_a_body_of_its_kind():
+    """What ``Program.from_tensors`` refuses, the machine does not rely on."""
+    program, head = causal(2)
+    tables = program.tables()
+    unknown, swapped = tables["instructions"].copy(), tables["instructions"].copy()
+    unknown[1, 0], swapped[0, 0] = 2, 1
+    for changes, said in (
+        ({"instructions": unknown}, r"instructions\[1\]: kind is 2, allowed are 0 \.\. 1"),
+        ({"instructions": swapped}, "draws has 1 rows, more instructions are of this kind"),
+        ({"computes": tables["computes"][1:]}, "computes has .* rows, more instructions are of this kind"),
+        ({"instructions": tables["instructions"][1:]}, "instructions has .* of kind compute"),
+        ({"instructions": tables["instructions"][:, 1:]}, r"tables\['instructions'\] must have 10 columns"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            _C.Machine(tables | changes, head.spec(), "float32")
 
 
 def test_machine_is_chosen_by_name(monkeypatch):

@@ -11,7 +11,9 @@ from torch import nn
 
 import fastgen
 from fastgen.generate.files.tensor_file import read_tensor_file, write_tensor_file
-from fastgen.generate.ir.program import INDEX, OPCODE, PIXEL, Operand, Operation, Program
+from fastgen.generate.ir.instructions import INDEX, AccessMap, Box, Instruction, IterationDomain, Operand, Operation
+from fastgen.generate.ir.opcodes import OPCODE
+from fastgen.generate.ir.program import Program
 from fastgen.generate.ir.program_checks import check_program
 from fastgen.generate.machines.cpu import CpuMachine
 from fastgen.generate.machines.reference import ReferenceMachine
@@ -43,54 +45,54 @@ def good(tmp_path_factory):
 
 
 def prologue(p):
-    code = p.codes[0]
-    code.kind, code.q1, code.w1 = 0, 1 << 31, 1 << 31
+    first = p.instructions[0]
+    first.when, first.domain.row1, first.domain.column1 = 0, 1 << 31, 1 << 31
 
 
 def row(p):
-    p.codes[0].kind, p.codes[0].w1 = 1, 1 << 31
+    p.instructions[0].when, p.instructions[0].domain.column1 = 1, 1 << 31
+
+
+def far_back(operand):
+    operand.map = AccessMap(-(1 << 21), -(1 << 21), 0)
+    operand.box.row0 = operand.box.column0 = -FAR
 
 
 def overflow_read(p):
-    operand = p.operands[p.segments[0].operand]
-    operand.a = operand.b = -(1 << 21)
-    operand.box_q0 = operand.box_w0 = -FAR
-    operand.c, code = 0, p.codes[0]
-    code.row_stride, code.q0, code.q1, code.w0, code.w1, code.delay = 0, -FAR, -FAR + 1, -FAR, 0, 2
+    far_back(p.operands[p.segments[0].operand])
+    p.instructions[0].domain = IterationDomain(0, 1, 2, -FAR, -FAR + 1, -FAR, 0)
 
 
 def overflow_write(p):
     draw = p.draws[0]
-    operand = p.operands[draw.input0]
-    operand.a = operand.b = -(1 << 21)
-    operand.box_q0 = operand.box_w0 = -FAR
-    operand.c = 0
-    draw.row_stride, draw.q0, draw.q1, draw.w0, draw.w1, draw.delay = 0, -FAR, -FAR + 1, -FAR, 0, 1
-    draw.a, draw.b, draw.c = 0, 1, 1
-    read = p.operands[draw.parameter0]
-    read.b, read.box_q0, read.box_w0 = 0, -FAR, -FAR
+    far_back(p.operands[draw.body.input0])
+    draw.domain = IterationDomain(0, 1, 1, -FAR, -FAR + 1, -FAR, 0)
+    draw.body.map = AccessMap(0, 1, 1)
+    read = p.operands[draw.body.parameter0]
+    read.map.column_stride, read.box.row0, read.box.column0 = 0, -FAR, -FAR
 
 
 def wrap(p):
-    draw = p.draws[0]
+    draw = p.draws[0].body
     buffer, first = p.operands[draw.parameter0].buffer, len(p.operands)
-    p.operands += [Operand(buffer, 0, 0, 1 << 31, 0, 1, 0), Operand(buffer, 0, 0, (1 << 31) + 16, 0, 1, 0)]
+    p.operands += [Operand(buffer, 0, 0, n, AccessMap(0, 1, 0), Box()) for n in (1 << 31, (1 << 31) + 16)]
     draw.parameter0, draw.parameter1 = first, first + 2
 
 
 def unused_length(p):
-    p.operands.append(Operand(p.operands[p.draws[0].parameter0].buffer, 0, 0, 1 << 30, 0, 1, 0))
+    buffer = p.operands[p.draws[0].body.parameter0].buffer
+    p.operands.append(Operand(buffer, 0, 0, 1 << 30, AccessMap(0, 1, 0), Box()))
 
 
 # others of the kind
 
 
 def before_the_first(p):
-    p.operands[p.draws[0].parameter0].c = -1
+    p.operands[p.draws[0].body.parameter0].map.offset = -1
 
 
 def box_that_is_far(p):
-    p.operands[0].box_w1 = 1 << 62
+    p.operands[0].box.column1 = 1 << 62
 
 
 def ring_outside_the_state(p):
@@ -102,7 +104,8 @@ def large_state(p):
 
 
 def many_steps_of_a_row(p):
-    p.codes[0].q1, p.codes[0].column_stride = 1 << 30, 1 << 19
+    domain = p.instructions[0].domain
+    domain.row1, domain.column_stride = 1 << 30, 1 << 19
     p.row_length = 1
 
 
@@ -112,44 +115,55 @@ def rows_beyond_the_matrix(p):
 
 
 def many_registers(p):
-    p.codes[0].registers, p.codes[0].lanes = 1 << 15, 1 << 20
+    p.instructions[0].body.registers, p.instructions[0].body.lanes = 1 << 15, 1 << 20
 
 
 def lanes_out_of_nothing(p):
-    code, load = p.codes[0], len(p.operands)
+    first, load = p.instructions[0], len(p.operands)
     p.operands.append(
-        dataclasses.replace(p.operands[p.draws[0].parameter0], channel=0, channel_stride=0, length=1 << 23)
+        dataclasses.replace(p.operands[p.draws[0].body.parameter0], channel=0, channel_stride=0, length=1 << 23)
     )
-    first = len(p.operations)
+    operation = len(p.operations)
     p.operations += [Operation(OPCODE["load"], 0, load)]
-    p.codes.append(dataclasses.replace(
-        code, parts=0, weight=-1, bias=-1, segment0=0, segment1=0, lanes=1 << 23, operation0=first,
-        operation1=first + 1, q1=0,
-    ))  # fmt: skip
+    body = dataclasses.replace(
+        first.body, parts=0, weight=-1, bias=-1, segment0=0, segment1=0, lanes=1 << 23, operation0=operation,
+        operation1=operation + 1,
+    )  # fmt: skip
+    domain = dataclasses.replace(first.domain, row1=0)
+    p.instructions.append(Instruction(first.when, first.level, domain, body))
 
 
 def one_matrix_many_times(p):
-    code = p.codes[-1]
-    for _ in range(3000):
+    last = p.computes[-1]
+    for n in range(3000):
         first, operations = len(p.segments), len(p.operations)
-        p.segments += p.segments[code.segment0 : code.segment1] * (1 + len(p.codes) % 500)
-        p.operations += p.operations[code.operation0 : code.operation1]
-        p.codes.append(dataclasses.replace(
-            code, segment0=first, segment1=len(p.segments), operation0=operations, operation1=len(p.operations)
-        ))  # fmt: skip
+        p.segments += p.segments[last.body.segment0 : last.body.segment1] * (1 + n % 500)
+        p.operations += p.operations[last.body.operation0 : last.body.operation1]
+        body = dataclasses.replace(
+            last.body, segment0=first, segment1=len(p.segments), operation0=operations, operation1=len(p.operations)
+        )
+        p.instructions.append(dataclasses.replace(last, body=body))
 
 
 def segments_that_overlap(p):
-    p.codes += [dataclasses.replace(p.codes[-1]) for _ in range(10)]
+    p.instructions += [p.computes[-1]] * 10
+
+
+def a_draw_before_the_first_step(p):
+    p.draws[0].when = 0
+
+
+def a_draw_of_a_level(p):
+    p.draws[0].level = 1
 
 
 def no_modulus(p):
-    at = p.codes[0].operation0
+    at = p.instructions[0].body.operation0
     p.operations[at] = Operation(OPCODE["mulmod"], 0, 0, 0, 0, x=0.0)
 
 
 def draws_beyond_the_event(p):
-    p.draws[0].channel0 = 1
+    p.draws[0].body.channel0 = 1
 
 
 def steps_before_the_event(p):
@@ -159,8 +173,8 @@ def steps_before_the_event(p):
 CRAFTED = [
     prologue, row, overflow_read, overflow_write, wrap, unused_length, before_the_first, box_that_is_far,
     ring_outside_the_state, large_state, many_steps_of_a_row, rows_beyond_the_matrix, many_registers,
-    lanes_out_of_nothing, one_matrix_many_times, segments_that_overlap, no_modulus, draws_beyond_the_event,
-    steps_before_the_event,
+    lanes_out_of_nothing, one_matrix_many_times, segments_that_overlap, a_draw_before_the_first_step,
+    a_draw_of_a_level, no_modulus, draws_beyond_the_event, steps_before_the_event,
 ]  # fmt: skip
 
 
@@ -180,13 +194,14 @@ def test_crafted_tables_are_refused(change, machine, good, tmp_path):
 @pytest.mark.needs_extension
 @pytest.mark.parametrize(
     "change", [prologue, row, overflow_read, overflow_write, wrap, before_the_first, box_that_is_far,
-               many_steps_of_a_row, rows_beyond_the_matrix, ring_outside_the_state],
+               many_steps_of_a_row, rows_beyond_the_matrix, ring_outside_the_state, a_draw_before_the_first_step,
+               a_draw_of_a_level],
     ids=lambda change: change.__name__,
 )  # fmt: skip
 def test_the_cpu_machine_does_not_rely_on_others_checks(change, good):
     program = Program.from_tensors(read_tensor_file(good, "program")[0])
     change(program)
-    with pytest.raises(ValueError, match=r"operands\[|codes\[|draws\[|segments\[|buffers\["):
+    with pytest.raises(ValueError, match=r"operands\[|instructions\[|segments\[|buffers\["):
         CpuMachine(program, fastgen.heads.Categorical(16))
 
 
@@ -225,26 +240,26 @@ def test_an_index_does_not_read_the_rows_of_the_next_tap():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_step_by_step_the_cells_are_those_of_the_whole_lattice(seed):
+def test_step_by_step_the_cells_are_those_of_the_whole_domain(seed):
     """The reference machine finds a step's cells by arithmetic, not by a walk over all rows."""
     from fastgen.generate.machines.reference import _pixel_cells
 
     choose = random.Random(seed)
-    code = sampler("masked_stack").program.codes[0]
     for _ in range(40):
-        q0, w0 = choose.randrange(-2, 3), choose.randrange(-2, 3)
-        record = dataclasses.replace(
-            code, kind=PIXEL, q0=q0, q1=q0 + choose.randrange(5), w0=w0, w1=w0 + choose.randrange(6),
+        row0, column0 = choose.randrange(-2, 3), choose.randrange(-2, 3)
+        domain = IterationDomain(
             row_stride=choose.randrange(3), column_stride=choose.randrange(1, 4), delay=choose.randrange(-3, 9),
+            row0=row0, row1=row0 + choose.randrange(5), column0=column0, column1=column0 + choose.randrange(6),
         )  # fmt: skip
         length = choose.randrange(1, 7)
         for t in range(60):
-            every = [(q, w) for q in range(record.q0, record.q1) for w in range(record.w0, record.w1)]
             wanted = [
-                (q, w) for q, w in every
-                if length * record.row_stride * q + record.column_stride * w + record.delay == t
-            ]  # fmt: skip
-            assert list(_pixel_cells(record, t, length)) == wanted
+                (row, column)
+                for row in range(domain.row0, domain.row1)
+                for column in range(domain.column0, domain.column1)
+                if length * domain.row_stride * row + domain.column_stride * column + domain.delay == t
+            ]
+            assert list(_pixel_cells(domain, t, length)) == wanted
 
 
 def test_loading_an_event_of_a_trillion_steps_takes_no_memory(good, tmp_path):

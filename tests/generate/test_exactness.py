@@ -162,7 +162,7 @@ def test_nothing_is_read_before_it_is_written(name):
     start = poisoned.run.state.clone()
     poisoned.run.state.fill_(torch.nan)
     if compiled.request.predicts == "next":
-        draw = compiled.program.draws[0]
+        draw = compiled.program.draws[0].body
         buffer = compiled.program.buffers[compiled.program.operands[draw.input0].buffer]
         first = slice(buffer.offset, buffer.offset + buffer.channels)
         poisoned.run.state[:, first] = start[:, first]

@@ -233,7 +233,7 @@ def test_a_loaded_sampler_tells_what_its_program_tells(tmp_path):
     explanation = compiled.explain()
     assert loaded.memory == explanation.memory
     assert loaded.chain == explanation.chain
-    assert loaded.codes == explanation.codes
+    assert loaded.instructions == explanation.instructions
     assert loaded.work.per_step == explanation.work.per_step
     assert loaded.field is None
     assert loaded.work.textbook is None

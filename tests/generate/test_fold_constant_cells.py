@@ -8,10 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastgen
-from fastgen.generate import heads
+from fastgen.generate import CompileError, heads
+from fastgen.generate.ir.graph import Graph, Node, Value
+from fastgen.generate.ir.verify_graph import verify
+from fastgen.generate.orders import make_order
+from fastgen.generate.passes.fold_constant_cells import fold_constant_cells
 from tests.generate.compiled import FAST
 from tests.generate.public_sequences import wavenet_batch_folded
 from tests.generate.seeded import built
+from tests.generate.small_graphs import STEPS, draws_of, past, pointwise, sequence, values, weights
 
 LEVELS = 7
 
@@ -76,14 +81,14 @@ def test_an_event_of_one_step_depends_on_no_input(name: str, machine: str) -> No
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_program_does_not_grow_with_the_length(name: str) -> None:
     short, long = sampler(name, 29).program, sampler(name, 41).program
-    assert len(short.codes) == len(long.codes) < 30
+    assert len(short.instructions) == len(long.instructions) < 31
     assert short.constants.shape == long.constants.shape
 
 
 def test_a_folded_batch_has_one_program_for_every_length() -> None:
     made = sampler("folded", 400)
     assert made.program.steps > 400
-    assert len(made.program.codes) < 30
+    assert len(made.program.instructions) < 31
     x = torch.randint(0, made.head.levels, (2, 400), generator=torch.Generator().manual_seed(0))
     _, log_prob = made.sample(2, known=x, known_mask=torch.ones(x.shape, dtype=torch.bool), return_log_prob=True)
     torch.testing.assert_close(log_prob.float(), made.log_prob(x).float())
@@ -117,3 +122,73 @@ def test_equal_values_by_chance_are_not_taken_for_equal_cells() -> None:
     x, log_prob = made.sample(3, seed=2, return_log_prob=True)
     assert torch.equal(x, made.sample_naive(3, seed=2))
     torch.testing.assert_close(log_prob.float(), made.log_prob(x).float())
+
+
+# ---- the pass alone, on a graph of ten nodes
+
+
+EVENT = torch.randn(2, STEPS, 1, generator=torch.Generator().manual_seed(0))
+ORDER = make_order("time", (STEPS,))
+
+
+def padded(pad: int) -> tuple[Graph, list[Node], Value]:
+    """``tanh`` of a biased layer over ``pad`` zeros and the event, whose cells at t and at t + pad - 1 step t adds up.
+
+    Of the padding's ``pad`` cells the last has step 0; those before it belong to steps before the first.
+    """
+    graph, _, x = sequence()
+    before = Value(F.pad(x.ids, (pad, -1)))
+    cells = pointwise(graph, before, weights(graph, "first", torch.randn(1, 4)), weights(graph, "bias", torch.randn(4)))
+    cells = graph.map("tanh", cells, channel=1)
+    first, last = Value(cells.ids[:, :, :STEPS]), Value(cells.ids[:, :, pad - 1 :])
+    total = graph.map("add", first, last, channel=1)
+    out = pointwise(graph, total, weights(graph, "out", torch.randn(4, 2)))
+    return graph, list(graph.nodes), out
+
+
+def test_cells_before_the_first_step_are_read_from_constants() -> None:
+    graph, nodes, out = padded(3)
+    before = values(graph, EVENT)
+    folded = fold_constant_cells(graph, ORDER, draws_of(graph, out))
+    verify(graph)
+    tanh, total = nodes[2], nodes[3]
+    kept, still = total.runs[0].operands[0]
+    assert kept.node is tanh
+    assert still.node.kind == "constant"
+    assert (kept.rows[:3].tolist(), still.rows[:3].tolist()) == ([-1, -1, 2], [0, 0, -1])
+    assert still.node.rows == 1, "both cells are computed of zeros and the bias: one row holds them"
+    assert len(total.runs[0].operands[1]) == 1, "the other operand reads no padding before the first step"
+    assert {name for name, _ in folded} <= graph.constants.keys()
+    torch.testing.assert_close(values(graph, EVENT)[nodes[4]], before[nodes[4]], rtol=1e-6, atol=1e-6)
+
+
+def test_new_parameters_give_new_constants() -> None:
+    graph, nodes, out = padded(4)
+    folded = fold_constant_cells(graph, ORDER, draws_of(graph, out))
+    fresh, fresh_nodes, _ = padded(4)
+    for name in ("first", "bias", "out"):
+        graph.constants[name] = fresh.constants[name] = torch.randn(graph.constants[name].shape)
+    for name, evaluate in folded:
+        graph.constants[name] = evaluate(graph.constants)
+    expected = values(fresh, EVENT)[fresh_nodes[4]]
+    torch.testing.assert_close(values(graph, EVENT)[nodes[4]], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_padding_that_has_a_step_stays() -> None:
+    graph, nodes, out = padded(1)
+    assert fold_constant_cells(graph, ORDER, draws_of(graph, out)) == []
+    assert graph.nodes == nodes
+
+
+def test_an_index_that_depends_on_no_input_is_refused() -> None:
+    graph, _, x = sequence()
+    cells = graph.map("relu", Value(F.pad(past(x).ids, (3, 0))), channel=1)
+    cells = graph.map("relu", cells, channel=1)
+    read = torch.cat([cells.ids[:, 0, :STEPS]]).reshape(-1).contiguous().numpy()
+    table = weights(graph, "table", torch.randn(5, 2))
+    looked_up = graph.contract((2, STEPS), [(read, 1, 1, torch.arange(5).numpy(), True)], table, None)
+    total = graph.map(
+        "add", Value(looked_up.ids.movedim(-1, 1)), Value(cells.ids[:, :, 3:].expand(-1, 2, -1)), channel=1
+    )
+    with pytest.raises(CompileError, match="an index that depends on no input is computed"):
+        fold_constant_cells(graph, ORDER, draws_of(graph, total))

@@ -12,7 +12,8 @@ from torch import nn
 
 import fastgen
 from fastgen.generate import CompileError, heads
-from fastgen.generate.ir.program import STATE, Program
+from fastgen.generate.ir.instructions import STATE
+from fastgen.generate.ir.program import Program
 from tests.generate.compiled import CASES, FAST, case, sampler
 from tests.generate.seeded import built
 
@@ -76,8 +77,8 @@ def test_the_program_of_a_waveform_is_the_same_at_any_length(name):
 
 def test_taps_of_earlier_steps_are_summed_for_several_steps_at_once():
     program = sampler("wavenet_wide").program
-    assert [code.together for code in program.codes if code.together > 1] == [2, 4, 8]  # a dilation of 1 has too few
-    assert all(code.together == 1 for code in sampler("wavenet").program.codes)  # too small to be worth it
+    assert [i.body.block for i in program.computes if i.body.block > 1] == [2, 4, 8]  # a dilation of 1 has too few
+    assert all(i.body.block == 1 for i in sampler("wavenet").program.computes)  # too small to be worth it
 
 
 def test_frames_of_a_context_limit_a_long_waveform():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from operator import attrgetter
 
 import pytest
 import torch
 from torch import Tensor
 
 from fastgen.generate import heads
-from fastgen.generate.ir.program import CONSTANT, OPCODES, PROLOGUE, STATE, UNBOUNDED, Buffer, Operand, Program
+from fastgen.generate.ir.instructions import CONSTANT, PROLOGUE, STATE, UNBOUNDED, Buffer, Operand, columns_of
+from fastgen.generate.ir.opcodes import OPCODES
+from fastgen.generate.ir.program import Program
 from fastgen.generate.machines.batch import Run
 from fastgen.generate.machines.reference import ReferenceMachine
 from fastgen.generate.noise import Noise
@@ -264,10 +266,10 @@ def test_operation(name):
     program = Program(1, UNBOUNDED, lanes, 1, [Buffer(STATE, lanes, 1, 0), Buffer(CONSTANT, lanes, 3, 0)])
     new = Assembler(program)
     new.constant(rows)
-    loads = [op("load", 1 + i, new.operand(1, lanes, b=0, c=i)) for i in range(3)]
-    store = op("store", 0, 0, new.operand(0, lanes, b=0))
+    loads = [op("load", 1 + i, new.operand(1, lanes, column=0, offset=i)) for i in range(3)]
+    store = op("store", 0, 0, new.operand(0, lanes, column=0))
     operation = op(name, 0, 1, 3 if name in GROUPED else 2, 3, 9973 if name == "mulmod" else 0.75, 1.25)
-    new.code([], [*loads, operation, store], parts=1, lanes=lanes, kind=PROLOGUE)
+    new.compute([], [*loads, operation, store], parts=1, lanes=lanes, when=PROLOGUE)
     state = torch.full((1, lanes), torch.nan)
     run = Run(state, [], 0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, 1))
     ReferenceMachine(new.finish(), heads.Bernoulli()).prologue(run)
@@ -283,6 +285,6 @@ def test_operation(name):
 def test_programs_use_every_field_of_an_operand():
     """The hand-made programs would not notice a machine that ignores a field that none of them sets."""
     operands = [o for build in CASES.values() for o in build().program.operands]
-    for field in dataclasses.fields(Operand):
-        if field.name not in ("buffer", "channel_stride", "box_q1"):
-            assert len({getattr(o, field.name) for o in operands}) > 1, field.name
+    for name in columns_of(Operand):
+        if name not in ("buffer", "channel_stride", "box.row1"):
+            assert len(set(map(attrgetter(name), operands))) > 1, name

@@ -56,13 +56,17 @@ def test_every_flipped_bit_is_told(kind, saved):
 
 
 @pytest.mark.parametrize("kind", ["program", "state"])
-@pytest.mark.parametrize("version", [None, "1", "3"])
+@pytest.mark.parametrize("version", [None, "1", "2", "4", "three"])
 def test_another_format_version_is_told(kind, version, saved):
     path, tensors, description = saved[kind]
     metadata = {kind: json.dumps(description)} | ({} if version is None else {"format_version": version})
     save_file(tensors, path, metadata)
-    with pytest.raises(ValueError, match=r"must have format_version 2, got '\d': .* save it again with this one"):
+    got = "none" if version is None else f"'{version}'"
+    with pytest.raises(
+        ValueError, match=rf"must have format_version 3, got {got}: .* save it again with this one"
+    ) as told:
         read(kind, path)
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("kind", ["program", "state"])
@@ -113,7 +117,9 @@ def test_every_field_of_a_sampler_is_checked(field, saved):
             read("program", path)
 
 
-@pytest.mark.parametrize("name", ["header", "codes", "operations", "operation_numbers", "weights"])
+@pytest.mark.parametrize(
+    "name", ["header", "instructions", "computes", "draws", "operations", "operation_numbers", "weights"]
+)
 def test_every_tensor_of_a_sampler_is_checked(name, saved):
     path, tensors, description = saved["program"]
     for tensor in (None, tensors[name].to(torch.int16), tensors[name][None], tensors[name][..., None], torch.zeros(())):
@@ -310,6 +316,6 @@ def test_the_file_says_what_it_is(saved):
     """Others may read the description without fastgen."""
     with safe_open(saved["program"][0], "pt") as file:
         metadata = file.metadata()
-    assert metadata["format_version"] == "2"
+    assert metadata["format_version"] == "3"
     assert json.loads(metadata["program"])["event_shape"] == [60]
     assert load_file(saved["program"][0])["weights"].dtype == torch.float32

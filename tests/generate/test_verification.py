@@ -166,16 +166,16 @@ def test_refresh_notices_what_it_does_not_see_and_keeps_the_old_program():
 def test_a_tap_off_by_one_is_caught():
     sampler = tokens(verify=False)
     program = sampler.program
-    tap = next(o for o in program.operands if o.b == 1 and o.c < 0)
-    tap.c += 1
+    tap = next(o for o in program.operands if o.map.column_stride == 1 and o.map.offset < 0)
+    tap.map.offset += 1
     assert int(broken_at(lambda: verify(reloaded(sampler)))) <= 2
 
 
 def test_a_border_that_is_wrong_in_the_last_row_only_is_caught():
     sampler = image(verify=False)
     read = [sampler.program.operands[s.operand] for s in sampler.program.segments]
-    above = next(o for o in read if o.a == 5 and o.c < 0 and o.box_q1 > 6)
-    above.box_q1 = 5
+    above = next(o for o in read if o.map.row_stride == 5 and o.map.offset < 0 and o.box.row1 > 6)
+    above.box.row1 = 5
     assert broken_at(lambda: verify(reloaded(sampler))).startswith("(5,")
 
 

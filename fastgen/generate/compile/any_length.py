@@ -21,7 +21,9 @@ from fastgen.generate.errors import CompileError, NotCausalError
 from fastgen.generate.frontend.adapted import Adapted
 from fastgen.generate.frontend.context_plan import ContextPlan
 from fastgen.generate.frontend.export import Exported, export, state_of
-from fastgen.generate.ir.program import OPCODE, STREAM, UNBOUNDED, Code, Draw, Program
+from fastgen.generate.ir.instructions import UNBOUNDED, Compute, Draw
+from fastgen.generate.ir.opcodes import OPCODE
+from fastgen.generate.ir.program import STREAM, Program
 from fastgen.generate.request import CompileRequest
 
 _GRAIN = 64
@@ -214,37 +216,35 @@ def extrapolate(short: Program, long: Program, times: int) -> Program | None:
     if program.state_size != long.state_size:
         return None
     for operand in program.operands:
-        for f in fields(operand):
-            if f.name.startswith("box_") and getattr(operand, f.name) >= UNBOUNDED:
-                setattr(operand, f.name, UNBOUNDED)
+        for end in fields(operand.box):
+            setattr(operand.box, end.name, min(getattr(operand.box, end.name), UNBOUNDED))
     return program
 
 
 def _free_of_the_end(short: Program, long: Program) -> bool:
     """Whether nothing in two programs of two lengths lies at a distance from the end: only last cells grow with it."""
-    pairs = [*zip(short.codes, long.codes, strict=True), *zip(short.draws, long.draws, strict=True)]
-    if any((a.q0, a.w0) != (b.q0, b.w0) for a, b in pairs):
+    pairs = list(zip(short.instructions, long.instructions, strict=True))
+    boxes = [(a.domain, b.domain) for a, b in pairs]
+    boxes += [(a.box, b.box) for a, b in zip(short.operands, long.operands, strict=True)]
+    if any((a.row0, a.column0) != (b.row0, b.column0) for a, b in boxes):
         return False
-    for a, b in zip(short.operands, long.operands, strict=True):
-        if (a.box_q0, a.box_w0) != (b.box_q0, b.box_w0):
-            return False
     for a, b in pairs:
-        for number in _operands(short, a):
-            ends = short.operands[number].box_w1, long.operands[number].box_w1
-            if ends[0] != ends[1] and (ends[0] < a.w1 or ends[1] < b.w1):
+        for number in _operands(short, a.body):
+            ends = short.operands[number].box.column1, long.operands[number].box.column1
+            if ends[0] != ends[1] and (ends[0] < a.domain.column1 or ends[1] < b.domain.column1):
                 return False
     return True
 
 
-def _operands(program: Program, record: Code | Draw) -> list[int]:
-    if isinstance(record, Draw):
-        return [*range(record.parameter0, record.parameter1), *range(record.input0, record.input1)]
-    read = [segment.operand for segment in program.segments[record.segment0 : record.segment1]]
-    for operation in program.operations[record.operation0 : record.operation1]:
+def _operands(program: Program, body: Compute | Draw) -> list[int]:
+    if isinstance(body, Draw):
+        return [*range(body.parameter0, body.parameter1), *range(body.input0, body.input1)]
+    read = [segment.operand for segment in program.segments[body.segment0 : body.segment1]]
+    for operation in program.operations[body.operation0 : body.operation1]:
         read += [operation.a] * (operation.opcode == OPCODE["load"]) + [operation.b] * (
             operation.opcode == OPCODE["store"]
         )
-    return read + [record.accumulator] * (record.accumulator >= 0)
+    return read + [body.accumulator] * (body.accumulator >= 0)
 
 
 def prime(least: int) -> int:

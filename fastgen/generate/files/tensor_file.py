@@ -14,8 +14,9 @@ from torch import Tensor, uint8
 
 from fastgen.fields import one_line, parse_object
 
-FORMAT_VERSION = 2
-"""Version 1 had neither a digest nor a version. Raise it whenever older readers would misread a file."""
+FORMAT_VERSION = 3
+"""Kept as ``format_version`` in every file. Raise it whenever older readers would misread a file, or newer ones an old
+file. Version 1 had neither a digest nor a version; 3 keeps instructions as a header and a body, 2 did not."""
 
 _KINDS = {
     "program": "a sampler, as Sampler.save writes it",
@@ -35,7 +36,7 @@ def read_tensor_file(path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
     """Returns the tensors and the description that ``write_tensor_file`` wrote.
 
     Raises:
-        ValueError: the file is damaged, of another kind or of another version.
+        ValueError: the file is damaged, of another kind, of another format version or of none.
         OSError: it is not there or cannot be read.
     """
     data = Path(path).read_bytes()
@@ -47,11 +48,12 @@ def read_tensor_file(path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
     if kind not in metadata:
         held = next((words for other, words in _READERS.items() if other in metadata), "none")
         raise ValueError(f"{path} must hold {_KINDS[kind]}, got {held}")
-    version = metadata.get("format_version", "1")
+    version = metadata.get("format_version")
     if version != str(FORMAT_VERSION):
+        got = "none" if version is None else repr(version[:20])
         raise ValueError(
-            f"{path} must have format_version {FORMAT_VERSION}, got {version[:20]!r}: it was written by another "
-            "version of fastgen; read it with that version, or save it again with this one"
+            f"{path} must have format_version {FORMAT_VERSION}, got {got}: it was written by another version of "
+            "fastgen; read it with that version, or save it again with this one"
         )
     given = metadata.pop("digest", None)
     if given != digest(tensors, metadata):

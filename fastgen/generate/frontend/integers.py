@@ -129,13 +129,11 @@ def _check_conversion(graph: Graph, before: torch.dtype, after: torch.dtype, x: 
     limits = torch.iinfo(after)
     if after in _NARROW and not (limits.min - 1 < x.low and x.high < limits.max + 1):
         raise CompileError(
-            f"floats in {x.low:g} .. {x.high:g} are converted to {after} at {graph.name}, {graph.where}, which PyTorch "
+            f"floats in {x.low:g} .. {x.high:g} are converted to {after} at {graph.place}, which PyTorch "
             f"leaves undefined outside {limits.min} .. {limits.max}; clamp them first"
         )
     if before == torch.float64 and not exact((x.low, x.high)):
-        raise CompileError(
-            f"float64 numbers in {x.low:g} .. {x.high:g} become {after} at {graph.name}, {graph.where}; {_ADVICE}"
-        )
+        raise CompileError(f"float64 numbers in {x.low:g} .. {x.high:g} become {after} at {graph.place}; {_ADVICE}")
 
 
 def _check_constants(graph: Graph, target, args: list) -> None:
@@ -153,7 +151,7 @@ def _check_constants(graph: Graph, target, args: list) -> None:
 def _refused(graph: Graph, found: Range) -> CompileError:
     size = max(-found[0], found[1])
     what = f"up to {size:.3g}" if size < float("inf") else "of unknown size"
-    return CompileError(f"integers {what} are computed at {graph.name}, {graph.where}; {_ADVICE}")
+    return CompileError(f"integers {what} are computed at {graph.place}; {_ADVICE}")
 
 
 # ---- sums of products with constants

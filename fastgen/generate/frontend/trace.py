@@ -24,7 +24,8 @@ from fastgen.generate.frontend.integers import CONVERSIONS, computed, is_moving
 from fastgen.generate.frontend.masks import finite_mask
 from fastgen.generate.frontend.ranges import TRUTH, UNKNOWN
 from fastgen.generate.frontend.rules import RULES
-from fastgen.generate.ir.graph import Channels, Constant, Graph, Node, Recipe, Value
+from fastgen.generate.ir.graph import ChannelRun, Constant, Graph, Node, Recipe, Value
+from fastgen.generate.ir.records import Place
 
 aten = torch.ops.aten
 
@@ -37,6 +38,8 @@ class Traced:
     output: Value
     folded: list[tuple[str, Callable[[dict[str, Tensor]], object]]]
     """How to make every folded constant again, in order."""
+    place: Place
+    """Where the output is."""
 
 
 def trace(
@@ -64,52 +67,52 @@ def trace(
         return _result(graph, node.meta["val"], results[node.name], number)
 
     for node in exported.graph_module.graph.nodes:
-        graph.name, graph.where, graph.source = name_of(node), where_of(node), node.name
-        if node.op == "placeholder":
-            if node.name in exported.users:
-                example = node.meta["val"]
-                if source is None:
-                    source, environment[node] = input_node(graph, example)
+        with graph.at(Place(name_of(node), where_of(node), node.name)):
+            if node.op == "placeholder":
+                if node.name in exported.users:
+                    example = node.meta["val"]
+                    if source is None:
+                        source, environment[node] = input_node(graph, example)
+                    else:
+                        context, environment[node] = _context(graph, example, len(contexts))
+                        contexts.append(context)
+                        if node.name in results:
+                            environment[node] = outside(node)
                 else:
-                    context, environment[node] = _context(graph, example, len(contexts))
-                    contexts.append(context)
-                    if node.name in results:
-                        environment[node] = outside(node)
-            else:
-                tensor = state[node.name]
-                graph.constants[node.name] = tensor
-                environment[node] = _constant(node.name, tensor)
-            continue
-        if node.op == "output":
-            (output,) = (environment[n] for n in node.args[0])
-            if not isinstance(output, Value):
-                raise CompileError("the module's output does not depend on its input")
-            return Traced(graph, source, contexts, output, folded)
-        if _draws_noise(node):
-            raise CompileError(
-                f"forward draws random numbers at {graph.name}, {graph.where}, so the network is no function of its "
-                "input. Dropout must be off in eval (nn.Dropout, or F.dropout with training=self.training)"
+                    tensor = state[node.name]
+                    graph.constants[node.name] = tensor
+                    environment[node] = _constant(node.name, tensor)
+                continue
+            if node.op == "output":
+                (output,) = (environment[n] for n in node.args[0])
+                if not isinstance(output, Value):
+                    raise CompileError("the module's output does not depend on its input")
+                return Traced(graph, source, contexts, output, folded, graph.place)
+            if _draws_noise(node):
+                raise CompileError(
+                    f"forward draws random numbers at {graph.place}, so the network is no function of its "
+                    "input. Dropout must be off in eval (nn.Dropout, or F.dropout with training=self.training)"
+                )
+            if node.name in results:
+                environment[node] = outside(node)
+                continue
+            if node.name in skipped:
+                continue
+            arguments = tree_map(
+                lambda n: environment[n] if isinstance(n, FxNode) else n, (list(node.args), dict(node.kwargs))
             )
-        if node.name in results:
-            environment[node] = outside(node)
-            continue
-        if node.name in skipped:
-            continue
-        arguments = tree_map(
-            lambda n: environment[n] if isinstance(n, FxNode) else n, (list(node.args), dict(node.kwargs))
-        )
-        if not tree_any(is_moving, arguments):
-            environment[node] = _fold(graph, node, arguments, folded)
-        else:
-            try:
-                environment[node] = _apply(graph, node, *arguments)
-            except CompileError as error:
-                error.node, error.final = node.name, True
-                raise
-        for read in node.all_input_nodes:
-            pending[read] -= 1
-            if not pending[read] and read in environment:
-                del environment[read]
+            if not tree_any(is_moving, arguments):
+                environment[node] = _fold(graph, node, arguments, folded)
+            else:
+                try:
+                    environment[node] = _apply(graph, node, *arguments)
+                except CompileError as error:
+                    error.node, error.final = node.name, True
+                    raise
+            for read in node.all_input_nodes:
+                pending[read] -= 1
+                if not pending[read] and read in environment:
+                    del environment[read]
     raise AssertionError("an exported graph ends with its output")
 
 
@@ -170,7 +173,7 @@ def _apply(graph: Graph, node: FxNode, args, kwargs):
     _check_precision(graph, node)
     if target in ATTENTION:
         raise CompileError(
-            f"attention ({target}) has no rule yet, at {graph.name}, {graph.where}; a sampler takes convolutions, "
+            f"attention ({target}) has no rule yet, at {graph.place}; a sampler takes convolutions, "
             "recurrences and layers over channels, not products of two computed tensors"
         )
     rule = _conversion(node) if target in CONVERSIONS else RULES.get(target)
@@ -205,7 +208,7 @@ def _check_precision(graph: Graph, node: FxNode) -> None:
     for value in tree_leaves(node.meta.get("val")):
         if isinstance(value, Tensor) and value.is_floating_point() and value.dtype.itemsize < 4:
             raise CompileError(
-                f"the network computes in {value.dtype} at {graph.name}, {graph.where}; the sampler computes in "
+                f"the network computes in {value.dtype} at {graph.place}; the sampler computes in "
                 "float32, so its samples would not be the module's. Compile a float32 copy, "
                 "copy.deepcopy(module).float(), and without torch.autocast in forward"
             )
@@ -217,7 +220,7 @@ def _context(graph: Graph, example: Tensor, number: int) -> tuple[Node, Value]:
     rows_shape = (example.shape[0], *example.shape[2:])
     rows = int(np.prod(rows_shape))
     uses = np.repeat(np.array([1, 2], np.uint8), rows // BATCH)
-    run = Channels(0, channels, np.zeros(rows, np.int32), uses)
+    run = ChannelRun(0, channels, np.zeros(rows, np.int32), uses)
     node = graph.add("context", rows_shape, channels, [run], context=number)
     ids = graph.ids(node)
     ids = ids.movedim(-1, 1) if example.dim() >= 2 else ids[..., 0]
@@ -236,7 +239,7 @@ def _result(graph: Graph, example: Tensor, result: Result, number: int) -> Value
     *rows_shape, channels = result.arranged(example).shape
     rows = int(np.prod(rows_shape))
     uses = np.repeat(np.array([1, 2], np.uint8), rows // BATCH)
-    run = Channels(0, channels, np.zeros(rows, np.int32), uses)
+    run = ChannelRun(0, channels, np.zeros(rows, np.int32), uses)
     node = graph.add("context", rows_shape, channels, [run], context=number)
     return Value(result.restored(graph.ids(node)), *_given_range(example))
 

@@ -15,7 +15,9 @@ from fastgen.generate.compile.pipeline import Analysis
 from fastgen.generate.compiled_network import CompiledNetwork
 from fastgen.generate.heads import Head
 from fastgen.generate.inspect.receptive_field import ReceptiveField, receptive_field
-from fastgen.generate.ir.program import CONSTANT, DENSE, OPCODE, PIXEL, PROLOGUE, ROW, STATE, Code, Program
+from fastgen.generate.ir.instructions import CONSTANT, DENSE, PIXEL, PROLOGUE, ROW, STATE, Instruction
+from fastgen.generate.ir.opcodes import OPCODE
+from fastgen.generate.ir.program import Program
 
 _EXAMPLES = 4
 _WHEN = {"prologue": "before the first step", "row": "at the start of a row", "pixel": "at a step"}
@@ -86,8 +88,8 @@ class Explanation:
     """Of the output at the middle of the last row, or at the last step of the length that was analysed."""
     work: Work
     chain: dict[str, int]
-    """Codes that follow one another in each phase: "prologue", "row", "pixel"."""
-    codes: dict[str, int]
+    """Instructions that follow one another in each phase: "prologue", "row", "pixel"."""
+    instructions: dict[str, int]
     memory: Memory
     rings: list[tuple[int, int]]
     """(positions, channels) of every buffer of the state."""
@@ -138,8 +140,11 @@ class Explanation:
             ("blind spots", _blind_text(self.field)),
             ("work", _work_text(self.work)),
             ("textbook loop", _textbook_text(self.work)),
-            ("critical chain", ", ".join(f"{n} codes {_WHEN[kind]}" for kind, n in self.chain.items()) or "none"),
-            ("program", ", ".join(f"{n} {name}" for name, n in self.codes.items())),
+            (
+                "critical chain",
+                ", ".join(f"{n} instructions {_WHEN[kind]}" for kind, n in self.chain.items()) or "none",
+            ),
+            ("program", ", ".join(f"{n} {name}" for name, n in self.instructions.items())),
             ("memory", _memory_text(self.memory)),
             ("rings", _rings_text(self.rings)),
         ]
@@ -154,9 +159,10 @@ def explain(network: CompiledNetwork) -> Explanation:
     program, analysis = network.program, network.compiled.analysis
     shift = network.request.shift
     kinds = {"prologue": PROLOGUE, "row": ROW, "pixel": PIXEL}
-    codes = {f"{name} codes": sum(c.kind == kind for c in program.codes) for name, kind in kinds.items()}
+    computes = program.computes
+    counts = {f"{name} instructions": sum(i.when == when for i in computes) for name, when in kinds.items()}
     waiting = {
-        name: {c.level for c in program.codes if c.kind == kind and c.together == 1} for name, kind in kinds.items()
+        name: {i.level for i in computes if i.when == when and i.body.block == 1} for name, when in kinds.items()
     }
     order = "a permutation" if network.order.name == "permutation" else f"order {network.order.name!r}"
     name = "a saved network" if network.module is None else type(network.module).__name__
@@ -168,7 +174,7 @@ def explain(network: CompiledNetwork) -> Explanation:
         field=None if analysis is None else receptive_field(analysis, shift),
         work=_work(network, program, analysis),
         chain={name: len(levels) for name, levels in waiting.items() if levels},
-        codes={name: count for name, count in codes.items() if count}
+        instructions={name: count for name, count in counts.items() if count}
         | {"draws": len(program.draws), "operands": len(program.operands)},
         memory=_memory(network, program),
         rings=[(b.positions, b.channels) for b in program.buffers if b.where == STATE],
@@ -221,10 +227,10 @@ def _causality(network: CompiledNetwork) -> str:
 def _work(network: CompiledNetwork, program: Program, analysis: Analysis | None) -> Work:
     sums = {PROLOGUE: 0, ROW: 0, PIXEL: 0}
     ahead = 0
-    for code in program.codes:
-        count = _multiply_adds(program, code, network.steps)
-        sums[code.kind] += count
-        ahead += count if code.together > 1 else 0
+    for instruction in program.computes:
+        count = _multiply_adds(program, instruction, network.steps)
+        sums[instruction.when] += count
+        ahead += count if instruction.body.block > 1 else 0
     parallel = None
     if analysis is not None:
         parallel = _forward_multiply_adds(analysis) * network.order.positions / analysis.order.positions
@@ -232,24 +238,25 @@ def _work(network: CompiledNetwork, program: Program, analysis: Analysis | None)
     return Work(sums[PROLOGUE], row, pixel, ahead, parallel, network.steps)
 
 
-def _multiply_adds(program: Program, code: Code, steps: int) -> int:
+def _multiply_adds(program: Program, instruction: Instruction, steps: int) -> int:
     """Counts the multiply-adds of an instruction over an event: sums, without taps outside their boxes, and products
     with constants (depthwise taps)."""
-    loaded, total, end = set(), 0, code.w1
-    if code.kind == PIXEL and program.steps > steps:  # an endless program
-        end = min(end, -(-(steps - code.delay) // code.column_stride))
-    for operation in program.operations[code.operation0 : code.operation1]:
+    domain, body = instruction.domain, instruction.body
+    loaded, total, end = set(), 0, domain.column1
+    if instruction.when == PIXEL and program.steps > steps:  # an endless program
+        end = min(end, -(-(steps - domain.delay) // domain.column_stride))
+    for operation in program.operations[body.operation0 : body.operation1]:
         if operation.opcode == OPCODE["load"]:
             if program.buffers[program.operands[operation.a].buffer].where == CONSTANT:
                 loaded.add(operation.dst)
         elif operation.opcode == OPCODE["mul"] and {operation.a, operation.b} & loaded:
-            total += code.lanes * (code.q1 - code.q0) * max(0, end - code.w0)
-    for segment in program.segments[code.segment0 : code.segment1]:
-        operand = program.operands[segment.operand]
-        rows = min(code.q1, operand.box_q1) - max(code.q0, operand.box_q0)
-        columns = min(end, operand.box_w1) - max(code.w0, operand.box_w0)
+            total += body.lanes * domain.rows * max(0, end - domain.column0)
+    for segment in program.segments[body.segment0 : body.segment1]:
+        box = program.operands[segment.operand].box
+        rows = min(domain.row1, box.row1) - max(domain.row0, box.row0)
+        columns = min(end, box.column1) - max(domain.column0, box.column0)
         inputs = segment.length if segment.kind == DENSE else 1
-        total += code.parts * code.lanes * inputs * max(0, rows) * max(0, columns)
+        total += body.parts * body.lanes * inputs * max(0, rows) * max(0, columns)
     return total
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from fastgen.generate.compile.pipeline import Analysis
 from fastgen.generate.inspect.receptive_field import ReceptiveField
-from fastgen.generate.ir.graph import Channels, Node
-from fastgen.generate.ir.program import PIXEL, PROLOGUE, ROW
+from fastgen.generate.ir.graph import ChannelRun, Node
+from fastgen.generate.ir.instructions import PIXEL, PROLOGUE, ROW
 
 _KINDS = {PROLOGUE: "before the first step", ROW: "a whole row at a time", PIXEL: "step by step"}
 _COLOURS = {PROLOGUE: "#888888", ROW: "#2a788e", PIXEL: "#c44e52"}
@@ -64,12 +64,12 @@ def layers(analysis: Analysis, field: ReceptiveField) -> list[Layer]:
     return merged
 
 
-def _has_weights(run: Channels) -> bool:
+def _has_weights(run: ChannelRun) -> bool:
     return bool(run.terms) or any(p.node.values is not None and p.node.values.sources for p in run.pieces())
 
 
 def _kind(analysis: Analysis, node: Node, number: int) -> int:
-    kinds = {lattice.kind for lattice in analysis.placed[node].lattices[number]}
+    kinds = {domain.when for domain in analysis.placed[node].domains[number]}
     return max(kinds, default=PIXEL)
 
 

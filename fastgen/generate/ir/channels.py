@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastgen.generate.ir.ids import Ids
 from fastgen.generate.ir.records import Constant, Node, Value
-
-if TYPE_CHECKING:
-    from fastgen.generate.ir.graph import Graph
 
 _PROBES = 16
 
@@ -26,7 +23,7 @@ class Table:
     whole: tuple[Node, int] | None = None
 
     @classmethod
-    def of(cls, graph: Graph, ids: Tensor) -> Table:
+    def of(cls, graph: Ids, ids: Tensor) -> Table:
         """From ids ``[..., channels]``."""
         channels = ids.shape[-1]
         node = graph.owner(ids)
@@ -39,7 +36,7 @@ class Table:
         return cls(ids.reshape(-1, channels), whole)
 
 
-def channel_runs(graph: Graph, tables: Sequence[Table]) -> list[tuple[int, int, tuple[int, ...]]]:
+def channel_runs(graph: Ids, tables: Sequence[Table]) -> list[tuple[int, int, tuple[int, ...]]]:
     """Cut the channels of id tables into runs (start, length, stride per table).
 
     Within a run every row's ids advance by the table's stride (constants stay the same), and no run crosses the
@@ -67,7 +64,7 @@ def channel_runs(graph: Graph, tables: Sequence[Table]) -> list[tuple[int, int, 
     return runs
 
 
-def _advance(graph: Graph, table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _advance(graph: Ids, table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Stride from each channel to the next, whether the run is broken there, and the borders of the source's runs."""
     ids = table.ids
     rows, channels = ids.shape
@@ -83,7 +80,7 @@ def _advance(graph: Graph, table: Table) -> tuple[np.ndarray, np.ndarray, np.nda
     return steps, cut, _source_breaks(graph, ids)
 
 
-def _strides(graph: Graph, table: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _strides(graph: Ids, table: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Stride from each channel to the next (0 where all rows are constants) and whether the run is broken there."""
     ids = table.numpy()
     difference = ids[:, 1:] - ids[:, :-1]
@@ -106,7 +103,7 @@ def _verify(table: Tensor, steps: np.ndarray, cut: np.ndarray) -> bool:
     return bool(torch.where(first > 0, first + offset, first).eq(table).all())
 
 
-def _source_breaks(graph: Graph, table: Tensor) -> np.ndarray:
+def _source_breaks(graph: Ids, table: Tensor) -> np.ndarray:
     """Where a channel enters another run of its source, or another row of it."""
     breaks = np.zeros(table.shape[1] + 1, bool)
     if table.shape[1] == 1:
@@ -129,7 +126,7 @@ def _source_breaks(graph: Graph, table: Tensor) -> np.ndarray:
     return breaks
 
 
-def channel_dim(graph: Graph, shape: Sequence[int], operands: Sequence[Value | Constant]) -> int | None:
+def channel_dim(graph: Ids, shape: Sequence[int], operands: Sequence[Value | Constant]) -> int | None:
     """The dimension along which the operands' ids stay in one row of their node and advance; None for one channel."""
     expanded = None
     for operand in operands:

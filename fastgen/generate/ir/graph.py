@@ -1,9 +1,7 @@
 """The dependency graph: every computed element has an id, and data movement runs on the ids.
 
-A *node* is a tensor that a machine will compute (or is given): rows of channels. Its element (row, slot) has the id
-``base + row * (channels + 1) + slot``, so a run of a row's channels is a run of ids, and runs never cross rows. Id 0 is
-the constant zero, id -(k + 1) the constant ``values[k]``. Views, permutations, padding, concatenation and their like
-are the ATen operators themselves, applied to the tensors of ids.
+Views, permutations, padding, concatenation and their like are the ATen operators themselves, applied to the tensors of
+ids; contractions and elementwise operations add nodes.
 """
 
 from __future__ import annotations
@@ -14,61 +12,36 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from fastgen.generate.errors import CompileError
 from fastgen.generate.ir.channels import Table, channel_dim, channel_runs
-from fastgen.generate.ir.records import REDUCTIONS, Channels, Constant, Node, Piece, Recipe, Term, Value, derive
+from fastgen.generate.ir.graph_text import node_lines
+from fastgen.generate.ir.ids import Ids
+from fastgen.generate.ir.opcodes import REDUCTIONS
+from fastgen.generate.ir.records import ChannelRun, Constant, Node, Piece, Recipe, Term, Value, derive
 
-__all__ = ["REDUCTIONS", "Channels", "Constant", "Graph", "Node", "Piece", "Recipe", "Term", "Value", "derive"]
+__all__ = ["ChannelRun", "Constant", "Graph", "Node", "Piece", "Recipe", "Term", "Value", "derive"]
 
 
-class Graph:
+class Graph(Ids):
     """The nodes, and the constructors that rules use."""
 
     def __init__(self) -> None:
-        self.nodes: list[Node] = []
+        super().__init__()
         self.constants: dict[str, Tensor] = {}
-        self.values: list[float] = []
         self.assumptions: list[tuple[str, Recipe, Callable[[Tensor], bool]]] = []
         """What must still hold of constants when the parameters change, and where."""
         self.padding_only = False
         """Whether an operator reads something that is a constant everywhere; in a longer event it might not be."""
-        self.bases = np.empty(0, np.int64)
-        self.widest = 1
-        self._owners: dict[int, tuple[StorageWeakRef, Node]] = {}
-        self._next = 1
-        self._value_ids: dict[float, int] = {}
         self._value_nodes: dict[float, Node] = {}
-        self.name, self.where, self.source = "", "", ""
         self.remark = ""
         """What a refusal for want of causality should add."""
 
-    # ---- nodes and ids
+    def __str__(self) -> str:
+        """The graph for people to read: one line a node, one line a run of its channels."""
+        return "\n".join(node_lines(self.nodes))
 
-    def add(self, kind: str, rows_shape: Sequence[int], channels: int, runs: list[Channels], **options) -> Node:
-        node = Node(
-            len(self.nodes), kind, self.name, self.where, tuple(rows_shape), channels, self._next, runs,
-            source=self.source, **options,
-        )  # fmt: skip
-        self.nodes.append(node)
-        self.bases = np.append(self.bases, node.base)
-        self._next += node.rows * (channels + 1)
-        self.widest = max(self.widest, channels)
-        return node
-
-    def ids(self, node: Node) -> Tensor:
-        """``[*rows_shape, channels]``"""
-        rows = torch.arange(node.rows, dtype=torch.int64) * (node.channels + 1) + node.base
-        ids = (rows[:, None] + torch.arange(node.channels)).reshape(*node.rows_shape, node.channels)
-        storage = ids.untyped_storage()
-        self._owners[storage.data_ptr()] = StorageWeakRef(storage), node
-        return ids
-
-    def owner(self, ids: Tensor) -> Node | None:
-        """The node whose own ids (from ``ids``) this tensor is a view of."""
-        reference, node = self._owners.get(ids.untyped_storage().data_ptr(), (None, None))
-        return node if reference is not None and not reference.expired() else None
+    # ---- constants
 
     def still(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """The times of what depends on no input."""
@@ -76,7 +49,7 @@ class Graph:
 
     def constant_node(self, rows_shape: Sequence[int], channels: int, values: Recipe) -> Node:
         ready, uses = self.still(math.prod(rows_shape))
-        return self.add("constant", rows_shape, channels, [Channels(0, channels, ready, uses)], values=values)
+        return self.add("constant", rows_shape, channels, [ChannelRun(0, channels, ready, uses)], values=values)
 
     def value_node(self, value: float) -> Node:
         if value not in self._value_nodes:
@@ -99,53 +72,7 @@ class Graph:
             rest = [n for d, n in enumerate(tensor.shape) if d != channel]
             return table.reshape(*rest, tensor.shape[channel]).movedim(-1, channel)
         self.assume(constant.recipe, lambda t: torch.equal(t, tensor))
-        return self._value_ids_of(tensor)
-
-    def _value_ids_of(self, tensor: Tensor) -> Tensor:
-        flat = tensor.to(torch.float64).reshape(-1)
-        unique, inverse = torch.unique(flat, return_inverse=True)
-        table = torch.tensor([self.value_id(v) for v in unique.tolist()], dtype=torch.int64)
-        return table[inverse].reshape(tensor.shape)
-
-    def is_value(self, ids: Tensor, value: float) -> Tensor:
-        """Where the ids are those of a constant."""
-        return ids == self._value_ids.get(value, 1 << 62)
-
-    def value_id(self, value: float) -> int:
-        if value == 0:
-            return 0
-        if value not in self._value_ids:
-            self.values.append(value)
-            self._value_ids[value] = -len(self.values)
-        return self._value_ids[value]
-
-    def decode(self, ids: np.ndarray, stride: int, length: int) -> tuple[list[Piece], list[tuple[float, np.ndarray]]]:
-        """The pieces behind one id a row, and the constants (value, where) among them, zero left out."""
-        pieces, constants = [], []
-        present = ids > 0
-        self.padding_only |= not present.any()
-        if present.any():
-            found = ids[present]
-            node_of = np.searchsorted(self.bases, found, side="right") - 1
-            first = node_of[0]
-            numbers = [first] if (node_of == first).all() else np.unique(node_of).tolist()
-            for number in numbers:
-                node = self.nodes[number]
-                chosen = present.copy()
-                chosen[present] = node_of == number
-                offset = ids[chosen] - node.base
-                rows = np.full(len(ids), -1, np.int32)
-                slots = np.zeros(len(ids), np.int32)
-                rows[chosen], slots[chosen] = np.divmod(offset, node.channels + 1)
-                if (slots[chosen] + stride * (length - 1) >= node.channels).any():
-                    raise CompileError(
-                        f"channels of {node.name} are read across positions at {self.name}, {self.where}"
-                    )
-                pieces.append(Piece(node, rows, slots, stride, length))
-        if (ids < 0).any():
-            for number in np.unique(ids[ids < 0]).tolist():
-                constants.append((self.values[-number - 1], ids == number))
-        return pieces, constants
+        return self.value_ids_of(tensor)
 
     def value_piece(self, value: float, where: np.ndarray, length: int = 1) -> Piece:
         rows = np.where(where, 0, -1).astype(np.int32)
@@ -177,16 +104,18 @@ class Graph:
         inputs: Sequence[tuple[np.ndarray, int, int, np.ndarray, bool]],
         matrix: Recipe,
         bias: Recipe | None,
+        one_hot: bool = False,
     ) -> Value:
         """``sum_k x[k] W[k, :] + bias``; returns ids ``[*rows_shape, columns]``.
 
         ``inputs``: (ids of the first channel ``[rows]``, stride, length, weight rows, is index). Terms whose weights
-        are all zero do not exist: masks need no rule.
+        are all zero do not exist: masks need no rule. ``one_hot``: the matrix is the identity, and a contraction of all
+        columns may read the inputs in their place.
         """
         rows = math.prod(rows_shape)
         weights = matrix(self.constants)
         if not bool(torch.isfinite(weights).all()):
-            raise CompileError(f"weights at {self.name}, {self.where}, hold NaN or infinite values")
+            raise CompileError(f"weights at {self.place}, hold NaN or infinite values")
         nonzero = weights != 0
         terms = []
         for ids, stride, length, weight_rows, index in inputs:
@@ -212,15 +141,16 @@ class Graph:
             (ready, uses), chosen = times[number]
             members = np.flatnonzero(group_of == number)
             slot_of[members] = np.arange(slot, slot + len(members))
-            runs.append(Channels(slot, len(members), ready, uses, chosen, members, matrix, bias))
+            runs.append(ChannelRun(slot, len(members), ready, uses, chosen, members, matrix, bias))
             slot += len(members)
-        node = self.add("computed", rows_shape, columns, runs)
+        encoded = runs[0].terms if one_hot and len(runs) == 1 else None
+        node = self.add("computed", rows_shape, columns, runs, one_hot=encoded)
         ids = self.ids(node)
         return Value(ids if len(runs) == 1 else ids[..., torch.from_numpy(slot_of)])
 
     def assume(self, recipe: Recipe, holds: Callable[[Tensor], bool]) -> None:
         if recipe.sources:
-            self.assumptions.append((f"{self.name}, {self.where}", recipe, holds))
+            self.assumptions.append((str(self.place), recipe, holds))
 
     def _assume_zeros(self, matrix: Recipe, weight_rows: list[np.ndarray], pattern: np.ndarray) -> None:
         if pattern.all() or not len(weight_rows):
@@ -237,6 +167,7 @@ class Graph:
 
     def _terms(self, ids: np.ndarray, stride: int, length: int, weight_rows: np.ndarray, index: bool) -> list[Term]:
         pieces, constants = self.decode(ids, stride, length)
+        self.padding_only |= not pieces
         if index:
             terms = [Term(p, weight_rows, index=True) for p in pieces]
             zero = ids == 0
@@ -289,9 +220,10 @@ class Graph:
             sums = []
             for table, stride in zip(tables, strides, strict=True):
                 pieces, constants = self.decode(table.ids[:, start].contiguous().numpy(), stride, length)
+                self.padding_only |= not pieces
                 sums.append(pieces + [self.value_piece(value, where, length) for value, where in constants])
             ready, uses = self.times([p for pieces in sums for p in pieces], rows)
-            runs.append(Channels(start, length, ready, uses, opcode=opcode, operands=sums, x=x, y=y))
+            runs.append(ChannelRun(start, length, ready, uses, opcode=opcode, operands=sums, x=x, y=y))
         node = self.add("computed", rows_shape, channels, runs)
         ids = self.ids(node)
         if back is not None:

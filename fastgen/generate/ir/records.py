@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-
-REDUCTIONS = ("sum", "amax", "amin")
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,9 @@ class Piece:
     slots: np.ndarray
     stride: int
     length: int
-    _touched: tuple[list[Channels], list[Channels]] | None = None
+    _touched: tuple[list[ChannelRun], list[ChannelRun]] | None = None
 
-    def source_runs(self) -> list[Channels]:
+    def source_runs(self) -> list[ChannelRun]:
         """The runs of ``node`` that the piece touches (one, unless it is the whole operand of a reduction)."""
         if self._touched is None or self._touched[0] is not self.node.runs:
             slots = self.slots[self.rows >= 0]
@@ -114,7 +113,7 @@ class Term:
 
 
 @dataclass(eq=False)
-class Channels:
+class ChannelRun:
     """A run of a node's slots that is computed alike, with its times.
 
     ``ready[r]`` is the first step at whose start row r can be computed; ``uses[r]`` has bit 0 and bit 1 for the samples
@@ -141,27 +140,53 @@ class Channels:
         return [piece for operand in self.operands for piece in operand]
 
 
+class Place(NamedTuple):
+    """Where in the network a node comes from: the layer, the line of the source, the node of the exported graph."""
+
+    name: str = ""
+    where: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.where}"
+
+
 @dataclass(eq=False)
 class Node:
     index: int
     kind: str  # "input", "context", "constant", "computed"
-    name: str
-    where: str
+    place: Place
     rows_shape: tuple[int, ...]
     channels: int
     base: int
-    runs: list[Channels] = field(repr=False)
+    runs: list[ChannelRun] = field(repr=False)
     values: Recipe | None = None  # of a constant: [rows, channels]
     context: int = 0  # number of a context
-    source: str = ""  # the node of the exported graph
     one_hot: list[Term] | None = field(default=None, repr=False)
     """Index terms of a one-hot encoding, whose classes are the slots."""
     run_of_slot: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
+        self.set_runs(self.runs)
+
+    def set_runs(self, runs: list[ChannelRun]) -> None:
+        """Takes other runs of the same channels."""
+        self.runs = runs
         self.run_of_slot = np.empty(self.channels, np.int32)
-        for number, run in enumerate(self.runs):
+        for number, run in enumerate(runs):
             self.run_of_slot[run.slot : run.slot + run.length] = number
+
+    @property
+    def name(self) -> str:
+        return self.place.name
+
+    @property
+    def where(self) -> str:
+        return self.place.where
+
+    @property
+    def source(self) -> str:
+        return self.place.source
 
     @property
     def rows(self) -> int:

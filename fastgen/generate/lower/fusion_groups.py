@@ -1,4 +1,4 @@
-"""Which runs share a code: contractions with equal inputs, and the elementwise runs behind them."""
+"""Which runs share an instruction: contractions with equal inputs, and the elementwise runs behind them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fastgen.generate.ir.graph import REDUCTIONS, Channels, Graph, Node, Piece, Term
-from fastgen.generate.schedule.lattice import Address, Lattice
+from fastgen.generate.ir.graph import ChannelRun, Graph, Node, Piece, Term
+from fastgen.generate.ir.opcodes import REDUCTIONS
+from fastgen.generate.schedule.iteration_domain import Access, ScheduledDomain
 from fastgen.generate.schedule.scheduler import DrawSite, Placed
 
 _RECENT = 24
-"""How many codes back a contraction with the same inputs is looked for."""
+"""How many instructions back a contraction with the same inputs is looked for."""
 
 
 @dataclass(eq=False)
 class Task:
-    """One run of a node on one lattice."""
+    """One run of a node on one domain."""
 
     node: Node
-    run: Channels
-    lattice: Lattice
+    run: ChannelRun
+    domain: ScheduledDomain
     group: Group | None = None
     register: int = -1
     stored: bool = False
@@ -29,10 +30,10 @@ class Task:
 
 @dataclass(eq=False)
 class Group:
-    """Tasks of one code: contractions with the same terms, and the elementwise runs fused behind them."""
+    """Tasks of one instruction: contractions with the same terms, and the elementwise runs fused behind them."""
 
     order: int
-    lattice: Lattice
+    domain: ScheduledDomain
     lanes: int
     tasks: list[Task] = field(default_factory=list)
     level: int = 0
@@ -43,36 +44,38 @@ class Group:
 
 
 class Grouping:
-    """Every run of every lattice as a task, tasks in groups, groups in the order of their codes."""
+    """Every run of every domain as a task, tasks in groups, groups in the order of their instructions."""
 
     def __init__(self, graph: Graph, placed: dict[Node, Placed], draws: Iterable[DrawSite]) -> None:
         self.tasks: dict[tuple[Node, int], list[Task]] = {}
         self.groups: list[Group] = []
         for node in graph.nodes:
             for number, run in enumerate(node.runs):
-                tasks = [Task(node, run, lattice) for lattice in placed[node].lattices[number]]
+                tasks = [Task(node, run, domain) for domain in placed[node].domains[number]]
                 self.tasks[node, number] = tasks
                 for task in tasks:
                     self._join(task)
         self._mark_stored(draws)
         self._levels()
 
-    def of(self, piece: Piece) -> list[Task]:
+    def computing(self, piece: Piece) -> list[Task]:
         """The tasks that compute what a piece reads."""
         return [t for run in piece.source_runs() for t in self.tasks[piece.node, piece.node.runs.index(run)]]
 
-    def sources(self, task: Task) -> list[tuple[Piece, Address, list[Task]]]:
+    def sources(self, task: Task) -> list[tuple[Piece, Access, list[Task]]]:
         return [
-            (piece, address, self.of(piece))
-            for piece, address in zip(task.run.pieces(), task.lattice.operands, strict=True)
-            if address is not None and piece.node.kind == "computed"
+            (piece, access, self.computing(piece))
+            for piece, access in zip(task.run.pieces(), task.domain.operands, strict=True)
+            if access is not None and piece.node.kind == "computed"
         ]
 
-    def register_source(self, task: Task, piece: Piece, address: Address) -> Task | None:
-        """The task of the same code whose register is the operand."""
+    def register_source(self, task: Task, piece: Piece, access: Access) -> Task | None:
+        """The task of the same instruction whose register is the operand."""
         if piece.node.kind != "computed":
             return None
-        return next((s for s in self.of(piece) if s.group is task.group and _linked(task, piece, address, s)), None)
+        return next(
+            (s for s in self.computing(piece) if s.group is task.group and _linked(task, piece, access, s)), None
+        )
 
     def _join(self, task: Task) -> None:
         sources = [(p, a, s) for p, a, tasks in self.sources(task) for s in tasks]
@@ -80,7 +83,7 @@ class Grouping:
         latest = max(before, key=lambda group: group.order, default=None)
         group = self._twin(task, latest) if task.run.terms is not None else latest
         if group is None or (task.run.terms is None and not _fits(task, group, sources)):
-            group = Group(len(self.groups), task.lattice, task.run.length)
+            group = Group(len(self.groups), task.domain, task.run.length)
             self.groups.append(group)
         task.group = group
         group.tasks.append(task)
@@ -94,8 +97,8 @@ class Grouping:
             if (
                 twins
                 and group.lanes == task.run.length
-                and group.lattice.domain == task.lattice.domain
-                and twins[0].lattice.operands == task.lattice.operands
+                and group.domain.key == task.domain.key
+                and twins[0].domain.operands == task.domain.operands
                 and _same_terms(twins[0].run.terms, task.run.terms)
             ):
                 return group
@@ -103,13 +106,13 @@ class Grouping:
 
     def _mark_stored(self, draws: Iterable[DrawSite]) -> None:
         for task in (t for tasks in self.tasks.values() for t in tasks):
-            for piece, address, sources in self.sources(task):
-                if task.run.terms is None and self.register_source(task, piece, address) is not None:
+            for piece, access, sources in self.sources(task):
+                if task.run.terms is None and self.register_source(task, piece, access) is not None:
                     continue
                 for source in sources:
                     source.stored = True
         for piece in (p for draw in draws for p in draw.pieces if p.node.kind == "computed"):
-            for source in self.of(piece):
+            for source in self.computing(piece):
                 source.stored = True
 
     def _levels(self) -> None:
@@ -121,34 +124,30 @@ class Grouping:
 
 
 def _follows(task: Task, source: Task) -> bool:
-    """Whether the source's code must stand before the reader's, so that whole codes may run over several steps."""
-    return source.lattice.kind == task.lattice.kind
+    """Whether the source's instruction must stand before the reader's, so that each may run over several steps."""
+    return source.domain.when == task.domain.when
 
 
-def _fits(task: Task, group: Group, sources: list[tuple[Piece, Address, Task]]) -> bool:
+def _fits(task: Task, group: Group, sources: list[tuple[Piece, Access, Task]]) -> bool:
     """Whether an elementwise run may stand behind a group: equal lanes and cells, the rest computed before."""
-    if group.lanes != task.run.length or group.lattice.domain != task.lattice.domain:
+    if group.lanes != task.run.length or group.domain.key != task.domain.key:
         return False
     return all(
-        _linked(task, piece, address, source)
+        _linked(task, piece, access, source)
         if source.group is group
         else source.group.order < group.order or not _follows(task, source)
-        for piece, address, source in sources
+        for piece, access, source in sources
     )
 
 
-def _linked(task: Task, piece: Piece, address: Address, source: Task) -> bool:
-    """Whether a register of the source's code holds the operand, lane by lane."""
-    a, b, run = source.lattice, task.lattice, source.run
-    if (
-        a.domain != b.domain
-        or address.box != b.box
-        or (address.a, address.b, address.c) != (a.target.a, a.target.b, a.target.c)
-    ):
+def _linked(task: Task, piece: Piece, access: Access, source: Task) -> bool:
+    """Whether a register of the source's instruction holds the operand, lane by lane."""
+    a, b, run = source.domain, task.domain, source.run
+    if a.key != b.key or access.box != b.box or access.map != a.target:
         return False
     if run.opcode in REDUCTIONS and piece.stride == 0:
-        return run.x == run.length == task.run.length and run.slot <= address.slot < run.slot + run.length
-    return piece.stride == 1 and address.slot == run.slot and piece.length == run.length == task.run.length
+        return run.x == run.length == task.run.length and run.slot <= access.slot < run.slot + run.length
+    return piece.stride == 1 and access.slot == run.slot and piece.length == run.length == task.run.length
 
 
 def _same_terms(a: list[Term], b: list[Term]) -> bool:

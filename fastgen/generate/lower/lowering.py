@@ -1,37 +1,41 @@
-"""From the schedule to the step program: groups of fused runs become codes."""
+"""From the schedule to the step program: groups of fused runs become instructions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastgen.generate.ir.graph import REDUCTIONS, Constant, Graph, Node, Piece, Recipe
-from fastgen.generate.ir.program import (
+from fastgen.generate.ir.graph import Constant, Graph, Node, Piece, Recipe
+from fastgen.generate.ir.instructions import (
     CONSTANT,
     CONTEXT,
     DENSE,
     INDEX,
-    OPCODE,
     PIXEL,
     ROW,
     STATE,
+    AccessMap,
+    Box,
     Buffer,
-    Code,
+    Compute,
     Draw,
+    Instruction,
+    IterationDomain,
     Operand,
     Operation,
-    Program,
     Segment,
     Weight,
 )
+from fastgen.generate.ir.opcodes import OPCODE, REDUCTIONS
+from fastgen.generate.ir.program import Program
 from fastgen.generate.lower.fusion_groups import Group, Grouping, Task
-from fastgen.generate.lower.hoisted_taps import EarlyTerms, early_terms
+from fastgen.generate.lower.hoisted_taps import SplitTerms, split_terms
 from fastgen.generate.orders import Order
-from fastgen.generate.schedule.lattice import Address, Lattice
+from fastgen.generate.schedule.iteration_domain import Access, ScheduledDomain
 from fastgen.generate.schedule.rings import ring_lengths
 from fastgen.generate.schedule.scheduler import DrawSite, Placed
 
@@ -71,11 +75,9 @@ class Lowering:
 
     def run(self) -> Lowered:
         self._make_buffers()
-        codes = []
-        for group in self.grouping.groups:
-            codes += self._emit(group)
-        codes.sort(key=lambda c: (c[0].kind, c[0].level, c[1]))
-        self.program.codes = [code for code, _ in codes]
+        emitted = [(group.order, made) for group in self.grouping.groups for made in self._emit(group)]
+        emitted.sort(key=lambda pair: (pair[1].when, pair[1].level, pair[0]))
+        self.program.instructions = [made for _, made in emitted]
         for draw in self.draws:
             self._emit_draw(draw)
         return Lowered(self.program, self._filler(), self.grouping.groups, self.buffers)
@@ -112,125 +114,112 @@ class Lowering:
         self.constants_size += -(-size // 16) * 16
         return offset
 
-    def _operand(self, buffer: int, address: Address, channel: int, stride: int, length: int, lattice: Lattice) -> int:
-        q0, q1, w0, w1 = address.box
-        whole = lattice.box
-        bounds = [0, 1 << 40, 0, 1 << 40]
-        if q0 > whole[0]:
-            bounds[0] = q0
-        if q1 < whole[1]:
-            bounds[1] = q1
-        if w0 > whole[2]:
-            bounds[2] = w0
-        if w1 < whole[3]:
-            bounds[3] = w1
-        made = Operand(buffer, channel, stride, length, address.a, address.b, address.c, *bounds)
-        self.program.operands.append(made)
+    def _operand(self, buffer: int, access: Access, stride: int, length: int, domain: ScheduledDomain) -> int:
+        """A new operand; its box has only the ends that lie within the domain's."""
+        box, inside, whole = Box(), access.box, domain.box
+        if inside.row0 > whole.row0:
+            box.row0 = inside.row0
+        if inside.row1 < whole.row1:
+            box.row1 = inside.row1
+        if inside.column0 > whole.column0:
+            box.column0 = inside.column0
+        if inside.column1 < whole.column1:
+            box.column1 = inside.column1
+        self.program.operands.append(Operand(buffer, access.slot, stride, length, replace(access.map), box))
         return len(self.program.operands) - 1
 
-    # ---- codes
+    # ---- instructions
 
-    def _emit(self, group: Group) -> list[tuple[Code, int]]:
+    def _emit(self, group: Group) -> list[Instruction]:
         contractions = group.contractions
-        lattice, lanes, parts = group.lattice, group.lanes, len(contractions)
-        codes, accumulator = [], -1
-        segments = weight = None
-        bias = -1
+        domain, lanes, parts = group.domain, group.lanes, len(contractions)
+        emitted, accumulator = [], -1
+        segments, weight, bias = [], -1, -1
         if contractions:
-            split = early_terms(group, self.order, self.placed, self.event)
+            split = split_terms(group, self.order, self.placed, self.event)
             recipes = [t.run.bias for t in contractions]
             if any(r is not None for r in recipes):
                 columns = [t.run.columns for t in contractions]
                 bias = self._constant(_joined_bias(recipes, columns), parts * lanes)
-            if split.early:
-                code, accumulator = self._emit_partial(group, split, bias)
-                codes.append((code, group.order))
+            if split.hoisted:
+                hoisted, accumulator = self._emit_hoisted(group, split, bias)
+                emitted.append(hoisted)
                 bias = -1
-            segments, weight = self._segments(contractions, split.late, lattice)
+            segments, weight = self._segments(contractions, split.waiting, domain)
         operations, registers = self._lane_program(group, parts)
-        code = self._code(
-            lattice,
-            lattice.kind,
-            self._level(group),
-            segments,
-            weight,
-            bias,
-            accumulator,
-            parts,
-            lanes,
-            operations,
-            registers,
-        )
-        codes.append((code, group.order))
-        return codes
+        body = Compute(
+            *self._append(segments, "segments"), weight, bias, accumulator, parts, lanes,
+            *self._append(operations, "operations"), registers,
+        )  # fmt: skip
+        emitted.append(Instruction(domain.when, self._level(group), self._domain(domain, domain.when), body))
+        return emitted
+
+    def _append(self, records: list, name: str) -> tuple[int, int]:
+        """Appends records to a table of the program, and returns their range."""
+        table = getattr(self.program, name)
+        table += records
+        return len(table) - len(records), len(table)
 
     def _level(self, group: Group) -> int:
-        """In a sequence, with room before every level for the sums of its early terms."""
+        """In a sequence, with room before every level for the sums of its hoisted terms."""
         return (
             group.level
-            if group.lattice.kind != PIXEL or self.order.length > self.order.row_length
+            if group.domain.when != PIXEL or self.order.length > self.order.row_length
             else 2 * group.level + 1
         )
 
-    def _code(
-        self, lattice, kind, level, segments, weight, bias, accumulator, parts, lanes, operations, registers
-    ) -> Code:
-        program = self.program
-        segment0, operation0 = len(program.segments), len(program.operations)
-        program.segments += segments or []
-        program.operations += operations
-        row_stride, column_stride, delay = lattice.row_step, lattice.column_step, lattice.delay
-        if lattice.kind == PIXEL and kind == ROW:
-            first = lattice.column_step * lattice.box[2] + lattice.delay
-            row_stride, column_stride, delay = (
-                lattice.row_step // self.order.row_length,
-                0,
-                first // self.order.row_length,
-            )
-        elif kind == PIXEL:
-            row_stride = row_stride // self.order.row_length
-        return Code(
-            kind, level, max(1, row_stride), max(1, column_stride), delay, *lattice.box,
-            segment0, len(program.segments), -1 if weight is None else weight, bias, accumulator, parts, lanes,
-            operation0, len(program.operations), registers,
-        )  # fmt: skip
+    def _domain(self, domain: ScheduledDomain, when: int) -> IterationDomain:
+        """The domain with its schedule in rows and columns of steps; ROW for cells of steps: whole rows of them."""
+        box, row_length = domain.box, self.order.row_length
+        row_stride, column_stride, delay = domain.row_step, domain.column_step, domain.delay
+        if domain.when == PIXEL and when == ROW:
+            first = domain.column_step * box.column0 + domain.delay
+            row_stride, column_stride, delay = row_stride // row_length, 0, first // row_length
+        elif when == PIXEL:
+            row_stride = row_stride // row_length
+        ends = box.row0, box.row1, box.column0, box.column1
+        return IterationDomain(max(1, row_stride), max(1, column_stride), delay, *ends)
 
-    def _emit_partial(self, group: Group, split: EarlyTerms, bias: int) -> tuple[Code, int]:
-        """The early terms, for a whole row or for some cells at once: the code and the accumulator."""
-        lattice, parts, lanes = group.lattice, len(group.contractions), group.lanes
-        q0, _, w0, w1 = lattice.box
-        width = w1 - w0
-        if split.kind == ROW:
-            first = lattice.column_step * w0 + lattice.delay
-            wraps = first % self.order.row_length + lattice.column_step * (width - 1) >= self.order.row_length
+    def _emit_hoisted(self, group: Group, split: SplitTerms, bias: int) -> tuple[Instruction, int]:
+        """The hoisted terms, for a whole row or for a block of cells at once: the instruction and the accumulator."""
+        domain, parts, lanes = group.domain, len(group.contractions), group.lanes
+        box = domain.box
+        width = box.column1 - box.column0
+        if split.when == ROW:
+            first = domain.column_step * box.column0 + domain.delay
+            wraps = first % self.order.row_length + domain.column_step * (width - 1) >= self.order.row_length
             buffer = self._state_buffer(parts * lanes, width * (2 if wraps else 1))
-            address = Address(width, 1, -w0 - width * q0, 0, lattice.box)
+            sums = AccessMap(width, 1, -box.column0 - width * box.row0)
         else:
-            buffer = self._state_buffer(parts * lanes, -(-self.lookahead // lattice.column_step) + split.together - 1)
-            address = Address(0, 1, -w0, 0, lattice.box)
-        segments, weight = self._segments(group.contractions, split.early, lattice)
+            buffer = self._state_buffer(parts * lanes, -(-self.lookahead // domain.column_step) + split.block - 1)
+            sums = AccessMap(0, 1, -box.column0)
+        segments, weight = self._segments(group.contractions, split.hoisted, domain)
         operations = []
         for part in range(parts):
-            operand = self._operand(buffer, address, part * lanes, 1, lanes, lattice)
+            operand = self._operand(buffer, Access(sums, part * lanes, box), 1, lanes, domain)
             operations.append(Operation(OPCODE["store"], 0, part, operand))
-        level = 0 if split.kind == ROW else self._level(group) - 1
+        level = 0 if split.when == ROW else self._level(group) - 1
         task = group.contractions[0]
-        for n in split.early if split.kind == ROW else ():
+        for n in split.hoisted if split.when == ROW else ():
             piece = task.run.terms[n].piece
             if piece.node.kind == "computed":
-                level = max([level, *[s.group.level + 1 for s in self.grouping.of(piece) if s.lattice.kind == ROW]])
-        code = self._code(lattice, split.kind, level, segments, weight, bias, -1, parts, lanes, operations, parts)
-        code.together = split.together
-        return code, self._operand(buffer, address, 0, 1, parts * lanes, lattice)
+                sources = self.grouping.computing(piece)
+                level = max([level, *[s.group.level + 1 for s in sources if s.domain.when == ROW]])
+        body = Compute(
+            *self._append(segments, "segments"), weight, bias, -1, parts, lanes,
+            *self._append(operations, "operations"), parts, split.block,
+        )  # fmt: skip
+        instruction = Instruction(split.when, level, self._domain(domain, split.when), body)
+        return instruction, self._operand(buffer, Access(sums, 0, box), 1, parts * lanes, domain)
 
     def _segments(
-        self, contractions: list[Task], numbers: list[int], lattice: Lattice
-    ) -> tuple[list[Segment], int | None]:
-        """Segments of the chosen terms (neighbouring channel runs merged) and the weight matrix that they meet."""
+        self, contractions: list[Task], numbers: list[int], domain: ScheduledDomain
+    ) -> tuple[list[Segment], int]:
+        """Segments of the chosen terms, neighbouring channel runs merged, and the number of their matrix, or -1."""
         task = contractions[0]
-        merged: list[list] = []  # [term, address, length, rows]
+        merged: list[list] = []  # [term, access, length, rows]
         for n in numbers:
-            term, address = task.run.terms[n], task.lattice.operands[n]
+            term, access = task.run.terms[n], task.domain.operands[n]
             piece, last = term.piece, merged[-1] if merged else None
             if (
                 last is not None
@@ -238,21 +227,21 @@ class Lowering:
                 and not last[0].index
                 and last[0].piece.node is piece.node
                 and piece.stride == last[0].piece.stride == 1
-                and last[1].slot + last[2] == address.slot
-                and (last[1].a, last[1].b, last[1].c, last[1].box) == (address.a, address.b, address.c, address.box)
+                and last[1].slot + last[2] == access.slot
+                and (last[1].map, last[1].box) == (access.map, access.box)
             ):
                 last[2] += piece.length
                 last[3] = np.concatenate([last[3], term.weight_rows])
             else:
-                merged.append([term, address, piece.length, term.weight_rows])
+                merged.append([term, access, piece.length, term.weight_rows])
         if not merged:
-            return [], None
+            return [], -1
         segments, chosen, row = [], [], 0
-        for term, address, length, rows in merged:
+        for term, access, length, rows in merged:
             buffer = self._buffer(term.piece.node)
             count = 1 if term.index else length
-            operand = self._operand(buffer, address, address.slot, term.piece.stride, count, lattice)
-            if term.index and address.box != lattice.box:  # outside the box stands the number of a row of zeros
+            operand = self._operand(buffer, access, term.piece.stride, count, domain)
+            if term.index and access.box != domain.box:  # outside the box stands the number of a row of zeros
                 self.program.operands[operand].border = self._constant(Constant.literal(float(len(rows))).recipe, 1)
                 rows = np.append(rows, -1)
             segments.append(Segment(operand, INDEX if term.index else DENSE, row, len(rows)))
@@ -292,9 +281,9 @@ class Lowering:
             task.register = number
         free = parts
 
-        def load(piece: Piece, address: Address, lattice: Lattice) -> int:
+        def load(piece: Piece, access: Access, domain: ScheduledDomain) -> int:
             nonlocal free
-            operand = self._operand(self._buffer(piece.node), address, address.slot, piece.stride, group.lanes, lattice)
+            operand = self._operand(self._buffer(piece.node), access, piece.stride, group.lanes, domain)
             operations.append(Operation(OPCODE["load"], free, operand))
             free += 1
             return free - 1
@@ -302,16 +291,16 @@ class Lowering:
         for task in group.tasks:
             run = task.run
             if run.terms is None:
-                addresses = iter(task.lattice.operands)
+                accesses = iter(task.domain.operands)
                 arguments = []
                 for pieces in run.operands:
                     value = None
                     for piece in pieces:
-                        address = next(addresses)
-                        if address is None:
+                        access = next(accesses)
+                        if access is None:
                             continue
-                        source = self.grouping.register_source(task, piece, address)
-                        register = source.register if source is not None else load(piece, address, task.lattice)
+                        source = self.grouping.register_source(task, piece, access)
+                        register = source.register if source is not None else load(piece, access, task.domain)
                         if value is not None:
                             operations.append(Operation(OPCODE["add"], free, value, register))
                             register, free = free, free + 1
@@ -325,29 +314,27 @@ class Lowering:
                 operations.append(Operation(OPCODE[run.opcode], free, *arguments, x=run.x, y=run.y))
                 task.register, free = free, free + 1
             if task.stored:
-                target = task.lattice.target
-                address = Address(target.a, target.b, target.c, run.slot, task.lattice.box)
-                operand = self._operand(self.buffers[task.node], address, run.slot, 1, run.length, task.lattice)
+                access = Access(task.domain.target, run.slot, task.domain.box)
+                operand = self._operand(self.buffers[task.node], access, 1, run.length, task.domain)
                 operations.append(Operation(OPCODE["store"], 0, task.register, operand))
         return operations, free
 
     def _emit_draw(self, draw: DrawSite) -> None:
-        program, lattice = self.program, draw.lattice
+        program, domain = self.program, draw.domain
         first = len(program.operands)
-        for piece, address in zip(draw.pieces, lattice.operands, strict=True):
-            self._operand(self._buffer(piece.node), address, address.slot, piece.stride, piece.length, lattice)
+        for piece, access in zip(draw.pieces, domain.operands, strict=True):
+            self._operand(self._buffer(piece.node), access, piece.stride, piece.length, domain)
         last = len(program.operands)
-        target = lattice.target
+        target = domain.target
         for channel in range(draw.channels):
             if self.order.name == "features":
-                address = Address(0, 0, 0, int(draw.positions[0]), lattice.box)
+                access = Access(AccessMap(0, 0, 0), int(draw.positions[0]), domain.box)
             else:
-                address = Address(target.a, target.b, target.c + self.shift, draw.channel0 + channel, lattice.box)
-            self._operand(self.buffers[self.event], address, address.slot, 1, 1, lattice)
-        row_stride = lattice.row_step // self.order.row_length
-        when = row_stride, lattice.column_step, lattice.delay, *lattice.box
-        where = target.a, target.b, target.c, draw.channel0, draw.channels
-        program.draws.append(Draw(*when, first, last, *where, last, len(program.operands)))
+                written = replace(target, offset=target.offset + self.shift)
+                access = Access(written, draw.channel0 + channel, domain.box)
+            self._operand(self.buffers[self.event], access, 1, 1, domain)
+        body = Draw(first, last, replace(target), draw.channel0, draw.channels, last, len(program.operands))
+        program.instructions.append(Instruction(PIXEL, 0, self._domain(domain, PIXEL), body))
 
     def _filler(self) -> Callable[[Constants], tuple[Tensor, Tensor]]:
         weights_size, constants_size = self.weights_size, self.constants_size

@@ -50,7 +50,7 @@ class Run:
     top_p: float = 1.0
     threads: int = 1
     ahead: bool = True
-    """Whether codes that may run several cells together do. It goes with the state: those cells' sums lie there."""
+    """Whether instructions that may run blocks of cells do. It goes with the state: those cells' sums lie there."""
     step: int = 0
     """All steps before it are done; machines move it on."""
     unfinished: bool = False

@@ -8,30 +8,31 @@ import torch
 from torch import Tensor
 
 from fastgen.generate.heads import Head
-from fastgen.generate.ir.program import (
+from fastgen.generate.ir.instructions import (
     CONSTANT,
     CONTEXT,
     INDEX,
-    OPCODES,
     PIXEL,
     PROLOGUE,
     ROW,
-    Code,
+    Compute,
     Draw,
+    IterationDomain,
     Operand,
-    Operation,
-    Program,
 )
+from fastgen.generate.ir.opcodes import NAMES
+from fastgen.generate.ir.operation_values import apply_operation
+from fastgen.generate.ir.program import Program
 from fastgen.generate.machines.batch import FEW_SAMPLES, Run, state_stride
 from fastgen.generate.noise import Noise
 
 Cells = tuple[Tensor, Tensor]
-"""Lattice coordinates q and w of some cells, int64 ``[cells]`` each."""
+"""Rows and columns of some cells of a domain, int64 ``[cells]`` each."""
 
 
 class ReferenceMachine:
-    """Runs a step program as ``fastgen.generate.ir.program`` tells it, code by code and cell by cell, over the whole
-    batch.
+    """Runs a step program as ``fastgen.generate.ir.program`` tells it, instruction by instruction and cell by cell,
+    over the whole batch.
 
     Sums are taken in float64 and rounded once; everything else is float32. Registers that no operation wrote hold NaN.
 
@@ -50,6 +51,8 @@ class ReferenceMachine:
         self.program = program
         self.head = head
         self.weight_format = weights
+        self._computes = {when: [i for i in program.computes if i.when == when] for when in (PROLOGUE, ROW, PIXEL)}
+        self._draws = program.draws
         self._load(program.weights, program.constants)
 
     @property
@@ -77,9 +80,10 @@ class ReferenceMachine:
 
     def prologue(self, run: Run) -> None:
         """Computes what depends on no drawn element: once, before the first step."""
-        for code in self.program.codes:
-            if code.kind == PROLOGUE:
-                self._execute(code, run, _grid(range(code.q0, code.q1), range(code.w0, code.w1)))
+        for instruction in self._computes[PROLOGUE]:
+            domain = instruction.domain
+            cells = _grid(range(domain.row0, domain.row1), range(domain.column0, domain.column1))
+            self._execute(instruction.body, run, cells)
 
     def advance(self, run: Run, t0: int, t1: int) -> None:
         """Runs the steps ``t0 .. t1 - 1`` of a run that stands before step t0.
@@ -94,15 +98,16 @@ class ReferenceMachine:
         for t in run.each_step(t0, t1):
             if t % self.program.row_length == 0:
                 self._start_row(run, t // self.program.row_length)
-            for code in self.program.codes:
-                if code.kind == PIXEL:
-                    for q, w in _pixel_cells(code, t, self.program.row_length):
-                        together = code.together if run.ahead else 1
-                        if (w - code.w0) % together == 0:
-                            self._execute(code, run, _grid([q], range(w, min(w + together, code.w1))))
-            for draw in self.program.draws:
-                for q, w in _pixel_cells(draw, t, self.program.row_length):
-                    self._draw(draw, run, q, w)
+            for instruction in self._computes[PIXEL]:
+                domain, body = instruction.domain, instruction.body
+                block = body.block if run.ahead else 1
+                for row, column in _pixel_cells(domain, t, self.program.row_length):
+                    if (column - domain.column0) % block == 0:
+                        columns = range(column, min(column + block, domain.column1))
+                        self._execute(body, run, _grid([row], columns))
+            for draw in self._draws:
+                for row, column in _pixel_cells(draw.domain, t, self.program.row_length):
+                    self._draw(draw.body, run, row, column)
 
     def absorb(self, run: Run, t0: int, t1: int) -> None:
         """``advance`` for steps whose elements are all known.
@@ -111,9 +116,11 @@ class ReferenceMachine:
             ValueError: an element drawn at one of these steps is not known; or as ``advance``.
         """
         for t in range(t0, t1):
-            for draw in self.program.draws:
-                for q, w in _pixel_cells(draw, t, self.program.row_length):
-                    known = self._elements(run.known, draw, run, q, w) if run.known is not None else torch.tensor(False)
+            for draw in self._draws:
+                for row, column in _pixel_cells(draw.domain, t, self.program.row_length):
+                    known = torch.tensor(False)
+                    if run.known is not None:
+                        known = self._elements(run.known, draw.body, run, row, column)
                     if not known.all():
                         raise ValueError(f"known is False for an element of step {t}; absorb needs all of them known")
         self.advance(run, t0, t1)
@@ -126,26 +133,26 @@ class ReferenceMachine:
             self.matrices.append(_ROUND[self.weight_format](matrix.reshape(weight.rows, weight.columns)).double())
 
     def _start_row(self, run: Run, row: int) -> None:
-        for code in self.program.codes:
-            if code.kind == ROW:
-                q, rest = divmod(row - code.delay, code.row_stride)
-                if rest == 0 and code.q0 <= q < code.q1:
-                    self._execute(code, run, _grid([q], range(code.w0, code.w1)))
+        for instruction in self._computes[ROW]:
+            domain = instruction.domain
+            cell_row, rest = divmod(row - domain.delay, domain.row_stride)
+            if rest == 0 and domain.row0 <= cell_row < domain.row1:
+                self._execute(instruction.body, run, _grid([cell_row], range(domain.column0, domain.column1)))
 
-    def _execute(self, code: Code, run: Run, cells: Cells) -> None:
-        """All of a code at some cells, independent of one another: so many at once that they take little memory."""
-        together = max(1, _TOGETHER // (code.lanes * max(code.registers, 1)))
-        for q, w in zip(cells[0].split(together), cells[1].split(together), strict=True):
-            self._execute_cells(code, run, (q, w))
+    def _execute(self, body: Compute, run: Run, cells: Cells) -> None:
+        """Runs a Compute at some cells, independent of one another: so many at once that they take little memory."""
+        most = max(1, _VALUES_AT_ONCE // (body.lanes * max(body.registers, 1)))
+        for rows, columns in zip(cells[0].split(most), cells[1].split(most), strict=True):
+            self._execute_cells(body, run, (rows, columns))
 
-    def _execute_cells(self, code: Code, run: Run, cells: Cells) -> None:
-        shape = (run.state.shape[0], len(cells[0]), code.lanes)
-        registers = [torch.full(shape, torch.nan, dtype=torch.float32) for _ in range(code.registers)]
-        if code.parts:
-            sums = self._gather_multiply(code, run, cells).split(code.lanes, -1)
-            registers[: code.parts] = sums
-        for operation in self.program.operations[code.operation0 : code.operation1]:
-            name = _NAMES[operation.opcode]
+    def _execute_cells(self, body: Compute, run: Run, cells: Cells) -> None:
+        shape = (run.state.shape[0], len(cells[0]), body.lanes)
+        registers = [torch.full(shape, torch.nan, dtype=torch.float32) for _ in range(body.registers)]
+        if body.parts:
+            sums = self._gather_multiply(body, run, cells).split(body.lanes, -1)
+            registers[: body.parts] = sums
+        for operation in self.program.operations[body.operation0 : body.operation1]:
+            name = NAMES[operation.opcode]
             if name == "load":
                 registers[operation.dst] = self._read(operation.a, run, cells)
             elif name == "store":
@@ -155,15 +162,15 @@ class ReferenceMachine:
             else:
                 registers[operation.dst] = apply_operation(name, operation, registers)
 
-    def _gather_multiply(self, code: Code, run: Run, cells: Cells) -> Tensor:
-        count = code.parts * code.lanes
+    def _gather_multiply(self, body: Compute, run: Run, cells: Cells) -> Tensor:
+        count = body.parts * body.lanes
         sums = torch.zeros(run.state.shape[0], len(cells[0]), count, dtype=torch.float64)
-        if code.accumulator >= 0:
-            sums += self._read(code.accumulator, run, cells)
-        elif code.bias >= 0:
-            sums += self.constants[code.bias : code.bias + count]
-        for segment in self.program.segments[code.segment0 : code.segment1]:
-            matrix = self.matrices[code.weight]
+        if body.accumulator >= 0:
+            sums += self._read(body.accumulator, run, cells)
+        elif body.bias >= 0:
+            sums += self.constants[body.bias : body.bias + count]
+        for segment in self.program.segments[body.segment0 : body.segment1]:
+            matrix = self.matrices[body.weight]
             values = self._read(segment.operand, run, cells)
             if segment.kind == INDEX:
                 index = values[..., 0].long()
@@ -187,8 +194,7 @@ class ReferenceMachine:
         return values.unflatten(1, (buffer.positions, buffer.channels))
 
     def _slots(self, operand: Operand, run: Run, cells: Cells) -> Tensor:
-        q, w = cells
-        position = operand.a * q + operand.b * w + operand.c
+        position = operand.map.position(*cells)
         if (position < 0).any():
             raise ValueError(f"an operand of buffer {operand.buffer} reads position {int(position.min())}")
         buffer = self.program.buffers[operand.buffer]
@@ -205,39 +211,38 @@ class ReferenceMachine:
         if operand.border >= 0:
             border = self.constants[operand.border : operand.border + operand.length]
         values = border.expand(run.state.shape[0], len(cells[0]), -1).clone()
-        inside = _inside(operand, cells)
+        inside = operand.box.holds(*cells)
         slots = self._slots(operand, run, (cells[0][inside], cells[1][inside]))
         values[:, inside] = self._buffer(operand, run)[:, slots[:, None], _channels(operand)]
         return values
 
     def _write(self, number: int, run: Run, cells: Cells, values: Tensor) -> None:
         operand = self.program.operands[number]
-        inside = _inside(operand, cells)
+        inside = operand.box.holds(*cells)
         slots = self._slots(operand, run, (cells[0][inside], cells[1][inside]))
         self._buffer(operand, run)[:, slots[:, None], _channels(operand)] = values[:, inside]
 
-    def _elements(self, event: Tensor, draw: Draw, run: Run, q: int, w: int) -> Tensor:
+    def _elements(self, event: Tensor, draw: Draw, run: Run, row: int, column: int) -> Tensor:
         """The draw's elements of ``levels`` or ``known``: ``[B, channels]``, a view."""
-        position = draw.a * q + draw.b * w + draw.c - run.position0
+        position = draw.map.position(row, column) - run.position0
         if not 0 <= position < event.shape[2]:
             held = f"{run.position0} .. {run.position0 + event.shape[2] - 1}"
             raise ValueError(f"levels holds the positions {held}; position {position + run.position0} is drawn")
         return event[:, draw.channel0 : draw.channel0 + draw.channels, position]
 
-    def _draw(self, draw: Draw, run: Run, q: int, w: int) -> None:
-        cells = _grid([q], [w])
+    def _draw(self, draw: Draw, run: Run, row: int, column: int) -> None:
+        cells, position = _grid([row], [column]), draw.map.position(row, column)
         parameters = torch.cat([self._read(n, run, cells)[:, 0] for n in range(draw.parameter0, draw.parameter1)], -1)
         if run.parameters is not None:
             first = draw.channel0 * (parameters.shape[-1] // draw.channels)
-            position = draw.a * q + draw.b * w + draw.c - run.position0
-            run.parameters[:, position, first : first + parameters.shape[-1]] = parameters
+            run.parameters[:, position - run.position0, first : first + parameters.shape[-1]] = parameters
         groups = draw.channels // (1 if self.head.coupled == 1 else draw.channels)
-        levels = self._elements(run.levels, draw, run, q, w)
+        levels = self._elements(run.levels, draw, run, row, column)
         drawn = self.head.draw(
             parameters.unflatten(-1, (groups, -1)),
-            Noise(run.seed, run.samples, draw.a * q + draw.b * w + draw.c, draw.channel0),
+            Noise(run.seed, run.samples, position, draw.channel0),
             levels,
-            self._elements(run.known, draw, run, q, w)
+            self._elements(run.known, draw, run, row, column)
             if run.known is not None
             else torch.zeros_like(levels, dtype=torch.bool),
             run.temperature,
@@ -253,28 +258,23 @@ class ReferenceMachine:
             run.proposal_log_prob += drawn.proposal_log_prob
 
 
-def _grid(q: list[int] | range, w: list[int] | range) -> Cells:
-    qs, ws = torch.tensor(list(q)), torch.tensor(list(w))
-    return qs.repeat_interleave(len(ws)), ws.repeat(len(qs))
+def _grid(rows: list[int] | range, columns: list[int] | range) -> Cells:
+    row, column = torch.tensor(list(rows)), torch.tensor(list(columns))
+    return row.repeat_interleave(len(column)), column.repeat(len(row))
 
 
-def _pixel_cells(record: Code | Draw, t: int, row_length: int) -> Iterator[tuple[int, int]]:
-    """The cells that answer to step t, in the order of q."""
-    row, column = row_length * record.row_stride, max(record.column_stride, 1)
-    last = t - record.delay - column * record.w0
-    first = last - column * max(record.w1 - record.w0 - 1, 0)
-    rows = range(record.q0, record.q1)
-    if row:  # those with first <= row q <= last
-        rows = range(max(record.q0, -(-first // row)), min(record.q1, last // row + 1))
-    for q in rows:
-        w, rest = divmod(t - record.delay - row * q, column)
-        if rest == 0 and record.w0 <= w < record.w1:
-            yield q, w
-
-
-def _inside(operand: Operand, cells: Cells) -> Tensor:
-    q, w = cells
-    return (q >= operand.box_q0) & (q < operand.box_q1) & (w >= operand.box_w0) & (w < operand.box_w1)
+def _pixel_cells(domain: IterationDomain, t: int, row_length: int) -> Iterator[tuple[int, int]]:
+    """The cells that answer to step t, in the order of the rows."""
+    row_steps, column_steps = row_length * domain.row_stride, max(domain.column_stride, 1)
+    last = t - domain.delay - column_steps * domain.column0
+    first = last - column_steps * max(domain.columns - 1, 0)
+    rows = range(domain.row0, domain.row1)
+    if row_steps:  # those with first <= row_steps * row <= last
+        rows = range(max(domain.row0, -(-first // row_steps)), min(domain.row1, last // row_steps + 1))
+    for row in rows:
+        column, rest = divmod(t - domain.delay - row_steps * row, column_steps)
+        if rest == 0 and domain.column0 <= column < domain.column1:
+            yield row, column
 
 
 def _channels(operand: Operand) -> Tensor:
@@ -292,60 +292,5 @@ _ROUND: dict[str, Callable[[Tensor], Tensor]] = {
     "int8": _round_int8,
 }
 
-_NAMES = list(OPCODES)
-_TOGETHER = 1 << 20
+_VALUES_AT_ONCE = 1 << 20
 """Register values of one sample that are computed at once."""
-
-_UNARY: dict[str, Callable[[Tensor], Tensor]] = {
-    **{
-        name: getattr(torch, name)
-        for name in ("neg", "abs", "exp", "log", "log1p", "expm1", "sqrt", "rsqrt", "reciprocal")
-    },
-    **{
-        name: getattr(torch, name)
-        for name in ("tanh", "sigmoid", "erf", "sin", "cos", "floor", "ceil", "round", "sign", "relu", "trunc")
-    },
-    "gelu": torch.nn.functional.gelu,
-}
-
-_BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    **{name: getattr(torch, name) for name in ("add", "sub", "mul", "div", "pow", "lt", "le", "eq", "ne")},
-    **{name: getattr(torch, name) for name in ("fmod", "remainder", "floor_divide")},
-    "bitand": lambda a, b: a.long() & b.long(),
-    "bitor": lambda a, b: a.long() | b.long(),
-    "bitxor": lambda a, b: a.long() ^ b.long(),
-    "max": torch.maximum,
-    "min": torch.minimum,
-}
-
-_SCALAR: dict[str, Callable[[Tensor, float, float], Tensor]] = {
-    "elu": lambda a, x, y: torch.where(a > 0, a, x * torch.expm1(a)),
-    "leaky_relu": lambda a, x, y: torch.where(a > 0, a, x * a),
-    "softplus": lambda a, x, y: torch.where(a * x > y, a, torch.log1p(torch.exp(a * x)) / x),
-    "addc": lambda a, x, y: a + x,
-    "mulc": lambda a, x, y: a * x,
-    "clamp": lambda a, x, y: torch.clamp(a, x, y),
-}
-
-_REDUCE: dict[str, Callable[[Tensor], Tensor]] = {
-    "sum": lambda a: a.sum(-1, keepdim=True),
-    "amax": lambda a: a.amax(-1, keepdim=True),
-    "amin": lambda a: a.amin(-1, keepdim=True),
-}
-
-
-def apply_operation(name: str, operation: Operation, registers: list[Tensor]) -> Tensor:
-    """One operation on all lanes."""
-    a = registers[operation.a]
-    if name in _UNARY:
-        return _UNARY[name](a)
-    if name in _BINARY:
-        return _BINARY[name](a, registers[operation.b]).float()
-    if name in _SCALAR:
-        return _SCALAR[name](a, operation.x, operation.y)
-    if name == "where":
-        return torch.where(a != 0, registers[operation.b], registers[operation.c])
-    if name == "mulmod":
-        return ((a.long() * registers[operation.b].long() + registers[operation.c].long()) % int(operation.x)).float()
-    grouped = a.unflatten(-1, (-1, operation.b))
-    return _REDUCE[name](grouped).expand_as(grouped).flatten(-2)

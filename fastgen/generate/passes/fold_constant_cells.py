@@ -1,9 +1,9 @@
 """Cells that depend on no input and that no step is free to compute: their values become constants.
 
 A network that pads its input by its whole receptive field computes many cells from padding and biases alone. On the
-lattice of their node they would belong to steps before the first; and where the rows of a node are not the two samples'
-halves (dilation folded into the batch), they do not even tell to which sample they belong. ``settle`` evaluates such
-cells once, and whoever reads them reads a constant node instead, filled again by ``Sampler.refresh``.
+domain of their node they would belong to steps before the first; and where the rows of a node are not the two samples'
+halves (dilation folded into the batch), they do not even tell to which sample they belong. ``fold_constant_cells``
+evaluates such cells once, and whoever reads them reads a constant node instead, filled again by ``Sampler.refresh``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from fastgen.generate.errors import CompileError
-from fastgen.generate.frontend.trace import Traced
-from fastgen.generate.ir.graph import REDUCTIONS, Channels, Graph, Node, Piece, Recipe, Term
-from fastgen.generate.ir.program import OPCODE, Operation
+from fastgen.generate.ir.graph import ChannelRun, Graph, Node, Piece, Recipe, Term
+from fastgen.generate.ir.instructions import Operation
+from fastgen.generate.ir.opcodes import OPCODE, REDUCTIONS
+from fastgen.generate.ir.operation_values import apply_operation
 from fastgen.generate.ir.records import halves
-from fastgen.generate.machines.reference import apply_operation
 from fastgen.generate.orders import Order
 from fastgen.generate.schedule.scheduler import DrawSite
 
@@ -29,23 +29,28 @@ _LONGEST_PERIOD = 64
 Constants = dict[str, Tensor]
 
 
-def settle(traced: Traced, order: Order, draws: list[DrawSite]) -> None:
-    """Replace what is read of cells that depend on no input, and have no step, by constant nodes.
+Folded = list[tuple[str, Callable[[Constants], Tensor]]]
+"""Names of constants of the graph, and how to make each from those before it."""
 
-    The evaluation of the cells joins ``traced.folded``, so that new parameters give new constants.
+
+def fold_constant_cells(graph: Graph, order: Order, draws: list[DrawSite]) -> Folded:
+    """Replaces what is read of cells that depend on no input, and have no step, by constant nodes.
+
+    Returns the constants that hold the cells' values, which new parameters change.
 
     Raises:
         CompileError: such a cell is the index of a table's row.
     """
-    graph = traced.graph
     settled = {node: _without_step(node, order, _lag(draws)) for node in graph.nodes if node.kind == "computed"}
     for piece in (piece for draw in draws for piece in draw.pieces):
         if piece.node in settled:
             settled[piece.node][piece.rows] = False
     settled = {node: rows for node, rows in settled.items() if rows.any()}
-    if settled:
-        cells = _evaluated(traced, settled)
-        _Readers(graph, settled, cells).rewrite()
+    if not settled:
+        return []
+    cells, folded = _evaluated(graph, settled)
+    _Readers(graph, settled, cells).rewrite()
+    return folded
 
 
 # ---- which cells
@@ -107,9 +112,8 @@ class _Cells:
     alike: np.ndarray
 
 
-def _evaluated(traced: Traced, settled: dict[Node, np.ndarray]) -> dict[Node, _Cells]:
+def _evaluated(graph: Graph, settled: dict[Node, np.ndarray]) -> tuple[dict[Node, _Cells], Folded]:
     """The cells that settle, and those that they are computed from; their values become folded constants."""
-    graph = traced.graph
     wanted = {node: rows.copy() for node, rows in settled.items()}
     for node in reversed(graph.nodes):
         if node.kind == "computed" and node in wanted:
@@ -119,6 +123,7 @@ def _evaluated(traced: Traced, settled: dict[Node, np.ndarray]) -> dict[Node, _C
                     source = piece.rows[rows]
                     wanted.setdefault(piece.node, np.zeros(piece.node.rows, bool))[source[source >= 0]] = True
     cells: dict[Node, _Cells] = {}
+    folded: Folded = []
     for node in graph.nodes:
         if node.kind == "computed" and node in wanted:
             rows = np.flatnonzero(wanted[node])
@@ -128,11 +133,11 @@ def _evaluated(traced: Traced, settled: dict[Node, np.ndarray]) -> dict[Node, _C
             cells[node] = _Cells(f"still cells of node {node.index}", rows, rank, alike)
             evaluate = _evaluation(node, cells)
             graph.constants[cells[node].name] = evaluate(graph.constants)
-            traced.folded.append((cells[node].name, evaluate))
-    return cells
+            folded.append((cells[node].name, evaluate))
+    return cells, folded
 
 
-def _classes(run: Channels, rows: np.ndarray, count: int, cells: dict[Node, _Cells]) -> np.ndarray:
+def _classes(run: ChannelRun, rows: np.ndarray, count: int, cells: dict[Node, _Cells]) -> np.ndarray:
     """``[count]``: equal numbers where the run computes equal values from equal cells."""
     rows = rows[run.uses[rows] == 0]
     alike = np.full(count, -1)
@@ -170,7 +175,7 @@ def _evaluation(node: Node, cells: dict[Node, _Cells]) -> Callable[[Constants], 
     return evaluate
 
 
-def _contraction(run: Channels, rows: np.ndarray, cells: dict[Node, _Cells], constants: Constants) -> Tensor:
+def _contraction(run: ChannelRun, rows: np.ndarray, cells: dict[Node, _Cells], constants: Constants) -> Tensor:
     matrix = run.matrix(constants).double()[:, torch.from_numpy(run.columns)]
     sums = torch.zeros(len(rows), len(run.columns), dtype=torch.float64)
     if run.bias is not None:
@@ -185,7 +190,7 @@ def _contraction(run: Channels, rows: np.ndarray, cells: dict[Node, _Cells], con
     return sums.float()
 
 
-def _operation(run: Channels, rows: np.ndarray, cells: dict[Node, _Cells], constants: Constants) -> Tensor:
+def _operation(run: ChannelRun, rows: np.ndarray, cells: dict[Node, _Cells], constants: Constants) -> Tensor:
     operands = []
     for pieces in run.operands:
         operand = torch.zeros(len(rows), run.length, dtype=torch.float32)
@@ -215,7 +220,7 @@ def _read(piece: Piece, rows: np.ndarray, cells: dict[Node, _Cells], constants: 
 
 
 class _Readers:
-    """Everybody who reads settled cells reads constant nodes instead."""
+    """Makes everybody who reads settled cells read constant nodes instead."""
 
     def __init__(self, graph: Graph, settled: dict[Node, np.ndarray], cells: dict[Node, _Cells]) -> None:
         self.graph, self.settled, self.cells = graph, settled, cells
@@ -232,7 +237,7 @@ class _Readers:
                     split = [[self._split(piece, run, free, folded) for piece in pieces] for pieces in run.operands]
                     run.operands = [[p for kept, still in pairs for p in (*kept, *still)] for pairs in split]
 
-    def _terms(self, run: Channels, free: np.ndarray, folded: bool) -> list[Term]:
+    def _terms(self, run: ChannelRun, free: np.ndarray, folded: bool) -> list[Term]:
         terms, constants = [], []
         for term in run.terms:
             kept, still = self._split(term.piece, run, free, folded)
@@ -245,7 +250,7 @@ class _Readers:
             constants += [Term(piece, term.weight_rows) for piece in still]
         return terms + constants
 
-    def _split(self, piece: Piece, run: Channels, free: np.ndarray, folded: bool) -> tuple[list[Piece], list[Piece]]:
+    def _split(self, piece: Piece, run: ChannelRun, free: np.ndarray, folded: bool) -> tuple[list[Piece], list[Piece]]:
         """The piece without the settled cells that ``free`` rows read, and the constants that they read instead."""
         if piece.node not in self.settled:
             return [piece], []
@@ -275,8 +280,7 @@ class _Readers:
             cells = self.cells[piece.node]
             channels = piece.length if piece.stride else 1
             at, columns = cells.rank[source][:, None], slots[:, None] + piece.stride * np.arange(channels)
-            self.graph.name, self.graph.where = piece.node.name, piece.node.where
-            self.made[key] = self.graph.constant_node(
-                (len(source),), channels, Recipe((cells.name,), lambda values: values[at, columns])
-            )
+            recipe = Recipe((cells.name,), lambda values: values[at, columns])
+            with self.graph.at(piece.node.place):
+                self.made[key] = self.graph.constant_node((len(source),), channels, recipe)
         return self.made[key]

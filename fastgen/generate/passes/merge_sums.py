@@ -7,30 +7,27 @@ from collections import Counter
 import numpy as np
 import torch
 
-from fastgen.generate.ir.graph import Channels, Constant, Graph, Piece, Recipe, Term, derive
+from fastgen.generate.ir.graph import ChannelRun, Constant, Graph, Piece, Recipe, Term, derive
 from fastgen.generate.schedule.scheduler import DrawSite
 
-Summand = tuple[Channels, np.ndarray]
+Summand = tuple[ChannelRun, np.ndarray]
 """A contraction, and the row of it for every row of the sum."""
 
 
 def merge_sums(graph: Graph, draws: list[DrawSite]) -> None:
-    """Let every sum of contractions that nobody else reads contract all their inputs at once.
+    """Makes every sum of contractions that nobody else reads contract all their inputs at once.
 
     A WaveNet's output, the sum of a skip convolution of every layer, becomes one product with all layers' gates.
     """
     readers = Counter(source for pieces in _readers(graph, draws) for piece in pieces for source in piece.source_runs())
-    sums: dict[Channels, list[Summand]] = {}
+    sums: dict[ChannelRun, list[Summand]] = {}
     for run in (run for node in graph.nodes for run in node.runs if run.opcode == "add"):
         parts = [_summands(run, pieces, readers, sums) for pieces in run.operands]
         if all(parts):
             sums[run] = [summand for part in parts for summand in part]
-            run.terms = []  # whoever adds to it may merge it
     merged = {source for run in sums for pieces in run.operands for source in pieces[0].source_runs()}
     for run, summands in sums.items():
-        if run in merged:
-            run.terms = None
-        else:
+        if run not in merged:
             _contract(graph, run, summands)
 
 
@@ -39,7 +36,7 @@ def _readers(graph: Graph, draws: list[DrawSite]) -> list[list[Piece]]:
 
 
 def _summands(
-    run: Channels, pieces: list[Piece], readers: Counter[Channels], sums: dict[Channels, list[Summand]]
+    run: ChannelRun, pieces: list[Piece], readers: Counter[ChannelRun], sums: dict[ChannelRun, list[Summand]]
 ) -> list[Summand]:
     """The contractions behind one operand of a sum; none where they cannot be merged into it."""
     if len(pieces) != 1:
@@ -51,12 +48,13 @@ def _summands(
     sources = piece.source_runs()
     source = sources[0]
     whole = len(sources) == 1 and (int(piece.slots[0]), piece.length) == (source.slot, source.length)
-    if source.terms is None or not whole or piece.length != run.length or readers[source] != 1:
+    contracts = source.terms is not None or source in sums
+    if not contracts or not whole or piece.length != run.length or readers[source] != 1:
         return []
     return [(part, inner[rows]) for part, inner in sums.get(source, [(source, np.arange(piece.node.rows))])]
 
 
-def _contract(graph: Graph, run: Channels, summands: list[Summand]) -> None:
+def _contract(graph: Graph, run: ChannelRun, summands: list[Summand]) -> None:
     terms, matrices, first = [], [], 0
     for source, rows in summands:
         matrix = source.matrix(graph.constants)
@@ -70,7 +68,7 @@ def _contract(graph: Graph, run: Channels, summands: list[Summand]) -> None:
     run.opcode, run.operands = None, []
 
 
-def _bias(graph: Graph, sources: list[Channels]) -> Recipe | None:
+def _bias(graph: Graph, sources: list[ChannelRun]) -> Recipe | None:
     biased = [source for source in sources if source.bias is not None]
     if not biased:
         return None

@@ -1,4 +1,4 @@
-"""Cut runs of channels so that an elementwise chain and its producer have equal lanes."""
+"""Cuts runs of channels so that an elementwise chain and its producer have equal lanes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastgen.generate.ir.graph import REDUCTIONS, Channels, Graph, Node, Piece
+from fastgen.generate.ir.graph import ChannelRun, Graph, Node, Piece
+from fastgen.generate.ir.opcodes import REDUCTIONS
 
 _MOST_PARTS = 16
 
 
-def cut_runs(graph: Graph) -> None:
-    """Split every node's runs at the borders at which an elementwise reader, or its producer, is split.
+def split_channel_runs(graph: Graph) -> None:
+    """Splits every node's runs at the borders at which an elementwise reader, or its producer, is split.
 
     A gate ``tanh(y[:c]) * sigmoid(y[c:])`` cuts the convolution y in two equal parts of one code. Reductions stay
     whole.
@@ -40,15 +41,14 @@ def cut_runs(graph: Graph) -> None:
                     changed = True
     for node in graph.nodes:
         if node.kind == "computed" and len(cuts[node]) - 1 > len(node.runs):
-            node.runs = [part for run in node.runs for part in _split(run, cuts[node])]
-            node.__post_init__()
+            node.set_runs([part for run in node.runs for part in _split(run, cuts[node])])
 
 
-def _maps(graph: Graph) -> list[tuple[Node, Channels]]:
+def _maps(graph: Graph) -> list[tuple[Node, ChannelRun]]:
     return [(node, run) for node in graph.nodes for run in node.runs if run.opcode is not None]
 
 
-def _links(run: Channels, piece: Piece) -> bool:
+def _links(run: ChannelRun, piece: Piece) -> bool:
     return (
         piece.node.kind == "computed"
         and piece.stride == 1
@@ -58,7 +58,7 @@ def _links(run: Channels, piece: Piece) -> bool:
     )
 
 
-def _split(run: Channels, cuts: set[int]) -> list[Channels]:
+def _split(run: ChannelRun, cuts: set[int]) -> list[ChannelRun]:
     inside = sorted(c for c in cuts if run.slot < c < run.slot + run.length)
     if not inside or run.opcode in REDUCTIONS or len(inside) >= _MOST_PARTS:
         return [run]

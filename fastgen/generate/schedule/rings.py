@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from fastgen.generate.ir.graph import Graph, Node
-from fastgen.generate.ir.program import PIXEL, PROLOGUE, ROW
+from fastgen.generate.ir.instructions import PIXEL, PROLOGUE, ROW
 from fastgen.generate.orders import Order
-from fastgen.generate.schedule.lattice import Lattice
+from fastgen.generate.schedule.iteration_domain import Cells, ScheduledDomain
 from fastgen.generate.schedule.scheduler import DrawSite, Placed
 
 
@@ -16,19 +16,16 @@ def written(placed: Placed, number: int, event: Node) -> np.ndarray:
     if placed.node is event:
         return 2 * (placed.node.runs[number].ready[placed.row].astype(np.int64) - 1) + 1
     phases = np.full(placed.positions, -2, np.int64)
-    for lattice in placed.lattices[number]:
-        phases[lattice.positions] = lattice.phases
+    for domain in placed.domains[number]:
+        phases[domain.positions] = domain.phases
     return phases
 
 
-def _grid(lattice: Lattice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    q0, q1, w0, w1 = lattice.box
-    q, w = np.meshgrid(np.arange(q0, q1), np.arange(w0, w1), indexing="ij")
-    return (
-        q.reshape(-1),
-        w.reshape(-1),
-        lattice.target.a * q.reshape(-1) + lattice.target.b * w.reshape(-1) + lattice.target.c,
-    )
+def _grid(domain: ScheduledDomain) -> Cells:
+    """All cells of the domain's box."""
+    box = domain.box
+    row, column = np.meshgrid(np.arange(box.row0, box.row1), np.arange(box.column0, box.column1), indexing="ij")
+    return Cells(row.reshape(-1), column.reshape(-1))
 
 
 def _horizon(phases: np.ndarray, order: Order, lookahead: int) -> np.ndarray:
@@ -46,28 +43,26 @@ def ring_lengths(
 ) -> dict[Node, int]:
     readers: dict[Node, list[tuple[np.ndarray, np.ndarray]]] = {}
 
-    def read(lattice: Lattice, pieces) -> None:
-        for piece, address in zip(pieces, lattice.operands, strict=True):
-            if address is not None:
-                q0, q1, w0, w1 = address.box
-                inside = (lattice.q >= q0) & (lattice.q < q1) & (lattice.w >= w0) & (lattice.w < w1)
-                positions = address.a * lattice.q[inside] + address.b * lattice.w[inside] + address.c
-                readers.setdefault(piece.node, []).append((positions, lattice.phases[inside]))
-                if order.length > order.row_length and order.regular and lattice.row_step and lattice.kind == PIXEL:
-                    first = lattice.row_step * lattice.q + lattice.column_step * lattice.w.min() + lattice.delay
-                    starts = first // order.row_length * order.row_length
+    def read(domain: ScheduledDomain, pieces) -> None:
+        for piece, access in zip(pieces, domain.operands, strict=True):
+            if access is not None:
+                inside = access.box.holds(*domain.cells)
+                positions = access.map.position(*domain.cells.chosen(inside))
+                readers.setdefault(piece.node, []).append((positions, domain.phases[inside]))
+                if order.length > order.row_length and order.regular and domain.row_step and domain.when == PIXEL:
+                    starts = domain.first_steps() // order.row_length * order.row_length
                     readers[piece.node].append((positions, 2 * starts[inside]))
 
     for node in graph.nodes:
-        for run, lattices in zip(node.runs, placed[node].lattices, strict=True):
-            for lattice in lattices:
-                read(lattice, run.pieces())
+        for run, domains in zip(node.runs, placed[node].domains, strict=True):
+            for domain in domains:
+                read(domain, run.pieces())
     for draw in draws:
-        read(draw.lattice, draw.pieces)
+        read(draw.domain, draw.pieces)
     lengths = {}
     for node in graph.nodes:
         place = placed[node]
-        if node is not event and (node.kind != "computed" or not any(place.lattices)):
+        if node is not event and (node.kind != "computed" or not any(place.domains)):
             continue
         lengths[node] = _length(node, place, order, event, readers.get(node, []), lookahead)
     return lengths
@@ -82,15 +77,15 @@ def _length(node: Node, place: Placed, order: Order, event: Node, reads, lookahe
             positions.append(np.arange(place.positions))
             phases.append(written(place, number, event))
     else:
-        for lattice in (lat for lattices in place.lattices for lat in lattices):
-            q, w, p = _grid(lattice)
-            positions.append(p)
-            if lattice.kind == PROLOGUE:
+        for domain in (domain for domains in place.domains for domain in domains):
+            row, column = _grid(domain)
+            positions.append(domain.target.position(row, column))
+            if domain.when == PROLOGUE:
                 return place.positions
-            if lattice.kind == ROW:
-                phases.append(2 * (lattice.row_step * q + lattice.delay) * order.row_length)
+            if domain.when == ROW:
+                phases.append(2 * (domain.row_step * row + domain.delay) * order.row_length)
             else:
-                phases.append(2 * (lattice.row_step * q + lattice.column_step * w + lattice.delay) + 1)
+                phases.append(2 * (domain.row_step * row + domain.column_step * column + domain.delay) + 1)
     position, phase = np.concatenate(positions), np.concatenate(phases)
     by_phase = np.argsort(phase, kind="stable")
     highest = np.maximum.accumulate(position[by_phase])

@@ -1,8 +1,8 @@
-"""When every cell is computed, and where its operands lie: from ready times and deadlines to lattices.
+"""When every cell is computed, and where its operands lie: from ready times and deadlines to domains.
 
 Time is counted in phases: the prologue is -1, the start of the row of step t is 2 t, step t itself 2 t + 1. A cell is
 computed in a phase no earlier than it is ready and no later than its first consumer; within a phase, in the order of
-the graph. Nodes are placed from the outputs back, each run of channels as late as its deadlines allow, on a lattice
+the graph. Nodes are placed from the outputs back, each run of channels as late as its deadlines allow, on a domain
 whose cells keep one affine relation to time: whole rows where that is legal, one offset from the step otherwise.
 """
 
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastgen.generate.errors import CompileError, NotCausalError
-from fastgen.generate.ir.graph import Channels, Graph, Node, Piece
-from fastgen.generate.ir.program import PIXEL, PROLOGUE, ROW
+from fastgen.generate.ir.graph import ChannelRun, Graph, Node, Piece
+from fastgen.generate.ir.instructions import PIXEL, PROLOGUE, ROW
 from fastgen.generate.ir.records import halves
 from fastgen.generate.orders import Order
-from fastgen.generate.schedule.lattice import INFINITE, Address, Lattice, affine, regular_times
+from fastgen.generate.schedule.affine_fit import affine, regular_times
+from fastgen.generate.schedule.iteration_domain import INFINITE, Access, Cells, ScheduledDomain
 
 _PERIODS_2D = [(1, 1), (2, 2), (1, 2), (2, 1), (4, 4), (3, 3), (1, 3), (1, 4), (2, 4), (4, 2), (8, 8), (6, 6), (2, 6)]
 _PERIODS_1D = [(1, m) for m in (*range(1, 33), 40, 48, 64, 80, 96, 100, 128, 160, 200, 256, 320, 400, 441, 512)]
@@ -34,7 +35,7 @@ class Placed:
     width: int
     need: list[np.ndarray]  # per run, [positions]
     wish: list[np.ndarray]
-    lattices: list[list[Lattice]]
+    domains: list[list[ScheduledDomain]]
 
     @property
     def positions(self) -> int:
@@ -43,14 +44,14 @@ class Placed:
 
 @dataclass(eq=False)
 class DrawSite:
-    """One draw pattern: its parameters are a run of pieces over the rows of its lattice."""
+    """One draw pattern: its parameters are a run of pieces over the rows of its domain."""
 
     channel0: int
     channels: int
     positions: np.ndarray  # natural position per row
     steps: np.ndarray
     pieces: list[Piece]
-    lattice: Lattice | None = None
+    domain: ScheduledDomain | None = None
 
 
 class Scheduler:
@@ -70,19 +71,19 @@ class Scheduler:
             if node.kind == "computed":
                 for number, run in enumerate(node.runs):
                     if (placed.need[number] < INFINITE).any():
-                        placed.lattices[number] = self._place(placed, number, run)
+                        placed.domains[number] = self._place(placed, number, run)
         self._check()
         return self.placed
 
     def _check(self) -> None:
         """Nothing is computed before it is ready, or after it is read."""
         for placed in self.placed.values():
-            for run, lattices in zip(placed.node.runs, placed.lattices, strict=True):
-                for lattice in lattices:
-                    rows = placed.row[lattice.positions]
-                    sound = (2 * run.ready[rows].astype(np.int64) - (lattice.kind == PROLOGUE) <= lattice.phases).all()
+            for run, domains in zip(placed.node.runs, placed.domains, strict=True):
+                for domain in domains:
+                    rows = placed.row[domain.positions]
+                    sound = (2 * run.ready[rows].astype(np.int64) - (domain.when == PROLOGUE) <= domain.phases).all()
                     for piece in run.pieces():
-                        sound = sound and self._computed(piece, rows, lattice.phases)
+                        sound = sound and self._computed(piece, rows, domain.phases)
                     if not sound:
                         raise self._unplaced(placed.node)
 
@@ -125,8 +126,8 @@ class Scheduler:
         for run in piece.source_runs():
             number = piece.node.runs.index(run)
             at = np.full(source.positions, INFINITE)
-            for lattice in source.lattices[number]:
-                at[lattice.positions] = lattice.phases
+            for domain in source.domains[number]:
+                at[domain.positions] = domain.phases
             here = valid & (piece.node.run_of_slot[slots] == number) if piece.varies else valid
             if (at[positions[here]] > phases[here]).any():
                 return False
@@ -202,13 +203,13 @@ class Scheduler:
         rows = np.arange(len(draw.steps))
         phases = 2 * draw.steps + 1
         width = self.row_length // max(1, self._column_step(draw)) if self.has_rows else len(rows)
-        q, w = rows // width, rows % width
-        row_step, column_step, delay = regular_times(q, w, draw.steps, draw.steps, (self.row_length, 1))
+        cells = Cells(rows // width, rows % width)
+        row_step, column_step, delay = regular_times(cells, draw.steps, draw.steps, (self.row_length, 1))
         row_step, column_step = row_step or self.row_length, column_step or 1
-        lattice = self._lattice(PIXEL, (row_step, column_step, delay), q, w, draw.positions, draw.pieces, rows)
-        if lattice is None:
+        domain = self._domain(PIXEL, (row_step, column_step, delay), cells, draw.positions, draw.pieces, rows)
+        if domain is None:
             raise CompileError("the head's parameters do not lie regularly in the network's output")
-        draw.lattice = lattice
+        draw.domain = domain
         for piece in draw.pieces:
             self._constrain(piece, rows, phases)
 
@@ -217,7 +218,7 @@ class Scheduler:
 
     # ---- placing
 
-    def _place(self, placed: Placed, number: int, run: Channels) -> list[Lattice]:
+    def _place(self, placed: Placed, number: int, run: ChannelRun) -> list[ScheduledDomain]:
         need, wish = placed.need[number], placed.wish[number]
         live = np.flatnonzero(need < INFINITE)
         rows = placed.row[live]
@@ -226,29 +227,28 @@ class Scheduler:
             raise NotCausalError(
                 f"the network mixes the samples of the batch at {placed.node.name}, {placed.node.where}"
             )
-        lattices = self._fit(placed, run, live, ready, need[live])
-        if lattices is not None and (wish[live] < need[live]).any():
+        domains = self._fit(placed, run, live, ready, need[live])
+        if domains is not None and (wish[live] < need[live]).any():
             early = self._fit(placed, run, live, ready, np.minimum(need, wish)[live])
-            lattices = early if early is not None and len(early) <= len(lattices) else lattices
-        if lattices is None:
+            domains = early if early is not None and len(early) <= len(domains) else domains
+        if domains is None:
             raise self._unplaced(placed.node)
-        for lattice in lattices:
-            rows = placed.row[lattice.positions]
-            starts = self._row_starts(lattice) if run.terms is not None else None
-            for piece, address in zip(run.pieces(), lattice.operands, strict=True):
-                if address is None:
+        for domain in domains:
+            rows = placed.row[domain.positions]
+            starts = self._row_starts(domain) if run.terms is not None else None
+            for piece, access in zip(run.pieces(), domain.operands, strict=True):
+                if access is None:
                     continue
-                self._constrain(piece, rows, lattice.phases)
+                self._constrain(piece, rows, domain.phases)
                 if starts is not None and self._ready_at(piece, rows, starts):
                     self._constrain(piece, rows, 2 * starts, soft=True)
-        return lattices
+        return domains
 
-    def _row_starts(self, lattice: Lattice) -> np.ndarray | None:
-        """For each cell the first step of the row in which its lattice row begins."""
-        if lattice.kind != PIXEL or not self.has_rows or lattice.row_step % self.row_length:
+    def _row_starts(self, domain: ScheduledDomain) -> np.ndarray | None:
+        """For each cell the first step of the row of steps in which its row begins."""
+        if domain.when != PIXEL or not self.has_rows or domain.row_step % self.row_length:
             return None
-        first = lattice.row_step * lattice.q + lattice.column_step * lattice.w.min() + lattice.delay
-        return first // self.row_length * self.row_length
+        return domain.first_steps() // self.row_length * self.row_length
 
     def _ready_at(self, piece: Piece, rows: np.ndarray, steps: np.ndarray) -> bool:
         positions = self.sources(piece, rows)
@@ -258,100 +258,103 @@ class Scheduler:
             (run.ready[source.row[positions[valid]]] <= steps[valid]).all() for run in piece.source_runs()
         )
 
-    def _grids(self, placed: Placed, run: Channels) -> Iterator[tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]]:
+    def _grids(self, placed: Placed, run: ChannelRun) -> Iterator[tuple[Cells, list[tuple[int, int]]]]:
         p = np.arange(placed.positions)
         if placed.width < placed.positions:
-            yield p // placed.width, p % placed.width, _PERIODS_2D
+            yield Cells(p // placed.width, p % placed.width), _PERIODS_2D
         else:
-            yield p * 0, p, _PERIODS_1D
+            yield Cells(p * 0, p), _PERIODS_1D
         if self.has_rows:
-            yield p * 0, p, _PERIODS_1D[:8]
+            yield Cells(p * 0, p), _PERIODS_1D[:8]
         order = np.argsort(run.ready[placed.row], kind="stable")
         rank = np.empty_like(p)
         rank[order] = p
         if not np.array_equal(rank, p):
-            yield p * 0, rank, _PERIODS_1D[:8]
+            yield Cells(p * 0, rank), _PERIODS_1D[:8]
 
-    def _fit(self, placed: Placed, run: Channels, live, ready, deadline) -> list[Lattice] | None:
+    def _fit(self, placed: Placed, run: ChannelRun, live, ready, deadline) -> list[ScheduledDomain] | None:
         pieces = run.pieces()
         if not self.order.regular:
             return self._unrolled(placed, pieces, live, ready, deadline)
-        for q_all, w_all, periods in self._grids(placed, run):
-            q, w = q_all[live], w_all[live]
-            for mq, mw in periods:
-                if mq > max(1, q.max() + 1) or mw > max(1, w.max() + 1):
+        for grid, periods in self._grids(placed, run):
+            row, column = grid.chosen(live)
+            for every_row, every_column in periods:
+                if every_row > max(1, row.max() + 1) or every_column > max(1, column.max() + 1):
                     continue
-                lattices = []
-                likely = self._likely(placed, w_all, mq, mw)
-                for key in sorted(set(((q % mq) * mw + w % mw).tolist())):
-                    chosen = (q % mq) * mw + w % mw == key
-                    lattice = self._fit_class(
-                        placed, pieces, live[chosen], q[chosen] // mq, w[chosen] // mw, ready[chosen], deadline[chosen],
-                        likely,
-                    )  # fmt: skip
-                    if lattice is None:
+                domains = []
+                likely = self._likely(placed, grid.column, every_row, every_column)
+                residues = (row % every_row) * every_column + column % every_column
+                for residue in sorted(set(residues.tolist())):
+                    chosen = residues == residue
+                    cells = Cells(row[chosen] // every_row, column[chosen] // every_column)
+                    domain = self._fit_class(
+                        placed, pieces, live[chosen], cells, ready[chosen], deadline[chosen], likely
+                    )
+                    if domain is None:
                         break
-                    lattices.append(lattice)
+                    domains.append(domain)
                 else:
-                    return lattices
+                    return domains
         return None
 
-    def _likely(self, placed: Placed, columns: np.ndarray, mq: int, mw: int) -> tuple[int, int]:
-        """Steps per q and per w of a grid that covers the event evenly, for every mq-th row and mw-th column."""
+    def _likely(self, placed: Placed, columns: np.ndarray, every_row: int, every_column: int) -> tuple[int, int]:
+        """Steps a row and a column of a grid that covers the event evenly, of whose rows and columns every so manyth
+        is taken."""
         width = int(columns.max()) + 1
         if width == placed.positions:
-            return 0, max(1, round(self.order.length / width)) * mw
+            return 0, max(1, round(self.order.length / width)) * every_column
         height, rows = placed.positions // width, self.order.length // self.row_length
-        return max(1, round(rows / height)) * mq * self.row_length, max(1, round(self.row_length / width)) * mw
+        row_step = max(1, round(rows / height)) * every_row * self.row_length
+        return row_step, max(1, round(self.row_length / width)) * every_column
 
-    def _fit_class(self, placed: Placed, pieces, positions, q, w, ready, deadline, likely) -> Lattice | None:
+    def _fit_class(
+        self, placed: Placed, pieces, positions, cells: Cells, ready, deadline, likely
+    ) -> ScheduledDomain | None:
         rows = placed.row[positions]
-        for kind in (PROLOGUE, ROW, PIXEL):
-            if kind == PROLOGUE:
+        for when in (PROLOGUE, ROW, PIXEL):
+            if when == PROLOGUE:
                 times = (0, 0, 0) if not ready.any() and (placed.positions == 1 or (deadline < 0).any()) else None
-            elif kind == ROW:
-                times = self._row_times(q, ready, deadline, likely[0] // self.row_length)
+            elif when == ROW:
+                times = self._row_times(cells.row, ready, deadline, likely[0] // self.row_length)
             else:
-                times = regular_times(q, w, ready, (deadline - 1) // 2, likely)
+                times = regular_times(cells, ready, (deadline - 1) // 2, likely)
             if times is not None:
-                return self._lattice(kind, times, q, w, positions, pieces, rows)
+                return self._domain(when, times, cells, positions, pieces, rows)
         return None
 
-    def _row_times(self, q, ready, deadline, likely: int) -> tuple[int, int, int] | None:
+    def _row_times(self, row, ready, deadline, likely: int) -> tuple[int, int, int] | None:
         if not self.has_rows:
             return None
         first, last = -(-ready // self.row_length), deadline // 2 // self.row_length
-        times = regular_times(q, np.zeros_like(q), first, last, (max(1, likely), 0))
-        if times is None or (times[0] < 1 and (q != q[0]).any()):
+        times = regular_times(Cells(row, np.zeros_like(row)), first, last, (max(1, likely), 0))
+        if times is None or (times[0] < 1 and (row != row[0]).any()):
             return None
-        return max(1, times[0]), 0, times[2] if times[0] else times[2] - int(q[0])
+        return max(1, times[0]), 0, times[2] if times[0] else times[2] - int(row[0])
 
-    def _lattice(self, kind, times, q, w, positions, pieces, rows) -> Lattice | None:
-        row_step, column_step, delay = times
-        target = affine(q, w, positions)
+    def _domain(self, when, times, cells: Cells, positions, pieces, rows) -> ScheduledDomain | None:
+        (row_step, column_step, delay), (row, column) = times, cells
+        target = affine(cells, positions)
         if target is None:
             return None
-        if kind == PROLOGUE:
-            phases = np.full(len(q), -1, np.int64)
-        elif kind == ROW:
-            phases = 2 * (row_step * q + delay) * self.row_length
-        elif (column_step < 1 and (w != w[0]).any()) or (
-            (row_step < 1 or row_step % self.row_length) and (q != q[0]).any()
+        if when == PROLOGUE:
+            phases = np.full(len(row), -1, np.int64)
+        elif when == ROW:
+            phases = 2 * (row_step * row + delay) * self.row_length
+        elif (column_step < 1 and (column != column[0]).any()) or (
+            (row_step < 1 or row_step % self.row_length) and (row != row[0]).any()
         ):
             return None
         else:
-            phases = 2 * (row_step * q + column_step * w + delay) + 1
-        lattice = Lattice(
-            kind, row_step, column_step, delay, q, w, positions, phases, Address(*target, 0, (0, 0, 0, 0))
-        )
+            phases = 2 * (row_step * row + column_step * column + delay) + 1
+        domain = ScheduledDomain(when, row_step, column_step, delay, cells, positions, phases, target)
         for piece in pieces:
-            address = self._address(piece, rows, q, w)
-            if address is False:
+            access = self._access(piece, rows, cells)
+            if access is False:
                 return None
-            lattice.operands.append(address)
-        return lattice
+            domain.operands.append(access)
+        return domain
 
-    def _address(self, piece: Piece, rows, q, w) -> Address | bool | None:
+    def _access(self, piece: Piece, rows, cells: Cells) -> Access | bool | None:
         """Where the piece lies for each cell; None: nowhere; False: not regularly."""
         positions = self.sources(piece, rows)
         valid = positions >= 0
@@ -360,21 +363,21 @@ class Scheduler:
         slots = piece.slots[rows][valid]
         if (slots != slots[0]).any():
             return False
-        fit = affine(q[valid], w[valid], positions[valid])
+        read = cells.chosen(valid)
+        fit = affine(read, positions[valid])
         if fit is None:
             return False
-        box = int(q[valid].min()), int(q[valid].max()) + 1, int(w[valid].min()), int(w[valid].max()) + 1
-        inside = (q >= box[0]) & (q < box[1]) & (w >= box[2]) & (w < box[3])
-        if (inside != valid).any():
+        box = read.box()
+        if (box.holds(*cells) != valid).any():
             return False
-        return Address(*fit, int(slots[0]), box)
+        return Access(fit, int(slots[0]), box)
 
-    def _unrolled(self, placed: Placed, pieces, live, ready, deadline) -> list[Lattice]:
-        """One lattice a cell, for orders without a pattern."""
-        lattices = []
+    def _unrolled(self, placed: Placed, pieces, live, ready, deadline) -> list[ScheduledDomain]:
+        """One domain a cell, for orders without a pattern."""
+        domains = []
         zero = np.zeros(1, np.int64)
         for i, position in enumerate(live):
-            kind, delay = (PROLOGUE, 0) if ready[i] == 0 else (PIXEL, int(deadline[i] - 1) // 2)
-            rows = placed.row[[position]]
-            lattices.append(self._lattice(kind, (self.row_length, 1, delay), zero, zero, live[[i]], pieces, rows))
-        return lattices
+            when, delay = (PROLOGUE, 0) if ready[i] == 0 else (PIXEL, int(deadline[i] - 1) // 2)
+            rows, times = placed.row[[position]], (self.row_length, 1, delay)
+            domains.append(self._domain(when, times, Cells(zero, zero), live[[i]], pieces, rows))
+        return domains

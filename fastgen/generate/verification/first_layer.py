@@ -10,7 +10,9 @@ from fastgen.generate.compiled_network import CompiledNetwork
 from fastgen.generate.frontend.export import state_of
 from fastgen.generate.frontend.fx_info import name_of, where_of
 from fastgen.generate.ir.graph import Node
-from fastgen.generate.ir.program import OPCODE, PIXEL, PROLOGUE, ROW, Code, Program
+from fastgen.generate.ir.instructions import PROLOGUE, ROW, Instruction
+from fastgen.generate.ir.opcodes import OPCODE
+from fastgen.generate.ir.program import Program
 from fastgen.generate.machines.batch import Run
 from fastgen.generate.verification.precision import Precision
 
@@ -121,26 +123,29 @@ def _rows(value, node: Node) -> Tensor | None:
 def _written(program: Program, buffer: int, step: int) -> list[int]:
     """The positions of a buffer that are written at a step."""
     positions = []
-    for code in program.codes:
-        for operation in program.operations[code.operation0 : code.operation1]:
+    for instruction in program.computes:
+        for operation in program.operations[instruction.body.operation0 : instruction.body.operation1]:
             if operation.opcode == OPCODE["store"] and program.operands[operation.b].buffer == buffer:
-                operand = program.operands[operation.b]
-                positions += [operand.a * q + operand.b * w + operand.c for q, w in _cells(program, code, step)]
+                written = program.operands[operation.b].map
+                positions += [written.position(*cell) for cell in _cells(program, instruction, step)]
     return positions
 
 
-def _cells(program: Program, code: Code, step: int) -> list[tuple[int, int]]:
-    if code.kind == PROLOGUE:
+def _cells(program: Program, instruction: Instruction, step: int) -> list[tuple[int, int]]:
+    """The cells (row, column) at which an instruction runs at a step, or at the start of the step's row."""
+    if instruction.when == PROLOGUE:
         return []
-    row, column = divmod(step, program.row_length)
+    domain = instruction.domain
+    step_row, step_column = divmod(step, program.row_length)
     cells = []
-    for q in range(code.q0, min(code.q1, row + 2)):
-        if code.kind == ROW:
-            if column == 0 and row == code.row_stride * q + code.delay:
-                cells += [(q, w) for w in range(code.w0, code.w1)]
-        elif code.kind == PIXEL:
-            w, rest = divmod(step - code.delay - program.row_length * code.row_stride * q, code.column_stride)
-            cells += [(q, w)] * (rest == 0 and code.w0 <= w < code.w1)
+    for row in range(domain.row0, min(domain.row1, step_row + 2)):
+        if instruction.when == ROW:
+            if step_column == 0 and step_row == domain.row_stride * row + domain.delay:
+                cells += [(row, column) for column in range(domain.column0, domain.column1)]
+        else:
+            along = step - domain.delay - program.row_length * domain.row_stride * row
+            column, rest = divmod(along, domain.column_stride)
+            cells += [(row, column)] * (rest == 0 and domain.column0 <= column < domain.column1)
     return cells
 
 

@@ -222,7 +222,9 @@ def _steps(network: CompiledNetwork, shape: tuple[int, ...], count: int) -> Tens
 def _association(program: Program) -> float:
     """What the order of summation does to the longest sum of the program: sqrt(n) roundings of n terms."""
     segments = program.segments
-    longest = max((sum(s.length for s in segments[c.segment0 : c.segment1]) for c in program.codes), default=1)
+    longest = max(
+        (sum(s.length for s in segments[i.body.segment0 : i.body.segment1]) for i in program.computes), default=1
+    )
     return EPSILON * math.sqrt(max(longest, 1))
 
 

@@ -48,8 +48,8 @@ Program program_of(const py::dict& tables) {
   program.operands = records<Operand>(tables, "operands");
   program.segments = records<Segment>(tables, "segments");
   program.weight_table = records<Weight>(tables, "weight_table");
-  program.codes = records<Code>(tables, "codes");
-  program.draws = records<Draw>(tables, "draws");
+  program.instructions = instructions_of(records<Header>(tables, "instructions"), records<Compute>(tables, "computes"),
+                                         records<Draw>(tables, "draws"));
   const std::vector<OperationRow> rows = records<OperationRow>(tables, "operations");
   const auto xy = py::cast<py::array_t<double, py::array::c_style | py::array::forcecast>>(tables["operation_numbers"]);
   FASTGEN_CHECK(xy.ndim() == 2 && xy.shape(0) == static_cast<py::ssize_t>(rows.size()) && xy.shape(1) == 2,
@@ -107,10 +107,10 @@ Run run_of(const Machine& machine, const py::object& fields) {
   run.levels = in_place<float>(levels, "levels", {run.batch, -1, -1}, true);
   run.channels = py::cast<py::array>(levels).shape(1);
   run.positions = py::cast<py::array>(levels).shape(2);
-  for (const Draw& draw : program.draws) {
+  each_of_kind<Draw>(program, [&](const Instruction&, const Draw& draw, std::size_t) {
     FASTGEN_CHECK(draw.channel0 + draw.channels <= run.channels, "levels has ", run.channels, " channels; the program draws ",
                   draw.channel0 + draw.channels);
-  }
+  });
   run.samples = in_place<std::int64_t>(fields.attr("samples"), "samples", {run.batch}, false);
   run.known = reinterpret_cast<const std::uint8_t*>(
       in_place_or_null<bool>(fields.attr("known"), "known", {run.batch, run.channels, run.positions}, false));
@@ -120,12 +120,12 @@ Run run_of(const Machine& machine, const py::object& fields) {
   run.parameters = in_place_or_null<float>(parameters, "parameters", {run.batch, run.positions, -1}, true);
   if (run.parameters) {
     run.position_parameters = py::cast<py::array>(parameters).shape(2);
-    for (const Draw& draw : program.draws) {
+    each_of_kind<Draw>(program, [&](const Instruction&, const Draw& draw, std::size_t) {
       std::int64_t read = 0;
       for (std::int64_t i = draw.parameter0; i < draw.parameter1; ++i) read += program.operands[i].length;
       FASTGEN_CHECK(draw.channel0 * (read / draw.channels) + read <= run.position_parameters, "parameters has ",
                     run.position_parameters, " values a position; the program reads more");
-    }
+    });
   }
   for (const py::handle& context : fields.attr("contexts")) {
     const std::string name = text("contexts[", run.contexts.size(), "]");

@@ -9,8 +9,8 @@
 
 namespace fastgen {
 
-// The first thing that went wrong, by step. Codes go on with harmless values until the threads look here together. In the same
-// way they learn that they are to leave though nothing went wrong.
+// The first thing that went wrong, by step. Instructions go on with harmless values until the threads look here together. In the
+// same way they learn that they are to leave though nothing went wrong.
 class Failure {
  public:
   static constexpr std::int64_t kNever = std::numeric_limits<std::int64_t>::max();

@@ -11,8 +11,8 @@ namespace fastgen {
 namespace {
 
 constexpr std::int64_t kSamplesAlone = 4;    // from so many samples a thread on, threads work on their own samples
-constexpr std::int64_t kItemsAlone = 12;      // from so many items a thread on, threads split the cells of a code
-constexpr std::int64_t kMostTogether = 256;   // steps that are absorbed code by code
+constexpr std::int64_t kItemsAlone = 12;      // from so many items a thread on, threads split the cells of an instruction
+constexpr std::int64_t kMostTogether = 256;   // steps that are absorbed instruction by instruction
 constexpr std::int64_t kCellsTogether = 1024;
 constexpr auto kPart = Interrupt::kPatience;  // as long, about, as the steps take that are run without a question whether to stop
 
@@ -25,8 +25,8 @@ Program checked(Program program) {
 
 }  // namespace
 
-// Threads either work alone, each on its own samples, or together on all samples. Together they meet before a code of another
-// level, and split the lanes of a code, or its samples, or its cells.
+// Threads either work alone, each on its own samples, or together on all samples. Together they meet before an instruction
+// of another level, and split its lanes, or its samples, or its cells.
 class Machine::Crew {
  public:
   Crew(const Machine& machine, Team& team, const Run& run, Interrupt& interrupt, int index, Barrier& barrier)
@@ -44,18 +44,20 @@ class Machine::Crew {
 
   void run_prologue() {
     for (int number : machine_.plan_.prologue) {
-      const Code& code = machine_.program_.codes[number];
-      run_grid(number, code.q0, code.q1, 0);
+      const IterationDomain& domain = machine_.plan_.iterations[number];
+      run_grid(number, domain.row0, domain.row1, 0);
     }
     meet();
   }
 
   void start_row(std::int64_t row, std::int64_t step) {
     for (int number : machine_.plan_.row) {
-      const Code& code = machine_.program_.codes[number];
-      const std::int64_t rest = row - code.delay, stride = std::max<std::int64_t>(code.row_stride, 1);
-      const std::int64_t q = rest >= 0 ? rest / stride : -1;
-      if (q * stride == rest && q >= code.q0 && q < code.q1) run_grid(number, q, q + 1, step);
+      const IterationDomain& domain = machine_.plan_.iterations[number];
+      const std::int64_t rest = row - domain.delay, stride = std::max<std::int64_t>(domain.row_stride, 1);
+      const std::int64_t cell_row = rest >= 0 ? rest / stride : -1;
+      if (cell_row * stride == rest && cell_row >= domain.row0 && cell_row < domain.row1) {
+        run_grid(number, cell_row, cell_row + 1, step);
+      }
     }
     meet();
   }
@@ -69,7 +71,7 @@ class Machine::Crew {
       for (std::size_t i = 0; i < active.size(); ++i) {
         worker_.expect_tables(active, i);
         if (alone_ && i + 1 < active.size()) worker_.expect(active[i + 1], mine_, run_);
-        run_code(active[i], worker_.cells_of(active[i]), t);
+        run_compute(active[i], worker_.cells_of(active[i]), t);
       }
       meet();
       worker_.draw_step(t, mine_, run_, false);
@@ -89,13 +91,13 @@ class Machine::Crew {
     while (t < t1 && !leaves_before(t)) {
       if (t % row_length == 0) start_row(t / row_length, t);
       const std::int64_t end = std::min({t1, t + most, (t / row_length + 1) * row_length});
-      // No code of a step reads that step's own input, and in a ring it may take the place of the oldest that is still read.
+      // No Compute of a step reads that step's own input, and in a ring it may take the place of the oldest that is still read.
       for (std::int64_t i = t; i < end - 1; ++i) worker_.write_known(i, mine_, run_);
       dirty_ = true;
       meet();
-      for (int code : worker_.collect(t, end)) {
-        run_code(code, worker_.cells_of(code), t);
-        if (end - t > 1) meet();  // codes of one level may depend on each other across steps
+      for (int number : worker_.collect(t, end)) {
+        run_compute(number, worker_.cells_of(number), t);
+        if (end - t > 1) meet();  // those of one level may depend on each other across steps
       }
       meet();
       if (run_.log_prob || run_.proposal_log_prob) {
@@ -119,39 +121,39 @@ class Machine::Crew {
     level_ = -1;
   }
 
-  void run_grid(int number, std::int64_t q0, std::int64_t q1, std::int64_t step) {
-    const Code& code = machine_.program_.codes[number];
+  void run_grid(int number, std::int64_t row0, std::int64_t row1, std::int64_t step) {
+    const IterationDomain& domain = machine_.plan_.iterations[number];
     cells_.clear();
-    for (std::int64_t q = q0; q < q1; ++q) {
-      for (std::int64_t w = code.w0; w < code.w1; ++w) {
-        cells_.push_back({q, w});
+    for (std::int64_t row = row0; row < row1; ++row) {
+      for (std::int64_t column = domain.column0; column < domain.column1; ++column) {
+        cells_.push_back({row, column});
         if (static_cast<std::int64_t>(cells_.size()) == kCellsTogether) {
-          run_code(number, cells_, step);
+          run_compute(number, cells_, step);
           if (worker_.stopped()) return;
           cells_.clear();
         }
       }
     }
-    run_code(number, cells_, step);
+    run_compute(number, cells_, step);
   }
 
-  void run_code(int number, const std::vector<Cell>& cells, std::int64_t step) {
+  void run_compute(int number, const std::vector<Cell>& cells, std::int64_t step) {
     if (cells.empty()) return;
-    const PlannedCode& code = machine_.plan_.codes[number];
-    if (code.together && !run_.ahead) return;
+    const PlannedCompute& planned = machine_.plan_.computes[number];
+    if (planned.in_blocks && !run_.ahead) return;
     const std::int64_t count = static_cast<std::int64_t>(cells.size());
     if (alone_) {
-      worker_.execute(number, cells.data(), count, {mine_, {0, code.units}}, run_, step);
+      worker_.execute(number, cells.data(), count, {mine_, {0, planned.units}}, run_, step);
       return;
     }
-    if (code.level != level_) meet();
-    level_ = code.level;
+    if (planned.level != level_) meet();
+    level_ = planned.level;
     dirty_ = true;
-    const Span all_samples = {0, run_.batch}, all_units = {0, code.units};
+    const Span all_samples = {0, run_.batch}, all_units = {0, planned.units};
     if (count >= threads_ && count * run_.batch >= kItemsAlone * threads_) {
       const Span mine = part_of(count, index_, threads_);
       worker_.execute(number, cells.data() + mine.begin, mine.end - mine.begin, {all_samples, all_units}, run_, step);
-    } else if ((code.whole || code.units < threads_) && run_.batch >= threads_) {
+    } else if ((planned.whole || planned.units < threads_) && run_.batch >= threads_) {
       worker_.execute(number, cells.data(), count, {mine_, all_units}, run_, step);
     } else {
       worker_.execute(number, cells.data(), count, {all_samples, team_.share(number, index_)}, run_, step);

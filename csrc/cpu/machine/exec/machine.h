@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "program/address.h"
+#include "program/access.h"
 #include "program/heads.h"
 #include "cpu/machine/exec/interrupt.h"
 #include "cpu/machine/kernels/kernels.h"

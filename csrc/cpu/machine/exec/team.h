@@ -59,8 +59,8 @@ class Team {
   }
 
   Worker& worker(int index) { return *workers_[static_cast<std::size_t>(index)]; }
-  // The units of lanes of a code that a thread computes.
-  Span share(int code, int index) const { return shares_[static_cast<std::size_t>(code)][static_cast<std::size_t>(index)]; }
+  // The units of lanes of a Compute that a thread computes.
+  Span share(int compute, int index) const { return shares_[static_cast<std::size_t>(compute)][static_cast<std::size_t>(index)]; }
   Failure& failure() { return failure_; }
 
  private:

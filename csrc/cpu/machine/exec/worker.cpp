@@ -32,11 +32,11 @@ Worker::Worker(const Plan& plan, const PackedWeights& weights, const HeadSpec& h
       scratch_(plan.draw_doubles * sizeof(double)),
       input_pointers_(plan.items),
       addresses_(plan.addresses),
-      lattice_cells_(plan.lattices.size()),
+      domain_cells_(plan.domains.size()),
       once_cell_(1),
       ahead_(weights.begin()) {
-  active_.reserve(plan.codes.size());
-  once_active_.reserve(plan.codes.size());
+  active_.reserve(plan.computes.size());
+  once_active_.reserve(plan.computes.size());
 }
 
 void Worker::begin(Interrupt& interrupt, bool asks, bool together) {
@@ -53,23 +53,23 @@ void Worker::ask(std::int64_t step) {
 }
 
 const std::vector<int>& Worker::collect(std::int64_t t0, std::int64_t t1) {
-  for (std::size_t i = 0; i < plan_.lattices.size(); ++i) {
-    lattice_cells_[i].clear();
-    for (std::int64_t t = t0; t < t1; ++t) plan_.lattices[i].cells_at(t, lattice_cells_[i]);
+  for (std::size_t i = 0; i < plan_.domains.size(); ++i) {
+    domain_cells_[i].clear();
+    for (std::int64_t t = t0; t < t1; ++t) plan_.domains[i].cells_at(t, domain_cells_[i]);
   }
   const auto earlier = [](const Once& once, std::int64_t step) { return once.step < step; };
-  auto once = std::lower_bound(plan_.codes_once.begin(), plan_.codes_once.end(), t0, earlier);
+  auto once = std::lower_bound(plan_.computes_once.begin(), plan_.computes_once.end(), t0, earlier);
   once_active_.clear();
-  for (; once != plan_.codes_once.end() && once->step < t1; ++once) once_active_.push_back(once->record);
+  for (; once != plan_.computes_once.end() && once->step < t1; ++once) once_active_.push_back(once->number);
   if (t1 - t0 > 1) std::sort(once_active_.begin(), once_active_.end());
   active_.clear();
   std::merge(plan_.pixel.begin(), plan_.pixel.end(), once_active_.begin(), once_active_.end(), std::back_inserter(active_));
   return active_;
 }
 
-const std::vector<Cell>& Worker::cells_of(int code) {
-  const PlannedCode& planned = plan_.codes[code];
-  if (planned.lattice >= 0) return lattice_cells_[planned.lattice];
+const std::vector<Cell>& Worker::cells_of(int number) {
+  const PlannedCompute& planned = plan_.computes[number];
+  if (planned.domain >= 0) return domain_cells_[planned.domain];
   once_cell_[0] = planned.only;
   return once_cell_;
 }
@@ -80,7 +80,7 @@ void Worker::resolve(const BoundOperand* operands, std::size_t count, Cell cell,
     const Reach reach = operands[i].resolve(cell, run, plan_.constants, addresses[i]);
     if (reach == Reach::inside) continue;
     addresses[i] = {operands[i].written ? nullptr : const_cast<float*>(plan_.zeros.data()), 0, 1};
-    const std::int64_t position = operands[i].a * cell.q + operands[i].b * cell.w + operands[i].c;
+    const std::int64_t position = operands[i].position_of(cell);
     failure_.report(step, reach == Reach::before_first_position
                               ? text("an operand addresses position ", position, " of its buffer, at step ", step)
                               : text("contexts[", operands[i].context, "] has ", run.contexts[operands[i].context].positions,
@@ -89,46 +89,46 @@ void Worker::resolve(const BoundOperand* operands, std::size_t count, Cell cell,
 }
 
 void Worker::execute(int number, const Cell* cells, std::int64_t count, const Share& share, const Run& run, std::int64_t step) {
-  const PlannedCode& code = plan_.codes[number];
+  const PlannedCompute& planned = plan_.computes[number];
   Tile tile{};
-  tile.code = &code;
-  tile.lane_tile0 = share.units.begin * code.unit_tiles;
-  tile.lane_tile1 = std::min(share.units.end * code.unit_tiles, code.lane_tiles);
+  tile.planned = &planned;
+  tile.lane_tile0 = share.units.begin * planned.unit_tiles;
+  tile.lane_tile1 = std::min(share.units.end * planned.unit_tiles, planned.lane_tiles);
   const std::int64_t samples = share.samples.end - share.samples.begin;
   if (tile.lane_tile0 >= tile.lane_tile1 || samples <= 0) return;
   tile.lane0 = tile.lane_tile0 * kTile;
   tile.width = (tile.lane_tile1 - tile.lane_tile0) * kTile;
-  tile.lanes = std::min(code.lanes - tile.lane0, tile.width);
+  tile.lanes = std::min(planned.lanes - tile.lane0, tile.width);
   tile.run = &run;
   tile.step = step;
-  const std::int64_t together = samples == 1 ? code.chunk : std::max<std::int64_t>(1, code.chunk / samples);
+  const std::int64_t together = samples == 1 ? planned.chunk : std::max<std::int64_t>(1, planned.chunk / samples);
   for (std::int64_t cell = 0; cell < count; cell += together) {
     tile.cells = cells + cell;
     tile.cell_count = std::min(together, count - cell);
-    for (std::int64_t done = 0; done < samples; done += code.chunk) {
+    for (std::int64_t done = 0; done < samples; done += planned.chunk) {
       tile.sample0 = share.samples.begin + done;
-      tile.samples = std::min(code.chunk, samples - done);
+      tile.samples = std::min(planned.chunk, samples - done);
       tile.register_stride = tile.items() * tile.width;
-      if (!goes_on(tile.items() * code.work, step)) return;
+      if (!goes_on(tile.items() * planned.work, step)) return;
       compute(tile);
     }
   }
 }
 
-void Worker::expect_tables(const std::vector<int>& codes, std::size_t place) const {
-  if (place + 3 < codes.size()) expect_bytes(&plan_.codes[codes[place + 3]], sizeof(PlannedCode));
-  if (place + 2 >= codes.size()) return;
-  const PlannedCode& code = plan_.codes[codes[place + 2]];
-  expect_bytes(code.operands.data(), code.operands.size() * sizeof(BoundOperand));
-  expect_bytes(code.operations.data(), code.operations.size() * sizeof(PlannedOperation));
-  expect_bytes(code.dense.data(), code.dense.size() * sizeof(DenseInput));
-  if (code.matrix >= 0) expect_bytes(&weights_.matrix(code.matrix), sizeof(Packed));
+void Worker::expect_tables(const std::vector<int>& computes, std::size_t place) const {
+  if (place + 3 < computes.size()) expect_bytes(&plan_.computes[computes[place + 3]], sizeof(PlannedCompute));
+  if (place + 2 >= computes.size()) return;
+  const PlannedCompute& planned = plan_.computes[computes[place + 2]];
+  expect_bytes(planned.operands.data(), planned.operands.size() * sizeof(BoundOperand));
+  expect_bytes(planned.operations.data(), planned.operations.size() * sizeof(PlannedOperation));
+  expect_bytes(planned.dense.data(), planned.dense.size() * sizeof(DenseInput));
+  if (planned.matrix >= 0) expect_bytes(&weights_.matrix(planned.matrix), sizeof(Packed));
 }
 
 void Worker::expect(int number, Span samples, const Run& run) {
-  const PlannedCode& code = plan_.codes[number];
-  for (const DenseInput& input : code.dense) {
-    const BoundOperand& operand = code.operands[input.operand];
+  const PlannedCompute& planned = plan_.computes[number];
+  for (const DenseInput& input : planned.dense) {
+    const BoundOperand& operand = planned.operands[input.operand];
     if (!operand.wraps || operand.where != kState || operand.channel_stride != 1) continue;
     for (const Cell& cell : cells_of(number)) {
       Address address;
@@ -141,25 +141,25 @@ void Worker::expect(int number, Span samples, const Run& run) {
 }
 
 void Worker::compute(const Tile& tile) {
-  const bool starts_here = tile.code->early >= 0 && !tile.run->ahead;
+  const bool starts_here = tile.planned->hoisted >= 0 && !tile.run->ahead;
   if (starts_here) {
-    Tile early = tile;
-    early.code = &plan_.codes[tile.code->early];
-    resolve(early);
-    start(early);
-    multiply(early);
+    Tile hoisted = tile;
+    hoisted.planned = &plan_.computes[tile.planned->hoisted];
+    resolve(hoisted);
+    start(hoisted);
+    multiply(hoisted);
   }
   resolve(tile);
-  if (tile.code->multiplies) {
+  if (tile.planned->multiplies) {
     if (!starts_here) start(tile);
-    if (!tile.code->index.empty()) add_table_rows(tile);
-    if (tile.code->matrix >= 0) multiply(tile);
+    if (!tile.planned->index.empty()) add_table_rows(tile);
+    if (tile.planned->matrix >= 0) multiply(tile);
   }
   apply(tile);
 }
 
 void Worker::resolve(const Tile& tile) {
-  const std::vector<BoundOperand>& operands = tile.code->operands;
+  const std::vector<BoundOperand>& operands = tile.planned->operands;
   for (std::int64_t i = 0; i < tile.cell_count; ++i) {
     resolve(operands.data(), operands.size(), tile.cells[i], *tile.run, tile.step, addresses_.data() + i * operands.size());
   }
@@ -167,7 +167,7 @@ void Worker::resolve(const Tile& tile) {
 
 template <typename Function>
 void Worker::each_item(const Tile& tile, int operand, Function function) {
-  const std::size_t stride = tile.code->operands.size();
+  const std::size_t stride = tile.planned->operands.size();
   std::int64_t item = 0;
   for (std::int64_t i = 0; i < tile.cell_count; ++i) {
     Address address = addresses_[i * stride + operand];
@@ -180,17 +180,17 @@ void Worker::each_item(const Tile& tile, int operand, Function function) {
 }
 
 void Worker::start(const Tile& tile) {
-  const PlannedCode& code = *tile.code;
-  for (std::int64_t part = 0; part < code.parts; ++part) {
+  const PlannedCompute& planned = *tile.planned;
+  for (std::int64_t part = 0; part < planned.parts; ++part) {
     float* sums = floats(registers_) + part * tile.register_stride;
-    const std::int64_t output = part * code.lanes + tile.lane0;
-    if (code.accumulator >= 0) {
-      each_item(tile, code.accumulator, [&](std::int64_t item, const Address& from) {
+    const std::int64_t output = part * planned.lanes + tile.lane0;
+    if (planned.accumulator >= 0) {
+      each_item(tile, planned.accumulator, [&](std::int64_t item, const Address& from) {
         kernels_.gather(sums + item * tile.width, from.base + output * from.channel_stride, from.channel_stride, tile.lanes);
       });
-    } else if (code.bias) {
+    } else if (planned.bias) {
       for (std::int64_t item = 0; item < tile.items(); ++item) {
-        kernels_.gather(sums + item * tile.width, code.bias + output, 1, tile.lanes);
+        kernels_.gather(sums + item * tile.width, planned.bias + output, 1, tile.lanes);
       }
     } else {
       std::fill_n(sums, tile.register_stride, 0.0f);
@@ -199,8 +199,8 @@ void Worker::start(const Tile& tile) {
 }
 
 void Worker::add_table_rows(const Tile& tile) {
-  const PlannedCode& code = *tile.code;
-  for (const IndexInput& input : code.index) {
+  const PlannedCompute& planned = *tile.planned;
+  for (const IndexInput& input : planned.index) {
     const Table& table = weights_.table(input.table);
     each_item(tile, input.operand, [&](std::int64_t item, const Address& from) {
       const float value = *from.base;
@@ -212,44 +212,44 @@ void Worker::add_table_rows(const Tile& tile) {
                                         table.count - 1));
       }
       const float* values = weights_.table_row(table, row) + tile.lane0;
-      for (std::int64_t part = 0; part < code.parts; ++part) {
+      for (std::int64_t part = 0; part < planned.parts; ++part) {
         float* sums = floats(registers_) + part * tile.register_stride + item * tile.width;
-        kernels_.lanes[kAdd](sums, sums, values + part * (table.width / code.parts), sums, tile.width, 0.0f, 0.0f);
+        kernels_.lanes[kAdd](sums, sums, values + part * (table.width / planned.parts), sums, tile.width, 0.0f, 0.0f);
       }
     });
   }
 }
 
 void Worker::multiply(const Tile& tile) {
-  const PlannedCode& code = *tile.code;
+  const PlannedCompute& planned = *tile.planned;
   const float** x = input_pointers_.data();
-  if (code.in_place) {
-    each_item(tile, code.dense[0].operand, [&](std::int64_t item, const Address& from) { x[item] = from.base; });
+  if (planned.in_place) {
+    each_item(tile, planned.dense[0].operand, [&](std::int64_t item, const Address& from) { x[item] = from.base; });
   } else {
     float* inputs = floats(inputs_);
-    for (std::int64_t item = 0; item < tile.items(); ++item) x[item] = inputs + item * code.padded_inputs;
+    for (std::int64_t item = 0; item < tile.items(); ++item) x[item] = inputs + item * planned.padded_inputs;
     std::int64_t k = 0;
-    for (const DenseInput& input : code.dense) {
+    for (const DenseInput& input : planned.dense) {
       if (tile.items() == 1) look_ahead(kLinesAtOperation);
       each_item(tile, input.operand, [&](std::int64_t item, const Address& from) {
-        kernels_.gather(inputs + item * code.padded_inputs + k, from.base, from.channel_stride, input.length);
+        kernels_.gather(inputs + item * planned.padded_inputs + k, from.base, from.channel_stride, input.length);
       });
       k += input.length;
     }
     for (std::int64_t item = 0; item < tile.items(); ++item) {
-      std::fill(inputs + item * code.padded_inputs + k, inputs + (item + 1) * code.padded_inputs, 0.0f);
+      std::fill(inputs + item * planned.padded_inputs + k, inputs + (item + 1) * planned.padded_inputs, 0.0f);
     }
   }
-  const Packed& matrix = weights_.matrix(code.matrix);
-  const std::int64_t first = tile.lane_tile0 * code.parts;
+  const Packed& matrix = weights_.matrix(planned.matrix);
+  const std::int64_t first = tile.lane_tile0 * planned.parts;
   PanelTask task{};
   task.x = x;
   task.items = static_cast<int>(tile.items());
-  task.inputs = code.inputs;
+  task.inputs = planned.inputs;
   task.weights = weights_.block(matrix, first / 2);
   task.scale = weights_.scales(matrix, first);
-  task.tiles = tile.lane_tile1 * code.parts - first;
-  task.parts = code.parts;
+  task.tiles = tile.lane_tile1 * planned.parts - first;
+  task.parts = planned.parts;
   task.out = floats(registers_);
   task.part_stride = tile.register_stride;
   task.item_stride = tile.width;
@@ -258,9 +258,9 @@ void Worker::multiply(const Tile& tile) {
 }
 
 void Worker::apply(const Tile& tile) {
-  const PlannedCode& code = *tile.code;
-  const std::int64_t items = tile.items(), stride = static_cast<std::int64_t>(code.operands.size());
-  const std::int64_t floats_of_item = tile.width * code.registers;
+  const PlannedCompute& planned = *tile.planned;
+  const std::int64_t items = tile.items(), stride = static_cast<std::int64_t>(planned.operands.size());
+  const std::int64_t floats_of_item = tile.width * planned.registers;
   const std::int64_t together = items * floats_of_item <= kLaneFloats ? items : std::max<std::int64_t>(1, kLaneFloats / floats_of_item);
   for (std::int64_t item0 = 0; item0 < items; item0 += together) {
     const std::int64_t item1 = std::min(items, item0 + together);
@@ -281,7 +281,7 @@ void Worker::apply(const Tile& tile) {
         }
       }
     };
-    for (const PlannedOperation& operation : code.operations) {
+    for (const PlannedOperation& operation : planned.operations) {
       if (items == 1) look_ahead(kLinesAtOperation);
       float* dst = registers + operation.dst * tile.register_stride;
       const float* a = registers + operation.a * tile.register_stride;
@@ -293,12 +293,12 @@ void Worker::apply(const Tile& tile) {
         each(operation.b, [&](float* to, std::int64_t channel_stride, std::int64_t offset) {
           kernels_.scatter(to, channel_stride, a + offset, tile.lanes);
         });
-      } else if (operation.opcode >= kSum && operation.opcode <= kAmin) {
+      } else if (operation.form == OpcodeForm::REDUCTION) {
         for (std::int64_t item = 0; item < item1 - item0; ++item) {
           kernels_.reduce(operation.opcode, dst + item * tile.width, a + item * tile.width, tile.lanes, operation.b);
         }
       } else {
-        const int arguments = register_arguments(operation.opcode);
+        const int arguments = operation.arguments;
         const float* b = arguments > 1 ? registers + operation.b * tile.register_stride : a;
         const float* c = arguments > 2 ? registers + operation.c * tile.register_stride : a;
         kernels_.lanes[operation.opcode](dst, arguments > 0 ? a : dst, arguments > 0 ? b : dst, arguments > 0 ? c : dst, lanes,

@@ -1,10 +1,10 @@
-// One thread's part of the machine: executes codes and draws for a share of the samples, cells or lanes.
+// One thread's part of the machine: executes instructions for a share of the samples, cells or lanes.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "program/address.h"
+#include "program/access.h"
 #include "cpu/machine/exec/failure.h"
 #include "cpu/machine/exec/interrupt.h"
 #include "cpu/machine/kernels/kernels.h"
@@ -13,7 +13,7 @@
 
 namespace fastgen {
 
-// What a worker computes of a code.
+// What a worker computes of an instruction.
 struct Share {
   Span samples;
   Span units;  // of lanes
@@ -28,14 +28,14 @@ class Worker {
   void begin(Interrupt& interrupt, bool asks, bool together);
   bool stopped() const { return stopped_; }
 
-  // Runs a code at `count` cells.
+  // Runs a Compute at `count` cells.
   void execute(int number, const Cell* cells, std::int64_t count, const Share& share, const Run& run, std::int64_t step);
 
-  // Asks for what the plan says of the codes that follow the one at `place`: the weights of a step have driven that, too, out
+  // Asks for what the plan says of the computes that follow the one at `place`: the weights of a step have driven that, too, out
   // of the near caches.
-  void expect_tables(const std::vector<int>& codes, std::size_t place) const;
+  void expect_tables(const std::vector<int>& computes, std::size_t place) const;
 
-  // Asks for the inputs of a code in rings, which the weights of a step have driven out of the near caches.
+  // Asks for the inputs of a Compute in rings, which the weights of a step have driven out of the near caches.
   void expect(int number, Span samples, const Run& run);
 
   // Draws, or scores where all is known, the elements of step t; the inputs are written unless `inputs_written`.
@@ -47,13 +47,13 @@ class Worker {
   // Writes the inputs of the elements of step t, all known.
   void write_known(std::int64_t t, Span samples, const Run& run);
 
-  // The codes that run within the steps [t0, t1), in the order of the program, with cells_of() for each.
+  // The computes that run within the steps [t0, t1), in the order of the program, with cells_of() for each.
   const std::vector<int>& collect(std::int64_t t0, std::int64_t t1);
-  const std::vector<Cell>& cells_of(int code);
+  const std::vector<Cell>& cells_of(int number);
 
  private:
   struct Tile {
-    const PlannedCode* code;
+    const PlannedCompute* planned;
     std::int64_t lane0, lanes, width;      // first lane, how many, and padded to whole tiles
     std::int64_t lane_tile0, lane_tile1;
     std::int64_t register_stride;
@@ -102,7 +102,7 @@ class Worker {
   Arena inputs_, registers_, parameters_, values_, scratch_;
   std::vector<const float*> input_pointers_;
   std::vector<Address> addresses_;
-  std::vector<std::vector<Cell>> lattice_cells_;
+  std::vector<std::vector<Cell>> domain_cells_;
   std::vector<Cell> once_cell_, draw_cells_;
   const unsigned char* ahead_;  // in the packed weights, or a little beyond them
   std::vector<int> active_, once_active_;

@@ -19,13 +19,13 @@ void Worker::each_draw(std::int64_t t, Function function) {
   auto often = plan_.draws_often.begin();
   const auto at_step = [&](int number) {
     draw_cells_.clear();
-    plan_.draws[number].lattice.cells_at(t, draw_cells_);
+    plan_.draws[number].domain.cells_at(t, draw_cells_);
     for (Cell cell : draw_cells_) function(plan_.draws[number], cell);
   };
   for (;;) {
     const bool has_once = once != plan_.draws_once.end() && once->step == t, has_often = often != plan_.draws_often.end();
-    if (has_once && (!has_often || once->record < *often)) {
-      at_step(once++->record);
+    if (has_once && (!has_often || once->number < *often)) {
+      at_step(once++->number);
     } else if (has_often) {
       at_step(*often++);
     } else {
@@ -39,7 +39,7 @@ void Worker::draw_step(std::int64_t t, Span samples, const Run& run, bool inputs
 }
 
 void Worker::draw_cell(const PlannedDraw& planned, Cell cell, std::int64_t t, Span samples, const Run& run, bool inputs_written) {
-  const std::int64_t position = planned.a * cell.q + planned.b * cell.w + planned.c, place = position - run.position0;
+  const std::int64_t position = position_of(planned.map, cell), place = position - run.position0;
   if (place < 0 || place >= run.positions) {
     failure_.report(t, text("levels holds the positions ", run.position0, " .. ", run.position0 + run.positions - 1, "; step ", t,
                             " draws position ", position));
@@ -108,7 +108,7 @@ void Worker::keep_parameters(const PlannedDraw& planned, std::int64_t place, std
 template <typename Function>
 void Worker::each_known(std::int64_t t, Span samples, const Run& run, Function function) {
   each_draw(t, [&](const PlannedDraw& planned, Cell cell) {
-    const std::int64_t position = planned.a * cell.q + planned.b * cell.w + planned.c, place = position - run.position0;
+    const std::int64_t position = position_of(planned.map, cell), place = position - run.position0;
     if (place < 0 || place >= run.positions) return;  // draw_step reports it
     resolve(planned.operands.data() + planned.parameters, planned.channels, cell, run, t, addresses_.data());
     for (std::int64_t b = samples.begin; b < samples.end; ++b) {

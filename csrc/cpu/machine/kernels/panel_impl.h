@@ -157,7 +157,7 @@ void panel(const PanelTask& task) {
     block.weights += (task.inputs + 1) / 2 * kStepBytes<F>;
     if (F == Format::int8) block.scale += 2 * kTile;
   }
-  // The weights of the next code follow; the processor's own prefetching follows a stream, but does not begin it early.
+  // The weights of the next instruction follow; the processor's own prefetching follows a stream, but does not begin it early.
   if (task.items == 1) {
     for (std::ptrdiff_t line = 0; line < kPrefetch; line += 64) __builtin_prefetch(block.weights + line, 0, 2);
   }

@@ -31,28 +31,28 @@ float from_bfloat16(std::uint16_t half) {
 PackedWeights::PackedWeights(const Program& program, Format format) : format_(format) {
   std::size_t bytes = 0, scales = 0, table_floats = 0;
   std::map<Packed::Key, int> matrices;
-  for (const Code& code : program.codes) {
-    Packed packed{code.weight, {}, code.parts, code.lanes};
-    const std::int64_t lane_tiles = (code.lanes + kTile - 1) / kTile;
-    for (std::int64_t s = code.segment0; s < code.segment1; ++s) {
+  each_of_kind<Compute>(program, [&](const Instruction&, const Compute& compute, std::size_t) {
+    Packed packed{compute.weight, {}, compute.parts, compute.lanes};
+    const std::int64_t lane_tiles = (compute.lanes + kTile - 1) / kTile;
+    for (std::int64_t s = compute.segment0; s < compute.segment1; ++s) {
       const Segment& segment = program.segments[s];
       if (segment.kind == kDense) {
         packed.rows.emplace_back(segment.row, segment.length);
-      } else if (table_numbers_.emplace(table_key(code, segment), static_cast<int>(tables_.size())).second) {
-        Table table{code.weight, segment.row, code.parts, code.lanes, segment.length};
-        table.width = code.parts * lane_tiles * kTile;
+      } else if (table_numbers_.emplace(table_key(compute, segment), static_cast<int>(tables_.size())).second) {
+        Table table{compute.weight, segment.row, compute.parts, compute.lanes, segment.length};
+        table.width = compute.parts * lane_tiles * kTile;
         table.offset = table_floats;
         table_floats += static_cast<std::size_t>(table.count * table.width);
         tables_.push_back(table);
       }
     }
     if (packed.rows.empty()) {
-      of_code_.push_back(-1);
-      continue;
+      of_compute_.push_back(-1);
+      return;
     }
     const auto [found, is_new] = matrices.emplace(packed.key(), static_cast<int>(matrices_.size()));
-    of_code_.push_back(found->second);
-    if (!is_new) continue;
+    of_compute_.push_back(found->second);
+    if (!is_new) return;
     for (const auto& rows : packed.rows) packed.inputs += rows.second;
     packed.lane_tiles = lane_tiles;
     packed.block_bytes = packed.steps(2) * step_bytes(format);
@@ -61,14 +61,14 @@ PackedWeights::PackedWeights(const Program& program, Format format) : format_(fo
     bytes += packed.tiles() / 2 * packed.block_bytes + packed.tiles() % 2 * packed.steps(1) * step_bytes(format);
     scales += packed.tiles() * kTile;
     matrices_.push_back(std::move(packed));
-  }
+  });
   arena_ = Arena(bytes);
   table_values_.assign(table_floats, 0.0f);
   if (format == Format::int8) scales_.assign(scales, 1.0f);
 }
 
-PackedWeights::TableKey PackedWeights::table_key(const Code& code, const Segment& segment) {
-  return {code.weight, segment.row, segment.length, code.parts, code.lanes};
+PackedWeights::TableKey PackedWeights::table_key(const Compute& compute, const Segment& segment) {
+  return {compute.weight, segment.row, segment.length, compute.parts, compute.lanes};
 }
 
 void PackedWeights::fill(const Program& program, const float* weights) {

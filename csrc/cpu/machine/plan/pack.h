@@ -32,7 +32,7 @@ struct Packed {
   std::int64_t blocks() const { return (tiles() + 1) / 2; }
   std::int64_t steps(int block_tiles) const { return (inputs * block_tiles + 3) / 4; }
   using Key = std::tuple<std::int64_t, std::vector<std::pair<std::int64_t, std::int64_t>>, std::int64_t, std::int64_t>;
-  Key key() const { return {weight, rows, parts, lanes}; }  // of the codes that share it
+  Key key() const { return {weight, rows, parts, lanes}; }  // of the instructions that share it
 };
 
 // The rows of a matrix that an index may choose, row by row: [count, parts, lane_tiles * 16] float32, rounded to the format.
@@ -48,11 +48,11 @@ class PackedWeights {
  public:
   PackedWeights(const Program& program, Format format);
 
-  // The number of the packed matrix of a code, or -1 where it multiplies nothing dense.
-  int of_code(std::size_t code) const { return of_code_[code]; }
+  // The number of the packed matrix of a Compute, or -1 where it multiplies nothing dense.
+  int of_compute(std::size_t number) const { return of_compute_[number]; }
   const Packed& matrix(int number) const { return matrices_[number]; }
-  // The number of the table of an index segment of that code.
-  int table_of(const Code& code, const Segment& segment) const { return table_numbers_.at(table_key(code, segment)); }
+  // The number of the table of an index segment of a Compute.
+  int table_of(const Compute& compute, const Segment& segment) const { return table_numbers_.at(table_key(compute, segment)); }
   const Table& table(int number) const { return tables_[number]; }
   const float* table_row(const Table& table, std::int64_t row) const {
     return table_values_.data() + table.offset + static_cast<std::size_t>(row * table.width);
@@ -72,14 +72,14 @@ class PackedWeights {
 
  private:
   using TableKey = std::array<std::int64_t, 5>;
-  static TableKey table_key(const Code& code, const Segment& segment);
+  static TableKey table_key(const Compute& compute, const Segment& segment);
   void fill_matrix(const Program& program, const Packed& matrix, const float* weights);
   void fill_table(const Program& program, const Table& table, const float* weights);
   float column_scale(const Weight& weight, const float* column) const;
 
   Format format_;
   std::vector<Packed> matrices_;
-  std::vector<int> of_code_;
+  std::vector<int> of_compute_;
   std::vector<Table> tables_;
   std::map<TableKey, int> table_numbers_;
   std::vector<float> table_values_;

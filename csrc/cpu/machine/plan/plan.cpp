@@ -18,32 +18,30 @@ Span product_range(std::int64_t coefficient, std::int64_t begin, std::int64_t en
   return {std::min(first, last), std::max(first, last)};
 }
 
-struct Bounds {
-  std::int64_t q0, q1, w0, w1;
-};
-
-BoundOperand bind(Program& program, const Operand& operand, const Bounds& cells, bool written, Plan& plan) {
+BoundOperand bind(Program& program, const Operand& operand, const IterationDomain& cells, bool written, Plan& plan) {
   const Buffer& buffer = program.buffers[operand.buffer];
+  const Box& box = operand.box;
   BoundOperand bound{};
-  bound.a = static_cast<std::int32_t>(operand.a);
-  bound.b = static_cast<std::int32_t>(operand.b);
-  bound.c = operand.c;
-  if (cells.q0 < operand.box_q0 || cells.q1 > operand.box_q1 || cells.w0 < operand.box_w0 || cells.w1 > operand.box_w1) {
+  bound.row_stride = static_cast<std::int32_t>(operand.map.row_stride);
+  bound.column_stride = static_cast<std::int32_t>(operand.map.column_stride);
+  bound.offset = operand.map.offset;
+  if (cells.row0 < box.row0 || cells.row1 > box.row1 || cells.column0 < box.column0 || cells.column1 > box.column1) {
     float* border = operand.border >= 0 ? plan.constants + operand.border : plan.zeros.data();
-    plan.boxes.push_back({operand.box_q0, operand.box_q1, operand.box_w0, operand.box_w1, written ? nullptr : border});
+    plan.boxes.push_back({box, written ? nullptr : border});
     bound.box = &plan.boxes.back();
   }
-  const Bounds inside = {std::max(cells.q0, operand.box_q0), std::min(cells.q1, operand.box_q1), std::max(cells.w0, operand.box_w0),
-                         std::min(cells.w1, operand.box_w1)};
-  if (inside.q0 < inside.q1 && inside.w0 < inside.w1) {
-    const Span along_q = product_range(operand.a, inside.q0, inside.q1), along_w = product_range(operand.b, inside.w0, inside.w1);
-    bound.wraps = along_q.end + along_w.end + operand.c >= buffer.positions;
+  const Box inside = {std::max(cells.row0, box.row0), std::min(cells.row1, box.row1), std::max(cells.column0, box.column0),
+                      std::min(cells.column1, box.column1)};
+  if (inside.row0 < inside.row1 && inside.column0 < inside.column1) {
+    const Span rows = product_range(operand.map.row_stride, inside.row0, inside.row1);
+    const Span columns = product_range(operand.map.column_stride, inside.column0, inside.column1);
+    bound.wraps = rows.end + columns.end + operand.map.offset >= buffer.positions;
   }
   bound.where = static_cast<std::int8_t>(buffer.where);
   bound.positions = static_cast<std::int32_t>(buffer.positions);
   bound.reciprocal = buffer.positions > 0 ? 1.0 / static_cast<double>(buffer.positions) : 0.0;
   bound.channels = static_cast<std::int32_t>(buffer.channels);
-  bound.offset = operand.channel + (buffer.where == kContext ? 0 : buffer.offset);
+  bound.first = operand.channel + (buffer.where == kContext ? 0 : buffer.offset);
   bound.context = buffer.where == kContext ? static_cast<std::int32_t>(buffer.offset) : -1;
   bound.channel_stride = static_cast<std::int32_t>(operand.channel_stride);
   bound.length = static_cast<std::int32_t>(operand.length);
@@ -51,10 +49,10 @@ BoundOperand bind(Program& program, const Operand& operand, const Bounds& cells,
   return bound;
 }
 
-// The bound operands of one code, each operand once.
+// The bound operands of one instruction, each operand once.
 class Binder {
  public:
-  Binder(Program& program, const Bounds& cells, Plan& plan, std::vector<BoundOperand>& bound)
+  Binder(Program& program, const IterationDomain& cells, Plan& plan, std::vector<BoundOperand>& bound)
       : program_(program), cells_(cells), plan_(plan), bound_(bound) {}
 
   int read(std::int64_t operand) { return add(operand, false); }
@@ -69,35 +67,34 @@ class Binder {
   }
 
   Program& program_;
-  Bounds cells_;
+  const IterationDomain& cells_;
   Plan& plan_;
   std::vector<BoundOperand>& bound_;
   std::map<std::pair<std::int64_t, bool>, int> numbers_;
 };
 
-PlannedCode plan_code(Program& program, const PackedWeights& weights, std::size_t number, Plan& plan) {
-  const Code& code = program.codes[number];
-  PlannedCode planned{};
-  planned.kind = code.kind;
-  planned.level = code.level;
-  planned.parts = code.parts;
-  planned.lanes = code.lanes;
-  planned.lane_tiles = (code.lanes + kTile - 1) / kTile;
-  planned.registers = code.registers;
-  planned.unit_tiles = code.parts % 2 == 1 ? 2 : 1;  // so that a unit begins at a block of two tiles
+PlannedCompute plan_compute(Program& program, const PackedWeights& weights, const Instruction& instruction, const Compute& compute,
+                            std::size_t number, Plan& plan) {
+  PlannedCompute planned{};
+  planned.level = instruction.level;
+  planned.parts = compute.parts;
+  planned.lanes = compute.lanes;
+  planned.lane_tiles = (compute.lanes + kTile - 1) / kTile;
+  planned.registers = compute.registers;
+  planned.unit_tiles = compute.parts % 2 == 1 ? 2 : 1;  // so that a unit begins at a block of two tiles
   planned.units = (planned.lane_tiles + planned.unit_tiles - 1) / planned.unit_tiles;
-  planned.bias = code.bias >= 0 ? program.constants.data() + code.bias : nullptr;
-  planned.multiplies = code.parts > 0;
-  planned.matrix = weights.of_code(number);
-  Binder binder(program, {code.q0, code.q1, code.w0, code.w1}, plan, planned.operands);
-  planned.accumulator = code.accumulator >= 0 ? binder.read(code.accumulator) : -1;
-  planned.early = -1;
-  planned.together = code.together > 1;
-  for (std::int64_t s = code.segment0; s < code.segment1; ++s) {
+  planned.bias = compute.bias >= 0 ? program.constants.data() + compute.bias : nullptr;
+  planned.multiplies = compute.parts > 0;
+  planned.matrix = weights.of_compute(number);
+  Binder binder(program, instruction.domain, plan, planned.operands);
+  planned.accumulator = compute.accumulator >= 0 ? binder.read(compute.accumulator) : -1;
+  planned.hoisted = -1;
+  planned.in_blocks = compute.block > 1;
+  for (std::int64_t s = compute.segment0; s < compute.segment1; ++s) {
     const Segment& segment = program.segments[s];
     const int operand = binder.read(segment.operand);
     if (segment.kind == kIndex) {
-      planned.index.push_back({operand, weights.table_of(code, segment)});
+      planned.index.push_back({operand, weights.table_of(compute, segment)});
     } else {
       planned.dense.push_back({operand, segment.length});
       planned.inputs += segment.length;
@@ -106,28 +103,32 @@ PlannedCode plan_code(Program& program, const PackedWeights& weights, std::size_
   planned.padded_inputs = (planned.inputs + 3) / 4 * 4;
   planned.in_place = planned.dense.size() == 1 && planned.operands[planned.dense[0].operand].channel_stride == 1 &&
                      planned.inputs % 4 == 0;
-  for (std::int64_t o = code.operation0; o < code.operation1; ++o) {
+  for (std::int64_t o = compute.operation0; o < compute.operation1; ++o) {
     Operation operation = program.operations[o];
     if (operation.opcode == kLoad) operation.a = binder.read(operation.a);
     if (operation.opcode == kStore) operation.b = binder.write(operation.b);
-    planned.whole |= operation.opcode >= kSum && operation.opcode <= kAmin;
-    planned.operations.push_back({static_cast<std::int32_t>(operation.opcode), static_cast<std::int32_t>(operation.dst),
+    const OpcodeInfo& info = kOpcodeInfo[operation.opcode];
+    planned.whole |= info.form == OpcodeForm::REDUCTION;
+    planned.operations.push_back({static_cast<std::int16_t>(operation.opcode), info.form, info.registers,
+                                  static_cast<std::int32_t>(operation.dst),
                                   static_cast<std::int32_t>(operation.a), static_cast<std::int32_t>(operation.b),
                                   static_cast<std::int32_t>(operation.c), operation.x, operation.y});
   }
-  const std::int64_t floats = std::max(planned.padded_inputs, planned.lane_tiles * kTile * std::max<std::int64_t>(code.registers, 1));
+  const std::int64_t registers = std::max<std::int64_t>(compute.registers, 1);
+  const std::int64_t floats = std::max(planned.padded_inputs, planned.lane_tiles * kTile * registers);
   planned.work = static_cast<std::int64_t>(
       std::min(static_cast<double>(kUnasked),
-               (static_cast<double>(planned.inputs) * static_cast<double>(std::max<std::int64_t>(code.parts, 1)) +
-                static_cast<double>(kWorkOfOperation * (code.operation1 - code.operation0))) * static_cast<double>(code.lanes)));
+               (static_cast<double>(planned.inputs) * static_cast<double>(std::max<std::int64_t>(compute.parts, 1)) +
+                static_cast<double>(kWorkOfOperation * (compute.operation1 - compute.operation0))) *
+                   static_cast<double>(compute.lanes)));
   planned.chunk = std::clamp(kChunkFloats / floats / 6 * 6, std::int64_t{6}, kMostItems);
   return planned;
 }
 
-PlannedDraw plan_draw(Program& program, const Draw& draw, const HeadSpec& head, std::size_t number, Plan& plan) {
+PlannedDraw plan_draw(Program& program, const Instruction& instruction, const Draw& draw, const HeadSpec& head, Plan& plan) {
   PlannedDraw planned{};
-  planned.lattice = Lattice::of(draw, program.row_length);
-  const Bounds cells = {draw.q0, draw.q1, draw.w0, draw.w1};
+  const IterationDomain& cells = instruction.domain;
+  planned.domain = TimedDomain::of(cells, program.row_length);
   std::int64_t count = 0;
   for (std::int64_t i = draw.parameter0; i < draw.parameter1; ++i) {
     planned.operands.push_back(bind(program, program.operands[i], cells, false, plan));
@@ -138,44 +139,47 @@ PlannedDraw plan_draw(Program& program, const Draw& draw, const HeadSpec& head, 
     planned.operands.push_back(bind(program, program.operands[i], cells, true, plan));
   }
   planned.in_place = planned.parameters == 1 && planned.operands[0].channel_stride == 1;
-  planned.a = draw.a;
-  planned.b = draw.b;
-  planned.c = draw.c;
+  planned.map = draw.map;
   planned.channel0 = draw.channel0;
   planned.channels = draw.channels;
   const int needed = parameter_count(head, static_cast<int>(draw.channels));
-  FASTGEN_CHECK(needed > 0 && count == needed, "draws[", number, "]: the head needs ", needed, " parameters for ", draw.channels,
-                " channels; the operands have ", count);
+  const std::ptrdiff_t number = &instruction - program.instructions.data();
+  FASTGEN_CHECK(needed > 0 && count == needed, "instructions[", number, "]: the head needs ", needed, " parameters for ",
+                draw.channels, " channels; the operands have ", count);
   planned.count = needed;
   return planned;
 }
 
-// For each code the one that runs cells together and writes its accumulator. Instead of reading that, a machine may sum it anew
+// For each Compute the one that runs blocks of cells and writes its accumulator. Instead of reading that, a machine may sum it anew
 // at the reader's cells: they must be alike.
-void link_early(const Program& program, std::vector<PlannedCode>& planned) {
+void link_hoisted(const Program& program, std::vector<PlannedCompute>& planned) {
   std::map<std::int64_t, int> writers;  // by buffer
-  for (std::size_t i = 0; i < program.codes.size(); ++i) {
-    const Code& code = program.codes[i];
-    if (code.together == 1) continue;
-    for (std::int64_t o = code.operation0; o < code.operation1; ++o) {
-      FASTGEN_CHECK(program.operations[o].opcode == kStore, "codes[", i, "] runs cells together; it may only store its sums");
-      writers[program.operands[program.operations[o].b].buffer] = static_cast<int>(i);
+  std::vector<const Instruction*> instructions;
+  const auto name = [&](const Instruction& instruction) {
+    return text("instructions[", &instruction - program.instructions.data(), "]");
+  };
+  each_of_kind<Compute>(program, [&](const Instruction& instruction, const Compute& compute, std::size_t number) {
+    instructions.push_back(&instruction);
+    if (compute.block == 1) return;
+    for (std::int64_t o = compute.operation0; o < compute.operation1; ++o) {
+      FASTGEN_CHECK(program.operations[o].opcode == kStore, name(instruction), " runs blocks of cells; it may only store its sums");
+      writers[program.operands[program.operations[o].b].buffer] = static_cast<int>(number);
     }
-  }
-  for (std::size_t i = 0; i < program.codes.size(); ++i) {
-    const Code& code = program.codes[i];
-    const auto found = code.accumulator < 0 ? writers.end() : writers.find(program.operands[code.accumulator].buffer);
-    if (found == writers.end()) continue;
-    const Code& early = program.codes[found->second];
-    FASTGEN_CHECK(early.parts == code.parts && early.lanes == code.lanes && planned[found->second].matrix >= 0 &&
-                      Lattice::of(early, program.row_length) == Lattice::of(code, program.row_length),
-                  "codes[", i, "] has other cells or lanes than codes[", found->second, "], which sums its accumulator");
-    planned[i].early = found->second;
-    planned[i].chunk = std::min(planned[i].chunk, planned[found->second].chunk);
-  }
+  });
+  each_of_kind<Compute>(program, [&](const Instruction& instruction, const Compute& compute, std::size_t number) {
+    const auto found = compute.accumulator < 0 ? writers.end() : writers.find(program.operands[compute.accumulator].buffer);
+    if (found == writers.end()) return;
+    const Instruction& source = *instructions[found->second];
+    const Compute& hoisted = std::get<Compute>(source.body);
+    FASTGEN_CHECK(hoisted.parts == compute.parts && hoisted.lanes == compute.lanes && planned[found->second].matrix >= 0 &&
+                      TimedDomain::of(source.domain, program.row_length) == TimedDomain::of(instruction.domain, program.row_length),
+                  name(instruction), " has other cells or lanes than ", name(source), ", which sums its accumulator");
+    planned[number].hoisted = found->second;
+    planned[number].chunk = std::min(planned[number].chunk, planned[found->second].chunk);
+  });
 }
 
-bool earlier(const Once& x, const Once& y) { return x.step != y.step ? x.step < y.step : x.record < y.record; }
+bool earlier(const Once& x, const Once& y) { return x.step != y.step ? x.step < y.step : x.number < y.number; }
 
 }  // namespace
 
@@ -183,50 +187,51 @@ Plan::Plan(Program& program, const PackedWeights& weights, const HeadSpec& head)
   std::int64_t longest = 1;
   for (const Operand& operand : program.operands) longest = std::max(longest, operand.length);
   zeros.assign(longest, 0.0f);
-  std::map<Lattice::Key, int> lattice_numbers;
-  for (std::size_t i = 0; i < program.codes.size(); ++i) {
-    const Code& code = program.codes[i];
-    const int number = static_cast<int>(i);
-    codes.push_back(plan_code(program, weights, i, *this));
-    PlannedCode& planned = codes.back();
-    planned.lattice = -1;
+  std::map<TimedDomain::Key, int> domain_numbers;
+  each_of_kind<Compute>(program, [&](const Instruction& instruction, const Compute& compute, std::size_t place) {
+    const int number = static_cast<int>(place);
+    const IterationDomain& cells = instruction.domain;
+    computes.push_back(plan_compute(program, weights, instruction, compute, place, *this));
+    iterations.push_back(cells);
+    PlannedCompute& planned = computes.back();
+    planned.domain = -1;
     const std::int64_t width = planned.lane_tiles * kTile;
     inputs_floats = std::max(inputs_floats, planned.chunk * planned.padded_inputs);
     registers_floats = std::max(registers_floats, planned.chunk * planned.registers * width);
     addresses = std::max(addresses, planned.chunk * static_cast<std::int64_t>(planned.operands.size()));
     items = std::max(items, planned.chunk);
-    if (code.kind == kPrologue) {
+    if (instruction.when == kPrologue) {
       prologue.push_back(number);
-    } else if (code.kind == kRow) {
+    } else if (instruction.when == kRow) {
       row.push_back(number);
     } else {
-      const Lattice lattice = Lattice::of(code, program.row_length, code.together);
-      if (lattice.single()) {
-        planned.only = {code.q0, code.w0};
-        codes_once.push_back({lattice.first_step(), number});
-      } else if (!lattice.empty()) {
-        const auto [found, is_new] = lattice_numbers.emplace(lattice.key(), static_cast<int>(lattices.size()));
-        planned.lattice = found->second;
-        if (is_new) lattices.push_back(lattice);
+      const TimedDomain timed = TimedDomain::of(cells, program.row_length, compute.block);
+      if (timed.single()) {
+        planned.only = {cells.row0, cells.column0};
+        computes_once.push_back({timed.first_step(), number});
+      } else if (!timed.empty()) {
+        const auto [found, is_new] = domain_numbers.emplace(timed.key(), static_cast<int>(domains.size()));
+        planned.domain = found->second;
+        if (is_new) domains.push_back(timed);
         pixel.push_back(number);
       }
     }
-  }
-  for (std::size_t i = 0; i < program.draws.size(); ++i) {
-    draws.push_back(plan_draw(program, program.draws[i], head, i, *this));
+  });
+  each_of_kind<Draw>(program, [&](const Instruction& instruction, const Draw& draw, std::size_t number) {
+    draws.push_back(plan_draw(program, instruction, draw, head, *this));
     const PlannedDraw& planned = draws.back();
     parameters = std::max(parameters, static_cast<std::int64_t>(planned.count));
     channels = std::max(channels, planned.channels);
     addresses = std::max(addresses, static_cast<std::int64_t>(planned.operands.size()));
     draw_doubles = std::max(draw_doubles, draw_scratch_size(head, static_cast<int>(planned.channels)));
-    if (planned.lattice.single()) {
-      draws_once.push_back({planned.lattice.first_step(), static_cast<int>(i)});
+    if (planned.domain.single()) {
+      draws_once.push_back({planned.domain.first_step(), static_cast<int>(number)});
     } else {
-      draws_often.push_back(static_cast<int>(i));
+      draws_often.push_back(static_cast<int>(number));
     }
-  }
-  link_early(program, codes);
-  std::sort(codes_once.begin(), codes_once.end(), earlier);
+  });
+  link_hoisted(program, computes);
+  std::sort(computes_once.begin(), computes_once.end(), earlier);
   std::sort(draws_once.begin(), draws_once.end(), earlier);
 }
 
@@ -234,10 +239,11 @@ std::vector<std::vector<Span>> Plan::shares(int threads) const {
   std::vector<std::vector<Span>> result;
   std::vector<std::int64_t> load(threads, 0);
   std::int64_t level = -1;
-  for (const PlannedCode& code : codes) {
-    if (code.level != level) std::fill(load.begin(), load.end(), 0);
-    level = code.level;
-    const std::int64_t units = code.whole ? 1 : code.units, cost = (code.inputs + 16) * code.parts * code.lanes / units + 1;
+  for (const PlannedCompute& compute : computes) {
+    if (compute.level != level) std::fill(load.begin(), load.end(), 0);
+    level = compute.level;
+    const std::int64_t units = compute.whole ? 1 : compute.units;
+    const std::int64_t cost = (compute.inputs + 16) * compute.parts * compute.lanes / units + 1;
     std::vector<std::int64_t> counts(threads, units / threads);
     for (std::int64_t rest = units % threads; rest > 0; --rest) {
       std::int64_t least = 0;
@@ -250,7 +256,7 @@ std::vector<std::vector<Span>> Plan::shares(int threads) const {
     std::int64_t begin = 0;
     for (int i = 0; i < threads; ++i) {
       const std::int64_t end = begin + counts[i];
-      spans.push_back(code.whole ? (counts[i] ? Span{0, code.units} : Span{0, 0}) : Span{begin, end});
+      spans.push_back(compute.whole ? (counts[i] ? Span{0, compute.units} : Span{0, 0}) : Span{begin, end});
       load[i] += counts[i] * cost;
       begin = end;
     }

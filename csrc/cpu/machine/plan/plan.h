@@ -1,4 +1,4 @@
-// A program made ready to run: operands bound, weights located, and the codes of each step found without a search.
+// A program made ready to run: operands bound, weights located, and the instructions of each step found without a search.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "program/address.h"
+#include "program/access.h"
 #include "program/heads.h"
 #include "cpu/machine/plan/pack.h"
 #include "program/program.h"
@@ -17,30 +17,33 @@ namespace fastgen {
 constexpr std::int64_t kUnasked = std::int64_t{1} << 26;
 
 struct DenseInput {
-  int operand;  // in the code's bound operands
+  int operand;  // in the instruction's bound operands
   std::int64_t length;
 };
 struct IndexInput {
   int operand, table;
 };
 
-// As Operation; the operands of load and store are numbers in the code's.
+// As Operation, with what opcodes.def says of it; the operands of load and store are numbers in the instruction's.
 struct PlannedOperation {
-  std::int32_t opcode, dst, a, b, c;
+  std::int16_t opcode;
+  OpcodeForm form;
+  std::int8_t arguments;  // registers that it reads
+  std::int32_t dst, a, b, c;
   float x, y;
 };
 
-struct PlannedCode {
-  std::int64_t kind, level, parts, lanes, lane_tiles, registers;
+struct PlannedCompute {
+  std::int64_t level, parts, lanes, lane_tiles, registers;
   std::int64_t unit_tiles;  // lane tiles that threads never split
   std::int64_t units;
   bool whole;               // a reduction needs all lanes on one thread
-  int lattice;              // number among Plan::lattices, or -1 where the code runs at one step only
+  int domain;               // number among Plan::domains, or -1 where the instruction runs at one step only
   Cell only;                // that step's cell
   std::vector<BoundOperand> operands;
   int accumulator;          // in operands, or -1
-  int early;                // the code that runs cells together to sum what the accumulator holds, or -1
-  bool together;            // whether it is such a code itself
+  int hoisted;              // the Compute that runs blocks of cells to sum what the accumulator holds, or -1
+  bool in_blocks;           // whether it is such a Compute itself
   const float* bias;        // or null
   bool multiplies;          // registers 0 .. parts - 1 hold sums
   int matrix;               // in the packed weights, or -1
@@ -54,18 +57,19 @@ struct PlannedCode {
 };
 
 struct PlannedDraw {
-  Lattice lattice;
+  TimedDomain domain;
   std::vector<BoundOperand> operands;  // parameters, then inputs
   int parameters;                      // how many of them
   int count;                           // of parameter values
   bool in_place;                       // one contiguous parameter operand
-  std::int64_t a, b, c, channel0, channels;
+  AccessMap map;
+  std::int64_t channel0, channels;
 };
 
-// The record number of a record that runs at one step only.
+// A Compute or a Draw that runs at one step only.
 struct Once {
   std::int64_t step;
-  int record;
+  int number;
 };
 
 struct Span {
@@ -76,19 +80,20 @@ struct Plan {
   // Keeps pointers into `program.constants`.
   Plan(Program& program, const PackedWeights& weights, const HeadSpec& head);
 
-  // For each code, the units of lanes that each of `threads` threads computes: balanced over the codes of a level.
+  // For each Compute, the units of lanes that each of `threads` threads computes: balanced over those of a level.
   std::vector<std::vector<Span>> shares(int threads) const;
 
-  std::vector<PlannedCode> codes;
+  std::vector<PlannedCompute> computes;
+  std::vector<IterationDomain> iterations;  // of computes
   std::vector<PlannedDraw> draws;
-  std::vector<Lattice> lattices;         // the different ones of the codes that run at many steps
-  std::vector<int> prologue, row, pixel;  // codes; pixel only those that run at many steps
-  std::vector<Once> codes_once;          // sorted by step, then code
+  std::vector<TimedDomain> domains;       // the different ones of the computes that run at many steps
+  std::vector<int> prologue, row, pixel;  // computes; pixel only those that run at many steps
+  std::vector<Once> computes_once;        // sorted by step, then number
   std::vector<int> draws_often;
   std::vector<Once> draws_once;
   float* constants;
   std::vector<float> zeros;  // what is read outside a box without a border
-  std::deque<Box> boxes;
+  std::deque<BorderedBox> boxes;
   std::int64_t inputs_floats = 0, registers_floats = 0, addresses = 0, items = 0, parameters = 0, channels = 0;  // scratch of a thread
   std::size_t draw_doubles = 0;
 };

@@ -150,10 +150,7 @@ def one_hot(graph: Graph, x: Value, classes: int) -> Value:
         raise UnsupportedOperator(graph, "one_hot without the number of classes")
     ids = x.ids.reshape(-1).contiguous().numpy()
     eye = Recipe((), lambda: torch.eye(classes, dtype=torch.float32))
-    encoded = graph.contract(x.shape, [(ids, 1, 1, np.arange(classes), True)], eye, None)
-    node = graph.nodes[-1]
-    node.one_hot = node.runs[0].terms
-    return encoded
+    return graph.contract(x.shape, [(ids, 1, 1, np.arange(classes), True)], eye, None, one_hot=True)
 
 
 # ---- convolutions

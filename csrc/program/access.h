@@ -1,0 +1,102 @@
+// Where the operands of a cell lie in memory.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "program/program.h"
+#include "program/timed_domain.h"
+
+namespace fastgen {
+
+struct Context {
+  const float* data;
+  std::int64_t positions, channels;
+};
+
+// One generation in flight, as fastgen.generate.machines.batch.Run.
+struct Run {
+  std::int64_t batch = 0;
+  float* state = nullptr;
+  std::int64_t state_stride = 0;
+  std::vector<Context> contexts;
+  std::uint64_t seed = 0;
+  const std::int64_t* samples = nullptr;
+  float* levels = nullptr;
+  std::int64_t channels = 0, positions = 0, position0 = 0;  // of levels
+  const std::uint8_t* known = nullptr;
+  double* log_prob = nullptr;
+  double* proposal_log_prob = nullptr;
+  float* parameters = nullptr;  // [batch, positions, position_parameters]: where given, what the draws read is kept
+  std::int64_t position_parameters = 0;
+  double temperature = 1.0, top_p = 1.0;
+  int top_k = 0, threads = 1;
+  bool ahead = true;
+};
+
+inline std::int64_t position_of(const AccessMap& map, Cell cell) {
+  return map.row_stride * cell.row + map.column_stride * cell.column + map.offset;
+}
+
+// Sample b's values of an operand at a cell: base[b * sample_stride + i * channel_stride]; base is null for a write outside the
+// box, which is dropped.
+struct Address {
+  float* base;
+  std::int64_t sample_stride, channel_stride;
+};
+
+enum class Reach { inside, before_first_position, beyond_context };
+
+// Cells outside the box read `border`; null where they are written.
+struct BorderedBox {
+  Box box;
+  float* border;
+  bool holds(Cell cell) const {
+    return cell.row >= box.row0 && cell.row < box.row1 && cell.column >= box.column0 && cell.column < box.column1;
+  }
+};
+
+// An operand made ready for one instruction: what can be decided for the whole of the instruction's domain is. It takes one cache
+// line, since the weights of a step drive the operands, too, out of the near caches.
+struct alignas(64) BoundOperand {
+  std::int64_t offset;     // of the access map
+  std::int64_t first;      // of the first value of position 0, in its arena; of a context, the channel
+  double reciprocal;       // of positions
+  const BorderedBox* box;  // null where all cells of the domain are inside
+  std::int32_t row_stride, column_stride;  // of the access map
+  std::int32_t positions;  // of the buffer
+  std::int32_t channels;   // of the buffer
+  std::int32_t channel_stride, length;
+  std::int32_t context;    // its number
+  std::int8_t where;
+  bool wraps;              // some positions of the domain are beyond the buffer
+  bool written;
+
+  std::int64_t position_of(Cell cell) const { return row_stride * cell.row + column_stride * cell.column + offset; }
+
+  Reach resolve(Cell cell, const Run& run, float* constants, Address& address) const {
+    if (box && !box->holds(cell)) {
+      address = {box->border, 0, 1};
+      return Reach::inside;
+    }
+    std::int64_t position = position_of(cell);
+    if (position < 0) return Reach::before_first_position;
+    if (where == kContext) {
+      const Context& given = run.contexts[context];
+      if (position >= given.positions) return Reach::beyond_context;
+      address = {const_cast<float*>(given.data) + position * channels + first, given.positions * channels, channel_stride};
+      return Reach::inside;
+    }
+    if (wraps) {  // exact: the quotient is off by one at most
+      position -= static_cast<std::int64_t>(static_cast<double>(position) * reciprocal) * positions;
+      position += position < 0 ? positions : 0;
+      position -= position >= positions ? positions : 0;
+    }
+    float* arena = where == kState ? run.state : constants;
+    address = {arena + first + position * channels, where == kState ? run.state_stride : 0, channel_stride};
+    return Reach::inside;
+  }
+};
+static_assert(sizeof(BoundOperand) == 64);
+
+}  // namespace fastgen

@@ -1,0 +1,73 @@
+"""The draws, and the places of their parameters in the network's output."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastgen.generate.errors import CompileError
+from fastgen.generate.ir.channels import Table, channel_runs
+from fastgen.generate.ir.graph import Graph, Piece, Value
+from fastgen.generate.ir.records import halves
+from fastgen.generate.orders import Order
+from fastgen.generate.schedule.scheduler import DrawSite
+
+Site = tuple[int, int, np.ndarray, Tensor]
+"""First channel, channels, positions, and the ids of the head's parameters ``[positions, n]``."""
+
+
+def draw_sites(graph: Graph, parameters: Tensor, order: Order) -> list[DrawSite]:
+    """Returns the draws, from the ids of the head's parameters ``[N, P, G, n]``.
+
+    A draw reads runs of channels, each from one computed tensor at every position. An output that is padded or joined
+    along its positions, or whose constant rows belong to no sample (positions before the batch), is copied to one.
+    """
+    sites = _sites(parameters, order)
+    runs = [_runs(graph, table) for *_, table in sites]
+    if not all(_readable(found) for site in runs for found in site):
+        output = Value(parameters.reshape(-1, *order.grid, parameters[0, 0].numel()))
+        copied = graph.map("mulc", output, x=1.0, channel=len(order.grid) + 1)
+        sites = _sites(copied.ids.reshape(parameters.shape), order)
+        runs = [_runs(graph, table) for *_, table in sites]
+    return [
+        DrawSite(channel0, count, positions, order.steps[channel0][positions], [p for found in site for p in found])
+        for (channel0, count, positions, _), site in zip(sites, runs, strict=True)
+    ]
+
+
+def _sites(parameters: Tensor, order: Order) -> list[Site]:
+    parameters = parameters[0]  # [P, G, n]
+    groups, channels = parameters.shape[1], order.channels
+    positions = np.arange(parameters.shape[0])
+    if order.name == "raster-subpixel":
+        if groups != channels:
+            raise CompileError(
+                "order 'raster-subpixel' draws one channel a step; the head draws all channels of a position at once"
+            )
+        tables = [(c, 1, parameters[:, c]) for c in range(channels)]
+    else:
+        tables = [(0, channels, parameters.reshape(parameters.shape[0], -1))]
+    return [
+        (channel0, count, chosen, table[torch.from_numpy(chosen)])
+        for channel0, count, table in tables
+        for chosen in ([positions] if order.regular else np.argsort(order.steps[channel0])[:, None])
+    ]
+
+
+def _runs(graph: Graph, table: Tensor) -> list[list[Piece]]:
+    """Returns for every run of channels the pieces that give it."""
+    runs = []
+    for start, length, (stride,) in channel_runs(graph, [Table(table)]):
+        found, constants = graph.decode(table[:, start].contiguous().numpy(), stride, length)
+        graph.padding_only |= not found
+        runs.append(found + [graph.value_piece(value, where, length) for value, where in constants])
+    return runs
+
+
+def _readable(found: list[Piece]) -> bool:
+    """Whether a run of channels is one tensor, with a place for every row."""
+    if len(found) != 1 or (found[0].rows < 0).any():
+        return False
+    uses = found[0].node.uses
+    return found[0].node.kind == "constant" or halves(uses) or bool(uses[found[0].rows].all())

@@ -1,0 +1,245 @@
+"""The records of a step program; ``fastgen.generate.ir.program`` explains what they mean together.
+
+Records may hold records. ``columns_of`` lists their numbers in order: so a table's rows are laid out in files, and so
+the structs of ``csrc/program/program.h`` lie in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from operator import attrgetter
+from typing import get_type_hints
+
+PROLOGUE, ROW, PIXEL = 0, 1, 2
+STATE, CONSTANT, CONTEXT = 0, 1, 2
+DENSE, INDEX = 0, 1
+UNBOUNDED = 1 << 40
+
+
+# ---- where and when
+
+
+@dataclass
+class IterationDomain:
+    """The cells (row, column) with ``row0 <= row < row1`` and ``column0 <= column < column1``, and their schedule.
+
+    The schedule is affine: ``row_stride`` rows of steps a row, ``column_stride`` steps a column, ``delay`` steps (rows
+    of steps for instructions that run ROW by row).
+    """
+
+    row_stride: int
+    column_stride: int
+    delay: int
+    row0: int
+    row1: int
+    column0: int
+    column1: int
+
+    @property
+    def rows(self) -> int:
+        return self.row1 - self.row0
+
+    @property
+    def columns(self) -> int:
+        return self.column1 - self.column0
+
+
+@dataclass
+class AccessMap:
+    """For the cell (row, column) the position ``row_stride * row + column_stride * column + offset``."""
+
+    row_stride: int
+    column_stride: int
+    offset: int
+
+    def position(self, row, column):
+        """The position of a cell; of many cells where ``row`` and ``column`` are arrays or tensors."""
+        return self.row_stride * row + self.column_stride * column + self.offset
+
+
+@dataclass
+class Box:
+    """The cells with ``row0 <= row < row1`` and ``column0 <= column < column1``."""
+
+    row0: int = 0
+    row1: int = UNBOUNDED
+    column0: int = 0
+    column1: int = UNBOUNDED
+
+    def holds(self, row, column):
+        """Whether a cell is inside; of many cells where ``row`` and ``column`` are arrays or tensors."""
+        return (row >= self.row0) & (row < self.row1) & (column >= self.column0) & (column < self.column1)
+
+
+# ---- memory
+
+
+@dataclass
+class Buffer:
+    """``positions`` slots of ``channels`` float32.
+
+    ``offset``: in the sample's state, in ``constants``, or the context's number. A CONTEXT buffer has as many positions
+    as the context tensor has; ``positions`` is then 0.
+    """
+
+    where: int
+    channels: int
+    positions: int
+    offset: int
+
+
+@dataclass
+class Operand:
+    """``length`` channels of a buffer, ``channel + i * channel_stride``, at the position that ``map`` gives a cell.
+
+    A cell outside ``box`` reads the values from ``border`` on in ``constants``, or zeros where that is -1.
+    """
+
+    buffer: int
+    channel: int
+    channel_stride: int
+    length: int
+    map: AccessMap
+    box: Box
+    border: int = -1
+
+
+@dataclass
+class Segment:
+    """A run of the inputs of a gather-multiply; ``row`` is its first row in the weight matrix."""
+
+    operand: int
+    kind: int
+    row: int
+    length: int
+
+
+@dataclass
+class Weight:
+    """A row-major ``[rows, columns]`` matrix at ``offset`` in ``weights``."""
+
+    offset: int
+    rows: int
+    columns: int
+
+
+@dataclass
+class Operation:
+    """One operation of a lane program; ``opcodes.OPCODES`` says which fields it reads."""
+
+    opcode: int
+    dst: int
+    a: int = 0
+    b: int = 0
+    c: int = 0
+    x: float = 0.0
+    y: float = 0.0
+
+
+# ---- instructions
+
+
+@dataclass
+class Compute:
+    """Multiplies gathered inputs by a matrix, then applies a lane program to the sums."""
+
+    segment0: int
+    segment1: int
+    weight: int
+    bias: int
+    accumulator: int
+    parts: int
+    lanes: int
+    operation0: int
+    operation1: int
+    registers: int
+    block: int = 1
+    """How many cells may run at once."""
+
+
+@dataclass
+class Draw:
+    """Draws ``channels`` elements of the event, from ``channel0`` on, at the natural position that ``map`` gives.
+
+    The parameters are the concatenated values of operands ``parameter0 .. parameter1``: ``channels`` groups of equal
+    size for a head that draws channels independently, one group for a head that couples them. ``input0 .. input1`` are
+    the operands that receive the input value of channel ``channel0``, ``channel0 + 1``, ... (one operand of length 1
+    each).
+    """
+
+    parameter0: int
+    parameter1: int
+    map: AccessMap
+    channel0: int
+    channels: int
+    input0: int
+    input1: int
+
+
+BODIES: dict[str, type] = {"computes": Compute, "draws": Draw}
+"""The table of every kind of body: an instruction's ``kind`` in files is the place of its body's type here.
+
+A new kind of instruction is a record here and in ``Body`` of csrc/program/program.h, checked there and in
+``program_checks.py``, and run by the machines; headers and the other kinds stay as they are.
+"""
+
+
+@dataclass
+class Instruction:
+    """A header, which all kinds share, and a body, whose type is the kind.
+
+    ``when`` is PROLOGUE, ROW or PIXEL, ``level`` the depth in the dependencies of that phase.
+    """
+
+    when: int
+    level: int
+    domain: IterationDomain
+    body: Compute | Draw
+
+
+@dataclass
+class Header:
+    """An instruction as a row of a table; its body is the next row of the table of its kind."""
+
+    kind: int
+    when: int
+    level: int
+    domain: IterationDomain
+
+
+# ---- records as rows of numbers
+
+
+@cache
+def columns_of(record: type) -> tuple[str, ...]:
+    """The names of a record's integers in order; those of a record in it with that one's name: "box.row0"."""
+    names = []
+    for field, kind in zip(fields(record), _kinds(record), strict=True):
+        if is_dataclass(kind):
+            names += [f"{field.name}.{name}" for name in columns_of(kind)]
+        elif kind is int:
+            names.append(field.name)
+    return tuple(names)
+
+
+def to_rows(records: list, record: type) -> list[tuple[int, ...]]:
+    """The integers of records of one type, in the order of ``columns_of``."""
+    return list(map(attrgetter(*columns_of(record)), records))
+
+
+def from_rows(rows: list[list], record: type) -> list:
+    """The records of ``to_rows``; floats, which are a record's last fields, stand behind its integers."""
+    return [_built(record, iter(row)) for row in rows]
+
+
+def _built(record: type, numbers: Iterator):
+    return record(*[_built(kind, numbers) if is_dataclass(kind) else next(numbers) for kind in _kinds(record)])
+
+
+@cache
+def _kinds(record: type) -> tuple[type, ...]:
+    """The types of a record's fields."""
+    hints = get_type_hints(record)
+    return tuple(hints[field.name] for field in fields(record))
