@@ -102,6 +102,7 @@ lint: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m codespell_lib
+	$(PYTHON) -m mypy
 
 check-cuda: $(EXTENSION)
 	$(PYTHON) .ci/check_cuda.py

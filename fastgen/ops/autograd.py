@@ -115,16 +115,16 @@ def _of(function: Callable, arguments: Sequence) -> tuple[Callable, list[Tensor]
 
 def _vjp(function: Callable, arguments: Sequence, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
     of, tensors = _of(function, arguments)
-    outputs, pull = torch.func.vjp(of, *tensors)
+    outputs, pull = torch.func.vjp(of, *tensors)[:2]
     return pull(tuple(gradients) if isinstance(outputs, tuple) else gradients[0])
 
 
 def push_forward(function: Callable, arguments: Sequence, tangents: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
     """Forward mode by transposing reverse mode: nothing in it nests forward levels."""
     of, tensors = _of(function, arguments)
-    outputs, pull = torch.func.vjp(of, *tensors)
+    outputs, pull = torch.func.vjp(of, *tensors)[:2]
     zeros = tuple(torch.zeros_like(o) for o in outputs) if isinstance(outputs, tuple) else torch.zeros_like(outputs)
-    _, push = torch.func.vjp(pull, zeros)
+    push = torch.func.vjp(pull, zeros)[1]
     (pushed,) = push(tuple(tangents))
     return pushed
 
