@@ -1,4 +1,6 @@
-# make demo | test | sanitize | bench | gpu | lint | check-cuda | clean
+# make demo | test | sanitize | bench | gpu | lint | check-cuda | wheel | test-wheel | clean
+# make build-op OP=rq_spline     compiles the op's kernels alone and links them with what is there
+# make test-op OP=rq_spline      builds it so and runs its tests on every floor that this machine has
 #
 # Needs Python 3.11 or newer with venv, a C++17 compiler and make; the first call makes .venv and installs the rest.
 # make PYTHON=/path/to/python ... uses an environment of yours instead: fastgen is installed into it, editable, and the
@@ -18,7 +20,7 @@ endif
 EXTENSION := build/extension-$(subst /,-,$(PYTHON))
 PYTEST := $(PYTHON) -m pytest
 
-.PHONY: demo test test-no-extension test-interpreter sanitize bench gpu lint check-cuda clean
+.PHONY: demo test test-no-extension test-interpreter build-op test-op sanitize bench gpu lint check-cuda wheel test-wheel clean
 .DEFAULT_GOAL := demo
 
 .venv/installed: setup.py pyproject.toml
@@ -53,6 +55,20 @@ test-no-extension: $(EXTENSION)
 test-interpreter: $(EXTENSION)
 	TRITON_INTERPRET=1 $(PYTEST) -n 2 -q -m interpreter tests/ops
 
+build-op test-op: export FASTGEN_OP = $(OP)
+build-op: $(ENVIRONMENT)
+	@test -n '$(OP)' || { echo 'OP must be the name of an op, as in make build-op OP=rq_spline' >&2; exit 1; }
+	$(PYTHON) -W ignore setup.py --quiet build_ext --inplace
+
+# an op without C++ sources of its own takes the extension as it is
+test-op: $(if $(wildcard csrc/*/$(OP)),build-op,$(ENVIRONMENT))
+	@test -f 'tests/ops/test_$(OP).py' || { echo 'OP must be an op with tests/ops/test_OP.py, got $(OP)' >&2; exit 1; }
+	$(PYTEST) -q -m 'not interpreter' $(OF_OP)
+	FASTGEN_NO_EXTENSION=1 $(PYTEST) -q $(OF_OP)
+	TRITON_INTERPRET=1 $(PYTEST) -q -m interpreter $(OF_OP) || test $$? -eq 5  # 5: no test, as the op has no Triton kernel
+OF_OP = tests/ops/test_$(OP).py tests/ops/test_contract.py tests/ops/test_raw_calls.py tests/test_layout.py \
+  -k 'test_$(OP).py or [$(OP)- or [$(OP)]'
+
 # A copy of the tree, with its own extension, under AddressSanitizer and UBSan; then another under ThreadSanitizer. PyTorch is
 # not built with them, and Python keeps memory until its end: leaks are not looked for.
 SANITIZED = cd build/sanitize-$(1) && LD_PRELOAD="$$(gcc -print-file-name=lib$(2).so) $$(gcc -print-file-name=libstdc++.so)" \
@@ -85,9 +101,30 @@ gpu:
 lint: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m codespell_lib
+	$(PYTHON) -m mypy
 
 check-cuda: $(EXTENSION)
 	$(PYTHON) .ci/check_cuda.py
+
+# The wheel is for this version of Python (pybind11 needs all of its C API), for any torch from 2.11 on, as the extension uses
+# the stable ABI only, and for every Linux whose C and C++ libraries are as new as the symbols that the extension takes from
+# them: auditwheel reads them and writes the tag. What is CUDA C++ stays out, since it would need a torch with CUDA.
+wheel: $(ENVIRONMENT)
+	rm -rf build/wheel build/lib.* build/bdist.*
+	FASTGEN_CUDA=0 $(PYTHON) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel/linux .
+	PATH="$(abspath $(dir $(PYTHON))):$$PATH" $(PYTHON) -m auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' \
+	  --wheel-dir build/wheel build/wheel/linux/*.whl
+	$(PYTHON) -m auditwheel show build/wheel/*.whl
+	mkdir -p dist && cp build/wheel/*.whl dist
+
+# In a new environment outside the tree. make test-wheel WHEEL_TORCH=torch==2.11.0 tries another torch, which pip may well
+# fetch with gigabytes of CUDA.
+WHEEL_TORCH := $(TORCH)
+test-wheel: wheel
+	environment=$$(mktemp -d) && trap 'rm -rf "$$environment"' EXIT && $(PYTHON) -m venv "$$environment" && \
+	"$$environment/bin/python" -m pip install --quiet '$(WHEEL_TORCH)' build/wheel/*.whl && \
+	cp .ci/smoke.py "$$environment" && cd "$$environment" && bin/python -W error smoke.py
 
 clean:
 	rm -rf build dist *.egg-info fastgen/_C*.so .pytest_cache .hypothesis .ruff_cache .benchmarks

@@ -5,7 +5,8 @@ x86-64, for AVX2 and AVX-512 beside it (csrc/common/isa.h).
 
 Environment: ``FASTGEN_CUDA=1`` insists on the CUDA sources and ``0`` leaves them out; by default they are built where
 torch is a CUDA build and ``nvcc`` is found. ``FASTGEN_SANITIZE``, such as ``address,undefined`` or ``thread``, builds
-with these sanitizers: for ``make sanitize``, in a copy of the tree. ``MAX_JOBS`` limits the parallel compilations.
+with these sanitizers: for ``make sanitize``, in a copy of the tree. ``FASTGEN_OP`` compiles the sources of one op alone
+and links them with the objects that are there: for ``make build-op``. ``MAX_JOBS`` limits the parallel compilations.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import fcntl
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -68,6 +70,11 @@ def variants(source: Path) -> dict[str, str]:
     return {f"_{isa}": f"-DFASTGEN_KERNEL_ISA={isa} {flags}" for isa, flags in ISA_FLAGS.items()}
 
 
+def folder_of(source: Path) -> str:
+    """The folder of a kernel's source: the name of its op, or ``machine``. "" for what is in neither."""
+    return source.parts[2] if source.parts[1] in ("cpu", "cuda") else ""
+
+
 def sources() -> list[Path]:
     csrc = ROOT / "csrc"
     found = [*csrc.glob("*.cpp"), *csrc.glob("common/*.cpp"), *csrc.glob("program/*.cpp"), *csrc.glob("cpu/**/*.cpp")]
@@ -119,21 +126,34 @@ class NinjaBuild(build_ext):
             f"  command = {linker} -shared $in {libraries} -o $out",
             "  description = linking $out",
         ]
-        objects = []
+        objects: dict[str, list[Path]] = {}
         for source in map(Path, extension.sources):
             rule = "nvcc" if "cuda" in source.parts else "cxx"
             name = folder / source.relative_to("csrc")
             for suffix, flags in variants(source).items():
-                objects.append(name.with_name(f"{source.stem}{suffix}{source.suffix}.o"))
-                lines.append(f"build {objects[-1]}: {rule} {ROOT / source}")
+                compiled = name.with_name(f"{source.stem}{suffix}{source.suffix}.o")
+                objects.setdefault(folder_of(source), []).append(compiled)
+                lines.append(f"build {compiled}: {rule} {ROOT / source}")
                 lines.append(f"  source = {source}")
                 lines.append(f"  isa = {flags}")
-        lines.append(f"build {target}: link {' '.join(map(str, objects))}")
-        jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
+        every = [path for paths in objects.values() for path in paths]
+        lines.append(f"build {target}: link {' '.join(map(str, every))}")
+        lines += [f"build {op}: phony {' '.join(map(str, paths))}" for op, paths in objects.items() if op]
+        ninja = [sys.executable, "-m", "ninja", "-C", str(folder)]
+        ninja += ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
         with open(folder / "lock", "w") as lock:  # two builds at once would write the same objects
             fcntl.flock(lock, fcntl.LOCK_EX)
             (folder / "build.ninja").write_text("\n".join(lines) + "\n")
-            subprocess.run([sys.executable, "-m", "ninja", "-C", str(folder), *jobs], check=True)
+            if not (op := os.environ.get("FASTGEN_OP", "")):
+                subprocess.run([*ninja, str(target)], check=True)
+                return
+            if op not in objects:
+                names = ", ".join(sorted(filter(None, objects)))
+                raise ValueError(f"FASTGEN_OP must be one of {names}, got {op!r}")
+            needed = [path for name in ("", "machine") for path in objects[name] if not path.exists()]
+            subprocess.run([*ninja, op, *map(str, needed)], check=True)
+            present = [str(path) for path in every if path.exists()]
+            subprocess.run([linker, "-shared", *present, *shlex.split(libraries), "-o", str(target)], check=True)
 
 
 def packages() -> dict[str, str]:

@@ -57,7 +57,7 @@ _SUBPACKAGES = (
 def _load_extension() -> str | None:
     """Imports ``fastgen._C`` and returns None, or the reason why that cannot be done."""
     if os.environ.get("FASTGEN_NO_EXTENSION", "0") not in ("", "0"):
-        sys.modules["fastgen._C"] = None
+        sys.modules["fastgen._C"] = None  # type: ignore[assignment]  # so that importing it raises ImportError
         return "FASTGEN_NO_EXTENSION is set"
     try:
         importlib.import_module("fastgen._C")

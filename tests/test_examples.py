@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import fastgen
+from tests.interop.peers import import_peer
 
 PEERS = ("nflows", "normflows", "zuko", "FrEIA")
-"""Libraries that modules of ``fastgen.interop``, named after them, import; the peers extra installs them."""
+"""Libraries that modules of ``fastgen.interop``, named after them, import; the dev extra installs them."""
 
 
 def is_of_missing_peer(name: str) -> bool:
@@ -35,7 +36,7 @@ def examples() -> list[doctest.DocTest]:
 @pytest.mark.parametrize("test", examples(), ids=lambda test: test.name.removeprefix("fastgen."))
 def test_it_runs(test: doctest.DocTest, tmp_path, monkeypatch):
     if test.name.startswith("fastgen.interop.accelerate"):
-        pytest.importorskip("nflows", reason="nflows, which the example accelerates, is not installed")
+        import_peer("nflows")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     said: list[str] = []

@@ -114,7 +114,8 @@ def load_csv(path: Path, label: str = "labels", standardization: Standardization
             if number is None or not isfinite(number):
                 raise ValueError(f"{path}, line {line}, column {i + 1} ({names[i]}): {cells[i]!r} is no finite number")
             values[row, place] = number
-    labels, classes = None, ()
+    labels = None
+    classes: tuple[str, ...] = ()
     if len(kept) < width:
         texts = [cells[names.index(label)].strip() for _, cells in lines]
         classes = tuple(sorted(set(texts)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -76,11 +77,11 @@ class FlowTransform(Transform):
         self._cached_log_det: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
-    def domain(self) -> constraints.Constraint:
+    def domain(self) -> constraints.Constraint:  # type: ignore[override]  # torch's own transforms do so, too
         return constraints.independent(constraints.real, len(self.latent_shape))
 
     @property
-    def codomain(self) -> constraints.Constraint:
+    def codomain(self) -> constraints.Constraint:  # type: ignore[override]
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def with_cache(self, cache_size: int = 1) -> FlowTransform:
@@ -234,11 +235,15 @@ class FlowDistribution(TransformedDistribution):
         new.flow, new.context = self.flow, self.context
         return super().expand(torch.Size(batch_shape), new)
 
+    @property
+    def _transform(self) -> FlowTransform:
+        return cast(FlowTransform, self.transforms[0])
+
     def log_prob(self, value: Tensor) -> Tensor:
         empty = isinstance(value, Tensor) and not value.numel()
         if self._validate_args and not empty:  # torch's constraints cannot look at a batch of none
             self._validate_sample(value)
-        z, log_det = self.transforms[0].to_noise(value)
+        z, log_det = self._transform.to_noise(value)
         if empty:
             return log_det.expand(torch.broadcast_shapes(log_det.shape, self.batch_shape))
         return self.base_dist.log_prob(z) + log_det
@@ -246,7 +251,7 @@ class FlowDistribution(TransformedDistribution):
     def rsample_with_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """A sample [*sample_shape, *batch_shape, *event_shape] and its log-density, both of the sampling pass alone."""
         z = self.base_dist.rsample(torch.Size(sample_shape))
-        x, log_det = self.transforms[0].to_data(z)
+        x, log_det = self._transform.to_data(z)
         return x, self.base_dist.log_prob(z) - log_det
 
 
@@ -254,7 +259,7 @@ def _standard(name: str, shape: torch.Size, flow: nn.Module, validate_args: bool
     """The standard normal or logistic distribution of latents."""
     example = next(flow.parameters(), torch.empty(0))
     zeros = torch.zeros(shape, dtype=example.dtype, device=example.device)
-    each = Normal(zeros, 1.0, validate_args)
+    each: Distribution = Normal(zeros, 1.0, validate_args)
     if name == "logistic":
         uniform = Uniform(zeros, torch.ones_like(zeros), validate_args)
         each = TransformedDistribution(uniform, [SigmoidTransform().inv], validate_args)

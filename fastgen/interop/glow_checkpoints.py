@@ -119,7 +119,8 @@ class _Checkpoint:
                 )
         prefix = "module." if state and all(name.startswith("module.") for name in state) else ""
         self.state = {name.removeprefix(prefix): value for name, value in state.items()}
-        self.conventions, self.names, self.read = conventions, conventions.names, set()
+        self.conventions, self.names = conventions, conventions.names
+        self.read: set[str] = set()
 
     def has(self, name: str) -> bool:
         return name in self.state

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastgen.eval_mode import eval_mode
 from fastgen.metrics.divergence import Divergence, kl_divergence
+from fastgen.models.base import Model
 
 Unit = Literal["bits/dim", "nats"]
 
@@ -78,12 +79,12 @@ def summarise(log_prob: Tensor, dimensions: int, unit: Unit = "bits/dim", log_tr
     return Evaluation(bits_per_dim(mean, dimensions), error, mean, len(nats), unit, divergence)
 
 
-def evaluate(model: torch.nn.Module, batches, dimensions: int) -> Evaluation:
+def evaluate(model: Model, batches, dimensions: int) -> Evaluation:
     """Bits/dim of ``model.score(x, context)`` over ``batches`` of ``(x, context)``, in eval mode."""
     return summarise(score(model, batches), dimensions)
 
 
-def score(model: torch.nn.Module, batches) -> Tensor:
+def score(model: Model, batches) -> Tensor:
     """``model.score(x, context)`` over ``batches`` of ``(x, context)``, in eval mode: float64 ``[N]`` on the CPU."""
     with eval_mode(model), torch.no_grad():
         return torch.cat([model.score(x, context).double().cpu() for x, context in batches])

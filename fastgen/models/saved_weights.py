@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,7 @@ from torch.nn.modules.module import (
 from fastgen.fields import one_line
 from fastgen.generate.files.tensor_file import digest
 
+Network = TypeVar("Network", bound=nn.Module)
 _KEY = "digests"
 """Of the weights, a space, of the config: one key, as safetensors writes several in any order."""
 
@@ -60,7 +61,7 @@ def read_weights(path: Path, description: dict[str, Any]) -> dict[str, Tensor]:
     return tensors
 
 
-def built(build: Callable[[], nn.Module], weights: Mapping[str, Tensor], path: Path) -> nn.Module:
+def built(build: Callable[[], Network], weights: Mapping[str, Tensor], path: Path) -> Network:
     """The network of ``build``, with these weights.
 
     Raises:
@@ -74,7 +75,7 @@ def built(build: Callable[[], nn.Module], weights: Mapping[str, Tensor], path: P
     return model
 
 
-def built_within(build: Callable[[], nn.Module], weights: Mapping[str, Tensor], *, exactly: bool = False) -> nn.Module:
+def built_within(build: Callable[[], Network], weights: Mapping[str, Tensor], *, exactly: bool = False) -> Network:
     """The network of ``build``, which is built without memory first, and no further than the weights go.
 
     Raises:

@@ -115,16 +115,16 @@ def _of_floats(function: Callable, arguments: Sequence) -> tuple[Callable, list[
 
 def _vjp(function: Callable, arguments: Sequence, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
     partial, tensors = _of_floats(function, arguments)
-    outputs, pull = torch.func.vjp(partial, *tensors)
+    outputs, pull = torch.func.vjp(partial, *tensors)[:2]
     return pull(tuple(gradients) if isinstance(outputs, tuple) else gradients[0])
 
 
 def push_forward(function: Callable, arguments: Sequence, tangents: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
     """Computes forward mode by transposing reverse mode, without nested forward levels."""
     partial, tensors = _of_floats(function, arguments)
-    outputs, pull = torch.func.vjp(partial, *tensors)
+    outputs, pull = torch.func.vjp(partial, *tensors)[:2]
     zeros = tuple(torch.zeros_like(o) for o in outputs) if isinstance(outputs, tuple) else torch.zeros_like(outputs)
-    _, push = torch.func.vjp(pull, zeros)
+    push = torch.func.vjp(pull, zeros)[1]
     (pushed,) = push(tuple(tangents))
     return pushed
 

@@ -62,7 +62,7 @@ def _backward_reference(
     right: Tensor,
     parameters: list[Tensor],
 ):
-    outputs, pull = torch.func.vjp(lambda x, *p: _value(activation, x, left, right, p), x, *parameters)
+    outputs, pull = torch.func.vjp(lambda x, *p: _value(activation, x, left, right, list(p)), x, *parameters)[:2]
     grad_x, *grads = pull((grad_y.view_as(outputs[0]), grad_trace))
     return grad_x, torch.cat([grad.flatten() for grad in grads])
 

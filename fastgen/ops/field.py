@@ -58,6 +58,10 @@ class Field:
         """Whether the method ``trace`` finds the trace without a product."""
         return False
 
+    def trace(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns f(x) and the trace [N] of its Jacobian, in closed form."""
+        raise NotImplementedError(f"a {type(self).__name__} has no trace in closed form")
+
     def check(self, x: Tensor) -> None:
         """Raises ValueError unless x has the field's shape, and as many samples as the biases."""
         taken = f"[N, {self.weights[0].shape[1]}{self.plane}]"
@@ -221,9 +225,9 @@ def _value(
     weights = _arranged(linear, parameters[::2])
     y, trace = x.new_empty(x.shape), x.new_zeros(len(x))
     for samples, probes in _blocks(x, len(right), weights, whole=False):
-        pairs = (_of(samples, vectors[probes], 1) for vectors in (left, right))
+        a, b = (_of(samples, vectors[probes], 1) for vectors in (left, right))
         biases = _biases(parameters, samples, x)
-        y[samples], part, _ = _forward(linear, activation, x[samples], *pairs, weights, biases, keep=False)
+        y[samples], part, _ = _forward(linear, activation, x[samples], a, b, weights, biases, keep=False)
         trace[samples] += part
     return y, trace
 
@@ -256,9 +260,9 @@ class _Trace(torch.autograd.Function):
         weights = _arranged(linear, parameters[::2])
         ys, traces, kept = [], [], []
         for samples, _ in _blocks(x, len(right), weights, whole=True):
-            pairs = (_of(samples, vectors, 1) for vectors in (left, right))
+            a, b = (_of(samples, vectors, 1) for vectors in (left, right))
             biases = _biases(parameters, samples, x)
-            y, trace, run = _forward(linear, activation, x[samples], *pairs, weights, biases, keep=True)
+            y, trace, run = _forward(linear, activation, x[samples], a, b, weights, biases, keep=True)
             ys.append(y)
             traces.append(trace)
             kept += [tensor for tensors in run for tensor in tensors]
@@ -282,8 +286,8 @@ class _Trace(torch.autograd.Function):
             rest, hidden = iter(kept), count // 2 - 1
             for samples, _ in _blocks(x, len(right), parameters[::2], whole=True):
                 run = _Run(*([next(rest) for _ in range(length)] for length in (*[hidden] * 4, 1)))
-                pairs = (_of(samples, vectors, 1) for vectors in (left, right))
-                gradients.add(samples, x[samples], *pairs, run, grad_y[samples], grad_trace[samples])
+                a, b = (_of(samples, vectors, 1) for vectors in (left, right))
+                gradients.add(samples, x[samples], a, b, run, grad_y[samples], grad_trace[samples])
             found = [
                 gradients.x,
                 *(grad for pair in zip(gradients.weights, gradients.biases, strict=True) for grad in pair),
@@ -313,8 +317,10 @@ class _Gradients:
         for k in reversed(range(len(run.slopes))):
             self._add_bias(k + 1, samples, above)
             self._add_outer(k + 1, above[None], run.values[k][None])
-            saved = (tensors[k] for tensors in run[:4])
-            above, carried, scaled = tangent_activation_backward(self.activation, *saved, gradient, carried)
+            before, value, slope, tangents = (tensors[k] for tensors in run[:4])
+            above, carried, scaled = tangent_activation_backward(
+                self.activation, before, value, slope, tangents, gradient, carried
+            )
             self._add_outer(k + 1, cotangents, scaled)
             cotangents = carried
             if k:

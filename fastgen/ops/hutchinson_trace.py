@@ -81,10 +81,10 @@ def hutchinson_trace(
         >>> torch.allclose(trace, matrix.trace().expand(5), atol=1e-5)
         True
     """
-    field = _field(f)
-    _check(field, x, probes, kind, noise)
-    field = field if isinstance(field, Field) else Products(field, x)
-    if kind == "closed-form" or (kind == "exact" and isinstance(field, Field) and field.has_closed_form):
+    function = _field(f)
+    _check(function, x, probes, kind, noise)
+    field = function if isinstance(function, Field) else Products(function, x)
+    if kind in ("exact", "closed-form") and isinstance(field, Field) and field.has_closed_form:
         y, trace = field.trace(x)
         return y.to(x.dtype), trace
     numbers = math.prod(x.shape[1:])
@@ -183,7 +183,7 @@ class Products:
 
     def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor) -> None:
         if torch.compiler.is_dynamo_compiling() or torch._C._are_functorch_transforms_active():
-            self.y, pull = torch.func.vjp(f, x)
+            self.y, pull = torch.func.vjp(f, x)[:2]
             self.pull = lambda cotangent: pull(cotangent)[0]
         else:
             recorded = torch.is_grad_enabled()

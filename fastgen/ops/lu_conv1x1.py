@@ -135,7 +135,12 @@ def _check(
         raise ValueError(f"x must have shape [N, C, ...], C at least 1, got {tuple(x.shape)}")
     channels, device = x.shape[1], x.device
     square, vector = (channels, channels), (channels,)
-    given = [("lower", lower, square), ("upper", upper, square), ("log_s", log_s, vector), ("sign", sign, vector)]
+    given: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
+        ("lower", lower, square),
+        ("upper", upper, square),
+        ("log_s", log_s, vector),
+        ("sign", sign, vector),
+    ]
     given += [("bias", bias, vector), ("log_scale", log_scale, vector), ("permutation", permutation, vector)]
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point, got {x.dtype}")

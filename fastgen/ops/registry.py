@@ -136,7 +136,7 @@ class Op:
             reason = "torch finds no CUDA device" if torch.version.cuda else "torch is built without CUDA"
             return Backend(self.name, device, "none", reason)
         reasons = {"cuda": "compiled CUDA kernel", "triton": "Triton kernel"}
-        return Backend(self.name, device, self.cuda, reasons.get(self.cuda) or self.refusal("triton", device))
+        return Backend(self.name, device, self.cuda, reasons.get(self.cuda) or self.refusal("triton", device) or "")
 
     def _checked_fake(self, *arguments):
         """Checks devices, since PyTorch also calls the fake where only some tensors are on the meta device."""

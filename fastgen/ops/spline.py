@@ -69,7 +69,8 @@ def checked_numbers(
             raise ValueError(f"{name} must be {lowest} and less than 1 / {bins}, got {least}")
     if tails != "linear" and has_numbers(x):
         _check_inside(x, *((bottom, top) if inverse else (left, right)))
-    return inverse, number, *map(float, (left, right, bottom, top, min_width, min_height))
+    sizes = float(left), float(right), float(bottom), float(top)
+    return inverse, number, *sizes, float(min_width), float(min_height)
 
 
 def _check_inside(x: Tensor, low: float, high: float) -> None:

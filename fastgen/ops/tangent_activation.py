@@ -69,7 +69,8 @@ CONTRACTION = Op(
 
 def tangent_activation(name: str, a: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the activation of a [N, D...], its derivative, and that times the tangents [P, N or 1, D...]."""
-    return _in_order(_of(FORWARD, name), a, tangents)
+    value, slope, scaled = _in_order(_of(FORWARD, name), a, tangents)
+    return value, slope, scaled
 
 
 def tangent_activation_backward(
@@ -80,7 +81,8 @@ def tangent_activation_backward(
     Returns:
         the gradient of a, that of the tangents [P, N, D...], and the scaled tangents again.
     """
-    return _in_order(_of(BACKWARD, name), a, value, slope, tangents, gradient, carried)
+    above, below, scaled = _in_order(_of(BACKWARD, name), a, value, slope, tangents, gradient, carried)
+    return above, below, scaled
 
 
 def tangent_contraction(slope: Tensor, tangents: Tensor, met: Tensor) -> Tensor:

@@ -54,11 +54,11 @@ def _derivatives(widths: Tensor, slopes: Tensor, raw: Tensor, tails: int) -> Ten
     return torch.cat([ends[..., :1], inner, ends[..., 1:]], -1)
 
 
-def _rise(t: Tensor, h: Tensor, w: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
+def _rise(t: Tensor, h: Tensor | float, w: Tensor | float, d0: Tensor, d1: Tensor) -> Tensor:
     return h * t * t * (3 - 2 * t) + w * t * (1 - t) * (d0 * (1 - t) - d1 * t)
 
 
-def _slope(t: Tensor, s: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
+def _slope(t: Tensor, s: Tensor | float, d0: Tensor, d1: Tensor) -> Tensor:
     return d0 * (1 - t).square() + d1 * t.square() + 2 * t * (1 - t) * (3 * s - d0 - d1)
 
 

@@ -36,7 +36,7 @@ def hutchinson_trace(f: Callable[[Tensor], Tensor], x: Tensor, left: Tensor, rig
         left: [P, N, D...].
         right: [P, N, D...].
     """
-    y, pull = torch.func.vjp(f, x)
+    y, pull = torch.func.vjp(f, x)[:2]
     terms = [(pull(a)[0] * b).flatten(1).sum(1) for a, b in zip(left, right, strict=True)]
     return y, torch.stack(terms).sum(0) if terms else y.flatten(1).sum(1) * 0
 
@@ -112,9 +112,9 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _conv_push(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    shared = bias is not None and bias.dim() < 4
-    y = F.conv2d(_images(x), weight, bias.flatten() if shared else None, padding=_padding(weight))
-    return (y if bias is None or shared else y + bias).unflatten(0, x.shape[:-3])
+    shared = bias.flatten() if bias is not None and bias.dim() < 4 else None
+    y = F.conv2d(_images(x), weight, shared, padding=_padding(weight))
+    return (y if bias is None or shared is not None else y + bias).unflatten(0, x.shape[:-3])
 
 
 def _conv_pull(v: Tensor, weight: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 import fastgen
 from tests.interop.parity import attributes, check_parity, count_calls, differing, results, shaken
+from tests.interop.peers import import_peer
 
-Ff = pytest.importorskip("FrEIA.framework", reason="FrEIA is not installed")
-Fm = pytest.importorskip("FrEIA.modules", reason="FrEIA is not installed")
+Ff = import_peer("FrEIA.framework")
+Fm = import_peer("FrEIA.modules")
 
 DIRECTIONS = {False: "forward", True: "reverse"}
 each_direction = pytest.mark.parametrize("rev", DIRECTIONS, ids=DIRECTIONS.values())

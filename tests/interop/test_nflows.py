@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 import fastgen
 from tests.interop.parity import EPSILON, check_parity, count_calls, shaken
+from tests.interop.peers import import_peer
 
-transforms = pytest.importorskip("nflows.transforms", reason="nflows is not installed")
-nets = pytest.importorskip("nflows.nn.nets", reason="nflows is not installed")
+transforms = import_peer("nflows.transforms")
+nets = import_peer("nflows.nn.nets")
 
 pytestmark = pytest.mark.filterwarnings("ignore:Inputs to the softmax are not scaled down")
 DIRECTIONS = {"forward": lambda layer, x: layer(x), "inverse": lambda layer, x: layer.inverse(x)}

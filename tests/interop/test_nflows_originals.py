@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 import fastgen
 from tests.interop.parity import count_calls
+from tests.interop.peers import import_peer
 
-transforms = pytest.importorskip("nflows.transforms", reason="nflows is not installed")
-made = pytest.importorskip("nflows.transforms.made", reason="nflows is not installed")
-base = pytest.importorskip("nflows.transforms.base", reason="nflows is not installed")
+transforms = import_peer("nflows.transforms")
+made = import_peer("nflows.transforms.made")
+base = import_peer("nflows.transforms.base")
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from torch import nn
 
 import fastgen
 from tests.interop.parity import check_parity, count_calls, results, shaken
+from tests.interop.peers import import_peer
 
-nf = pytest.importorskip("normflows", reason="normflows is not installed")
+nf = import_peer("normflows")
 
 pytestmark = [
     # normflows' own: how it makes an LU, a remark on networks it cannot scale

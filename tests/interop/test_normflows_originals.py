@@ -8,8 +8,9 @@ from torch import nn
 
 import fastgen
 from tests.interop.parity import attributes, count_calls, differing
+from tests.interop.peers import import_peer
 
-nf = pytest.importorskip("normflows", reason="normflows is not installed")
+nf = import_peer("normflows")
 
 DIRECTIONS = {"forward": lambda layer, x: layer(x), "inverse": lambda layer, x: layer.inverse(x)}
 

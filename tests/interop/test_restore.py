@@ -9,11 +9,12 @@ import pytest
 import fastgen
 from fastgen.interop import PEERS
 from tests.interop.parity import attributes, differing
+from tests.interop.peers import import_peer
 
 
 @pytest.mark.parametrize("peer", PEERS)
 def test_restore_puts_every_attribute_back(peer):
-    pytest.importorskip(peer, reason=f"{peer} is not installed")
+    import_peer(peer)
     importlib.import_module(f"fastgen.interop.{PEERS[peer]}")
     before = attributes(peer)
     with fastgen.accelerated(peer):

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import fastgen
 from tests.interop.parity import EPSILON, check_parity, count_calls, shaken
+from tests.interop.peers import import_peer
 
-zuko = pytest.importorskip("zuko", reason="zuko is not installed")
+zuko = import_peer("zuko")
 
 
 class Conditioned(nn.Module):

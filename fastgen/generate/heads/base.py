@@ -169,7 +169,7 @@ class Head(ABC):
     def to_input(self, levels: Tensor) -> Tensor:
         """Returns the module's input: int64 for "index" or None, else float32 (a continuous head passes values on)."""
         self.check_levels(levels)
-        if not self.levels:
+        if self.inputs is None:
             return levels.float()
         return levels.long() if self.to_input_name in ("index", None) else self.inputs.to(levels.device)[levels.long()]
 
@@ -223,7 +223,7 @@ class Head(ABC):
         options = self.check_sampling(temperature, top_k, top_p)
         batch, groups, count = parameters.shape
         coupled = 1 if self.coupled == 1 else self.channels_of(count)
-        if known is None:
+        if levels is None or known is None:
             levels = parameters.new_zeros(batch, groups * coupled, dtype=torch.float32)
             known = torch.zeros_like(levels, dtype=torch.bool)
         levels, known = levels.double().reshape(batch, groups, coupled), known.reshape(batch, groups, coupled)
@@ -233,7 +233,7 @@ class Head(ABC):
             raise ValueError(f"the network's output at position {noise.position} is NaN")
         chosen, raw, proposal = self.draw_groups(parameters, noise, levels, known, options)
         log_prob = self.group_log_prob(parameters, chosen.long() if self.levels else chosen).sum(-1)
-        inputs = self.inputs.to(chosen.device)[chosen.long()] if self.levels else chosen
+        inputs = chosen if self.inputs is None else self.inputs.to(chosen.device)[chosen.long()]
         if raw is not None:
             inputs, log_prob, proposal = raw, log_prob * torch.nan, proposal * torch.nan
         return Drawn(chosen.float().flatten(1), inputs.float().flatten(1), log_prob, proposal)
@@ -264,7 +264,7 @@ class Head(ABC):
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.config().items() if k != 'to_input')})"
 
     def _to_input_config(self) -> str | list[float] | None:
-        return self.inputs.tolist() if self.to_input_name == "table" else self.to_input_name
+        return self.to_input_name if self.inputs is None or self.to_input_name != "table" else self.inputs.tolist()
 
 
 MOST_LEVELS = 1 << 20

@@ -140,7 +140,7 @@ class PixelCNNpp(AutoregressiveModel):
             apply_weight_norm(self)
             with torch.no_grad():
                 for layer, scale in self._initial_scales().items():
-                    layer.parametrizations.weight.original0.fill_(scale)
+                    layer.get_parameter("parametrizations.weight.original0").fill_(scale)
 
     @property
     def head(self) -> DiscretizedLogisticMixture:

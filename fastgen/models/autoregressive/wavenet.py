@@ -130,6 +130,8 @@ class WaveNet(AutoregressiveModel):
         super().__init__(config)
         config = self.config
         channels = config.residual_channels
+        self._head: Categorical | DiscretizedLogisticMixture
+        self.first: FirstConv1d | CausalConv1d
         if config.output == "categorical":
             self._head = Categorical(config.levels, to_input="index")
             self.first = FirstConv1d(config.levels, channels)
@@ -190,10 +192,10 @@ class WaveNet(AutoregressiveModel):
         for block in self.blocks:
             h, skip = block(h, global_condition, local_condition)
             skips = skip if skips is None else skips + skip
-        return self.output(F.relu(self.hidden(F.relu(skips))))
+        return self.output(F.relu(self.hidden(F.relu(skips))))  # type: ignore[arg-type]  # there is a block
 
     def _global_condition(self, context: dict[str, Tensor]) -> Tensor | None:
-        parts = [self.class_embedding(context["class"])] if "class" in context else []
+        parts = [] if self.class_embedding is None else [self.class_embedding(context["class"])]
         if "vector" in context:
             parts.append(context["vector"])
         return torch.cat(parts, dim=1) if parts else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -12,7 +13,11 @@ from fastgen.models.flows.base import FlowConfig, FlowModel
 from fastgen.models.registry import register
 from fastgen.nn import ActNorm, Flatten, FlowBatchNorm, FlowSequential, Logit, MaskedAffineAutoregressive
 
-NORMS = {"batch_norm": partial(FlowBatchNorm, affine=True), "act_norm": ActNorm, "none": None}
+NORMS: dict[str, Callable[[int], nn.Module] | None] = {
+    "batch_norm": partial(FlowBatchNorm, affine=True),
+    "act_norm": ActNorm,
+    "none": None,
+}
 """What makes the layer of each name, from the number of features."""
 
 

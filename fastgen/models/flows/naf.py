@@ -8,7 +8,7 @@ from fastgen.models.flows.autoregressive import AutoregressiveConfig, Autoregres
 from fastgen.models.registry import register
 from fastgen.nn import DeepDenseSigmoidal, DeepSigmoidal
 
-TRANSFORMERS = {"dsf": DeepSigmoidal, "ddsf": DeepDenseSigmoidal}
+TRANSFORMERS: dict[str, type[DeepSigmoidal | DeepDenseSigmoidal]] = {"dsf": DeepSigmoidal, "ddsf": DeepDenseSigmoidal}
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,10 @@ class PosteriorFlow(FlowModel):
     def __init__(self, config: PosteriorFlowConfig | None = None) -> None:
         super().__init__(config)
         config, features = self.config, prod(self.config.event_shape)
-        amortized = config.context_features is not None
-        maps: list[nn.Module] = [self.layer(i, features, amortized) for i in range(config.length)]
-        maps.append(DiagonalAffine(features, amortized=amortized))
-        if amortized:
-            maps = [LinearAmortization(layer, config.context_features) for layer in maps]
+        size = config.context_features
+        layers = [self.layer(i, features, amortized=size is not None) for i in range(config.length)]
+        layers.append(DiagonalAffine(features, amortized=size is not None))
+        maps: list[nn.Module] = [*layers] if size is None else [LinearAmortization(layer, size) for layer in layers]
         if config.closed_form == "inverse":
             maps = [Inverse(layer) for layer in maps]
         flat = [Flatten(config.event_shape)] if len(config.event_shape) > 1 else []

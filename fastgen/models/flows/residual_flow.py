@@ -183,6 +183,6 @@ class ResidualFlow(FlowModel):
         return {name: getattr(self.config, name) for name in names}
 
     def _residual(self, net: nn.Module) -> InvertibleResidual:
-        names = ("log_det", "trace", "gradient", "terms", "exact_terms", "exact_terms_evaluation")
-        names += ("exact_features", "distribution", "parameter", "tolerance", "max_iterations")
+        names = ["log_det", "trace", "gradient", "terms", "exact_terms", "exact_terms_evaluation"]
+        names += ["exact_features", "distribution", "parameter", "tolerance", "max_iterations"]
         return InvertibleResidual(net, **{name: getattr(self.config, name) for name in names})
