@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.distributions.standard import standard_logistic_log_prob
-from fastgen.nn.normalization.act_norm import readable
+from fastgen.nn.value_checks import readable
 from fastgen.ops.precision import in_float32
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastgen.nn.normalization.act_norm import readable
+from fastgen.nn.value_checks import readable
 from fastgen.ops.precision import in_float32
 
 Increasing = Callable[[Tensor], tuple[Tensor, Tensor]]

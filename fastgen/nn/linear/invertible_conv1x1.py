@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastgen.nn.normalization.act_norm import ActNorm, check_finite, readable
+from fastgen.nn.normalization.act_norm import ActNorm
+from fastgen.nn.value_checks import check_finite, readable
 from fastgen.ops.lu_conv1x1 import lu_conv1x1, product
 from fastgen.ops.precision import in_float32, without_autocast
 

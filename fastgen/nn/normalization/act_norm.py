@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.nn.normalization.channel_moments import channel_moments, constant_channels, moments_of_all_processes
+from fastgen.nn.value_checks import check_finite
 from fastgen.ops.precision import in_float32
 
 
@@ -107,25 +108,3 @@ class ActNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels}"
-
-
-def readable(tensor: Tensor, inverse: bool) -> bool:
-    """Whether its values may be looked at.
-
-    Not under torch.compile and torch.func, nor, but for the inverse, on a device that would have to be waited for.
-    """
-    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() or tensor.is_meta:
-        return False
-    return inverse or tensor.device.type == "cpu"
-
-
-def check_finite(parameter: Tensor, name: str, inverse: bool, is_logarithm: bool = False) -> None:
-    """ValueError for a parameter that is not finite, or for a logarithm whose exp is 0 or infinite, where readable."""
-    if not readable(parameter, inverse):
-        return
-    (values,) = in_float32(parameter.detach())
-    if not torch.isfinite(values).all():
-        raise ValueError(f"{name} has {int((~torch.isfinite(values)).sum())} values that are not finite")
-    if is_logarithm and not (torch.isfinite(values.exp()) & torch.isfinite((-values).exp())).all():
-        least, most = (float(v) for v in values.aminmax())
-        raise ValueError(f"{name} reaches from {least:g} to {most:g}; exp of it must be neither 0 nor infinite")

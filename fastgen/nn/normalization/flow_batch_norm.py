@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastgen.nn.normalization.act_norm import check_finite
 from fastgen.nn.normalization.channel_moments import channel_moments, moments_of_all_processes
 from fastgen.nn.recomputation import is_recomputation
+from fastgen.nn.value_checks import check_finite
 from fastgen.ops.precision import in_float32
 
 

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgen.nn.elementwise.monotone_inverse import monotone_inverse
-from fastgen.nn.normalization.act_norm import readable
 from fastgen.nn.posterior.amortized_flow import AmortizedFlow
 from fastgen.nn.posterior.planar import tanh_log_slope, tanh_map
+from fastgen.nn.value_checks import readable
 from fastgen.ops.arguments import check_integers
 
 KINDS = ("orthogonal", "householder", "triangular")
