@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastgen.models.flows.base import FlowConfig, FlowModel
 from fastgen.models.registry import register
 from fastgen.nn import MLP, AdditiveCoupling, Flatten, FlowSequential, Permutation
-from fastgen.nn.flow.flow_sequential import no_log_det
+from fastgen.nn.flow.flow_layer import FlowLayer, no_log_det
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class NICEConfig(FlowConfig):
             raise ValueError(f"event_shape={self.event_shape} must have 2 numbers at least, to be split")
 
 
-class DiagonalScaling(nn.Module):
+class DiagonalScaling(FlowLayer):
     """``z = x exp(log_scale)`` for each feature: the last layer of NICE."""
 
     def __init__(self, features: int) -> None:

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from fastgen.nn.autoregressive.made import MaskedMLP, ResMADE
 from fastgen.nn.autoregressive.sequential_inverse import MaskedMap, invert_by_degree
+from fastgen.nn.flow.flow_layer import FlowLayer
 
 
-class MaskedAutoregressive(nn.Module):
+class MaskedAutoregressive(FlowLayer):
     """An elementwise map whose parameters for a feature depend on the features before it: ``forward(x, context=None)``
     and ``inverse`` return (u or x [N, D], log_det [N]).
 
@@ -38,6 +39,8 @@ class MaskedAutoregressive(nn.Module):
         >>> torch.allclose(layer.inverse(u)[0], x, atol=1e-4)
         True
     """
+
+    takes_context = True
 
     def __init__(self, network: MaskedMLP | ResMADE, transform: nn.Module) -> None:
         super().__init__()

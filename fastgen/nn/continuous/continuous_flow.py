@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastgen.nn.continuous.field_for_solve import SolvedField, SolvedMLPField, solved_field
 from fastgen.nn.continuous.ode_gradient import Evaluations, Path
 from fastgen.nn.continuous.ode_solver import OdeSolver, Slope
-from fastgen.nn.flow.flow_sequential import no_log_det
+from fastgen.nn.flow.flow_layer import FlowLayer, no_log_det
 from fastgen.ops.arguments import check_integers
 from fastgen.ops.field import Field, is_transformed
 from fastgen.ops.hutchinson_trace import KINDS, hutchinson_trace, probe_noise
@@ -22,7 +22,7 @@ REGULARIZERS = ("kinetic", "jacobian")
 GRADIENTS = ("steps", "adjoint", "autograd")
 
 
-class ContinuousFlow(nn.Module):
+class ContinuousFlow(FlowLayer):
     """x along the field f from time 0, the data, to T, the noise: ``forward(x)`` and ``inverse(z)``::
 
         dx/dt = f(x, t)        log_det = integral of tr(df/dx) dt        over [0, T], or back
@@ -72,6 +72,9 @@ class ContinuousFlow(nn.Module):
         >>> torch.allclose(layer.inverse(z, seed=0)[0], x, atol=1e-4), layer.evaluations.forward
         (True, 40)
     """
+
+    takes_context = True
+    takes_seed = True
 
     def __init__(
         self,

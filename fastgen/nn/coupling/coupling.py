@@ -5,9 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastgen.nn.flow.flow_layer import FlowLayer
 
-class Coupling(nn.Module):
+
+class Coupling(FlowLayer):
     """What all couplings share: which part is kept, and what the network sees of it."""
+
+    takes_context = True
 
     def __init__(self, net: nn.Module, mask: Tensor | None, swap: bool) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.nn.coupling.logistic_mixture_coupling import LogisticMixtureCoupling
+from fastgen.nn.flow.flow_layer import FlowLayer
 from fastgen.nn.flow.flow_sequential import FlowSequential
 from fastgen.nn.linear.invertible_conv1x1 import InvertibleConv1x1
 from fastgen.nn.networks.flow_plus_plus_net import GatedAttentionNet
@@ -70,7 +71,7 @@ class FlowPlusPlusStep(FlowSequential):
         )
 
 
-class Halves(nn.Module):
+class Halves(FlowLayer):
     """A flow layer for each half of the channels: ``forward(x)`` and ``inverse(y)`` return (y, log_det [N]).
 
     Args:

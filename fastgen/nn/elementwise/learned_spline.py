@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.nn.elementwise.spline_transform import SplineTransform
+from fastgen.nn.flow.flow_layer import FlowLayer
 
 
-class Spline(SplineTransform):
+class Spline(SplineTransform, FlowLayer):
     """A ``SplineTransform`` of elements [N, *shape] with parameters of its own, which begin as the identity.
 
     Args:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastgen.distributions.standard import standard_logistic_log_prob
+from fastgen.nn.flow.flow_layer import FlowLayer
 from fastgen.nn.value_checks import readable
 from fastgen.ops.precision import in_float32
 
 
-class Logit(nn.Module):
+class Logit(FlowLayer):
     """``y = logit(alpha + (1 - 2 alpha) x)`` of x in [0, 1]: ``forward(x)``, ``inverse(y)`` return (y, log_det [N]).
 
     x is float [N, ...]; half precision is computed in float32, log_det is float32 or float64. ``inverse`` reaches a

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fastgen.nn.flow.flow_sequential import FlowSequential, Inverse, chosen, no_log_det, optional_arguments
+from fastgen.nn.flow.flow_layer import FlowLayer, chosen, no_log_det, optional_arguments
+from fastgen.nn.flow.flow_sequential import FlowSequential, Inverse
 from fastgen.nn.flow.multi_scale import MultiScale
-from fastgen.nn.normalization.act_norm import ActNorm
-from fastgen.nn.normalization.flow_batch_norm import FlowBatchNorm
 from fastgen.ops.precision import in_float32
 from fastgen.ops.seeds import fold_in
 
@@ -126,7 +125,7 @@ class _Step:
     seed: int | None
     random: list[Tensor] | None = None
     changes_buffers: bool = False
-    moments: tuple[Tensor, Tensor] | None = None
+    statistics: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.optional = optional_arguments(self.layer)
@@ -138,8 +137,8 @@ class _Step:
     def first_call(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Runs the layer, and keeps the state of the generators if it draws from them."""
         random, versions = _random_state(x.device), [buffer._version for buffer in self.layer.buffers()]
-        if isinstance(self.layer, FlowBatchNorm) and self.layer.training and not self.inverse:
-            self.moments = torch.var_mean(*in_float32(x), [0, *range(2, x.dim())], correction=0)
+        if isinstance(self.layer, FlowLayer) and self.layer.training and not self.inverse:
+            self.statistics = self.layer.batch_statistics(x)
         y, log_det = self(x, context)
         if any(not torch.equal(old, new) for old, new in zip(random, _random_state(x.device), strict=True)):
             self.random = random
@@ -149,9 +148,8 @@ class _Step:
     def undone(self, y: Tensor, context: Tensor | None) -> Tensor:
         """The input, rebuilt of the output."""
         self.replay_random(y.device)
-        if self.moments is not None:  # in place of the running averages, which the inverse takes
-            self.layer.variance.copy_(self.moments[0])
-            self.layer.mean.copy_(self.moments[1])
+        for name, value in self.statistics.items():  # in place of the running averages, which the inverse takes
+            self.layer.get_buffer(name).copy_(value)
         return self(y, context, undo=True)[0]
 
     @contextmanager
@@ -300,11 +298,19 @@ def _check(drifts: dict[str, Tensor], tolerance: float | None, dtype: torch.dtyp
 
 @contextmanager
 def _undone_as_run(steps: list[_Step]) -> Iterator[None]:
-    """What only ``forward`` does in training mode is not done to undo an ``inverse``: setting an ``ActNorm``, taking a
-    batch's own moments."""
-    kinds = {False: ActNorm, True: ActNorm | FlowBatchNorm}
-    parts = [part for step in steps for part in step.layer.modules() if isinstance(part, kinds[step.inverse])]
-    training = [part for part in parts if part.training]
+    """Puts layers in eval mode that in training mode would not undo what was run.
+
+    Undoing sets no layer by its batch; it runs a layer's ``forward`` to undo its ``inverse``, which never normalizes by
+    its batch.
+    """
+    training = [
+        part
+        for step in steps
+        for part in step.layer.modules()
+        if isinstance(part, FlowLayer)
+        and part.training
+        and (part.set_by_first_batch or (step.inverse and part.normalizes_by_batch))
+    ]
     for part in training:
         part.training = False
     try:

@@ -8,11 +8,11 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from fastgen.nn.flow.flow_sequential import chosen, no_log_det, optional_arguments
+from fastgen.nn.flow.flow_layer import FlowLayer, chosen, no_log_det, optional_arguments
 from fastgen.ops.seeds import fold_in
 
 
-class MultiScale(nn.Module):
+class MultiScale(FlowLayer):
     """Flows at several scales: ``forward(x, context=None)`` and ``inverse`` return (z [N, D] or x, log_det [N]).
 
     x goes through the first scale; the second half of the channels that come out (without the odd one) is final, the
@@ -36,6 +36,9 @@ class MultiScale(nn.Module):
         >>> flow(torch.randn(5, 1, 8, 8))[0].shape
         torch.Size([5, 64])
     """
+
+    takes_context = True
+    takes_seed = True
 
     def __init__(self, scales: Sequence[nn.Module], shapes: Sequence[Sequence[int]]) -> None:
         super().__init__()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastgen.nn.flow.flow_layer import FlowLayer
 from fastgen.nn.normalization.act_norm import ActNorm
 from fastgen.nn.value_checks import check_finite, readable
 from fastgen.ops.lu_conv1x1 import lu_conv1x1, product
 from fastgen.ops.precision import in_float32, without_autocast
 
 
-class InvertibleConv1x1(nn.Module):
+class InvertibleConv1x1(FlowLayer):
     """A learned invertible matrix that mixes the channels: ``forward(x)``, ``inverse(y)`` return (y, log_det [N]).
 
     The matrix begins as a random rotation. By its LU factors the log-determinant costs a sum and the inverse two

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastgen.nn.flow.flow_layer import FlowLayer
 from fastgen.nn.normalization.channel_moments import channel_moments, constant_channels, moments_of_all_processes
 from fastgen.nn.value_checks import check_finite
 from fastgen.ops.precision import in_float32
 
 
-class ActNorm(nn.Module):
+class ActNorm(FlowLayer):
     """``y = exp(log_scale) (x + bias)`` for each channel: ``forward(x)`` and ``inverse(y)`` return (y, log_det [N]).
 
     The first batch that goes forward in training mode sets both parameters, so that every channel of it leaves with
@@ -38,6 +39,8 @@ class ActNorm(nn.Module):
         >>> bool(layer.initialized), bool((y.mean((0, 2, 3)).abs() < 1e-4).all())
         (True, True)
     """
+
+    set_by_first_batch = True
 
     def __init__(self, channels: int, *, epsilon: float = 1e-6) -> None:
         if channels < 1:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastgen.nn.flow.flow_layer import FlowLayer
 from fastgen.nn.normalization.channel_moments import channel_moments, moments_of_all_processes
 from fastgen.nn.recomputation import is_recomputation
 from fastgen.nn.value_checks import check_finite
 from fastgen.ops.precision import in_float32
 
 
-class FlowBatchNorm(nn.Module):
+class FlowBatchNorm(FlowLayer):
     """``y = (x - mean) / sqrt(variance + epsilon)`` for each channel: ``forward(x)``, ``inverse(y)`` return (y, log_det
     [N]).
 
@@ -45,6 +46,8 @@ class FlowBatchNorm(nn.Module):
         (torch.Size([50]), True)
     """
 
+    normalizes_by_batch = True
+
     def __init__(self, channels: int, *, affine: bool = False, epsilon: float = 1e-4, momentum: float = 0.1) -> None:
         if channels < 1:
             raise ValueError(f"channels={channels} must be at least 1")
@@ -72,6 +75,11 @@ class FlowBatchNorm(nn.Module):
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         self._check(y)
         return self._by_averages(y, inverse=True)
+
+    def batch_statistics(self, x: Tensor) -> dict[str, Tensor]:
+        """Returns mean and variance of x, which ``forward(x)`` takes in training mode."""
+        _, mean, variance = channel_moments(*in_float32(x))
+        return {"mean": mean, "variance": variance}
 
     def _check(self, x: Tensor) -> None:
         if x.dim() < 2 or x.shape[1] != self.channels:

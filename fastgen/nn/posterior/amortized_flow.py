@@ -6,10 +6,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastgen.nn.flow.flow_layer import FlowLayer
 from fastgen.ops.precision import in_float32, without_autocast
 
 
-class AmortizedFlow(nn.Module):
+class AmortizedFlow(FlowLayer):
     """A map of vectors whose parameters are the layer's own or given for every sample: ``forward(x)`` or
     ``forward(x, parameters)``, and ``inverse`` alike, return (y or x [N, D], log_det [N]).
 
@@ -74,7 +75,7 @@ class AmortizedFlow(nn.Module):
         return f"{self.features}, amortized={self.amortized}"
 
 
-class LinearAmortization(nn.Module):
+class LinearAmortization(FlowLayer):
     """Gives an ``AmortizedFlow`` the parameters that a linear map makes of the context: ``forward(x, context)`` and
     ``inverse`` return (y or x [N, D], log_det [N]).
 
@@ -91,6 +92,8 @@ class LinearAmortization(nn.Module):
         >>> layer(torch.randn(5, 4), torch.randn(5, 3))[1].shape
         torch.Size([5])
     """
+
+    takes_context = True
 
     def __init__(self, layer: AmortizedFlow, context_features: int) -> None:
         super().__init__()

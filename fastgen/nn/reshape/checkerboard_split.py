@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastgen.nn.flow.flow_sequential import no_log_det
+from fastgen.nn.flow.flow_layer import FlowLayer, no_log_det
 
 
-class CheckerboardSplit(nn.Module):
+class CheckerboardSplit(FlowLayer):
     """[N, C, H, W] to [N, 2 C, H, W/2], of log-determinant 0: ``forward(x)`` and ``inverse(y)``.
 
     The first C channels are the pixels with row + column even, the last C the others; every row keeps its order. A

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastgen.nn.derived_buffers import DerivedBuffers
-from fastgen.nn.flow.flow_sequential import no_log_det
+from fastgen.nn.flow.flow_layer import FlowLayer, no_log_det
 
 
-class Permutation(DerivedBuffers):
+class Permutation(DerivedBuffers, FlowLayer):
     """``y[:, i] = x[:, indices[i]]`` on [N, C, ...]: ``forward(x)`` and ``inverse(y)`` return (y, zeros [N]).
 
     Args:
@@ -61,7 +61,7 @@ class Permutation(DerivedBuffers):
         return f"{len(self.indices)}"
 
 
-class Flatten(nn.Module):
+class Flatten(FlowLayer):
     """[N, *shape] to [N, D]: ``forward(x)`` and ``inverse(y)`` return (y, zeros [N]).
 
     Example:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastgen.nn.flow.flow_sequential import no_log_det
+from fastgen.nn.flow.flow_layer import FlowLayer, no_log_det
 
 ORDERS = ("glow", "realnvp")
 _CORNERS = (0, 3, 1, 2)  # of a square of 2 x 2, row by row: the diagonal, then the other
 
 
-class Squeeze2d(nn.Module):
+class Squeeze2d(FlowLayer):
     """[N, C, H, W] to [N, 4 C, H/2, W/2], of log-determinant 0: ``forward(x)`` and ``inverse(y)``.
 
     Args:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fastgen.nn.flow.flow_layer import FlowLayer
 from fastgen.nn.residual import residual_log_det
 from fastgen.nn.residual.fixed_point import fixed_point
 from fastgen.nn.residual.residual_log_det import DISTRIBUTIONS
@@ -19,7 +20,7 @@ TRACES = ("hutchinson", "exact")
 GRADIENTS = ("neumann", "autograd")
 
 
-class InvertibleResidual(nn.Module):
+class InvertibleResidual(FlowLayer):
     """``z = x + g(x)`` with a g of Lipschitz constant below 1: ``forward(x, context=None, seed=None)`` and ``inverse``
     return (z or x, log_det [N]).
 
@@ -76,6 +77,9 @@ class InvertibleResidual(nn.Module):
         >>> torch.allclose(back, x, atol=1e-3), torch.allclose(log_det, -inverse_log_det, atol=1e-3)
         (True, True)
     """
+
+    takes_context = True
+    takes_seed = True
 
     def __init__(
         self,
