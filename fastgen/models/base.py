@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
@@ -66,12 +66,19 @@ class Model(nn.Module):
     """A module that knows its name, its config and how to be saved.
 
     A subclass has ``Config`` (a ``ModelConfig``), is registered under a name, and takes the config as its only
-    argument.
+    argument. A base class of models says of its family what training has to know.
+
+    Attributes:
+        family: the family's name, by which ``list_models`` finds its models.
+        real_numbers: whether ``levels=0`` is allowed, for data that are real numbers.
+        baseline: the trivial model that the likelihood is compared with, a histogram of levels, or a Gaussian.
     """
 
     Config: ClassVar[type[ModelConfig]]
     name: ClassVar[str]
     family: ClassVar[str]
+    real_numbers: ClassVar[bool]
+    baseline: ClassVar[Literal["histogram", "gaussian"]]
     presets: ClassVar[dict[str, dict[str, Any]]]
 
     def __init__(self, config: ModelConfig | None = None) -> None:
@@ -105,6 +112,19 @@ class Model(nn.Module):
     def estimates(self) -> tuple[str, ...]:
         """What of ``score`` is a bound or an estimate in eval mode, in words; empty where all is exact."""
         return ()
+
+    def initialize(self, x: Tensor, context: Context = None) -> None:
+        """Sets the parameters that the first batch of training decides, before the first step; most models have none.
+
+        Args:
+            x, context: a batch, as ``score`` takes it.
+        """
+
+    def refresh(self) -> None:
+        """Computes anew what the model keeps of its weights in eval mode, after they were changed there.
+
+        ``eval()`` does so too.
+        """
 
     def progress(self) -> dict[str, float]:
         """Numbers of the latest training step that are shown and logged beside the loss, by name."""

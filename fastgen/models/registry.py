@@ -11,13 +11,13 @@ from fastgen.models.base import Model, read_config
 _MODELS: dict[str, type[Model]] = {}
 
 
-def register(name: str, family: str, presets: dict[str, dict[str, Any]]) -> Callable[[type[Model]], type[Model]]:
+def register(name: str, presets: dict[str, dict[str, Any]]) -> Callable[[type[Model]], type[Model]]:
     """Class decorator: the model is found under ``name``; a preset says what it changes in the config's defaults."""
 
     def add(model: type[Model]) -> type[Model]:
         if name in _MODELS:
             raise ValueError(f"a model {name!r} is registered already: {_MODELS[name].__qualname__}")
-        model.name, model.family, model.presets = name, family, {"paper": {}} | presets
+        model.name, model.presets = name, {"paper": {}} | presets
         _MODELS[name] = model
         return model
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fastgen.data import load
 from fastgen.models.flows import FlowModel
 from fastgen.plots.plane import Plane, save_plane
-from fastgen.training.run import Run
+from fastgen.training.run import TrainingRun
 from fastgen.training.sample_config import SampleConfig, Samples, labels
 from fastgen.training.sample_files import save
 
@@ -24,7 +24,7 @@ ONLY_AUTOREGRESSIVE = ("top_k", "top_p", "known_rows", "prompt_seconds", "prompt
 BATCH = 256
 
 
-def sample_flow(config: SampleConfig, run: Run, output: Path) -> Samples:
+def sample_flow(config: SampleConfig, run: TrainingRun, output: Path) -> Samples:
     """Draws from a flow and writes the samples, for vectors of two numbers a picture of the density too.
 
     Raises ValueError for a request that does not fit the model, before any work; ``NoSamples`` where the inverse
@@ -80,7 +80,7 @@ def _score(config: SampleConfig, model: FlowModel, values: Tensor, context: Tens
 
 
 @torch.no_grad()
-def _save_plane(path: Path, run: Run, samples: Tensor, context: Tensor | None) -> Path:
+def _save_plane(path: Path, run: TrainingRun, samples: Tensor, context: Tensor | None) -> Path:
     """The model's density beside its samples, and beside the data and their true density, where these can be read."""
     try:
         dataset = load(run.config.data)

@@ -72,10 +72,10 @@ def train(config: TrainConfig) -> Outcome:
 
 def build(config: TrainConfig, dataset: Dataset) -> Model:
     """The model of ``config`` for the events of ``dataset``. Raises ValueError for what does not fit together."""
-    if not dataset.levels and (family := model_class(config.model).family) != "flow":
+    if not dataset.levels and not model_class(config.model).real_numbers:
+        allowed = ", ".join(name for name in list_models() if model_class(name).real_numbers)
         raise ValueError(
-            f"model {config.model!r} is {family} and needs levels, but the data {dataset.name!r} are real vectors; "
-            f"{', '.join(list_models('flow'))} are allowed"
+            f"model must be one of real numbers, as the data {dataset.name!r} are ({allowed}), got {config.model!r}"
         )
     given = {"event_shape": dataset.event_shape, "levels": dataset.levels}
     if fixed := sorted(config.model_overrides.keys() & {*given, "classes"}):
@@ -133,18 +133,13 @@ class _Training:
         self.module, self.optimizer = fabric.setup(network, optimizer)
         self.module.mark_forward_method("loss")
         self.average = MovingAverage(network, config.optimizer.ema)
-        self.baseline, self.baseline_name = baseline(dataset, network.family)
+        self.baseline, self.baseline_name = baseline(dataset, network.baseline)
         self.step = 0
 
     def _initialize(self) -> None:
-        """Sets what the first batch decides: weight-normalised layers, and the layers of a flow that look at data."""
+        """Sets what the first batch decides."""
         values, labels = self.dataset.splits["train"].batch(self.order.batch(0))
-        context = labels if self.config.conditional else None
-        if self.network.family == "flow":
-            with torch.no_grad():
-                self.network.train().loss((values, context))
-        elif getattr(self.network.config, "weight_norm", False):
-            self.network.initialize(values, context)
+        self.network.initialize(values, labels if self.config.conditional else None)
 
     def run(self) -> Outcome:
         self._open()
@@ -262,7 +257,8 @@ class _Training:
         count = len(split) if limit is None else min(limit, len(split))
         mine = torch.arange(self.fabric.global_rank, count, self.fabric.world_size)
         scores = torch.zeros(count, dtype=torch.float64, device=self.fabric.device)
-        model = self.average.model.eval()  # once more: a Lipschitz bound is found of the weights as they are now
+        model = self.average.model
+        model.refresh()
         seed_evaluation(self.config.seed, self.fabric.global_rank)
         with torch.no_grad():
             for part in mine.split(self.config.batch_size):

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from fastgen.data import DataConfig, load, mulaw
 from fastgen.data.audio import read, resample
-from fastgen.training.run import Run
+from fastgen.training.run import TrainingRun
 from fastgen.training.sample_config import SampleConfig
 
 
-def known_elements(config: SampleConfig, run: Run) -> tuple[Tensor | None, Tensor | None]:
+def known_elements(config: SampleConfig, run: TrainingRun) -> tuple[Tensor | None, Tensor | None]:
     """What is kept, as levels and mask ``[count, *event_shape]``."""
     data, shape, count = run.data, run.data.event_shape, config.number(run.data.kind)
     if data.kind == "audio" and config.known_rows:

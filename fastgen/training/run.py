@@ -12,7 +12,7 @@ from fastgen.training.directory import RunDirectory
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """What ``fastgen train`` left: the model with averaged weights, what it was asked, and what its data look like."""
 
     model: Model
@@ -20,11 +20,11 @@ class Run:
     data: Description
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: Path) -> TrainingRun:
     """Raises FileNotFoundError where ``path`` is no run directory or holds no model yet."""
     directory = RunDirectory(path)
     for file in (directory.training, directory.data, path / "config.json", path / "model.safetensors"):
         if not file.is_file():
             raise FileNotFoundError(f"{path} is no run directory with a model: {file.name} is missing")
     config = TrainConfig.from_json(directory.training.read_bytes(), path)
-    return Run(from_pretrained(path), config, Description.from_json(directory.data.read_bytes()))
+    return TrainingRun(from_pretrained(path), config, Description.from_json(directory.data.read_bytes()))

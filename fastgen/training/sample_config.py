@@ -11,7 +11,7 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from fastgen.training.comparison import Comparison
-from fastgen.training.run import Run
+from fastgen.training.run import TrainingRun
 
 DEFAULT_COUNTS = {"image": 64, "audio": 8, "vector": 4096}
 
@@ -91,7 +91,7 @@ class Samples:
     bound: bool = False
 
 
-def labels(config: SampleConfig, run: Run) -> Tensor | None:
+def labels(config: SampleConfig, run: TrainingRun) -> Tensor | None:
     """The class of every sample, int64 ``[count]``; None for a model without labels."""
     classes, count = run.data.classes, config.number(run.data.kind)
     if not run.config.conditional:

@@ -27,6 +27,9 @@ class AutoregressiveModel(Model):
     parameters of an element depend on the elements before it in ``order`` only.
     """
 
+    family = "autoregressive"
+    real_numbers = False
+    baseline = "histogram"
     predicts = "same"
 
     def __init__(self, config: ModelConfig | None = None) -> None:

@@ -93,7 +93,6 @@ class GatedLayer(nn.Module):
 
 @register(
     "gated_pixelcnn",
-    family="autoregressive",
     presets={
         "tiny": {
             "event_shape": (1, 8, 8),

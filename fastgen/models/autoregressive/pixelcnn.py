@@ -53,7 +53,6 @@ class ResidualBlock(nn.Module):
 
 @register(
     "pixelcnn",
-    family="autoregressive",
     presets={
         "tiny": {
             "event_shape": (1, 8, 8),

@@ -88,7 +88,6 @@ class Block(nn.Module):
 
 @register(
     "pixelcnn_pp",
-    family="autoregressive",
     presets={
         "tiny": {
             "event_shape": (1, 8, 8),
@@ -180,14 +179,13 @@ class PixelCNNpp(AutoregressiveModel):
         return self.output(F.elu(ul))
 
     def initialize(self, levels: Tensor, context: Context = None) -> None:
-        """The data-dependent initialisation of weight normalisation, from one batch of levels (call it once, before
-        training).
+        """Sets scales and biases of weight normalisation by one batch of levels, if the config has it.
 
         Raises:
-            ValueError: the config has ``weight_norm=False``, or the context is wrong.
+            ValueError: the context is wrong.
         """
         if not self.config.weight_norm:
-            raise ValueError("initialize needs weight_norm=True; this model's config has weight_norm=False")
+            return
         check_context(context, self.conditions, levels.shape[0])
         x = self.head.to_input(levels)
         initialize_weight_norm(self, lambda: self(x, context), self._initial_scales())

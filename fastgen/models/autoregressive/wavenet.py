@@ -94,7 +94,6 @@ class FirstConv1d(nn.Module):
 
 @register(
     "wavenet",
-    family="autoregressive",
     presets={
         "tiny": {
             "event_shape": (2000,),

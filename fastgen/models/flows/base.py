@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from fastgen.distributions import standard_logistic_log_prob, standard_normal_log_prob
 from fastgen.models.base import Model, ModelConfig
 from fastgen.models.context import Condition, Context, check_context, split_context
-from fastgen.nn import FixedPointNotConverged, SolverLimitExceeded
+from fastgen.nn import FixedPointNotConverged, FlowLayer, SolverLimitExceeded
 from fastgen.ops.arguments import has_numbers
 from fastgen.ops.philox_uniform import philox_uniform
 from fastgen.ops.seeds import fold_in
@@ -68,6 +69,10 @@ class FlowModel(Model):
     data x lies in [0, 1): level v with its noise u in [0, 1) is (v + u) / levels. Noise is uniform unless the subclass
     sets ``dequantization``, a module that maps levels, noise and the encoded context to (u, log q of u [N]).
     """
+
+    family = "flow"
+    real_numbers = True
+    baseline = "gaussian"
 
     config: FlowConfig
     flow: nn.Module
@@ -172,9 +177,20 @@ class FlowModel(Model):
         return self.elbo(x, context) if self.config.levels and not x.is_floating_point() else self.log_prob(x, context)
 
     def estimates(self) -> tuple[str, ...]:
-        layers = {getattr(layer, "estimate", None): None for layer in self.modules()}
+        layers = {layer.estimate: None for layer in self._layers() if layer.estimate}
         bound = ("a lower bound, by one draw of dequantization noise an example",) if self.config.levels else ()
-        return (*bound, *filter(None, layers))
+        return (*bound, *layers)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Context = None) -> None:
+        """Runs the batch in training mode, in which it leaves the model, where a layer is set by its first batch."""
+        self.train()
+        if any(layer.set_by_first_batch for layer in self._layers()):
+            self.score(x, context)
+
+    def _layers(self) -> Iterator[FlowLayer]:
+        """Yields the flow layers, those inside of others too."""
+        return (layer for layer in self.modules() if isinstance(layer, FlowLayer))
 
     @torch.no_grad()
     def sample(

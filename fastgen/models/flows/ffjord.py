@@ -99,7 +99,6 @@ _IMAGE = {"activation": "softplus", "time": "concat", "end_time": 1.0}
 
 @register(
     "ffjord",
-    family="flow",
     presets={
         "tiny": {"hidden": (64, 64), "rtol": 1e-4, "atol": 1e-4},
         "image": _IMAGE | {"event_shape": (3, 32, 32), "levels": 256, "flows": 2, "scales": 4},

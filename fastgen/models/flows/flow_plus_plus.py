@@ -58,7 +58,6 @@ class FlowPlusPlusConfig(DequantizedFlowConfig):
 
 @register(
     "flow_plus_plus",
-    family="flow",
     presets={
         "tiny": {
             "event_shape": (1, 8, 8),

@@ -59,7 +59,6 @@ class GlowConfig(DequantizedFlowConfig):
 
 @register(
     "glow",
-    family="flow",
     presets={"tiny": {"event_shape": (1, 8, 8), "levels": 17, "scales": 2, "steps": 4, "hidden": 64, **TINY}},
 )
 class Glow(FlowModel):

@@ -33,7 +33,7 @@ class IAFConfig(FlowConfig):
             raise ValueError(f"min_scale={self.min_scale} must be at least 0")
 
 
-@register("iaf", family="flow", presets={"tiny": {"event_shape": (2,), "layers": 4, "hidden": (64, 64)}})
+@register("iaf", presets={"tiny": {"event_shape": (2,), "layers": 4, "hidden": (64, 64)}})
 class IAF(FlowModel):
     """IAF: inverse autoregressive layers, in the natural and the reversed order of an event's numbers by turns.
 

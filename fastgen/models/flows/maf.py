@@ -40,7 +40,6 @@ class MAFConfig(FlowConfig):
 
 @register(
     "maf",
-    family="flow",
     presets={"tiny": {"event_shape": (2,), "layers": 4, "hidden": (64, 64), "activation": "tanh"}},
 )
 class MAF(FlowModel):

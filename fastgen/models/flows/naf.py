@@ -38,7 +38,6 @@ class NAFConfig(AutoregressiveConfig):
 
 @register(
     "naf",
-    family="flow",
     presets={"tiny": {"event_shape": (2,), "layers": 2, "hidden": (64, 64), "sigmoids": 8}},
 )
 class NAF(AutoregressiveFlow):

@@ -83,7 +83,6 @@ class NeuralSplineCouplingConfig(NeuralSplineConfig, DequantizedFlowConfig):
 
 @register(
     "nsf_coupling",
-    family="flow",
     presets={
         "tiny": {"event_shape": (2,), "steps": 4, "width": 64},
         "image": {
@@ -178,7 +177,6 @@ class NeuralSplineCoupling(FlowModel):
 
 @register(
     "nsf_autoregressive",
-    family="flow",
     presets={"tiny": {"event_shape": (2,), "steps": 4, "width": 64}},
 )
 class NeuralSplineAutoregressive(FlowModel):

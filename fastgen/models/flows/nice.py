@@ -48,7 +48,6 @@ class DiagonalScaling(FlowLayer):
 
 @register(
     "nice",
-    family="flow",
     presets={"tiny": {"event_shape": (1, 8, 8), "levels": 17, "hidden_layers": 2, "hidden": 128}},
 )
 class NICE(FlowModel):

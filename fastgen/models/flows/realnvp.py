@@ -62,7 +62,6 @@ class RealNVPConfig(DequantizedFlowConfig):
 
 @register(
     "realnvp",
-    family="flow",
     presets={"tiny": {"event_shape": (1, 8, 8), "levels": 17, "hidden": 16, "blocks": 1, **TINY}},
 )
 class RealNVP(FlowModel):

@@ -21,6 +21,7 @@ from fastgen.nn import (
     MultiScale,
     Squeeze2d,
 )
+from fastgen.nn.residual.lipschitz import LipschitzLayer
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ TINY_IMAGE = {
 }
 
 
-@register("residual_flow", family="flow", presets={"tiny": TINY, "tiny_image": TINY_IMAGE})
+@register("residual_flow", presets={"tiny": TINY, "tiny_image": TINY_IMAGE})
 class ResidualFlow(FlowModel):
     """Residual Flow: blocks x + g(x) with a g of Lipschitz constant below 1, ActNorm between, the log-determinant
     estimated without bias.
@@ -131,6 +132,12 @@ class ResidualFlow(FlowModel):
 
     def estimates(self) -> tuple[str, ...]:
         return super().estimates() if prod(self.config.event_shape) > self.config.exact_features else ()
+
+    def refresh(self) -> None:
+        """Computes the norms of the weights anew, to the precision that they have in eval mode."""
+        for layer in self.modules():
+            if isinstance(layer, LipschitzLayer):
+                layer.refresh()
 
     def _vector_flow(self) -> nn.Module:
         config, features = self.config, self.config.event_shape[0]

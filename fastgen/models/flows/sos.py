@@ -28,7 +28,6 @@ class SOSConfig(AutoregressiveConfig):
 
 @register(
     "sos",
-    family="flow",
     presets={"tiny": {"event_shape": (2,), "layers": 2, "hidden": (64, 64), "polynomials": 3, "degree": 2}},
 )
 class SOS(AutoregressiveFlow):

@@ -33,7 +33,7 @@ class SylvesterFlowConfig(PosteriorFlowConfig):
             raise ValueError(f"rank={self.rank} must be None, or of kind 'orthogonal' from 1 to {features}")
 
 
-@register("sylvester", family="flow", presets={"tiny": {"event_shape": (2,), "length": 8}})
+@register("sylvester", presets={"tiny": {"event_shape": (2,), "length": 8}})
 class SylvesterFlow(PosteriorFlow):
     """Sylvester layers, ``y = x + Q R tanh(S Q^T x + b)``, and a diagonal Gaussian at the side of the noise.
 

@@ -28,7 +28,6 @@ class UMNNConfig(AutoregressiveConfig):
 
 @register(
     "umnn",
-    family="flow",
     presets={
         "tiny": {
             "event_shape": (2,),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastgen.models import create_model, from_pretrained
 from fastgen.models.flows.base import FlowModel
+from fastgen.nn import FlowLayer
 
 CONTEXT = {"classes": 3, "vector": 2}
 
@@ -127,6 +128,23 @@ class FlowLaws:
             optimizer.step()
             losses.append(loss.item())
         assert losses[-1] < losses[0]
+
+    @torch.no_grad()
+    def test_the_first_batch_of_training_sets_what_initialize_sets(self, case):
+        torch.manual_seed(0)
+        model = create_model(self.name, preset="tiny", **self.cases[case])
+        x, context = self.data(model, 16)
+        x = (x * model.config.levels).long() if model.config.levels else x
+        before = {name: value.clone() for name, value in model.named_parameters()}
+        model.initialize(x, context)
+        layers = [layer for layer in model.modules() if isinstance(layer, FlowLayer) and layer.set_by_first_batch]
+        assert model.training
+        assert all(layer.initialized for layer in layers)
+        changed = [name for name, value in model.named_parameters() if not torch.equal(value, before[name])]
+        assert bool(changed) == bool(layers)
+        after = {name: value.clone() for name, value in model.named_parameters()}
+        model.score(x, context)
+        assert all(torch.equal(value, after[name]) for name, value in model.named_parameters())
 
     @torch.no_grad()
     def test_a_saved_model_is_the_same(self, case, tmp_path):

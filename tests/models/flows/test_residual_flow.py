@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -32,6 +33,18 @@ def moons():
 
 def test_the_bound_holds_after_training(moons):
     check_the_bound(moons)
+
+
+@torch.no_grad()
+def test_refresh_finds_the_bound_of_weights_that_were_changed_in_eval_mode(moons):
+    model = copy.deepcopy(moons)
+    for parameter in model.parameters():
+        parameter += 0.3 * torch.randn_like(parameter)
+    with pytest.raises(AssertionError):
+        check_the_bound(model)
+    model.refresh()
+    check_the_bound(model)
+    assert not model.training
 
 
 def test_the_bound_of_convolutions_holds_after_training():
