@@ -20,12 +20,12 @@ from fastgen.models.flows import NoSamples
 from fastgen.plots.curves import save_curves
 from fastgen.training.config import TrainConfig
 from fastgen.training.directory import RunDirectory
-from fastgen.training.ema import MovingAverage
+from fastgen.training.ema import moving_average
 from fastgen.training.interrupt import Interrupt
 from fastgen.training.order import DataOrder, seed_evaluation, seed_step
 from fastgen.training.sample_config import SampleConfig
 from fastgen.training.sampling import sample
-from fastgen.training.schedule import learning_rate
+from fastgen.training.schedule import learning_rate_schedule
 from fastgen.training.scores import baseline, summarise_examples, unit
 
 
@@ -132,7 +132,7 @@ class _Training:
         )
         self.module, self.optimizer = fabric.setup(network, optimizer)
         self.module.mark_forward_method("loss")
-        self.average = MovingAverage(network, config.optimizer.ema)
+        self.average = moving_average(network, config.optimizer.ema)
         self.baseline, self.baseline_name = baseline(dataset, network.baseline)
         self.step = 0
 
@@ -162,7 +162,7 @@ class _Training:
             state = directory.load_checkpoint()
             try:
                 self.network.load_state_dict(state["network"])
-                self.average.model.load_state_dict(state["average"])
+                self.average.module.load_state_dict(state["average"])
                 _load_moments(self.optimizer, state["optimizer"])
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(
@@ -170,6 +170,7 @@ class _Training:
                     f"fastgen builds it, got another's: {' '.join(str(error).split())}"
                 ) from error
             self.step = state["step"]
+            self.average.n_averaged.fill_(self.step)
             if self.step > config.steps:
                 raise ValueError(f"steps is {config.steps}, but the run in {config.output} has reached {self.step}")
         if self.fabric.is_global_zero:
@@ -199,9 +200,11 @@ class _Training:
         config = self.config
         losses: list[float] = []
         started = time.perf_counter()
+        schedule = learning_rate_schedule(self.optimizer, config.optimizer, self.step, config.steps)
         while self.step < config.steps:
-            rate = learning_rate(config.optimizer, self.step, config.steps)
+            (rate,) = schedule.get_last_lr()
             loss, stop = self._update(rate)
+            schedule.step()
             self.step += 1
             losses.append(loss)
             bar.update()
@@ -226,11 +229,9 @@ class _Training:
                 raise TrainingInterrupted(f"stopped at step {self.step} of {config.steps}; a checkpoint was written")
 
     def _update(self, rate: float) -> tuple[float, bool]:
-        """One step; the loss in the unit of the data, and whether to stop: both the same on all processes."""
+        """Takes a step; returns the loss in the unit of the data and whether to stop, the same on all processes."""
         config, fabric = self.config, self.fabric
         seed_step(config.seed, self.step, fabric.global_rank)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         indices = self.order.batch(self.step)[fabric.global_rank :: fabric.world_size]
         loss = self.module.loss(self._batch(self.dataset.splits["train"], indices))
         self.optimizer.zero_grad(set_to_none=True)
@@ -246,7 +247,7 @@ class _Training:
                 f"no weights were changed, and the last checkpoint in {config.output} is kept"
             )
         self.optimizer.step()
-        self.average.update(self.network, self.step)
+        self.average.update_parameters(self.network)
         return in_unit(-self.dataset.in_own_units(-mean), self.dataset.dimensions, self.unit), stop > 0
 
     def _batch(self, split: Split, indices: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -257,7 +258,7 @@ class _Training:
         count = len(split) if limit is None else min(limit, len(split))
         mine = torch.arange(self.fabric.global_rank, count, self.fabric.world_size)
         scores = torch.zeros(count, dtype=torch.float64, device=self.fabric.device)
-        model = self.average.model
+        model = self.average.module
         model.refresh()
         seed_evaluation(self.config.seed, self.fabric.global_rank)
         with torch.no_grad():
@@ -281,11 +282,11 @@ class _Training:
                 {
                     "step": self.step,
                     "network": self.network.state_dict(),
-                    "average": self.average.model.state_dict(),
+                    "average": self.average.module.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                 }
             )
-            self.directory.save_model(self.average.model)
+            self.directory.save_model(self.average.module)
         self.fabric.barrier()
 
     def _finish(self) -> Outcome:
@@ -310,7 +311,9 @@ def _load_moments(optimizer: torch.optim.Optimizer, state: dict) -> None:
     own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, settings in zip(optimizer.param_groups, own, strict=True):
-        group |= settings
+        parameters = group["params"]
+        group.clear()
+        group |= settings | {"params": parameters}
         for parameter, held in ((p, optimizer.state[p]) for p in group["params"] if p in optimizer.state):
             if parameter.shape == (1,):  # a scalar in older versions, LipSwish's
                 moments = {name: held[name] for name in ("exp_avg", "exp_avg_sq") if isinstance(held.get(name), Tensor)}

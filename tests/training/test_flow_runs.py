@@ -161,7 +161,7 @@ def test_the_first_batch_sets_layers_before_the_average_is_begun(tiny, pictures,
     began = []
     monkeypatch.setattr(loop._Training, "run", lambda training: began.append(training))
     loop.train(config)
-    network, average = began[0].network.state_dict(), began[0].average.model.state_dict()
+    network, average = began[0].network.state_dict(), began[0].average.module.state_dict()
     initialized = [name for name in average if name.endswith("initialized")]
     assert initialized
     assert all(average[name] for name in initialized)
