@@ -31,7 +31,7 @@ class ModelConfig:
             if isinstance(getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
         if not self.event_shape or not all(isinstance(size, Integral) and size > 0 for size in self.event_shape):
-            raise ValueError(f"event_shape={self.event_shape} must be positive integers")
+            raise ValueError(f"event_shape must be positive integers, got {self.event_shape}")
         self.check_levels()
 
     def check_levels(self) -> None:
@@ -41,20 +41,20 @@ class ModelConfig:
         """Raises ValueError naming the first of the fields that is below ``lowest``."""
         for name in names:
             if getattr(self, name) < lowest:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {lowest}")
+                raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
 
     def one_of(self, name: str, allowed: Iterable[str]) -> None:
         """Raises ValueError naming what is allowed where the field is something else."""
         if getattr(self, name) not in allowed:
-            raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(repr, allowed))}")
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
 
     def check_dropout(self, name: str = "dropout") -> None:
         if not 0 <= getattr(self, name) < 1:
-            raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and less than 1")
+            raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
 
     def check_image(self) -> None:
         if len(self.event_shape) != 3:
-            raise ValueError(f"event_shape={self.event_shape} must be (channels, height, width)")
+            raise ValueError(f"event_shape must be (channels, height, width), got {self.event_shape}")
 
     @classmethod
     def from_fields(cls, values: dict[str, Any]) -> Self:
@@ -153,7 +153,7 @@ class Model(nn.Module):
         """
         name, config = read_config(directory)
         if name != cls.name:
-            raise ValueError(f"{directory} holds a model {name!r}, not {cls.name!r}")
+            raise ValueError(f"{directory} must hold a model {cls.name!r}, got {name!r}")
         path = Path(directory) / WEIGHTS_FILE
         try:
             parsed = cls.Config.from_fields(config)

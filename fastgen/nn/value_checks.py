@@ -28,7 +28,9 @@ def check_finite(parameter: Tensor, name: str, inverse: bool, is_logarithm: bool
         return
     (values,) = in_float32(parameter.detach())
     if not torch.isfinite(values).all():
-        raise ValueError(f"{name} has {int((~torch.isfinite(values)).sum())} values that are not finite")
+        raise ValueError(f"{name} must be finite, got {int((~torch.isfinite(values)).sum())} values that are not")
     if is_logarithm and not (torch.isfinite(values.exp()) & torch.isfinite((-values).exp())).all():
         least, most = (float(v) for v in values.aminmax())
-        raise ValueError(f"{name} reaches from {least:g} to {most:g}; exp of it must be neither 0 nor infinite")
+        raise ValueError(
+            f"{name} must have an exp that is neither 0 nor infinite, got numbers from {least:g} to {most:g}"
+        )

@@ -33,10 +33,11 @@ def sample_flow(config: SampleConfig, run: TrainingRun, output: Path) -> Samples
     for field in fields(config):
         if field.name in ONLY_AUTOREGRESSIVE and (given := getattr(config, field.name)) != field.default:
             raise ValueError(
-                f"{field.name} is {given!r}; it is of autoregressive models, and {run.model.name} is a flow"
+                f"{field.name} must be {field.default!r} for the flow {run.model.name} (it is for autoregressive "
+                f"models), got {given!r}"
             )
     if not 0 < config.temperature < inf:
-        raise ValueError(f"temperature is {config.temperature}; it must be a finite number above 0")
+        raise ValueError(f"temperature must be a finite number above 0, got {config.temperature}")
     context = labels(config, run)
     with _threads(config.threads):
         started = time.perf_counter()

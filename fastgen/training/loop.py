@@ -79,10 +79,13 @@ def build(config: TrainConfig, dataset: Dataset) -> Model:
         )
     given = {"event_shape": dataset.event_shape, "levels": dataset.levels}
     if fixed := sorted(config.model_overrides.keys() & {*given, "classes"}):
-        raise ValueError(f"set names {', '.join(fixed)}, which the data decide: choose with data and conditional")
+        raise ValueError(
+            f"set must leave {', '.join(fixed)} to the data (choose with data and conditional), got "
+            f"{', '.join(config.set)}"
+        )
     if config.conditional:
         if not dataset.classes:
-            raise ValueError(f"conditional is set, but the data {dataset.name!r} has no labels")
+            raise ValueError(f"conditional must be False for the data {dataset.name!r}, which have no labels, got True")
         given["classes"] = len(dataset.classes)
     return create_model(config.model, config.preset, **given | config.model_overrides)
 
@@ -93,7 +96,7 @@ def _launch(config: TrainConfig) -> Fabric:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
     if config.batch_size % (devices * nodes):
-        raise ValueError(f"batch_size is {config.batch_size}; a multiple of the {devices * nodes} processes is allowed")
+        raise ValueError(f"batch_size must be a multiple of the {devices * nodes} processes, got {config.batch_size}")
     try:
         fabric = Fabric(
             accelerator=config.accelerator,
@@ -104,7 +107,7 @@ def _launch(config: TrainConfig) -> Fabric:
         )
     except (RuntimeError, MisconfigurationException) as error:
         raise ValueError(
-            f"accelerator {config.accelerator!r} with {devices} devices is not to be had: {error}"
+            f"accelerator {config.accelerator!r} with {devices} devices is not available: {error}"
         ) from error
     fabric.launch()
     return fabric
@@ -172,7 +175,10 @@ class _Training:
             self.step = state["step"]
             self.average.n_averaged.fill_(self.step)
             if self.step > config.steps:
-                raise ValueError(f"steps is {config.steps}, but the run in {config.output} has reached {self.step}")
+                raise ValueError(
+                    f"steps must be at least {self.step}, which the run in {config.output} has reached, got "
+                    f"{config.steps}"
+                )
         if self.fabric.is_global_zero:
             directory.path.mkdir(parents=True, exist_ok=True)
             directory.remove_partial()
@@ -320,7 +326,7 @@ def _load_moments(optimizer: torch.optim.Optimizer, state: dict) -> None:
                 held |= {name: value.reshape(1) for name, value in moments.items() if not value.dim()}
             shapes = {name: value.shape for name, value in held.items() if isinstance(value, Tensor)}
             if shapes != {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
-                raise ValueError("the optimizer's state is of another shape than its parameter")
+                raise ValueError("the optimizer's state must have the shape of its parameter, got another")
 
 
 def _errors(scored: Evaluation) -> dict[str, float]:

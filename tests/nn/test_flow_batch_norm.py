@@ -109,20 +109,20 @@ def test_a_constant_channel_and_evaluation_before_training_stay_finite(dtype):
 def test_averages_that_are_not_finite_are_named(method):
     layer = FlowBatchNorm(2).half()
     layer((1000 * torch.randn(50, 2)).half())  # whose variance is beyond half precision
-    with pytest.raises(ValueError, match="variance has 2 values that are not finite"):
+    with pytest.raises(ValueError, match="variance must be finite, got 2 values that are not"):
         getattr(layer.eval(), method)(torch.randn(3, 2).half())
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="channels=0 must be at least 1"):
+    with pytest.raises(ValueError, match="channels must be at least 1, got 0"):
         FlowBatchNorm(0)
-    with pytest.raises(ValueError, match="momentum=0 must be greater than 0 and at most 1"):
+    with pytest.raises(ValueError, match="momentum must be greater than 0 and at most 1, got 0"):
         FlowBatchNorm(3, momentum=0)
     layer = FlowBatchNorm(3)
     for call in (layer, layer.inverse):
-        with pytest.raises(ValueError, match=r"x has shape \(4, 2\); it must be \[N, 3, ...\]"):
+        with pytest.raises(ValueError, match=r"x must have shape \[N, 3, ...\], got \(4, 2\)"):
             call(torch.randn(4, 2))
     for shape in ((1, 3), (0, 3), (1, 3, 1)):
-        with pytest.raises(ValueError, match="training needs 2 values of a channel or more"):
+        with pytest.raises(ValueError, match=r"x must have 2 values of a channel or more in training mode, got shape"):
             layer(torch.randn(shape))
     assert layer.batches == 0

@@ -29,7 +29,7 @@ def test_halves_are_two_layers():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match=r"shape=\(3, 2, 2\) has 3 channels"):
+    with pytest.raises(ValueError, match=r"shape must have an even number of channels, to be halved, got \(3, 2, 2\)"):
         FlowPlusPlusStep((3, 2, 2))
     with pytest.raises(ValueError, match="with C even"):
         Halves(ActNorm(1), ActNorm(1))(torch.zeros(1, 3))

@@ -42,5 +42,5 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="components must be an integer of at least 1, got 0"):
         LogisticMixtureCoupling(nn.Linear(2, 2), components=0)
     layer = LogisticMixtureCoupling(nn.Linear(2, 5), components=2)
-    with pytest.raises(ValueError, match=r"net returns \(3, 5\); it must return \(3, 16\)"):
+    with pytest.raises(ValueError, match=r"net must return shape \(3, 16\), got \(3, 5\)"):
         layer(torch.randn(3, 4))

@@ -52,5 +52,7 @@ def test_log_determinants_are_float32_at_least(layer_class):
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="parameterisation is 'tanh'"):
+    with pytest.raises(
+        ValueError, match="parameterisation must be one of 'exp', 'sigmoid', 'softplus', 'bounded', got 'tanh'"
+    ):
         MaskedAffineAutoregressive(3, parameterisation="tanh")

@@ -80,11 +80,11 @@ def test_a_compiled_layer_has_no_break():
 
 def test_wrong_arguments_are_named():
     spline = SplineTransform(bins=3)
-    with pytest.raises(ValueError, match=r"net returns \(2, 5\); it must return \(2, 8\)"):
+    with pytest.raises(ValueError, match=r"net must return shape \(2, 8\), got \(2, 5\)"):
         SplineCoupling(nn.Linear(1, 5), spline)(torch.zeros(2, 2))
-    with pytest.raises(ValueError, match="swap=True is of the split form"):
+    with pytest.raises(ValueError, match="swap must be False with a mask"):
         SplineCoupling(nn.Identity(), spline, mask=torch.ones(2), swap=True)
-    with pytest.raises(ValueError, match="unconditional is of the split form"):
+    with pytest.raises(ValueError, match="unconditional must be None with a mask"):
         SplineCoupling(nn.Identity(), spline, mask=torch.ones(2), unconditional=RationalQuadraticSpline((2,)))
     with pytest.raises(ValueError, match="to be split with C at least 2"):
         SplineCoupling(nn.Identity(), spline)(torch.zeros(2, 1))

@@ -70,7 +70,7 @@ class AutoregressiveModel(Model):
         shape = self.config.event_shape
         if levels.dim() != 1 + len(shape) or (len(shape) > 1 and levels.shape[1] != shape[0]):
             wanted = ", ".join(map(str, ("N", *shape)))
-            raise ValueError(f"levels has shape {tuple(levels.shape)}; it must be like [{wanted}]")
+            raise ValueError(f"levels must be like [{wanted}], got shape {tuple(levels.shape)}")
         check_context(context, self.conditions, levels.shape[0])
         return self.head.log_prob(self(self.head.to_input(levels), context), levels)
 

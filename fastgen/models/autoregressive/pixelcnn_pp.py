@@ -50,7 +50,7 @@ class PixelCNNppConfig(ModelConfig):
         self.check_image()
         channels, height, width = self.event_shape
         if channels not in (1, 3) or height % 4 or width % 4:
-            raise ValueError(f"event_shape={self.event_shape} must have 1 or 3 channels, and sides divisible by 4")
+            raise ValueError(f"event_shape must have 1 or 3 channels, and sides divisible by 4, got {self.event_shape}")
         self.at_least(1, "filters", "blocks", "mixtures")
         self.at_least(0, "classes", "vector")
         self.check_dropout()
@@ -157,7 +157,7 @@ class PixelCNNpp(AutoregressiveModel):
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         if x.shape[2] % 4 or x.shape[3] % 4:
-            raise ValueError(f"x has shape {tuple(x.shape)}; its sides must be divisible by 4")
+            raise ValueError(f"x must have sides that 4 divides, got shape {tuple(x.shape)}")
         x, context = self.inputs(x, context)
         x = F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
         u = down_shift(self.first_u(x))

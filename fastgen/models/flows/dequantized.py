@@ -43,8 +43,8 @@ class DequantizedFlowConfig(FlowConfig):
             self.at_least(1, f"dequantization_{size}")
         if self.dequantization_filters % self.dequantization_heads:
             raise ValueError(
-                f"dequantization_filters={self.dequantization_filters} must be a multiple of "
-                f"dequantization_heads={self.dequantization_heads}"
+                f"dequantization_filters must be a multiple of dequantization_heads={self.dequantization_heads}, got "
+                f"{self.dequantization_filters}"
             )
         self.check_dropout("dequantization_dropout")
         if (
@@ -53,8 +53,8 @@ class DequantizedFlowConfig(FlowConfig):
             and (len(self.event_shape) != 3 or self.event_shape[2] % 2)
         ):
             raise ValueError(
-                f"event_shape={self.event_shape} must be (channels, height, width) with an even width, for "
-                "dequantization='variational'"
+                "event_shape must be (channels, height, width) with an even width, for dequantization='variational', "
+                f"got {self.event_shape}"
             )
 
     def make_dequantization(self) -> VariationalDequantization | None:

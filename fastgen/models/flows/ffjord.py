@@ -79,14 +79,14 @@ class FFJORDConfig(FlowConfig):
         self.one_of("norm", NORMS)
         self.one_of("gradient", GRADIENTS)
         if not isinstance(self.hidden, tuple) or not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden={self.hidden} must be a tuple of one width at least, each 1 or more")
+            raise ValueError(f"hidden must be a tuple of one width at least, each 1 or more, got {self.hidden}")
         if len(self.event_shape) not in (1, 3):
-            raise ValueError(f"event_shape={self.event_shape} must be (features,) or (channels, height, width)")
+            raise ValueError(f"event_shape must be (features,) or (channels, height, width), got {self.event_shape}")
         factor = 2 ** (self.scales - 1)
         if any(size % factor for size in self.event_shape[1:]):
             raise ValueError(
-                f"event_shape={self.event_shape} must have a height and a width that are multiples of {factor}: "
-                f"scales={self.scales} halve them {self.scales - 1} times"
+                f"event_shape must have a height and a width that are multiples of {factor} (scales={self.scales} "
+                f"halve them {self.scales - 1} times), got {self.event_shape}"
             )
 
     @property

@@ -52,8 +52,8 @@ class GlowConfig(DequantizedFlowConfig):
         factor = 2**self.scales
         if any(size % factor for size in self.event_shape[1:]):
             raise ValueError(
-                f"event_shape={self.event_shape} must have a height and a width that are multiples of {factor}: "
-                f"scales={self.scales} halve them {self.scales} times"
+                f"event_shape must have a height and a width that are multiples of {factor} (scales={self.scales} "
+                f"halve them {self.scales} times), got {self.event_shape}"
             )
 
 

@@ -30,7 +30,7 @@ class IAFConfig(FlowConfig):
         super().__post_init__()
         self.at_least(1, "layers")
         if not self.min_scale >= 0:
-            raise ValueError(f"min_scale={self.min_scale} must be at least 0")
+            raise ValueError(f"min_scale must be at least 0, got {self.min_scale}")
 
 
 @register("iaf", presets={"tiny": {"event_shape": (2,), "layers": 4, "hidden": (64, 64)}})

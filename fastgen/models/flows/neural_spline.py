@@ -54,7 +54,7 @@ class NeuralSplineConfig(FlowConfig):
         self.at_least(0, "blocks")
         self.check_dropout()
         if not self.bound > 0:
-            raise ValueError(f"bound={self.bound} must be greater than 0")
+            raise ValueError(f"bound must be greater than 0, got {self.bound}")
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,11 @@ class NeuralSplineCouplingConfig(NeuralSplineConfig, DequantizedFlowConfig):
         if len(self.event_shape) == 3:
             if any(size % 2**self.scales for size in self.event_shape[1:]):
                 raise ValueError(
-                    f"event_shape={self.event_shape} must have a height and a width that {2**self.scales} divides, "
-                    f"with scales={self.scales}"
+                    f"event_shape must have a height and a width that {2**self.scales} divides, with "
+                    f"scales={self.scales}, got {self.event_shape}"
                 )
         elif prod(self.event_shape) < 2:
-            raise ValueError(f"event_shape={self.event_shape} must have 2 numbers at least, to be split")
+            raise ValueError(f"event_shape must have 2 numbers at least, to be split, got {self.event_shape}")
 
 
 @register(

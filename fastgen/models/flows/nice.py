@@ -29,7 +29,7 @@ class NICEConfig(FlowConfig):
         super().__post_init__()
         self.at_least(1, "couplings", "hidden_layers", "hidden")
         if prod(self.event_shape) < 2:
-            raise ValueError(f"event_shape={self.event_shape} must have 2 numbers at least, to be split")
+            raise ValueError(f"event_shape must have 2 numbers at least, to be split, got {self.event_shape}")
 
 
 class DiagonalScaling(FlowLayer):

@@ -50,13 +50,14 @@ class RealNVPConfig(DequantizedFlowConfig):
         self.at_least(1, "hidden", "scales", "blocks", "couplings", "hidden_layers")
         if len(self.event_shape) not in (1, 3) or prod(self.event_shape) < 2:
             raise ValueError(
-                f"event_shape={self.event_shape} must be (channels, height, width) or (features,), of 2 numbers or more"
+                "event_shape must be (channels, height, width) or (features,), of 2 numbers or more, got "
+                f"{self.event_shape}"
             )
         factor = 2 ** (self.scales - 1)
         if any(size % factor for size in self.event_shape[1:]):
             raise ValueError(
-                f"event_shape={self.event_shape} must have a height and a width that are multiples of {factor}: "
-                f"scales={self.scales} halve them {self.scales - 1} times"
+                f"event_shape must have a height and a width that are multiples of {factor} (scales={self.scales} "
+                f"halve them {self.scales - 1} times), got {self.event_shape}"
             )
 
 

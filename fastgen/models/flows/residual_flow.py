@@ -78,17 +78,17 @@ class ResidualFlowConfig(FlowConfig):
         self.at_least(1, "scales", "blocks", "hidden", "hidden_layers", "dense_hidden")
         self.at_least(0, "dense_blocks")
         if not 0 < self.coefficient < 1:
-            raise ValueError(f"coefficient={self.coefficient} must be greater than 0 and less than 1")
+            raise ValueError(f"coefficient must be greater than 0 and less than 1, got {self.coefficient}")
         if len(self.event_shape) == 1:
             return
         self.check_image()
         if not 0 <= self.alpha < 0.5:
-            raise ValueError(f"alpha={self.alpha} must be at least 0 and less than 0.5")
+            raise ValueError(f"alpha must be at least 0 and less than 0.5, got {self.alpha}")
         factor = 2 ** (self.scales - 1)
         if any(size % factor for size in self.event_shape[1:]):
             raise ValueError(
-                f"event_shape={self.event_shape} must have a height and a width that are multiples of {factor}: "
-                f"scales={self.scales} halve them {self.scales - 1} times"
+                f"event_shape must have a height and a width that are multiples of {factor} (scales={self.scales} "
+                f"halve them {self.scales - 1} times), got {self.event_shape}"
             )
 
 

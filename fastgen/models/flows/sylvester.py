@@ -30,7 +30,7 @@ class SylvesterFlowConfig(PosteriorFlowConfig):
         self.at_least(1, "reflections")
         features = prod(self.event_shape)
         if self.rank is not None and (self.kind != "orthogonal" or not 1 <= self.rank <= features):
-            raise ValueError(f"rank={self.rank} must be None, or of kind 'orthogonal' from 1 to {features}")
+            raise ValueError(f"rank must be None, or from 1 to {features} for kind 'orthogonal', got {self.rank}")
 
 
 @register("sylvester", presets={"tiny": {"event_shape": (2,), "length": 8}})

@@ -69,9 +69,7 @@ class MaskedNetwork(nn.Module):
         if (context is None) != (self.context is None):
             wanted = "None" if self.context is None else f"[..., {self.context_features}]"
             given = "None" if context is None else f"a tensor of shape {tuple(context.shape)}"
-            raise ValueError(
-                f"context is {given}; it must be {wanted}, as context_features was {self.context_features}"
-            )
+            raise ValueError(f"context must be {wanted} for context_features={self.context_features}, got {given}")
         return None if self.context is None else self.context(context)
 
     def offsets(self, context: Tensor | None) -> dict[int, Tensor]:
@@ -84,7 +82,7 @@ class MaskedNetwork(nn.Module):
     def outputs(self, x: Tensor, context: Tensor | None) -> Tensor:
         """x [..., D] to what the last map returns."""
         if x.shape[-1:] != (self.features,):
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [..., {self.features}]")
+            raise ValueError(f"x must have shape [..., {self.features}], got {tuple(x.shape)}")
         offsets = self.offsets(context)
 
         def linear(i: int, x: Tensor) -> Tensor:
@@ -253,18 +251,18 @@ def _degrees_of(
 ) -> list[Tensor]:
     """Of the features, then of each hidden layer; ValueError for what makes no network."""
     if features < 1:
-        raise ValueError(f"features is {features}; it must be at least 1")
+        raise ValueError(f"features must be at least 1, got {features}")
     if not hidden or min(hidden) < 1:
-        raise ValueError(f"hidden is {tuple(hidden)}; it must have the width of one layer at least, each 1 or more")
+        raise ValueError(f"hidden must have the width of one layer at least, each 1 or more, got {tuple(hidden)}")
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(map(repr, ACTIVATIONS))}")
+        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
     return [_feature_degrees(features, order), *_hidden_degrees(features, hidden, hidden_degrees, conditional)]
 
 
 def _masks_of(degrees: Sequence[Tensor], outputs: int) -> list[Tensor]:
     """For every linear map; the last has ``outputs`` rows for the first feature, then those for the second, and on."""
     if outputs < 1:
-        raise ValueError(f"outputs is {outputs}; it must be at least 1")
+        raise ValueError(f"outputs must be at least 1, got {outputs}")
     inner = [after[:, None] >= before for before, after in pairwise(degrees)]
     return [*inner, degrees[0].repeat_interleave(outputs)[:, None] > degrees[-1]]
 
@@ -272,12 +270,12 @@ def _masks_of(degrees: Sequence[Tensor], outputs: int) -> list[Tensor]:
 def _feature_degrees(features: int, order: Order) -> Tensor:
     if isinstance(order, str):
         if order not in ("natural", "reversed"):
-            raise ValueError(f"order is {order!r}; it must be 'natural', 'reversed' or a permutation")
+            raise ValueError(f"order must be 'natural', 'reversed' or a permutation, got {order!r}")
         indices = list(range(features))[:: -1 if order == "reversed" else 1]
     else:
         indices = [int(i) for i in order]
     if sorted(indices) != list(range(features)):
-        raise ValueError(f"order is {indices}; it must have every number below {features} once")
+        raise ValueError(f"order must have every number below {features} once, got {indices}")
     return torch.tensor(indices).argsort() + 1
 
 
@@ -286,7 +284,7 @@ def _hidden_degrees(features: int, hidden: Sequence[int], how: str, conditional:
     if how == "sequential":
         return [cyclic_degrees(features, width, lowest) for width in hidden]
     if how != "random":
-        raise ValueError(f"hidden_degrees is {how!r}; it must be 'sequential' or 'random'")
+        raise ValueError(f"hidden_degrees must be 'sequential' or 'random', got {how!r}")
     found = []
     for width in hidden:
         degrees = torch.randint(lowest, max(lowest + 1, features), (width,), device="cpu")

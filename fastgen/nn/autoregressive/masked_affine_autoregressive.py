@@ -61,7 +61,7 @@ class MaskedAffineAutoregressive(FlowLayer):
         super().__init__()
         if parameterisation not in PARAMETERISATIONS:
             allowed = ", ".join(map(repr, PARAMETERISATIONS))
-            raise ValueError(f"parameterisation is {parameterisation!r}; it must be one of {allowed}")
+            raise ValueError(f"parameterisation must be one of {allowed}, got {parameterisation!r}")
         self.made = MADE(
             features,
             hidden,

@@ -46,8 +46,8 @@ class MaskedAutoregressive(FlowLayer):
         super().__init__()
         if network.outputs_per_feature != transform.parameters_per_element:
             raise ValueError(
-                f"network has {network.outputs_per_feature} outputs a feature; the transform takes "
-                f"{transform.parameters_per_element}"
+                f"network must have {transform.parameters_per_element} outputs a feature, as many as the transform "
+                f"takes, got {network.outputs_per_feature}"
             )
         self.network, self.transform = network, transform
 
@@ -58,7 +58,7 @@ class MaskedAutoregressive(FlowLayer):
     def inverse(self, u: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u [N, D] to (x, log_det [N] of that), feature by feature."""
         if u.dim() != 2 or u.shape[1] != self.network.features:
-            raise ValueError(f"u has shape {tuple(u.shape)}; it must be [N, {self.network.features}]")
+            raise ValueError(f"u must have shape [N, {self.network.features}], got {tuple(u.shape)}")
         network, features = self.network, self.network.degrees[0]
         offsets = network.offsets(context)
         of_outputs = features.repeat_interleave(network.outputs_per_feature) - 1

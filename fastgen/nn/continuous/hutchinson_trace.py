@@ -36,7 +36,7 @@ class HutchinsonTrace(nn.Module):
 
     def __init__(self, field: Callable[..., Tensor], probes: int = 1, kind: str = "rademacher") -> None:
         if kind not in KINDS:
-            raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(map(repr, KINDS))}")
+            raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
         check_integers(probes=probes)
         super().__init__()
         self.field, self.probes, self.kind = field, probes, kind

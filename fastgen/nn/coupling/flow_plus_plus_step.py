@@ -54,7 +54,7 @@ class FlowPlusPlusStep(FlowSequential):
     ) -> None:
         channels, *size = shape
         if channels % 2:
-            raise ValueError(f"shape={tuple(shape)} has {channels} channels; they must be even, to be halved")
+            raise ValueError(f"shape must have an even number of channels, to be halved, got {tuple(shape)}")
         half = channels // 2
         net = GatedAttentionNet(
             (half, *size),
@@ -101,7 +101,7 @@ class Halves(FlowLayer):
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.dim() < 2 or x.shape[1] % 2:
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, C, ...] with C even")
+        raise ValueError(f"x must have shape [N, C, ...] with C even, got {tuple(x.shape)}")
     first, second = x.chunk(2, 1)
     return first, second
 

@@ -42,12 +42,12 @@ class Spline(SplineTransform, FlowLayer):
 
     def _parameters_of(self, x: Tensor, parameters: Tensor | None) -> Tensor:
         if x.shape[1:] != self.shape:
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, {', '.join(map(str, self.shape))}]")
+            raise ValueError(f"x must have shape [N, {', '.join(map(str, self.shape))}], got {tuple(x.shape)}")
         wanted = (x.shape[0], *self.raw.shape)
         if parameters is None:
             return self.raw.expand(wanted)
         if parameters.shape != wanted:
-            raise ValueError(f"parameters has shape {tuple(parameters.shape)}; it must be {wanted}")
+            raise ValueError(f"parameters must have shape {wanted}, got {tuple(parameters.shape)}")
         return parameters
 
     def extra_repr(self) -> str:

@@ -37,7 +37,7 @@ class Logit(FlowLayer):
 
     def __init__(self, alpha: float = 0.05) -> None:
         if not 0 < alpha < 0.5:
-            raise ValueError(f"alpha={alpha} must be greater than 0 and less than 0.5")
+            raise ValueError(f"alpha must be greater than 0 and less than 0.5, got {alpha}")
         super().__init__()
         self.alpha = alpha
 
@@ -48,7 +48,7 @@ class Logit(FlowLayer):
             least, most = (float(v) for v in x.detach().aminmax())
             beyond = self.alpha / (1 - 2 * self.alpha)
             raise ValueError(
-                f"x reaches from {least:g} to {most:g}; it must lie in [0, 1], or less than {beyond:g} beyond it"
+                f"x must lie in [0, 1], or less than {beyond:g} beyond it, got numbers from {least:g} to {most:g}"
             )
         y = left.log() - right.log()
         return y.to(x.dtype), -self._inverse_log_det(y)

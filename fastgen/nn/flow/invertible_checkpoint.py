@@ -63,7 +63,7 @@ def invertible_checkpoint(
         True
     """
     if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"tolerance is {tolerance}; it must be greater than 0")
+        raise ValueError(f"tolerance must be greater than 0, got {tolerance}")
     if isinstance(flow, MultiScale):
         converted: FlowSequential | MultiScale = MultiScale(
             [_converted(scale, tolerance) for scale in flow.scales], flow.shapes
@@ -72,9 +72,7 @@ def invertible_checkpoint(
         layers = flow.layers if isinstance(flow, FlowSequential) else flow
         converted = InvertibleCheckpoint([_converted(layer, tolerance) for layer in layers], tolerance)
     else:
-        raise TypeError(
-            f"flow is a {type(flow).__name__}; it must be a FlowSequential, a MultiScale or a list of layers"
-        )
+        raise TypeError(f"flow must be a FlowSequential, a MultiScale or a list of layers, got a {type(flow).__name__}")
     return converted.train(flow.training) if isinstance(flow, nn.Module) else converted
 
 

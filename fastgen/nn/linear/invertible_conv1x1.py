@@ -43,7 +43,7 @@ class InvertibleConv1x1(FlowLayer):
 
     def __init__(self, channels: int, *, lu: bool = True, act_norm: bool = False) -> None:
         if channels < 1:
-            raise ValueError(f"channels={channels} must be at least 1")
+            raise ValueError(f"channels must be at least 1, got {channels}")
         super().__init__()
         self.channels, self.lu = channels, lu
         self.act_norm = ActNorm(channels) if act_norm else None
@@ -69,7 +69,7 @@ class InvertibleConv1x1(FlowLayer):
 
     def _check(self, x: Tensor, inverse: bool) -> None:
         if x.dim() < 2 or x.shape[1] != self.channels:
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, {self.channels}, ...]")
+            raise ValueError(f"x must have shape [N, {self.channels}, ...], got {tuple(x.shape)}")
         if self.act_norm is not None:
             self.act_norm.check_parameters(inverse)
         for name in ("lower", "upper", "log_s") if self.lu else ("weight",):
@@ -101,7 +101,7 @@ class InvertibleConv1x1(FlowLayer):
 
     def _refuse_singular(self, logarithms: Tensor, inverse: bool) -> None:
         if readable(logarithms, inverse) and not torch.isfinite(logarithms).all():
-            raise ValueError("weight is singular: a matrix without an inverse has no log-determinant")
+            raise ValueError("weight must have an inverse, got a singular matrix")
 
     def extra_repr(self) -> str:
         return f"{self.channels}, lu={self.lu}"

@@ -44,7 +44,7 @@ class ActNorm(FlowLayer):
 
     def __init__(self, channels: int, *, epsilon: float = 1e-6) -> None:
         if channels < 1:
-            raise ValueError(f"channels={channels} must be at least 1")
+            raise ValueError(f"channels must be at least 1, got {channels}")
         super().__init__()
         self.channels, self.epsilon = channels, epsilon
         self.bias, self.log_scale = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
@@ -77,10 +77,13 @@ class ActNorm(FlowLayer):
         count, mean, variance = moments_of_all_processes(*channel_moments(wide))
         if count < 2:
             raise ValueError(
-                f"x has shape {tuple(x.shape)}; the first batch of ActNorm needs 2 values of a channel or more"
+                f"x must have 2 values of a channel or more in the first batch of ActNorm, got shape {tuple(x.shape)}"
             )
         if not (torch.isfinite(mean) & torch.isfinite(variance)).all():
-            raise ValueError("x has values that are not finite, or too large; ActNorm is set by its first batch")
+            raise ValueError(
+                "x must have finite mean and variance in the first batch of ActNorm, got values that are not finite, "
+                "or too large"
+            )
         constant = constant_channels(mean, variance, "ActNorm")
         self.bias.copy_(-mean)
         self.log_scale.copy_(torch.where(constant, 0.0, -(variance.sqrt() + self.epsilon).log()))
@@ -92,7 +95,7 @@ class ActNorm(FlowLayer):
 
     def _check(self, x: Tensor) -> None:
         if x.dim() < 2 or x.shape[1] != self.channels:
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, {self.channels}, ...]")
+            raise ValueError(f"x must have shape [N, {self.channels}, ...], got {tuple(x.shape)}")
 
     def _transform(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         self.check_parameters(inverse)

@@ -50,9 +50,9 @@ class FlowBatchNorm(FlowLayer):
 
     def __init__(self, channels: int, *, affine: bool = False, epsilon: float = 1e-4, momentum: float = 0.1) -> None:
         if channels < 1:
-            raise ValueError(f"channels={channels} must be at least 1")
+            raise ValueError(f"channels must be at least 1, got {channels}")
         if not 0 < momentum <= 1:
-            raise ValueError(f"momentum={momentum} must be greater than 0 and at most 1")
+            raise ValueError(f"momentum must be greater than 0 and at most 1, got {momentum}")
         super().__init__()
         self.channels, self.epsilon, self.momentum = channels, epsilon, momentum
         self.log_scale, self.bias = (nn.Parameter(torch.zeros(channels)) if affine else None for _ in range(2))
@@ -65,7 +65,7 @@ class FlowBatchNorm(FlowLayer):
         if not self.training:
             return self._by_averages(x, inverse=False)
         if x.shape[0] * x.shape[2:].numel() < 2:
-            raise ValueError(f"x has shape {tuple(x.shape)}; training needs 2 values of a channel or more")
+            raise ValueError(f"x must have 2 values of a channel or more in training mode, got shape {tuple(x.shape)}")
         (wide,) = in_float32(x)
         count, mean, variance = channel_moments(wide)
         if not is_recomputation():
@@ -83,7 +83,7 @@ class FlowBatchNorm(FlowLayer):
 
     def _check(self, x: Tensor) -> None:
         if x.dim() < 2 or x.shape[1] != self.channels:
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, {self.channels}, ...]")
+            raise ValueError(f"x must have shape [N, {self.channels}, ...], got {tuple(x.shape)}")
 
     def _average(self, mean: Tensor, variance: Tensor) -> None:
         self.batches.add_(1)

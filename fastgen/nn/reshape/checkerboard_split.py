@@ -28,12 +28,12 @@ class CheckerboardSplit(FlowLayer):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if x.dim() != 4 or x.shape[3] % 2:
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, C, H, W] with W even")
+            raise ValueError(f"x must have shape [N, C, H, W] with W even, got {tuple(x.shape)}")
         return torch.cat(_exchange_odd_rows(x[..., ::2], x[..., 1::2]), 1), no_log_det(x)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         if y.dim() != 4 or y.shape[1] % 2:
-            raise ValueError(f"y has shape {tuple(y.shape)}; it must be [N, C, H, W] with C even")
+            raise ValueError(f"y must have shape [N, C, H, W] with C even, got {tuple(y.shape)}")
         return torch.stack(_exchange_odd_rows(*y.chunk(2, 1)), 4).flatten(3), no_log_det(y)
 
 

@@ -104,7 +104,7 @@ class InvertibleResidual(FlowLayer):
             ("distribution", distribution, tuple(DISTRIBUTIONS)),
         ):
             if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
         check_integers(
             terms=terms,
             exact_terms=exact_terms,
@@ -117,10 +117,10 @@ class InvertibleResidual(FlowLayer):
         low, high = DISTRIBUTIONS[distribution]
         if not low < parameter < high:
             raise ValueError(
-                f"parameter={parameter} of {distribution!r} must be greater than {low} and less than {high}"
+                f"parameter must be greater than {low} and less than {high} for {distribution!r}, got {parameter}"
             )
         if not tolerance > 0:
-            raise ValueError(f"tolerance={tolerance} must be greater than 0")
+            raise ValueError(f"tolerance must be greater than 0, got {tolerance}")
         super().__init__()
         self.net = net
         self.log_det, self.trace, self.gradient, self.terms = log_det, trace, gradient, terms
