@@ -51,7 +51,7 @@ def check_fields(kind: type, values: Any) -> dict[str, Any]:
 
 
 def fits(kind: Any, value: Any) -> bool:
-    """Whether a value is of a type: numbers, texts, ``Literal``, tuples (also as lists), unions, dataclasses.
+    """Returns whether a value is of a type: numbers, texts, ``Literal``, tuples (also as lists), unions, dataclasses.
 
     Booleans are no numbers; numbers are no larger than 2**62, but for the infinity of a norm's exponent.
     """

@@ -15,7 +15,7 @@ from fastgen.data.files import find
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".aiff", ".aif", ".mp3")
 _SHORTENED = re.compile(r"(?:data|SSND) : (\d+) \(should be (\d+)\)")
-"""How libsndfile reports that a WAV or AIFF file declares more bytes of samples than it has."""
+"""Pattern of libsndfile's report that a WAV or AIFF file declares more bytes of samples than it has."""
 _UNKNOWN_SIZE = 0x7FFFF000
 """Programs that write to a pipe declare this many bytes or more, since they do not know the number."""
 

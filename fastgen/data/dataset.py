@@ -1,4 +1,4 @@
-"""What every data source returns: levels or real vectors, optional labels, named splits."""
+"""The result of every data source: levels or real vectors, optional labels, named splits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Description:
-    """What is needed to show samples of a model without its data; the fields are those of ``Dataset``."""
+    """The description of data that samples of a model are shown by; the fields are those of ``Dataset``."""
 
     name: str
     kind: Kind

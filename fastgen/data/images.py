@@ -58,7 +58,7 @@ def square(image, size: int):
 
 
 def _is_grey(path: Path) -> bool:
-    """Whether the file stores greys: by its mode, or by the colours of its palette that its pixels have."""
+    """Returns whether the file stores greys: by its mode, or by the colours of its palette that its pixels have."""
     with _opened(path) as image:
         if image.mode not in _PALETTE_MODES:
             return image.mode in _GREY_MODES

@@ -1,4 +1,4 @@
-"""What every model of the zoo is: a module with a frozen config, saved as ``config.json`` and ``model.safetensors``."""
+"""The base of every model: a module with a frozen config, saved as ``config.json`` and ``model.safetensors``."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Model(nn.Module):
 
     @property
     def conditions(self) -> dict[str, Condition]:
-        """What ``context`` holds, by name; empty for an unconditional model."""
+        """The parts of ``context``, by name; empty for an unconditional model."""
         return {}
 
     def example_context(self, n: int = 2, event_shape: tuple[int, ...] | None = None) -> Context:
@@ -101,7 +101,7 @@ class Model(nn.Module):
         return {name: condition.shape for name, condition in self.conditions.items()}
 
     def score(self, x: Tensor, context: Context = None) -> Tensor:
-        """What held-out data are judged by, [N] in nats: their log-probability, or the model's lower bound of it."""
+        """Returns the log-probability [N] of held-out data in nats, or the model's lower bound of it."""
         raise NotImplementedError
 
     def loss(self, batch: Tensor | tuple[Tensor, Context]) -> Tensor:
@@ -110,7 +110,7 @@ class Model(nn.Module):
         return -self.score(x, context).mean()
 
     def estimates(self) -> tuple[str, ...]:
-        """What of ``score`` is a bound or an estimate in eval mode, in words; empty where all is exact."""
+        """Returns, in words, what is a bound or an estimate in ``score`` in eval mode; empty where all is exact."""
         return ()
 
     def initialize(self, x: Tensor, context: Context = None) -> None:
@@ -127,7 +127,7 @@ class Model(nn.Module):
         """
 
     def progress(self) -> dict[str, float]:
-        """Numbers of the latest training step that are shown and logged beside the loss, by name."""
+        """Returns numbers of the latest training step that are shown and logged beside the loss, by name."""
         return {}
 
     def bits_per_dim(self, x: Tensor, context: Context = None) -> Tensor:

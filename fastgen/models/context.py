@@ -1,4 +1,4 @@
-"""What a model may be conditioned on, and the one rule by which every model reads its ``context`` argument.
+"""Conditions of a model, and the one rule by which every model reads its ``context`` argument.
 
 A context is None (an unconditional model), a tensor (a model with one condition) or a dict of tensors with the
 condition's name as the key: "class" int64 [N], "vector" float [N, D], "map" float [N, C, H, W], "frames" float [N, C,

@@ -1,4 +1,4 @@
-"""What ``fastgen train`` is told, and its file in the run directory."""
+"""The options of ``fastgen train``, and their file in the run directory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class OptimizerConfig:
     warmup: int = 100
     """Steps over which the rate rises linearly from 0."""
     decay: Literal["cosine", "exponential", "constant"] = "cosine"
-    """How the rate falls after warm-up; constant keeps it."""
+    """Decay of the rate after warm-up; constant keeps it."""
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW)."""

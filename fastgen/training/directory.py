@@ -150,7 +150,7 @@ class RunDirectory:
 
 
 def _plain(value: Any, depth: int = 0) -> bool:
-    """Whether it is made of numbers, texts and tensors that take as much memory as they say."""
+    """Returns whether a value is made of numbers, texts and tensors that take as much memory as they say."""
     if isinstance(value, torch.Tensor):
         return is_dense(value)
     if isinstance(value, dict | list | tuple):

@@ -100,7 +100,7 @@ def _save_plane(path: Path, run: TrainingRun, samples: Tensor, context: Tensor |
 
 
 def _log_density(model: FlowModel, points: Tensor, context: Tensor | None) -> Tensor:
-    """Of points ``[M, 2]``; for a model with labels that of the mixture of the classes in ``context``."""
+    """Returns log-densities of points ``[M, 2]``; with labels, of the mixture of the classes in ``context``."""
     classes = [None] if context is None else context.unique().split(1)
     each = [
         torch.cat([model.log_prob(part, None if c is None else c.expand(len(part))) for part in points.split(4096)])

@@ -330,7 +330,7 @@ def _load_moments(optimizer: torch.optim.Optimizer, state: dict) -> None:
 
 
 def _errors(scored: Evaluation) -> dict[str, float]:
-    """What is logged beside the mean."""
+    """Returns what is logged beside the mean, by name."""
     errors = {"standard_error": scored.standard_error}
     if scored.divergence is not None:
         errors |= {"kl": scored.divergence.nats, "kl_standard_error": scored.divergence.standard_error}

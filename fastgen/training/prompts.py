@@ -1,4 +1,4 @@
-"""What a sample is told beforehand: rows of real images, the beginning of a recording."""
+"""The known parts of a sample: rows of real images, the beginning of a recording."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastgen.training.sample_config import SampleConfig
 
 
 def known_elements(config: SampleConfig, run: TrainingRun) -> tuple[Tensor | None, Tensor | None]:
-    """What is kept, as levels and mask ``[count, *event_shape]``."""
+    """Returns what is known, as levels and mask ``[count, *event_shape]``; None for both where nothing is."""
     data, shape, count = run.data, run.data.event_shape, config.number(run.data.kind)
     if data.kind == "audio" and config.known_rows:
         raise ValueError(f"known_rows must be 0 for audio (give prompt_seconds), got {config.known_rows}")

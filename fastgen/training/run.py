@@ -1,4 +1,4 @@
-"""What a run directory holds."""
+"""A finished run, read from its directory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastgen.training.directory import RunDirectory
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What ``fastgen train`` left: the model with averaged weights, what it was asked, and what its data look like."""
+    """A run of ``fastgen train``: the model with averaged weights, its options, and a description of its data."""
 
     model: Model
     config: TrainConfig

@@ -1,4 +1,4 @@
-"""What ``fastgen sample`` is told, and what it returns."""
+"""The options of ``fastgen sample``, and its result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every autoregressive model does: score by one parallel forward, sample by a compiled sampler."""
+"""The base of autoregressive models: score by one parallel forward, sample by a compiled sampler."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class AutoregressiveModel(Model):
         """The head's parameters."""
 
     def inputs(self, x: Tensor, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
-        """What ``forward`` computes with: x and the context by name, floats in the dtype of the model's parameters.
+        """Returns x and the context by name, their floats in the dtype of the model's parameters.
 
         Raises:
             ValueError: a context other than the config's.

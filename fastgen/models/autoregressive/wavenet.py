@@ -73,7 +73,7 @@ class WaveNetConfig(ModelConfig):
 
     @property
     def receptive_field(self) -> int:
-        """How many samples before it a sample's distribution depends on."""
+        """Number of samples before it that a sample's distribution depends on."""
         return 2 + (self.kernel_size - 1) * sum(self.dilations)
 
 

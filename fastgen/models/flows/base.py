@@ -1,4 +1,4 @@
-"""What every flow does: a density by the change of variables, samples by its inverse, discrete data dequantized."""
+"""The base of flows: a density by the change of variables, samples by its inverse, discrete data dequantized."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FlowConfig(ModelConfig):
     event_shape: tuple[int, ...] = (2,)
     levels: int = 0
     classes: int = 0
-    """Of a class label in the context; 0 has none."""
+    """Number of classes of a label in the context; 0 has no label."""
     vector: int = 0
     """Width of a vector in the context; 0 has none."""
     base: str = "normal"

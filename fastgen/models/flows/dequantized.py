@@ -17,15 +17,15 @@ TINY: dict[str, Any] = {
     "dequantization_components": 4,
     "dequantization_features": 16,
 }
-"""Of a tiny preset."""
+"""Sizes of the dequantization in a tiny preset."""
 
 
 @dataclass(frozen=True)
 class DequantizedFlowConfig(FlowConfig):
-    """How levels become real numbers, for images of even width; the sizes are those of Flow++ for CIFAR-10."""
+    """The dequantization of levels, for images of even width; the default sizes are those of Flow++ for CIFAR-10."""
 
     dequantization: str = "uniform"
-    """Of levels: "uniform", or "variational": by a flow of its own given the levels, with the sizes that follow."""
+    """Noise added to levels: "uniform", or "variational", by a flow given the levels, with the sizes that follow."""
     dequantization_couplings: int = 4
     dequantization_filters: int = 96
     dequantization_blocks: int = 2

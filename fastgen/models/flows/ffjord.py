@@ -38,39 +38,39 @@ class FFJORDConfig(FlowConfig):
     flows: int = 1
     """Continuous flows in a row; of images, at each resolution of each scale."""
     scales: int = 2
-    """Of images: half of the channels is final after each, whose end has half of the resolution but for the last."""
+    """Scales of images; but for the last, each ends by halving the resolution, and half of its channels are final."""
     kernel: int = 3
-    """Of the convolutions of images."""
+    """Kernel size of the convolutions of images."""
     activation: str = "tanh"
-    """Of the fields: "tanh", "softplus" or "swish"."""
+    """Activation of the fields: "tanh", "softplus" or "swish"."""
     time: str = "concat-squash"
-    """How the fields depend on it: "none", "concat" or "concat-squash"."""
+    """How the fields depend on the time: "none", "concat" or "concat-squash"."""
     end_time: float = 0.5
-    """Of each flow, which begins at 0."""
+    """End of each flow, which begins at 0."""
     norm: str = "none"
     """Before the first flow and after each: "none", "act" (ActNorm) or "batch" (FlowBatchNorm)."""
     trace: str = "rademacher"
     """"rademacher", "gaussian", "hutch++", "exact" or "closed-form"."""
     evaluation_trace: str | None = None
-    """The same in eval mode; None: exact for vectors of at most 64 numbers, else as in training."""
+    """Trace in eval mode; None: exact for vectors of at most 64 numbers, else as in training."""
     probes: int = 1
-    """Of an estimated trace."""
+    """Probes of an estimated trace."""
     solver: str = "dopri5"
     """As of ``fastgen.nn.OdeSolver``."""
     rtol: float = 1e-5
     atol: float = 1e-5
     step_size: float | None = None
-    """Of solvers of fixed steps."""
+    """Step size of solvers of fixed steps."""
     max_evaluations: int = 10_000
-    """Of a field, in one solve."""
+    """Most evaluations of a field in one solve."""
     gradient: str = "steps"
-    """How it is found: "steps", "adjoint" or "autograd"; see ``ContinuousFlow``."""
+    """How the gradient is found: "steps", "adjoint" or "autograd"; see ``ContinuousFlow``."""
     kinetic: float = 0.0
     """Weight of the integral of |f|^2 in the loss; the paper's regularizers are those of Finlay et al. 2020."""
     jacobian: float = 0.0
     """Weight of the integral of the Jacobian's squared Frobenius norm, estimated, in the loss."""
     alpha: float = 0.05
-    """Of the logit that discrete data go through first."""
+    """``alpha`` of the logit that discrete data go through first."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

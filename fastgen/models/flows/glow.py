@@ -33,7 +33,7 @@ class GlowConfig(DequantizedFlowConfig):
     levels: int = 256
     scales: int = 3
     steps: int = 32
-    """Of each scale: ActNorm, 1x1 convolution, coupling."""
+    """Steps of each scale: ActNorm, 1x1 convolution, coupling."""
     hidden: int = 512
     coupling: str = "affine"
     """"affine" or "additive"."""

@@ -20,11 +20,11 @@ class IAFConfig(FlowConfig):
     layers: int = 8
     hidden: tuple[int, ...] = (1920, 1920)
     activation: str = "elu"
-    """Of the hidden layers: "relu", "tanh", "sigmoid" or "elu"."""
+    """Activation of the hidden layers: "relu", "tanh", "sigmoid" or "elu"."""
     parameterisation: str = "sigmoid"
-    """Of the scales: "sigmoid" as in the paper, or another one of ``MaskedAffineAutoregressive``."""
+    """Parameterisation of the scales: "sigmoid" as in the paper, or another one of ``MaskedAffineAutoregressive``."""
     min_scale: float = 1e-3
-    """Of "sigmoid" and "softplus"."""
+    """Least scale of "sigmoid" and "softplus"."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -64,9 +64,9 @@ class NeuralSplineCouplingConfig(NeuralSplineConfig, DequantizedFlowConfig):
     unconditional: bool = True
     """Splines on what a coupling keeps, too, with parameters of their own; of vectors."""
     scales: int = 3
-    """Of images: their height and width are halved so often."""
+    """How often the height and width of images are halved."""
     batch_norm: bool = True
-    """Of images: normalise within the residual blocks."""
+    """Normalise within the residual blocks, for images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,19 +31,19 @@ class RealNVPConfig(DequantizedFlowConfig):
     event_shape: tuple[int, ...] = (3, 32, 32)
     levels: int = 256
     alpha: float = 0.05
-    """Of the logit that discrete data go through first."""
+    """``alpha`` of the logit that discrete data go through first."""
     batch_norm: bool = True
     """Normalise after every coupling."""
     hidden: int = 64
     """Channels of the networks of the first scale, doubled by every squeeze; of vectors, the width of hidden layers."""
     scales: int = 2
-    """Of images."""
+    """Scales of images."""
     blocks: int = 8
-    """Of images: residual blocks of a network."""
+    """Residual blocks of a network, for images."""
     couplings: int = 6
-    """Of vectors."""
+    """Couplings of vectors."""
     hidden_layers: int = 2
-    """Of vectors: of a network."""
+    """Hidden layers of a network, for vectors."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -34,15 +34,15 @@ class ResidualFlowConfig(FlowConfig):
     event_shape: tuple[int, ...] = (3, 32, 32)
     levels: int = 256
     scales: int = 3
-    """Of an image: blocks, then a squeeze, after all but the last."""
+    """Scales of an image: blocks, then a squeeze after all but the last."""
     blocks: int = 16
-    """Of each scale, or of vectors."""
+    """Blocks of each scale, or of vectors."""
     kernels: tuple[int, ...] = (3, 1, 3)
-    """Of the convolutions of an image's block."""
+    """Kernel sizes of the convolutions of an image's block."""
     hidden: int = 512
     """Channels between them, or width of the hidden layers of a vector's block."""
     hidden_layers: int = 4
-    """Of a vector's block."""
+    """Hidden layers of a vector's block."""
     dense_blocks: int = 4
     """Blocks of two hidden layers on the numbers of an image's last scale, at the end."""
     dense_hidden: int = 128
@@ -53,13 +53,13 @@ class ResidualFlowConfig(FlowConfig):
     factor_out: bool = False
     """Half of the channels are final after each scale."""
     alpha: float = 0.05
-    """Of the ``Logit`` of data with levels; 0 takes them as they are."""
+    """``alpha`` of the ``Logit`` of data with levels; 0 takes them as they are."""
     coefficient: float = 0.98
     """Bound of each layer's Lipschitz constant, less than 1."""
     norm: float = 2.0
     """Exponent of the norm that the bound is in: 1, 2 or infinity."""
     iterations: int | None = 5
-    """Of the power method, in each training step; None searches until the norm is right to 0.05 %."""
+    """Iterations of the power method in each training step; None searches until the norm is right to 0.05 %."""
     log_det: str = "russian-roulette"
     """"exact", "power-series" or "russian-roulette"; see ``InvertibleResidual``, also for what follows."""
     trace: str = "hutchinson"

@@ -18,11 +18,11 @@ class SylvesterFlowConfig(PosteriorFlowConfig):
     event_shape: tuple[int, ...] = (64,)
     length: int = 16
     kind: str = "orthogonal"
-    """Of Q: "orthogonal", "householder" or "triangular"."""
+    """Kind of Q: "orthogonal", "householder" or "triangular"."""
     rank: int | None = None
     """M of "orthogonal"; None is 32, or D where that is less."""
     reflections: int = 8
-    """Of "householder"."""
+    """Reflections of "householder"."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,7 +16,7 @@ Order = str | Sequence[int] | Tensor
 
 
 class MaskedNetwork(nn.Module):
-    """What masked networks share: masked linear maps, the degrees of their units, and what a context adds to them.
+    """The base of masked networks: masked linear maps, the degrees of their units, and what a context adds to them.
 
     A unit of degree d sees units of degree at most d; the outputs for the feature of degree d see units of degree below
     d. Units of degree 0 see no feature; where there is a context they carry it to the outputs of the first feature.
@@ -51,7 +51,7 @@ class MaskedNetwork(nn.Module):
 
     @property
     def degrees(self) -> list[Tensor]:
-        """Of the inputs of each linear map: of the features, then of each hidden layer."""
+        """The degrees of the inputs of each linear map: the features', then each hidden layer's."""
         return [getattr(self, f"degrees_{i}") for i in range(len(self.layers))]
 
     def run(self, x: Tensor, linear: Callable[[int, Tensor], Tensor]) -> Tensor:
@@ -65,7 +65,7 @@ class MaskedNetwork(nn.Module):
         return x
 
     def offset(self, context: Tensor | None) -> Tensor | None:
-        """What the context adds to the maps that it goes into, one after the other; None without a context."""
+        """Returns what the context adds to the maps that it goes into, one after the other; None without a context."""
         if (context is None) != (self.context is None):
             wanted = "None" if self.context is None else f"[..., {self.context_features}]"
             given = "None" if context is None else f"a tensor of shape {tuple(context.shape)}"
@@ -249,7 +249,7 @@ class ResMADE(MaskedNetwork):
 def _degrees_of(
     features: int, hidden: Sequence[int], activation: str, order: Order, hidden_degrees: str, conditional: bool
 ) -> list[Tensor]:
-    """Of the features, then of each hidden layer; ValueError for what makes no network."""
+    """Returns the degrees of the features, then of each hidden layer; raises ValueError for what makes no network."""
     if features < 1:
         raise ValueError(f"features must be at least 1, got {features}")
     if not hidden or min(hidden) < 1:

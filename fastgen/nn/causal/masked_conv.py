@@ -15,7 +15,7 @@ from fastgen.reference.masked_conv2d import causal_mask, margins_of
 
 
 class MaskedConvState(NamedTuple):
-    """What ``MaskedConv2d.step`` keeps of the positions before.
+    """The state of ``MaskedConv2d.step``: the positions before.
 
     ``rows`` [N, in_channels, rows, width + margins]; the last row is that of the next position, which is ``column``.
     """

@@ -108,7 +108,7 @@ def skew(x: Tensor) -> Tensor:
 
 
 def unskew(x: Tensor) -> Tensor:
-    """What ``skew`` was given: [..., H, W + H - 1] to [..., H, W]."""
+    """Undoes ``skew``: [..., H, W + H - 1] to [..., H, W]."""
     height, wide = x.shape[-2:]
     return F.pad(x.flatten(-2), (0, height)).unflatten(-1, (height, wide + 1))[..., : wide - height + 1]
 

@@ -117,7 +117,7 @@ class ContinuousFlow(FlowLayer):
 
     @property
     def estimate(self) -> str | None:
-        """How the log-determinant is estimated in eval mode; None where the trace is exact."""
+        """The estimate of the log-determinant in eval mode; None where the trace is exact."""
         if self.evaluation_trace in ("exact", "closed-form"):
             return None
         return f"traces by {self.probes} {self.evaluation_trace} probe{'s' if self.probes > 1 else ''}"
@@ -215,7 +215,7 @@ class _Dynamics:
             return y, tuple(integrands)
 
     def _squared_products(self, field: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """The mean over the noise of |v^T J|^2, [N]."""
+        """Returns the mean over the noise of |v^T J|^2, [N]."""
         if isinstance(field, Field):
             products = field.products(x, self.noise)
             total = field.contract(x, self.noise, products)[1]  # its gradient is half of that of the squares' sum

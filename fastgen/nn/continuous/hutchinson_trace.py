@@ -11,7 +11,7 @@ from fastgen.ops.hutchinson_trace import KINDS, hutchinson_trace
 
 
 class HutchinsonTrace(nn.Module):
-    """What an ODE solver integrates for a continuous normalizing flow: f(x, t) and tr(df/dx), estimated or exact.
+    """The integrands of a continuous normalizing flow for an ODE solver: f(x, t) and tr(df/dx), estimated or exact.
 
     ``forward(x, t, context, seed=..., offset=..., noise=...)`` gives f [N, D...] and the trace [N];
     ``fastgen.ops.hutchinson_trace`` has the kinds and the errors raised. The same seed gives the same noise: keep it

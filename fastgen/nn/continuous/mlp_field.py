@@ -16,7 +16,7 @@ TIMES = ("none", "concat", "concat-squash")
 
 
 class FieldNet(nn.Module):
-    """What the networks of a field share: ``at(t, context)`` is the field at one time, ``forward`` its value at x."""
+    """The base of a field's networks: ``at(t, context)`` is the field at one time, ``forward`` its value at x."""
 
     def __init__(self, sizes: tuple[int, ...], activation: str, time: str, context_features: int | None) -> None:
         sizes = tuple(sizes)

@@ -23,7 +23,7 @@ Dynamics = Callable[[Sequence[float | Tensor]], Sequence[Slope]]
 
 
 class Tableau(NamedTuple):
-    """Of Butcher: the rows of the stages from the second on, and the weights."""
+    """A Butcher tableau: the rows of the stages from the second on, and the weights."""
 
     rows: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...]
@@ -92,7 +92,7 @@ class OdeSolver:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether its steps are of a fixed size."""
+        """Whether the solver's steps are of a fixed size."""
         return self.name in FIXED
 
     def solve(
@@ -214,7 +214,7 @@ class OdeSolver:
         return tuple(each[1] for each in found)
 
     def _options(self, begin: float, end: float, x: Tensor) -> dict:
-        """Of torchdiffeq; an adaptive solver's last step ends at the end."""
+        """Solves with torchdiffeq; an adaptive solver's last step ends at the end."""
         if self.is_fixed:
             return {"step_size": self.step_size}
         return {
@@ -224,7 +224,7 @@ class OdeSolver:
 
 
 class Step(NamedTuple):
-    """That a solver took: from x at the time ``begin``."""
+    """A step that a solver took, from x at the time ``begin``."""
 
     x: Tensor
     begin: float

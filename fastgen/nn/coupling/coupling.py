@@ -1,4 +1,4 @@
-"""What coupling layers share."""
+"""The base of coupling layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from fastgen.nn.flow.flow_layer import FlowLayer
 
 
 class Coupling(FlowLayer):
-    """What all couplings share: which part is kept, and what the network sees of it."""
+    """A layer that keeps one part of its input, from which a network makes the parameters of a map of the other.
+
+    A subclass has ``_transform``.
+    """
 
     takes_context = True
 

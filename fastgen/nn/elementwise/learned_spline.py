@@ -1,4 +1,4 @@
-"""What the layers of elementwise splines with parameters of their own have in common."""
+"""The base of layers of elementwise splines with parameters of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What elementwise monotone transforms without a closed inverse have in common."""
+"""The base of elementwise monotone transforms without a closed inverse."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def _converted(layer: nn.Module, tolerance: float | None) -> nn.Module:
 
 
 class InvertibleCheckpoint(FlowSequential):
-    """What ``invertible_checkpoint`` makes of layers."""
+    """A flow whose backward pass rebuilds its activations, as ``invertible_checkpoint`` makes it."""
 
     def __init__(self, layers: Sequence[nn.Module], tolerance: float | None = None) -> None:
         super().__init__(*layers)
@@ -144,7 +144,7 @@ class _Step:
         return y, log_det
 
     def undone(self, y: Tensor, context: Tensor | None) -> Tensor:
-        """The input, rebuilt of the output."""
+        """Returns the input, rebuilt from the output."""
         self.replay_random(y.device)
         for name, value in self.statistics.items():  # in place of the running averages, which the inverse takes
             self.layer.get_buffer(name).copy_(value)
@@ -152,7 +152,7 @@ class _Step:
 
     @contextmanager
     def same_buffers(self) -> Iterator[None]:
-        """They are what they were, afterwards, if running the layer changes them."""
+        """Gives the layer its buffers back afterwards, if running it changes them."""
         before = [(buffer, buffer.clone()) for buffer in self.layer.buffers()] if self.changes_buffers else []
         try:
             yield
@@ -237,7 +237,7 @@ def _gradients(
     wanted: list[Tensor],
     needs_x: bool,
 ) -> list[Tensor | None]:
-    """Of x, which nobody else holds, and of all that is wanted, by running the layer again."""
+    """Returns the gradients of x, which nobody else holds, and of all that is wanted, by running the layer again."""
     step.replay_random(x.device)
     inputs = [x.requires_grad_(), *wanted] if needs_x else wanted
     with torch.enable_grad():
@@ -262,18 +262,18 @@ def _steps(layer: nn.Module, inverse: bool, seed: int | None, name: str = "") ->
 
 
 def _weights(x: Tensor) -> Tensor:
-    """Of a sample's numbers, all different, so that a wrong order is seen as well as wrong values."""
+    """Returns a weight for each number of a sample, all different, so that a wrong order is seen too."""
     return torch.linspace(1, 2, x.shape[1], dtype=x.dtype, device=x.device)
 
 
 def _fingerprint(x: Tensor) -> Tensor:
-    """[N]."""
+    """Returns a weighted sum of each sample, [N]."""
     (rows,) = in_float32(x.flatten(1))
     return (rows * _weights(rows)).sum(1)
 
 
 def _drift(x: Tensor, y: Tensor, fingerprint: Tensor) -> Tensor:
-    """The largest relative error of a sample of x, as its fingerprint tells it of independent errors."""
+    """Returns the largest relative error of a sample of x, as its fingerprint estimates it for independent errors."""
     rows, others = in_float32(x.flatten(1), y.flatten(1))
     weights = _weights(rows)
     error = ((rows * weights).sum(1) - fingerprint).abs() / torch.linalg.vector_norm(weights)

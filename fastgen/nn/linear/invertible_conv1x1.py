@@ -108,7 +108,7 @@ class InvertibleConv1x1(FlowLayer):
 
 
 def random_rotation(channels: int) -> Tensor:
-    """[C, C], orthogonal, of determinant 1, from the uniform distribution of such."""
+    """Returns an orthogonal [C, C] of determinant 1, uniformly distributed among these."""
     basis, triangle = torch.linalg.qr(torch.randn(channels, channels))
     rotation = (basis * triangle.diag().sign()).contiguous()
     rotation[:, 0] *= torch.linalg.det(rotation).sign()
@@ -116,7 +116,7 @@ def random_rotation(channels: int) -> Tensor:
 
 
 def _factors_of(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What ``lu_conv1x1`` takes of a matrix: permutation, lower, upper, log_s, sign."""
+    """Returns a matrix as ``lu_conv1x1`` takes it: permutation, lower, upper, log_s, sign."""
     permutation, lower, upper = torch.linalg.lu(weight)
     diagonal = upper.diagonal()
     return permutation.argmax(1), lower, upper, diagonal.abs().log(), diagonal.detach().sign()

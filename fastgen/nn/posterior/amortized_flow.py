@@ -1,4 +1,4 @@
-"""What flows of approximate posteriors have in common: all parameters of a layer in one vector, which an encoder may
+"""The base of flows of approximate posteriors: all parameters of a layer in one vector, which an encoder may
 give for every sample."""
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class VariationalDequantization(nn.Module):
 
 
 class CheckerboardFeatures(nn.Module):
-    """What the couplings of Flow++'s dequantization see of an image: [N, C, H, W] to a map [N, features, H, W/2].
+    """The context of the couplings of Flow++'s dequantization: [N, C, H, W] to a map [N, features, H, W/2].
 
     The two colours of a checkerboard side by side in the channels, a 3 x 3 convolution and three gated residual
     convolutions, into each of which a context [N, K] goes too.

@@ -131,7 +131,7 @@ class InvertibleResidual(FlowLayer):
 
     @property
     def estimate(self) -> str | None:
-        """How that of more than ``exact_features`` numbers is estimated in eval mode; None where it is exact."""
+        """How log-determinants of more than ``exact_features`` numbers are estimated in eval mode; None: exactly."""
         if self.log_det == "exact":
             return None
         traces = "one probe" if self.trace == "hutchinson" else "exact traces"
@@ -213,5 +213,5 @@ class InvertibleResidual(FlowLayer):
 
 
 def _scatter(values: Tensor, rows: Tensor, count: int) -> Tensor:
-    """The values at their rows among zeros."""
+    """Returns the values at their rows among zeros."""
     return values.new_zeros(count, *values.shape[1:]).index_copy(0, rows, values)

@@ -19,7 +19,7 @@ _LIMIT = 2000
 
 
 class LipschitzLayer(nn.Module):
-    """What ``LipschitzLinear`` and ``LipschitzConv2d`` share: the weight, its norm, and the bound.
+    """The base of ``LipschitzLinear`` and ``LipschitzConv2d``: the weight, its norm, and the bound.
 
     Attributes:
         direction: buffer, the input that the weight stretches most, as far as it is known; None where the norm has a

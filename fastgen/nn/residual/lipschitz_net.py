@@ -23,11 +23,11 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "softplus": nn.Softplus,
     "tanh": nn.Tanh,
 }
-"""Their slopes are at most 1 in size."""
+"""Activations whose slopes are at most 1 in size."""
 
 
 class LipschitzNet(nn.Module):
-    """What ``LipschitzMLP`` and ``LipschitzConvNet`` share: layers with a bound, activations between (and before) them.
+    """The base of ``LipschitzMLP`` and ``LipschitzConvNet``: layers with a bound, activations between or before them.
 
     ``forward(x, context=None)`` is the network g; ``at(context)`` is the same g of x alone, its bounded weights found
     once: what solves for x, or asks for derivatives, calls that.
