@@ -92,7 +92,7 @@ def test_wrong_arguments_are_named(changed, words):
 
 @pytest.mark.parametrize("network", [MaskedMLP, ResMADE])
 def test_a_feature_has_one_output_at_least(network):
-    with pytest.raises(ValueError, match="outputs is 0"):
+    with pytest.raises(ValueError, match="outputs must be at least 1, got 0"):
         network(3, 0)
 
 

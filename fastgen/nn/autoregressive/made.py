@@ -42,8 +42,8 @@ class MaskedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.features, self.activation, self.context_features = len(degrees[0]), activation, context_features
-        for i, of in enumerate(degrees):
-            self.register_buffer(f"degrees_{i}", of)
+        for i, units in enumerate(degrees):
+            self.register_buffer(f"degrees_{i}", units)
         self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
         self._conditioned = {i: self.layers[i].out_features for i in conditioned}
         total = sum(self._conditioned.values())

@@ -51,7 +51,9 @@ class FieldNet(nn.Module):
 
         All layers together, since there is little to compute and much to call.
         """
-        scales, offsets = (torch.cat(list(of)) for of in zip(*((g.weight, g.bias) for g in self.gates), strict=True))
+        scales, offsets = (
+            torch.cat(list(parts)) for parts in zip(*((g.weight, g.bias) for g in self.gates), strict=True)
+        )
         gates = torch.addcmul(offsets[:, None], scales, t).sigmoid()
         shifts = torch.cat([shift.weight for shift in self.shifts]) * t
         together = torch.addcmul(shifts, gates, torch.cat(biases)[:, None]).squeeze(1)
@@ -144,7 +146,9 @@ class MLPField(FieldNet):
                 return DenseField(*self._squash(t, weights, biases, added), self.activation)
             if self.time == "concat":
                 columns, weights = zip(*(weight.tensor_split([1], 1) for weight in weights), strict=True)
-                biases = [torch.addcmul(bias, of.squeeze(1), t) for bias, of in zip(biases, columns, strict=True)]
+                biases = [
+                    torch.addcmul(bias, column.squeeze(1), t) for bias, column in zip(biases, columns, strict=True)
+                ]
             if added is not None:
                 biases[0] = biases[0] + added
             return DenseField(weights, biases, self.activation)
