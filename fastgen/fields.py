@@ -46,12 +46,12 @@ def check_fields(kind: type, values: Any) -> dict[str, Any]:
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise ValueError(f"{name} is missing; {kind.__name__} needs it")
         if name in values and not fits(types[name], values[name]):
-            raise ValueError(f"{name}={values[name]!r:.100} must be of type {field.type}")
+            raise ValueError(f"{name} must be of type {field.type}, got {values[name]!r:.100}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def fits(kind: Any, value: Any) -> bool:
-    """Whether a value is of a type: numbers, texts, ``Literal``, tuples (also as lists), unions, dataclasses.
+    """Returns whether a value is of a type: numbers, texts, ``Literal``, tuples (also as lists), unions, dataclasses.
 
     Booleans are no numbers; numbers are no larger than 2**62, but for the infinity of a norm's exponent.
     """

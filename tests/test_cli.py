@@ -175,7 +175,9 @@ def test_a_flow_of_a_table_is_trained_evaluated_and_sampled(tmp_path, capsys):
     assert "3 samples in" in capsys.readouterr().out
     assert (run / "samples.csv").read_text().startswith("height,weight\n")
     assert cli.main(["sample", str(run), "--naive"]) == 1
-    assert "naive is True; it is of autoregressive models, and nice is a flow" in capsys.readouterr().err
+    assert (
+        "naive must be False for the flow nice (it is for autoregressive models), got True" in capsys.readouterr().err
+    )
 
 
 def test_evaluate_gives_what_training_reported(run, capsys):
@@ -187,23 +189,29 @@ def test_evaluate_gives_what_training_reported(run, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--output", "{run}"], "is not empty: --resume continues the run in it, --overwrite replaces it"),
+        (
+            ["train", "--output", "{run}"],
+            "output must be empty (--resume continues the run in it, --overwrite replaces it)",
+        ),
         (["train", "--output", "{run}", "--resume", "--seed", "9"], "was started with another seed"),
         (["train", "--output", "{new}", "--resume"], "nothing to resume"),
-        (["train", "--output", "{new}", "--steps", "0"], "steps is 0; 1 or more is allowed"),
-        (["train", "--output", "{new}", "--data.source", "nowhere"], "'nowhere' is neither"),
+        (["train", "--output", "{new}", "--steps", "0"], "steps must be 1 or more, got 0"),
+        (
+            ["train", "--output", "{new}", "--data.source", "nowhere"],
+            "existing folder, .npz or .csv file, got 'nowhere'",
+        ),
         (["train", "--output", "{new}", "--model", "wavnet"], "must be one of"),
         (["train", "--output", "{new}", "--devices", "2", "--batch-size", "3"], "a multiple of the 2 processes"),
-        (["train", "--output", "{new}", "--accelerator", "mps"], "accelerator 'mps' with 1 devices is not to be had"),
+        (["train", "--output", "{new}", "--accelerator", "mps"], "accelerator 'mps' with 1 devices is not available"),
         (["evaluate", "{new}"], "is no run directory with a model"),
-        (["evaluate", "{run}", "--examples", "0"], "1 or more is allowed"),
+        (["evaluate", "{run}", "--examples", "0"], "batch_size and examples must be 1 or more, got 64 and 0"),
         (["sample", "{new}"], "is no run directory with a model"),
-        (["sample", "{run}", "--count", "0"], "count 0, seed 0"),
-        (["sample", "{run}", "--label", "dog"], "label is 'dog'; ant, bee, cat are allowed"),
-        (["sample", "{run}", "--known-rows", "4"], "at most 3 are allowed"),
-        (["sample", "{run}", "--prompt-seconds", "1"], "prompt and prompt_seconds are for audio"),
-        (["sample", "{run}", "--prompt", "none.wav"], "prompt none.wav is not a file"),
-        (["sample", "{run}", "--output", "{run}/config.json"], "config.json is a file; name a directory"),
+        (["sample", "{run}", "--count", "0"], "count and threads must be 1 or more, seed 0 or more, got 0, None and 0"),
+        (["sample", "{run}", "--label", "dog"], "label must be one of ant, bee, cat, got 'dog'"),
+        (["sample", "{run}", "--known-rows", "4"], "known_rows must be at most 3"),
+        (["sample", "{run}", "--prompt-seconds", "1"], "prompt and prompt_seconds must be left out for images"),
+        (["sample", "{run}", "--prompt", "none.wav"], "prompt must be a file, got none.wav"),
+        (["sample", "{run}", "--output", "{run}/config.json"], "output must be a directory, got the file"),
     ],
 )
 def test_wrong_requests_are_refused_in_words(run, tmp_path, capsys, arguments, message):

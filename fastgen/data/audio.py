@@ -15,7 +15,7 @@ from fastgen.data.files import find
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".aiff", ".aif", ".mp3")
 _SHORTENED = re.compile(r"(?:data|SSND) : (\d+) \(should be (\d+)\)")
-"""How libsndfile reports that a WAV or AIFF file declares more bytes of samples than it has."""
+"""Pattern of libsndfile's report that a WAV or AIFF file declares more bytes of samples than it has."""
 _UNKNOWN_SIZE = 0x7FFFF000
 """Programs that write to a pipe declare this many bytes or more, since they do not know the number."""
 
@@ -56,9 +56,9 @@ def windowed(
     One that is shorter than a window is padded with silence at its end.
     """
     if window < 1:
-        raise ValueError(f"window is {window}; a positive number of samples is needed")
+        raise ValueError(f"window must be a positive number of samples, got {window}")
     if not 2 <= levels <= 256:
-        raise ValueError(f"levels is {levels}; 2 to 256 are allowed")
+        raise ValueError(f"levels must be from 2 to 256, got {levels}")
     splits = {}
     for split in SPLITS:
         cut = [_windows(mulaw.encode(recordings[i], levels), window, mulaw.silence(levels)) for i in parts[split]]
@@ -94,7 +94,7 @@ def resample(samples: np.ndarray, rate: int, target: int) -> np.ndarray:
     from scipy.signal import resample_poly
 
     if target < 1:
-        raise ValueError(f"sample_rate is {target}; a positive number of Hz is needed")
+        raise ValueError(f"sample_rate must be a positive number of Hz, got {target}")
     if rate == target:
         return samples
     common = gcd(rate, target)

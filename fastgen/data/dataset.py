@@ -1,4 +1,4 @@
-"""What every data source returns: levels or real vectors, optional labels, named splits."""
+"""The result of every data source: levels or real vectors, optional labels, named splits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Description:
-    """What is needed to show samples of a model without its data; the fields are those of ``Dataset``."""
+    """The description of data that samples of a model are shown by; the fields are those of ``Dataset``."""
 
     name: str
     kind: Kind
@@ -120,16 +120,18 @@ class Dataset:
                 raise ValueError(f"data {self.name!r}: the split {name!r} is empty; more examples are needed")
             split = self.splits[name]
             if tuple(split.values.shape[1:]) != self.event_shape:
-                raise ValueError(f"{where}: shape {tuple(split.values.shape[1:])}, not {self.event_shape}")
+                raise ValueError(
+                    f"{where}: examples must have shape {self.event_shape}, got {tuple(split.values.shape[1:])}"
+                )
             if split.values.is_floating_point() == bool(self.levels):
                 wanted = f"integers below {self.levels}" if self.levels else "floating point"
-                raise ValueError(f"{where}: values are {split.values.dtype}; they must be {wanted}")
+                raise ValueError(f"{where}: values must be {wanted}, got {split.values.dtype}")
             if self.levels and (highest := int(split.values.max())) >= self.levels:
-                raise ValueError(f"{where}: level {highest} where 0 to {self.levels - 1} are allowed")
+                raise ValueError(f"{where}: levels must be from 0 to {self.levels - 1}, got {highest}")
             if self.classes and (
                 split.labels is None or not 0 <= split.labels.min() <= split.labels.max() < len(self.classes)
             ):
-                raise ValueError(f"{where}: every example needs a label of 0 to {len(self.classes) - 1}")
+                raise ValueError(f"{where}: every example must have a label from 0 to {len(self.classes) - 1}")
 
     @property
     def description(self) -> Description:
@@ -157,7 +159,7 @@ def partition(count: int, validation: float = 0.1, test: float = 0.1) -> dict[st
     """Indices 0..count-1 in three disjoint sets, the same for the same count: shuffled once, one at least in each."""
     if count < len(SPLITS):
         raise ValueError(
-            f"{count} examples found; at least {len(SPLITS)} are needed to hold out a validation and a test set"
+            f"data must have at least {len(SPLITS)} examples, to hold out a validation and a test set, got {count}"
         )
     order = np.random.default_rng(0).permutation(count)
     tests, validations = max(1, round(test * count)), max(1, round(validation * count))
@@ -171,5 +173,5 @@ def partition(count: int, validation: float = 0.1, test: float = 0.1) -> dict[st
 def quantise(images: np.ndarray, levels: int) -> Tensor:
     """uint8 values 0..255 to ``levels`` levels of equal width: ``floor(value * levels / 256)``."""
     if not 2 <= levels <= 256:
-        raise ValueError(f"levels is {levels}; 2 to 256 are allowed")
+        raise ValueError(f"levels must be from 2 to 256, got {levels}")
     return torch.from_numpy((images.astype(np.uint16) * levels // 256).astype(np.uint8))

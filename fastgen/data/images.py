@@ -32,7 +32,7 @@ def load_image_folder(folder: Path, size: int | None = None, colour: Colour = "a
     """
     files = find(folder, SUFFIXES)
     if size is not None and size < 1:
-        raise ValueError(f"size is {size}; a positive number of pixels is needed")
+        raise ValueError(f"size must be a positive number of pixels, got {size}")
     grey = colour == "grey" or (colour == "auto" and all(_is_grey(path) for path in files.paths))
     pixels = [_read(path, size, "L" if grey else "RGB") for path in files.paths]
     for path, image in zip(files.paths, pixels, strict=True):
@@ -58,7 +58,7 @@ def square(image, size: int):
 
 
 def _is_grey(path: Path) -> bool:
-    """Whether the file stores greys: by its mode, or by the colours of its palette that its pixels have."""
+    """Returns whether the file stores greys: by its mode, or by the colours of its palette that its pixels have."""
     with _opened(path) as image:
         if image.mode not in _PALETTE_MODES:
             return image.mode in _GREY_MODES
@@ -79,7 +79,7 @@ def _eight_bits(image):
     from PIL import Image
 
     if image.mode in ("I", "F"):
-        raise ValueError("it has 32-bit pixels; 8 or 16 bits are allowed")
+        raise ValueError("pixels must have 8 or 16 bits, got 32")
     return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode in _DEEP_MODES else image
 
 

@@ -62,8 +62,8 @@ def load_npz(
     if "data" in arrays or "train" in arrays:
         return _vectors(path, arrays, label, standardization)
     raise ValueError(
-        f"{path} has the arrays {', '.join(sorted(arrays))}; "
-        "one of images, train_images, waveform, data and train is needed"
+        f"{path} must have one of the arrays images, train_images, waveform, data and train, got "
+        f"{', '.join(sorted(arrays))}"
     )
 
 
@@ -81,9 +81,11 @@ def _split(
     given = [name for name in SPLITS if declared.format(name) in arrays]
     found = [arrays[name] for name in ([whole] if whole in arrays else map(declared.format, given))]
     if not all(array.ndim for array in found):
-        raise ValueError(f"{path}: one of the arrays is a single number; [N, ...] is needed")
+        raise ValueError(f"{path}: arrays must have shape [N, ...], got a single number")
     if len(shapes := {array.shape[1:] for array in found}) > 1:
-        raise ValueError(f"{path}: the splits have examples of shapes {' and '.join(map(str, sorted(shapes)))}")
+        raise ValueError(
+            f"{path}: the splits must have examples of one shape, got {' and '.join(map(str, sorted(shapes)))}"
+        )
     if whole in arrays:
         return arrays[whole], arrays.get(label), partition(len(arrays[whole]))
     examples = np.concatenate(found)
@@ -105,10 +107,10 @@ def _images(
     images, labels, parts = _split(path, arrays, "images", "{}_images", label)
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
         raise ValueError(
-            f"{path}: images are {images.dtype} {images.shape}; uint8 [N, H, W] or [N, H, W, 1 or 3] are allowed"
+            f"{path}: images must be uint8 [N, H, W] or [N, H, W, 1 or 3], got {images.dtype} {images.shape}"
         )
     if not images[:1].size:
-        raise ValueError(f"{path}: images are {images.shape}; at least one image of at least 1 x 1 pixels is needed")
+        raise ValueError(f"{path}: images must be at least one of at least 1 x 1 pixels, got {images.shape}")
     images = images if images.ndim == 4 else images[..., None]
     if size is not None or (colour == "grey" and images.shape[-1] == 3) or (colour == "rgb" and images.shape[-1] == 1):
         images = _convert(images, size, colour)
@@ -139,10 +141,10 @@ def _speech(
     signed = np.issubdtype(kinds[0], np.signedinteger)
     if waveform.ndim != 1 or not (signed or np.issubdtype(kinds[0], np.floating)):
         raise ValueError(
-            f"{path}: waveform is {kinds[0]} {waveform.shape}; signed integers or floats [samples] are needed"
+            f"{path}: waveform must be signed integers or floats [samples], got {kinds[0]} {waveform.shape}"
         )
     if offsets.ndim != 1 or not np.issubdtype(kinds[1], np.integer):
-        raise ValueError(f"{path}: offsets are {kinds[1]} {offsets.shape}; integers [N + 1] are needed")
+        raise ValueError(f"{path}: offsets must be integers [N + 1], got {kinds[1]} {offsets.shape}")
     if not np.isfinite(waveform).all():
         raise ValueError(f"{path}: waveform holds samples that are not finite")
     if len(offsets) < 2 or offsets[0] < 0 or offsets[-1] > len(waveform) or (np.diff(offsets) < 1).any():
@@ -167,18 +169,16 @@ def _full_scale(path: Path, waveform: np.ndarray) -> float:
     for bits in (16, 24, 32):
         if -(1 << bits - 1) <= lowest and highest < 1 << bits - 1:
             return float(1 << bits - 1)
-    raise ValueError(
-        f"{path}: waveform holds integers from {lowest} to {highest}; samples of at most 32 bits are allowed"
-    )
+    raise ValueError(f"{path}: waveform must have samples of at most 32 bits, got integers from {lowest} to {highest}")
 
 
 def _vectors(path: Path, arrays: dict[str, np.ndarray], label: str, standardization: Standardization | None) -> Dataset:
     values, labels, parts = _split(path, arrays, "data", "{}", label)
     if not np.issubdtype(values.dtype, np.floating) or values.ndim != 2 or not values.shape[1]:
-        raise ValueError(f"{path}: data are {values.dtype} {values.shape}; float [N, D] is allowed")
+        raise ValueError(f"{path}: data must be float [N, D], got {values.dtype} {values.shape}")
     columns = tuple(map(str, arrays.get("columns", ())))
     if columns and len(columns) != values.shape[1]:
-        raise ValueError(f"{path}: columns has {len(columns)} names for {values.shape[1]} columns")
+        raise ValueError(f"{path}: columns must have {values.shape[1]} names, one a column, got {len(columns)}")
     codes, classes = _classes(path, labels, len(values), arrays, label)
     return vectors(path.stem, values, parts, columns, codes, classes, standardization=standardization)
 
@@ -189,11 +189,9 @@ def _classes(
     if labels is None:
         return None, ()
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise ValueError(f"{path}: {label} are {labels.dtype} {labels.shape}; {count} integers from 0 on are needed")
+        raise ValueError(f"{path}: {label} must be {count} integers from 0 on, got {labels.dtype} {labels.shape}")
     if labels.max() >= _MOST_CLASSES:
-        raise ValueError(
-            f"{path}: {label} reach {labels.max()}; classes are numbered from 0 to {_MOST_CLASSES - 1} at most"
-        )
+        raise ValueError(f"{path}: {label} must be from 0 to {_MOST_CLASSES - 1} at most, got {labels.max()}")
     for key in (f"{label.removesuffix('s')}_names", "names", "classes"):
         if key in arrays and len(arrays[key]) > labels.max():
             return labels.astype(np.int64), tuple(str(name) for name in arrays[key])

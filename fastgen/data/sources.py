@@ -70,20 +70,21 @@ def _load(config: DataConfig, standardization: Standardization | None) -> Datase
     path = Path(config.source).expanduser()
     if not path.exists():
         raise FileNotFoundError(
-            f"data source {config.source!r} is neither {', '.join(NAMED)} nor an existing folder, .npz or .csv file"
+            f"data source must be one of {', '.join(NAMED)} or an existing folder, .npz or .csv file, got "
+            f"{config.source!r}"
         )
     if path.is_dir():
         suffixes = {file.suffix.lower() for file in visible(path)}
         images, audio = suffixes.intersection(IMAGE_SUFFIXES), suffixes.intersection(AUDIO_SUFFIXES)
         if images and audio:
             raise ValueError(
-                f"{path} holds images ({', '.join(sorted(images))}) and audio files ({', '.join(sorted(audio))}): "
-                "name a folder with one kind"
+                f"{path} must hold files of one kind, got images ({', '.join(sorted(images))}) and audio files "
+                f"({', '.join(sorted(audio))})"
             )
         if not images and not audio:
             raise ValueError(
-                f"{path} holds no file that can be read: images ({', '.join(IMAGE_SUFFIXES)}) "
-                f"or audio ({', '.join(AUDIO_SUFFIXES)}) are allowed"
+                f"{path} must hold images ({', '.join(IMAGE_SUFFIXES)}) or audio files ({', '.join(AUDIO_SUFFIXES)}), "
+                "got neither"
             )
         if audio:
             return load_audio_folder(path, config.window, config.sample_rate, config.levels)
@@ -96,5 +97,5 @@ def _load(config: DataConfig, standardization: Standardization | None) -> Datase
     if path.suffix.lower() == ".csv":
         return load_csv(path, config.label, standardization)
     raise ValueError(
-        f"data source {path} is a {path.suffix or 'plain'} file; a folder, an .npz or a .csv file is allowed"
+        f"data source {path} must be a folder, an .npz or a .csv file, got a {path.suffix or 'plain'} file"
     )

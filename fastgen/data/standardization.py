@@ -18,7 +18,7 @@ class Standardization:
 
     @property
     def log_det(self) -> float:
-        """Of values to standardised ones: ``log p(value) = log p(standardised) + log_det``."""
+        """Log-determinant of standardising: ``log p(value) = log p(standardised) + log_det``."""
         return -sum(map(log, self.scale))
 
     def apply(self, values: Tensor) -> Tensor:

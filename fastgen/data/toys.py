@@ -29,7 +29,7 @@ class Toy:
 def load_toy(name: str, examples: int, standardization: Standardization | None = None) -> Dataset:
     """``examples`` training points of a toy, 5,000 for validation, 20,000 for the test, each split of its own seed."""
     if examples < 2:
-        raise ValueError(f"examples is {examples}; 2 or more are allowed")
+        raise ValueError(f"examples must be 2 or more, got {examples}")
     toy, counts = TOYS[name], {"train": examples} | HELD_OUT
     drawn = [toy.draw(np.random.default_rng([seed]), counts[split]) for seed, split in enumerate(SPLITS)]
     ends = np.cumsum([0, *map(len, drawn)])

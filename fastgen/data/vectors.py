@@ -36,14 +36,15 @@ def vectors(
     if len(wrong := np.argwhere(~np.isfinite(values))):
         row, column = wrong[0]
         raise ValueError(
-            f"data {name!r}: row {row}, column {columns[column]!r} holds {values[row, column]}; "
-            f"finite numbers are needed ({len(wrong)} are not)"
+            f"data {name!r}: numbers must be finite, got {values[row, column]} in row {row}, column "
+            f"{columns[column]!r} ({len(wrong)} are not)"
         )
     if standardization is None:
         standardization = _standardization(name, values[parts["train"]].astype(np.float64), columns)
     elif len(standardization.mean) != values.shape[1]:
         raise ValueError(
-            f"data {name!r} has {values.shape[1]} columns; the run standardises {len(standardization.mean)}"
+            f"data {name!r} must have {len(standardization.mean)} columns, as the run standardises, got "
+            f"{values.shape[1]}"
         )
     standardised = standardization.apply(torch.from_numpy(values))
     codes = None if labels is None else torch.from_numpy(labels.astype(np.int64))
@@ -108,11 +109,14 @@ def load_csv(path: Path, label: str = "labels", standardization: Standardization
     values = np.empty((len(lines), len(kept)))
     for row, (line, cells) in enumerate(lines):
         if len(cells) != width:
-            raise ValueError(f"{path}, line {line}: {len(cells)} values; {width} are needed, as in the lines before")
+            raise ValueError(f"{path}, line {line}: a line must have {width} values, as those before, got {len(cells)}")
         for place, i in enumerate(kept):
             number = _number(cells[i])
             if number is None or not isfinite(number):
-                raise ValueError(f"{path}, line {line}, column {i + 1} ({names[i]}): {cells[i]!r} is no finite number")
+                raise ValueError(
+                    f"{path}, line {line}, column {i + 1} ({names[i]}): a cell must be a finite number, got "
+                    f"{cells[i]!r}"
+                )
             values[row, place] = number
     labels = None
     classes: tuple[str, ...] = ()

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from unittest import mock
 
 PEERS = {"nflows": "nflows", "zuko": "zuko", "normflows": "normflows", "FrEIA": "freia"}
 """Module of the library -> module of ``fastgen.interop`` that accelerates it."""
+
+_accelerated: dict[str, ExitStack] = {}
+"""What puts the own code of a library back, by the library's name."""
+_lock = threading.RLock()
 
 
 def accelerate(peer: str) -> None:
@@ -29,13 +35,12 @@ def accelerate(peer: str) -> None:
         >>> fastgen.accelerate("nflows")
         >>> fastgen.restore("nflows")
     """
-    patches = _module(peer).PATCHES
-    if not patches:
-        try:
-            _module(peer).patch()
-        except BaseException:
-            patches.restore()
-            raise
+    module = _module(peer)
+    with _lock, ExitStack() as patches:
+        if peer not in _accelerated:
+            for owner, name, value in module.replacements():
+                patches.enter_context(mock.patch.object(owner, name, value))
+            _accelerated[peer] = patches.pop_all()
 
 
 def restore(peer: str) -> None:
@@ -45,7 +50,10 @@ def restore(peer: str) -> None:
         ValueError: a name that ``accelerate`` does not know.
         ModuleNotFoundError: the library is not installed.
     """
-    _module(peer).PATCHES.restore()
+    _module(peer)
+    with _lock:
+        if peer in _accelerated:
+            _accelerated.pop(peer).close()
 
 
 @contextmanager
@@ -59,7 +67,7 @@ def accelerated(peer: str) -> Iterator[None]:
         >>> with fastgen.accelerated("nflows"):
         ...     pass
     """
-    before = bool(_module(peer).PATCHES)
+    before = peer in _accelerated
     accelerate(peer)
     try:
         yield

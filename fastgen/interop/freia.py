@@ -8,7 +8,8 @@ coupling kernel scales and shifts would have to be copied first, which costs wha
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,9 @@ from torch import Tensor, nn
 from fastgen.interop.eligible import eligible, is_transformed
 from fastgen.interop.evaluated import Evaluated
 from fastgen.interop.known_source import check_known, digest
-from fastgen.interop.patching import Patches
 from fastgen.interop.worthwhile import LARGE, NEVER_ON_CPU, is_worthwhile
 from fastgen.ops import affine_coupling
 from fastgen.ops.precision import is_autocast
-
-PATCHES = Patches()
 
 _CLAMP_OUTSIDE, _CLAMP_THROUGHOUT = "55ef9dcf665dc7f9", "bc45cafc5eb7bcaf"
 """Digests of ``AllInOneBlock._affine`` with log-scale clamp tanh(h / 10), and with clamp tanh(h / 10 / clamp)."""
@@ -43,8 +41,8 @@ KNOWN = {
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 
-def patch() -> None:
-    """Replaces the functions that a kernel computes, and the products with permutation matrices.
+def replacements() -> Iterator[tuple[Any, str, Any]]:
+    """Yields what a kernel computes, and products with permutations: its owner, its name, and what replaces it.
 
     Raises:
         ValueError: another source of a function than those of the two 0.2.
@@ -52,7 +50,7 @@ def patch() -> None:
     from FrEIA.modules import all_in_one_block, coupling_layers
 
     block = all_in_one_block.AllInOneBlock
-    replacements: dict[tuple[type, str], Callable[[Callable], Callable]] = {
+    wrappers: dict[tuple[type, str], Callable[[Callable], Callable]] = {
         (block, "_affine"): _all_in_one_affine,
         (block, "_permute"): _permute,
         (block, "_pre_permute"): _pre_permute,
@@ -63,10 +61,10 @@ def patch() -> None:
         (coupling_layers.AffineCouplingOneSided, "forward"): _one_sided,
         (coupling_layers.ConditionalAffineTransform, "forward"): _conditional,
     }
-    functions = {f"{owner.__name__}.{name}": getattr(owner, name) for owner, name in replacements}
+    functions = {f"{owner.__name__}.{name}": getattr(owner, name) for owner, name in wrappers}
     check_known("FrEIA 0.2, of the package index and of the repository", functions, KNOWN)
-    for (owner, name), replacement in replacements.items():
-        PATCHES.replace(owner, name, replacement(getattr(owner, name)))
+    for (owner, name), wrapper in wrappers.items():
+        yield owner, name, wrapper(getattr(owner, name))
 
 
 def _all_in_one_affine(original: Callable) -> Callable:

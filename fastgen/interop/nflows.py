@@ -6,6 +6,9 @@ no kernel of fastgen's is faster at them than what PyTorch runs for nflows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from nflows.transforms import autoregressive, coupling, made, splines
 from nflows.transforms.splines import cubic, rational_quadratic
 from nflows.utils import torchutils
@@ -13,9 +16,6 @@ from nflows.utils import torchutils
 from fastgen.interop import nflows_splines
 from fastgen.interop.known_source import check_known
 from fastgen.interop.nflows_autoregressive import inverse
-from fastgen.interop.patching import Patches
-
-PATCHES = Patches()
 
 _HOLDERS = {
     "rational_quadratic_spline": (rational_quadratic, splines, autoregressive),
@@ -60,8 +60,8 @@ KNOWN = {
 """Digests of the functions in ``_RELIED_ON``."""
 
 
-def patch() -> None:
-    """Replaces the functions that a kernel computes.
+def replacements() -> Iterator[tuple[Any, str, Any]]:
+    """Yields what a kernel computes: its owner, its name, and what replaces it.
 
     Raises:
         ValueError: another source of a function than those of nflows 0.14.
@@ -70,8 +70,6 @@ def patch() -> None:
     check_known("nflows 0.14", functions, KNOWN)
     for name, modules in _HOLDERS.items():
         for module in modules:
-            PATCHES.replace(module, name, getattr(nflows_splines, name))
-    PATCHES.replace(autoregressive.AutoregressiveTransform, "inverse", inverse)
-    PATCHES.replace(
-        coupling.PiecewiseRationalQuadraticCouplingTransform, "_piecewise_cdf", nflows_splines.piecewise_cdf
-    )
+            yield module, name, getattr(nflows_splines, name)
+    yield autoregressive.AutoregressiveTransform, "inverse", inverse
+    yield coupling.PiecewiseRationalQuadraticCouplingTransform, "_piecewise_cdf", nflows_splines.piecewise_cdf

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +19,8 @@ from fastgen.interop.evaluated import Evaluated
 from fastgen.interop.known_source import check_known
 from fastgen.interop.masked_network import is_recorded
 from fastgen.interop.packing import packed
-from fastgen.interop.patching import Patches
 from fastgen.interop.worthwhile import LARGE, NEVER_ON_CPU, is_worthwhile
 from fastgen.ops import affine_coupling, lu_conv1x1, rq_spline
-
-PATCHES = Patches()
 
 KNOWN = {
     "AffineCoupling.forward": ("7915832c47f6c8fd",),
@@ -49,8 +47,8 @@ KNOWN = {
 """Digests of the functions that are replaced, and of those that the replacements rely on."""
 
 
-def patch() -> None:
-    """Replaces the functions that a kernel computes.
+def replacements() -> Iterator[tuple[Any, str, Any]]:
+    """Yields what a kernel computes: its owner, its name, and what replaces it.
 
     Raises:
         ValueError: another source of a function than those of normflows 1.7.3.
@@ -82,25 +80,25 @@ def patch() -> None:
         for name in ("rational_quadratic_spline", "unconstrained_rational_quadratic_spline", "searchsorted")
     }
     check_known("normflows 1.7.3", functions, KNOWN)
-    _replace_function(splines.rational_quadratic_spline, _bounded_spline)
-    _replace_function(splines.unconstrained_rational_quadratic_spline, _unbounded_spline)
+    yield from _everywhere(splines.rational_quadratic_spline, _bounded_spline)
+    yield from _everywhere(splines.unconstrained_rational_quadratic_spline, _unbounded_spline)
     for inverse, name in enumerate(("forward", "inverse")):
         for owner, replacement in (
             (AffineCoupling, _coupling),
             (MaskedAffineFlow, _masked_coupling),
             (Invertible1x1Conv, _lu_convolution),
         ):
-            PATCHES.replace(owner, name, replacement(getattr(owner, name), bool(inverse)))
-    PATCHES.replace(Autoregressive, "inverse", autoregressive_inverse(Autoregressive.inverse))
+            yield owner, name, replacement(getattr(owner, name), bool(inverse))
+    yield Autoregressive, "inverse", autoregressive_inverse(Autoregressive.inverse)
 
 
-def _replace_function(original: Callable, replacement: Callable[[Callable], Callable]) -> None:
-    """Replaces a function in every module of normflows that has it by name."""
+def _everywhere(original: Callable, replacement: Callable[[Callable], Callable]) -> Iterator[tuple[Any, str, Any]]:
+    """Yields the replacement of a function for every module of normflows that has it by name."""
     replaced = replacement(original)
     for module_name, module in list(sys.modules.items()):
         if module_name.partition(".")[0] == "normflows":
             for name in [name for name, value in vars(module).items() if value is original]:
-                PATCHES.replace(module, name, replaced)
+                yield module, name, replaced
 
 
 def _unbounded_spline(original: Callable) -> Callable:

@@ -8,6 +8,8 @@ every call; a ``MonotonicRQSTransform`` that exists stays as it is. Masked linea
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +17,6 @@ from zuko import flows, nn, transforms
 
 from fastgen.interop import zuko_autoregressive, zuko_masked_linear, zuko_spline
 from fastgen.interop.known_source import check_known
-from fastgen.interop.patching import Patches
-
-PATCHES = Patches()
 
 _RELIED_ON = (
     (transforms.MonotonicRQSTransform, "__init__", "_call", "_inverse", "call_and_ladj", "log_abs_det_jacobian"),
@@ -53,18 +52,18 @@ KNOWN = {
 _lu_inverse = transforms.LULinearTransform._inverse
 
 
-def patch() -> None:
-    """Replaces the functions that a kernel computes.
+def replacements() -> Iterator[tuple[Any, str, Any]]:
+    """Yields what a kernel computes: its owner, its name, and what replaces it.
 
     Raises:
         ValueError: another source of a function than those of zuko 1.6.0.
     """
     functions = {f"{owner.__name__}.{name}": getattr(owner, name) for owner, *names in _RELIED_ON for name in names}
     check_known("zuko 1.6.0", functions, KNOWN)
-    PATCHES.replace(transforms.MonotonicRQSTransform, "__init__", zuko_spline.init)
-    PATCHES.replace(transforms.AutoregressiveTransform, "_inverse", zuko_autoregressive.inverse)
-    PATCHES.replace(transforms.LULinearTransform, "_inverse", _solve_all)
-    PATCHES.replace(nn.MaskedLinear, "forward", zuko_masked_linear.forward)
+    yield transforms.MonotonicRQSTransform, "__init__", zuko_spline.init
+    yield transforms.AutoregressiveTransform, "_inverse", zuko_autoregressive.inverse
+    yield transforms.LULinearTransform, "_inverse", _solve_all
+    yield nn.MaskedLinear, "forward", zuko_masked_linear.forward
 
 
 @functools.wraps(_lu_inverse)

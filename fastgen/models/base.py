@@ -1,4 +1,4 @@
-"""What every model of the zoo is: a module with a frozen config, saved as ``config.json`` and ``model.safetensors``."""
+"""The base of every model: a module with a frozen config, saved as ``config.json`` and ``model.safetensors``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
@@ -31,7 +31,7 @@ class ModelConfig:
             if isinstance(getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
         if not self.event_shape or not all(isinstance(size, Integral) and size > 0 for size in self.event_shape):
-            raise ValueError(f"event_shape={self.event_shape} must be positive integers")
+            raise ValueError(f"event_shape must be positive integers, got {self.event_shape}")
         self.check_levels()
 
     def check_levels(self) -> None:
@@ -41,20 +41,20 @@ class ModelConfig:
         """Raises ValueError naming the first of the fields that is below ``lowest``."""
         for name in names:
             if getattr(self, name) < lowest:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {lowest}")
+                raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
 
     def one_of(self, name: str, allowed: Iterable[str]) -> None:
         """Raises ValueError naming what is allowed where the field is something else."""
         if getattr(self, name) not in allowed:
-            raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(repr, allowed))}")
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
 
     def check_dropout(self, name: str = "dropout") -> None:
         if not 0 <= getattr(self, name) < 1:
-            raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and less than 1")
+            raise ValueError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
 
     def check_image(self) -> None:
         if len(self.event_shape) != 3:
-            raise ValueError(f"event_shape={self.event_shape} must be (channels, height, width)")
+            raise ValueError(f"event_shape must be (channels, height, width), got {self.event_shape}")
 
     @classmethod
     def from_fields(cls, values: dict[str, Any]) -> Self:
@@ -66,12 +66,19 @@ class Model(nn.Module):
     """A module that knows its name, its config and how to be saved.
 
     A subclass has ``Config`` (a ``ModelConfig``), is registered under a name, and takes the config as its only
-    argument.
+    argument. A base class of models says of its family what training has to know.
+
+    Attributes:
+        family: the family's name, by which ``list_models`` finds its models.
+        real_numbers: whether ``levels=0`` is allowed, for data that are real numbers.
+        baseline: the trivial model that the likelihood is compared with, a histogram of levels, or a Gaussian.
     """
 
     Config: ClassVar[type[ModelConfig]]
     name: ClassVar[str]
     family: ClassVar[str]
+    real_numbers: ClassVar[bool]
+    baseline: ClassVar[Literal["histogram", "gaussian"]]
     presets: ClassVar[dict[str, dict[str, Any]]]
 
     def __init__(self, config: ModelConfig | None = None) -> None:
@@ -80,7 +87,7 @@ class Model(nn.Module):
 
     @property
     def conditions(self) -> dict[str, Condition]:
-        """What ``context`` holds, by name; empty for an unconditional model."""
+        """The parts of ``context``, by name; empty for an unconditional model."""
         return {}
 
     def example_context(self, n: int = 2, event_shape: tuple[int, ...] | None = None) -> Context:
@@ -95,7 +102,7 @@ class Model(nn.Module):
         return {name: condition.shape for name, condition in self.conditions.items()}  # type: ignore[misc]
 
     def score(self, x: Tensor, context: Context = None) -> Tensor:
-        """What held-out data are judged by, [N] in nats: their log-probability, or the model's lower bound of it."""
+        """Returns the log-probability [N] of held-out data in nats, or the model's lower bound of it."""
         raise NotImplementedError
 
     def loss(self, batch: Tensor | tuple[Tensor, Context]) -> Tensor:
@@ -104,11 +111,24 @@ class Model(nn.Module):
         return -self.score(x, context).mean()
 
     def estimates(self) -> tuple[str, ...]:
-        """What of ``score`` is a bound or an estimate in eval mode, in words; empty where all is exact."""
+        """Returns, in words, what is a bound or an estimate in ``score`` in eval mode; empty where all is exact."""
         return ()
 
+    def initialize(self, x: Tensor, context: Context = None) -> None:
+        """Sets the parameters that the first batch of training decides, before the first step; most models have none.
+
+        Args:
+            x, context: a batch, as ``score`` takes it.
+        """
+
+    def refresh(self) -> None:
+        """Computes anew what the model keeps of its weights in eval mode, after they were changed there.
+
+        ``eval()`` does so too.
+        """
+
     def progress(self) -> dict[str, float]:
-        """Numbers of the latest training step that are shown and logged beside the loss, by name."""
+        """Returns numbers of the latest training step that are shown and logged beside the loss, by name."""
         return {}
 
     def bits_per_dim(self, x: Tensor, context: Context = None) -> Tensor:
@@ -134,7 +154,7 @@ class Model(nn.Module):
         """
         name, config = read_config(directory)
         if name != cls.name:
-            raise ValueError(f"{directory} holds a model {name!r}, not {cls.name!r}")
+            raise ValueError(f"{directory} must hold a model {cls.name!r}, got {name!r}")
         path = Path(directory) / WEIGHTS_FILE
         try:
             parsed = cls.Config.from_fields(config)

@@ -1,4 +1,4 @@
-"""What a model may be conditioned on, and the one rule by which every model reads its ``context`` argument.
+"""Conditions of a model, and the one rule by which every model reads its ``context`` argument.
 
 A context is None (an unconditional model), a tensor (a model with one condition) or a dict of tensors with the
 condition's name as the key: "class" int64 [N], "vector" float [N, D], "map" float [N, C, H, W], "frames" float [N, C,
@@ -29,17 +29,17 @@ class Condition:
         )
         if not fits:
             raise ValueError(
-                f"context {name!r} has shape {tuple(value.shape)}; it must be [{', '.join(map(str, wanted))}]"
+                f"context {name!r} must have shape [{', '.join(map(str, wanted))}], got {tuple(value.shape)}"
             )
         if self.classes and value.dtype != torch.int64:
-            raise ValueError(f"context {name!r} has dtype {value.dtype}; it must be torch.int64")
+            raise ValueError(f"context {name!r} must be torch.int64, got {value.dtype}")
         if not self.classes and not value.is_floating_point():
-            raise ValueError(f"context {name!r} has dtype {value.dtype}; it must be floating point")
+            raise ValueError(f"context {name!r} must be floating point, got {value.dtype}")
 
     def check_values(self, name: str, value: Tensor) -> None:
         if self.classes and value.numel() and not (value.min() >= 0 and value.max() < self.classes):
             given = f"{int(value.min())} to {int(value.max())}"
-            raise ValueError(f"context {name!r} holds {given}; it must lie in 0 to {self.classes - 1}")
+            raise ValueError(f"context {name!r} must be from 0 to {self.classes - 1}, got {given}")
 
     def example(self, n: int, sizes: tuple[int, ...]) -> Tensor:
         return torch.zeros(n, *sizes, dtype=torch.int64 if self.classes else torch.float32)
@@ -59,15 +59,17 @@ def split_context(context: Context, conditions: dict[str, Condition], n: int | N
     elif len(conditions) == 1:
         given = {next(iter(conditions)): context}
     else:
-        takes = f"a dict with {', '.join(conditions)}" if conditions else "no context"
-        raise ValueError(f"context is a tensor, but the model takes {takes}")
+        takes = f"a dict with {', '.join(conditions)}" if conditions else "None"
+        raise ValueError(f"context must be {takes}, got a tensor")
     if set(given) != set(conditions):
-        raise ValueError(f"context has {sorted(given) or 'nothing'}; the model takes {sorted(conditions) or 'nothing'}")
+        raise ValueError(
+            f"context must have {sorted(conditions) or 'nothing'}, as the model takes, got {sorted(given) or 'nothing'}"
+        )
     for name, condition in conditions.items():
         condition.check(name, given[name])
         rows = len(given[name])
         if n is not None and rows != n:
-            raise ValueError(f"context {name!r} has {rows} rows; it must have one for each of the {n} samples")
+            raise ValueError(f"context {name!r} must have a row for each of the {n} samples, got {rows} rows")
     return given
 
 

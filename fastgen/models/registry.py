@@ -11,13 +11,13 @@ from fastgen.models.base import Model, read_config
 _MODELS: dict[str, type[Model]] = {}
 
 
-def register(name: str, family: str, presets: dict[str, dict[str, Any]]) -> Callable[[type[Model]], type[Model]]:
+def register(name: str, presets: dict[str, dict[str, Any]]) -> Callable[[type[Model]], type[Model]]:
     """Class decorator: the model is found under ``name``; a preset says what it changes in the config's defaults."""
 
     def add(model: type[Model]) -> type[Model]:
         if name in _MODELS:
-            raise ValueError(f"a model {name!r} is registered already: {_MODELS[name].__qualname__}")
-        model.name, model.family, model.presets = name, family, {"paper": {}} | presets
+            raise ValueError(f"name must be new, got {name!r}, which is {_MODELS[name].__qualname__}")
+        model.name, model.presets = name, {"paper": {}} | presets
         _MODELS[name] = model
         return model
 
@@ -28,14 +28,14 @@ def list_models(family: str | None = None) -> list[str]:
     """The names of all models, or of a family's; raises ValueError for an unknown family."""
     families = sorted({model.family for model in _MODELS.values()})
     if family is not None and family not in families:
-        raise ValueError(f"family={family!r} must be one of {', '.join(families)}")
+        raise ValueError(f"family must be one of {', '.join(families)}, got {family!r}")
     return sorted(name for name, model in _MODELS.items() if family in (None, model.family))
 
 
 def model_class(name: str) -> type[Model]:
     """The class of a model; raises ValueError for an unknown name."""
     if name not in _MODELS:
-        raise ValueError(f"name={name!r} must be one of {', '.join(list_models())}")
+        raise ValueError(f"name must be one of {', '.join(list_models())}, got {name!r}")
     return _MODELS[name]
 
 
@@ -52,7 +52,7 @@ def create_model(name: str, preset: str = "paper", **config: Any) -> Model:
     """
     model = model_class(name)
     if preset not in model.presets:
-        raise ValueError(f"preset={preset!r} must be one of {', '.join(model.presets)} for {name!r}")
+        raise ValueError(f"preset must be one of {', '.join(model.presets)} for {name!r}, got {preset!r}")
     return model(model.Config.from_fields(model.presets[preset] | config))
 
 

@@ -24,7 +24,7 @@ from fastgen.generate.files.tensor_file import digest
 
 Network = TypeVar("Network", bound=nn.Module)
 _KEY = "digests"
-"""Of the weights, a space, of the config: one key, as safetensors writes several in any order."""
+"""Key of the digests of weights and config, a space between: safetensors writes several keys in any order."""
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], description: dict[str, Any]) -> None:
@@ -89,7 +89,7 @@ def built_within(build: Callable[[], Network], weights: Mapping[str, Tensor], *,
 
 
 def is_dense(value: Tensor) -> bool:
-    """Whether a tensor is strided and takes as much memory as it has numbers: an expanded one says more than it has."""
+    """Returns whether a tensor is strided and takes as much memory as it has numbers, as an expanded one does not."""
     strided = value.layout == torch.strided and not value.is_quantized and not value.is_meta
     return strided and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 

@@ -38,6 +38,7 @@ from fastgen.nn.elementwise.monotone_transform import MonotoneTransform
 from fastgen.nn.elementwise.rq_spline import RationalQuadraticSpline
 from fastgen.nn.elementwise.sos_polynomial import SOSPolynomial
 from fastgen.nn.elementwise.spline_transform import SplineTransform
+from fastgen.nn.flow.flow_layer import FlowLayer
 from fastgen.nn.flow.flow_sequential import FlowSequential, Inverse
 from fastgen.nn.flow.invertible_checkpoint import invertible_checkpoint
 from fastgen.nn.flow.multi_scale import MultiScale
@@ -91,6 +92,7 @@ __all__ = [
     "FixedPointNotConverged",
     "Flatten",
     "FlowBatchNorm",
+    "FlowLayer",
     "FlowPlusPlusStep",
     "FlowSequential",
     "GatedAttention",

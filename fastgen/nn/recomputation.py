@@ -1,4 +1,4 @@
-"""Whether a forward is computed again for a backward pass."""
+"""Tells a forward that is computed again for a backward pass from a first one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def is_recomputation() -> bool:
-    """Whether this call runs within a backward pass, where activation checkpointing computes a forward again.
+    """Returns whether this call runs within a backward pass, where activation checkpointing computes a forward again.
 
     A layer whose state moves on in every forward leaves it as it is then, so that it moves once a step.
     """

@@ -1,4 +1,4 @@
-"""Whether two ways of sampling drew the same, up to the float32 error of re-association."""
+"""Comparison of two ways of sampling, up to the float32 error of re-association."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastgen.generate.noise import Noise
 
 @dataclass(frozen=True)
 class Comparison:
-    """How many samples are ``equal`` in every element, how many part at an ``edge``, how many are ``unexplained``.
+    """Numbers of samples that are ``equal`` in every element, that part at an ``edge``, and that are ``unexplained``.
 
     A sample parts at an edge if its first different element does so because of rounding: both levels are drawn, with
     the same uniforms, from parameters within the float32 error of the exact ones. What follows it differs rightly.

@@ -1,4 +1,4 @@
-"""What ``fastgen train`` is told, and its file in the run directory."""
+"""The options of ``fastgen train``, and their file in the run directory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class OptimizerConfig:
     warmup: int = 100
     """Steps over which the rate rises linearly from 0."""
     decay: Literal["cosine", "exponential", "constant"] = "cosine"
-    """How the rate falls after warm-up; constant keeps it."""
+    """Decay of the rate after warm-up; constant keeps it."""
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     """Decoupled weight decay (AdamW)."""
@@ -91,27 +91,29 @@ class TrainConfig:
             "checkpoint_interval",
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; 1 or more is allowed")
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if (self.samples or 0) < 0 or self.devices < 1 or (self.threads is not None and self.threads < 1):
             raise ValueError(
-                f"samples {self.samples}, devices {self.devices}, threads {self.threads}: "
-                "0 or more, 1 or more and 1 or more are allowed"
+                f"samples must be 0 or more, devices and threads 1 or more, got {self.samples}, {self.devices} and "
+                f"{self.threads}"
             )
         rate = self.optimizer
         if not rate.rate > 0 or not 0 < rate.final_rate <= rate.rate or rate.warmup < 0:
             raise ValueError(
-                f"rate {rate.rate}, final_rate {rate.final_rate}, warmup {rate.warmup}: "
-                "0 < final_rate <= rate and warmup of 0 or more are allowed"
+                f"final_rate must be above 0 and at most rate, and warmup 0 or more, got {rate.final_rate}, "
+                f"{rate.rate} and {rate.warmup}"
             )
         if not all(0 <= beta < 1 for beta in rate.betas) or self.seed < 0:
-            raise ValueError(f"betas {rate.betas}, seed {self.seed}: 0 <= beta < 1 and a seed of 0 or more are allowed")
+            raise ValueError(f"betas must be from 0 to below 1, and seed 0 or more, got {rate.betas} and {self.seed}")
         if not 0 <= rate.ema < 1 or rate.clip < 0 or rate.weight_decay < 0:
             raise ValueError(
-                f"ema {rate.ema}, clip {rate.clip}, weight_decay {rate.weight_decay}: "
-                "0 <= ema < 1 and no negative clip or weight_decay are allowed"
+                f"ema must be from 0 to below 1, clip and weight_decay 0 or more, got {rate.ema}, {rate.clip} and "
+                f"{rate.weight_decay}"
             )
         if self.resume and self.overwrite:
-            raise ValueError("resume and overwrite exclude each other: one continues the run, the other replaces it")
+            raise ValueError(
+                "overwrite must be False with resume (one continues the run, the other replaces it), got True"
+            )
 
     @property
     def model_overrides(self) -> dict[str, Any]:
@@ -153,7 +155,7 @@ class TrainConfig:
 def _override(item: str) -> tuple[str, Any]:
     name, equals, value = item.partition("=")
     if not equals or not name.isidentifier():
-        raise ValueError(f"set has {item!r}; name=value is allowed, as in filters=40")
+        raise ValueError(f"set must have items name=value, such as filters=40, got {item!r}")
     try:
         parsed = json.loads(value)
     except json.JSONDecodeError:

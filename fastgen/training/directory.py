@@ -50,12 +50,12 @@ class RunDirectory:
     def check_writable(self, overwrite: bool) -> None:
         """Raises FileExistsError or NotADirectoryError where a new run must not be written."""
         if self.path.exists() and not self.path.is_dir():
-            raise NotADirectoryError(f"output {self.path} is a file; name a directory")
+            raise NotADirectoryError(f"output must be a directory, got the file {self.path}")
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return
         if not overwrite:
             raise FileExistsError(
-                f"output {self.path} is not empty: --resume continues the run in it, --overwrite replaces it"
+                f"output must be empty (--resume continues the run in it, --overwrite replaces it), got {self.path}"
             )
         if not self.training.is_file():
             raise FileExistsError(
@@ -150,7 +150,7 @@ class RunDirectory:
 
 
 def _plain(value: Any, depth: int = 0) -> bool:
-    """Whether it is made of numbers, texts and tensors that take as much memory as they say."""
+    """Returns whether a value is made of numbers, texts and tensors that take as much memory as they say."""
     if isinstance(value, torch.Tensor):
         return is_dense(value)
     if isinstance(value, dict | list | tuple):

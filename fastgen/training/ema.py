@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import copy
+from functools import partial
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
-class MovingAverage:
-    """``average <- d average + (1 - d) weights`` after each step, with ``d = min(decay, (1 + step) / (10 + step))``.
+def moving_average(network: nn.Module, decay: float) -> AveragedModel:
+    """Returns a copy of the network that averages its weights: ``module`` holds them, frozen and in eval mode.
 
-    The smaller decay of the first steps forgets the initial weights. Buffers are copied, not averaged. ``model`` is a
-    frozen copy of the network, in eval mode, that holds the average.
+    ``update_parameters(network)`` after every step copies the weights the first time, and after n updates does::
+
+        average <- d average + (1 - d) weights,   d = min(decay, (1 + n) / (10 + n))
+
+    The smaller d of the first steps forgets weights that are far from trained. Buffers are copied.
     """
+    return AveragedModel(network, multi_avg_fn=partial(_update, decay)).eval().requires_grad_(False)
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.model = copy.deepcopy(network).eval().requires_grad_(False)
 
-    @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        averages, weights = list(self.model.parameters()), [p.detach() for p in network.parameters()]
-        torch._foreach_lerp_(averages, weights, 1 - decay)
-        for mine, theirs in zip(self.model.buffers(), network.buffers(), strict=True):
-            mine.copy_(theirs)
+def _update(decay: float, averages: list[Tensor], weights: list[Tensor], updates: Tensor) -> None:
+    n = int(updates)
+    get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, weights, updates)

@@ -29,7 +29,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or (self.examples is not None and self.examples < 1):
-            raise ValueError(f"batch_size {self.batch_size}, examples {self.examples}: 1 or more is allowed")
+            raise ValueError(f"batch_size and examples must be 1 or more, got {self.batch_size} and {self.examples}")
 
 
 def evaluate_run(config: EvaluateConfig) -> Evaluation:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fastgen.data import load
 from fastgen.models.flows import FlowModel
 from fastgen.plots.plane import Plane, save_plane
-from fastgen.training.run import Run
+from fastgen.training.run import TrainingRun
 from fastgen.training.sample_config import SampleConfig, Samples, labels
 from fastgen.training.sample_files import save
 
@@ -24,7 +24,7 @@ ONLY_AUTOREGRESSIVE = ("top_k", "top_p", "known_rows", "prompt_seconds", "prompt
 BATCH = 256
 
 
-def sample_flow(config: SampleConfig, run: Run, output: Path) -> Samples:
+def sample_flow(config: SampleConfig, run: TrainingRun, output: Path) -> Samples:
     """Draws from a flow and writes the samples, for vectors of two numbers a picture of the density too.
 
     Raises ValueError for a request that does not fit the model, before any work; ``NoSamples`` where the inverse
@@ -33,10 +33,11 @@ def sample_flow(config: SampleConfig, run: Run, output: Path) -> Samples:
     for field in fields(config):
         if field.name in ONLY_AUTOREGRESSIVE and (given := getattr(config, field.name)) != field.default:
             raise ValueError(
-                f"{field.name} is {given!r}; it is of autoregressive models, and {run.model.name} is a flow"
+                f"{field.name} must be {field.default!r} for the flow {run.model.name} (it is for autoregressive "
+                f"models), got {given!r}"
             )
     if not 0 < config.temperature < inf:
-        raise ValueError(f"temperature is {config.temperature}; it must be a finite number above 0")
+        raise ValueError(f"temperature must be a finite number above 0, got {config.temperature}")
     context = labels(config, run)
     with _threads(config.threads):
         started = time.perf_counter()
@@ -80,7 +81,7 @@ def _score(config: SampleConfig, model: FlowModel, values: Tensor, context: Tens
 
 
 @torch.no_grad()
-def _save_plane(path: Path, run: Run, samples: Tensor, context: Tensor | None) -> Path:
+def _save_plane(path: Path, run: TrainingRun, samples: Tensor, context: Tensor | None) -> Path:
     """The model's density beside its samples, and beside the data and their true density, where these can be read."""
     try:
         dataset = load(run.config.data)
@@ -99,7 +100,7 @@ def _save_plane(path: Path, run: Run, samples: Tensor, context: Tensor | None) -
 
 
 def _log_density(model: FlowModel, points: Tensor, context: Tensor | None) -> Tensor:
-    """Of points ``[M, 2]``; for a model with labels that of the mixture of the classes in ``context``."""
+    """Returns log-densities of points ``[M, 2]``; with labels, of the mixture of the classes in ``context``."""
     classes = [None] if context is None else context.unique().split(1)
     each = [
         torch.cat([model.log_prob(part, None if c is None else c.expand(len(part))) for part in points.split(4096)])

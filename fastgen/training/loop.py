@@ -20,12 +20,12 @@ from fastgen.models.flows import NoSamples
 from fastgen.plots.curves import save_curves
 from fastgen.training.config import TrainConfig
 from fastgen.training.directory import RunDirectory
-from fastgen.training.ema import MovingAverage
+from fastgen.training.ema import moving_average
 from fastgen.training.interrupt import Interrupt
 from fastgen.training.order import DataOrder, seed_evaluation, seed_step
 from fastgen.training.sample_config import SampleConfig
 from fastgen.training.sampling import sample
-from fastgen.training.schedule import learning_rate
+from fastgen.training.schedule import learning_rate_schedule
 from fastgen.training.scores import baseline, summarise_examples, unit
 
 
@@ -72,17 +72,20 @@ def train(config: TrainConfig) -> Outcome:
 
 def build(config: TrainConfig, dataset: Dataset) -> Model:
     """The model of ``config`` for the events of ``dataset``. Raises ValueError for what does not fit together."""
-    if not dataset.levels and (family := model_class(config.model).family) != "flow":
+    if not dataset.levels and not model_class(config.model).real_numbers:
+        allowed = ", ".join(name for name in list_models() if model_class(name).real_numbers)
         raise ValueError(
-            f"model {config.model!r} is {family} and needs levels, but the data {dataset.name!r} are real vectors; "
-            f"{', '.join(list_models('flow'))} are allowed"
+            f"model must be one of real numbers, as the data {dataset.name!r} are ({allowed}), got {config.model!r}"
         )
     given = {"event_shape": dataset.event_shape, "levels": dataset.levels}
     if fixed := sorted(config.model_overrides.keys() & {*given, "classes"}):
-        raise ValueError(f"set names {', '.join(fixed)}, which the data decide: choose with data and conditional")
+        raise ValueError(
+            f"set must leave {', '.join(fixed)} to the data (choose with data and conditional), got "
+            f"{', '.join(config.set)}"
+        )
     if config.conditional:
         if not dataset.classes:
-            raise ValueError(f"conditional is set, but the data {dataset.name!r} has no labels")
+            raise ValueError(f"conditional must be False for the data {dataset.name!r}, which have no labels, got True")
         given["classes"] = len(dataset.classes)
     return create_model(config.model, config.preset, **given | config.model_overrides)
 
@@ -93,7 +96,7 @@ def _launch(config: TrainConfig) -> Fabric:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
     if config.batch_size % (devices * nodes):
-        raise ValueError(f"batch_size is {config.batch_size}; a multiple of the {devices * nodes} processes is allowed")
+        raise ValueError(f"batch_size must be a multiple of the {devices * nodes} processes, got {config.batch_size}")
     try:
         fabric = Fabric(
             accelerator=config.accelerator,
@@ -104,7 +107,7 @@ def _launch(config: TrainConfig) -> Fabric:
         )
     except (RuntimeError, MisconfigurationException) as error:
         raise ValueError(
-            f"accelerator {config.accelerator!r} with {devices} devices is not to be had: {error}"
+            f"accelerator {config.accelerator!r} with {devices} devices is not available: {error}"
         ) from error
     fabric.launch()
     return fabric
@@ -132,19 +135,14 @@ class _Training:
         )
         self.module, self.optimizer = fabric.setup(network, optimizer)
         self.module.mark_forward_method("loss")
-        self.average = MovingAverage(network, config.optimizer.ema)
-        self.baseline, self.baseline_name = baseline(dataset, network.family)
+        self.average = moving_average(network, config.optimizer.ema)
+        self.baseline, self.baseline_name = baseline(dataset, network.baseline)
         self.step = 0
 
     def _initialize(self) -> None:
-        """Sets what the first batch decides: weight-normalised layers, and the layers of a flow that look at data."""
+        """Sets what the first batch decides."""
         values, labels = self.dataset.splits["train"].batch(self.order.batch(0))
-        context = labels if self.config.conditional else None
-        if self.network.family == "flow":
-            with torch.no_grad():
-                self.network.train().loss((values, context))
-        elif getattr(self.network.config, "weight_norm", False):
-            self.network.initialize(values, context)
+        self.network.initialize(values, labels if self.config.conditional else None)
 
     def run(self) -> Outcome:
         self._open()
@@ -167,7 +165,7 @@ class _Training:
             state = directory.load_checkpoint()
             try:
                 self.network.load_state_dict(state["network"])
-                self.average.model.load_state_dict(state["average"])
+                self.average.module.load_state_dict(state["average"])
                 _load_moments(self.optimizer, state["optimizer"])
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 raise ValueError(
@@ -175,8 +173,12 @@ class _Training:
                     f"fastgen builds it, got another's: {' '.join(str(error).split())}"
                 ) from error
             self.step = state["step"]
+            self.average.n_averaged.fill_(self.step)
             if self.step > config.steps:
-                raise ValueError(f"steps is {config.steps}, but the run in {config.output} has reached {self.step}")
+                raise ValueError(
+                    f"steps must be at least {self.step}, which the run in {config.output} has reached, got "
+                    f"{config.steps}"
+                )
         if self.fabric.is_global_zero:
             directory.path.mkdir(parents=True, exist_ok=True)
             directory.remove_partial()
@@ -204,9 +206,11 @@ class _Training:
         config = self.config
         losses: list[float] = []
         started = time.perf_counter()
+        schedule = learning_rate_schedule(self.optimizer, config.optimizer, self.step, config.steps)
         while self.step < config.steps:
-            rate = learning_rate(config.optimizer, self.step, config.steps)
+            (rate,) = schedule.get_last_lr()
             loss, stop = self._update(rate)
+            schedule.step()
             self.step += 1
             losses.append(loss)
             bar.update()
@@ -231,11 +235,9 @@ class _Training:
                 raise TrainingInterrupted(f"stopped at step {self.step} of {config.steps}; a checkpoint was written")
 
     def _update(self, rate: float) -> tuple[float, bool]:
-        """One step; the loss in the unit of the data, and whether to stop: both the same on all processes."""
+        """Takes a step; returns the loss in the unit of the data and whether to stop, the same on all processes."""
         config, fabric = self.config, self.fabric
         seed_step(config.seed, self.step, fabric.global_rank)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         indices = self.order.batch(self.step)[fabric.global_rank :: fabric.world_size]
         loss = self.module.loss(self._batch(self.dataset.splits["train"], indices))
         self.optimizer.zero_grad(set_to_none=True)
@@ -251,7 +253,7 @@ class _Training:
                 f"no weights were changed, and the last checkpoint in {config.output} is kept"
             )
         self.optimizer.step()
-        self.average.update(self.network, self.step)
+        self.average.update_parameters(self.network)
         return in_unit(-self.dataset.in_own_units(-mean), self.dataset.dimensions, self.unit), stop > 0
 
     def _batch(self, split: Split, indices: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -262,7 +264,8 @@ class _Training:
         count = len(split) if limit is None else min(limit, len(split))
         mine = torch.arange(self.fabric.global_rank, count, self.fabric.world_size)
         scores = torch.zeros(count, dtype=torch.float64, device=self.fabric.device)
-        model = self.average.model.eval()  # once more: a Lipschitz bound is found of the weights as they are now
+        model = self.average.module
+        model.refresh()
         seed_evaluation(self.config.seed, self.fabric.global_rank)
         with torch.no_grad():
             for part in mine.split(self.config.batch_size):
@@ -285,11 +288,11 @@ class _Training:
                 {
                     "step": self.step,
                     "network": self.network.state_dict(),
-                    "average": self.average.model.state_dict(),
+                    "average": self.average.module.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                 }
             )
-            self.directory.save_model(self.average.model)
+            self.directory.save_model(self.average.module)
         self.fabric.barrier()
 
     def _finish(self) -> Outcome:
@@ -314,18 +317,20 @@ def _load_moments(optimizer: torch.optim.Optimizer, state: dict) -> None:
     own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, settings in zip(optimizer.param_groups, own, strict=True):
-        group |= settings
+        parameters = group["params"]
+        group.clear()
+        group |= settings | {"params": parameters}
         for parameter, held in ((p, optimizer.state[p]) for p in group["params"] if p in optimizer.state):
             if parameter.shape == (1,):  # a scalar in older versions, LipSwish's
                 moments = {name: held[name] for name in ("exp_avg", "exp_avg_sq") if isinstance(held.get(name), Tensor)}
                 held |= {name: value.reshape(1) for name, value in moments.items() if not value.dim()}
             shapes = {name: value.shape for name, value in held.items() if isinstance(value, Tensor)}
             if shapes != {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
-                raise ValueError("the optimizer's state is of another shape than its parameter")
+                raise ValueError("the optimizer's state must have the shape of its parameter, got another")
 
 
 def _errors(scored: Evaluation) -> dict[str, float]:
-    """What is logged beside the mean."""
+    """Returns what is logged beside the mean, by name."""
     errors = {"standard_error": scored.standard_error}
     if scored.divergence is not None:
         errors |= {"kl": scored.divergence.nats, "kl_standard_error": scored.divergence.standard_error}

@@ -1,4 +1,4 @@
-"""What ``fastgen sample`` is told, and what it returns."""
+"""The options of ``fastgen sample``, and its result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from fastgen.training.comparison import Comparison
-from fastgen.training.run import Run
+from fastgen.training.run import TrainingRun
 
 DEFAULT_COUNTS = {"image": 64, "audio": 8, "vector": 4096}
 
@@ -54,19 +54,20 @@ class SampleConfig:
             or (self.threads is not None and self.threads < 1)
         ):
             raise ValueError(
-                f"count {self.count}, seed {self.seed}, threads {self.threads}: "
-                "1 or more, 0 or more and 1 or more are allowed"
+                f"count and threads must be 1 or more, seed 0 or more, got {self.count}, {self.threads} and {self.seed}"
             )
         if self.naive and self.weights != "float32":
-            raise ValueError(f"naive compares with the model's own float32 weights; weights is {self.weights!r}")
+            raise ValueError(
+                f"weights must be 'float32' with naive, which compares with the model's own, got {self.weights!r}"
+            )
         if self.known_rows < 0 or self.prompt_seconds < 0:
             raise ValueError(
-                f"known_rows {self.known_rows}, prompt_seconds {self.prompt_seconds}: 0 or more is allowed"
+                f"known_rows and prompt_seconds must be 0 or more, got {self.known_rows} and {self.prompt_seconds}"
             )
         if self.prompt is not None and not self.prompt.is_file():
-            raise FileNotFoundError(f"prompt {self.prompt} is not a file")
+            raise FileNotFoundError(f"prompt must be a file, got {self.prompt}")
         if self.output is not None and self.output.exists() and not self.output.is_dir():
-            raise NotADirectoryError(f"output {self.output} is a file; name a directory")
+            raise NotADirectoryError(f"output must be a directory, got the file {self.output}")
 
     def number(self, kind: str) -> int:
         """``count``, or the default for a kind of data."""
@@ -91,15 +92,18 @@ class Samples:
     bound: bool = False
 
 
-def labels(config: SampleConfig, run: Run) -> Tensor | None:
+def labels(config: SampleConfig, run: TrainingRun) -> Tensor | None:
     """The class of every sample, int64 ``[count]``; None for a model without labels."""
     classes, count = run.data.classes, config.number(run.data.kind)
     if not run.config.conditional:
         if config.label is not None:
-            raise ValueError(f"label is {config.label!r}, but the model in {config.run} was trained without labels")
+            raise ValueError(
+                f"label must be None for the model in {config.run}, which was trained without labels, got "
+                f"{config.label!r}"
+            )
         return None
     if config.label is None:
         return torch.arange(count) % len(classes)
     if config.label not in classes:
-        raise ValueError(f"label is {config.label!r}; {', '.join(classes)} are allowed")
+        raise ValueError(f"label must be one of {', '.join(classes)}, got {config.label!r}")
     return torch.full((count,), classes.index(config.label))

@@ -9,7 +9,7 @@ from fastgen.models.flows import FlowModel
 from fastgen.training.comparison import compare
 from fastgen.training.flow_sampling import sample_flow
 from fastgen.training.prompts import known_elements
-from fastgen.training.run import Run, load_run
+from fastgen.training.run import TrainingRun, load_run
 from fastgen.training.sample_config import SampleConfig, Samples, labels
 from fastgen.training.sample_files import save
 
@@ -26,7 +26,7 @@ def sample(config: SampleConfig) -> Samples:
     return _sample_autoregressive(config, run, output)
 
 
-def _sample_autoregressive(config: SampleConfig, run: Run, output: Path) -> Samples:
+def _sample_autoregressive(config: SampleConfig, run: TrainingRun, output: Path) -> Samples:
     altered = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
     run.model.head.check_sampling(**altered)
     known, mask = known_elements(config, run)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -25,13 +27,14 @@ def summarise_examples(dataset: Dataset, split: Split, indices: Tensor, log_prob
     return summarise(dataset.in_own_units(log_prob), dataset.dimensions, unit(dataset), log_true)
 
 
-def baseline(dataset: Dataset, family: str) -> tuple[Evaluation, str]:
-    """The test split under the trivial model of a family, and that model's name.
+def baseline(dataset: Dataset, kind: Literal["histogram", "gaussian"]) -> tuple[Evaluation, str]:
+    """Returns the likelihood of the test split under a trivial model, and that model's name.
 
-    For flows a Gaussian of full covariance. For the others histograms: of images one a pixel, of audio one for all.
+    Args:
+        kind: "gaussian", of full covariance, or "histogram": of images one a pixel, of audio one for all.
     """
     train, test = dataset.splits["train"], dataset.splits["test"]
-    if family == "flow":
+    if kind == "gaussian":
         gaussian = gaussian_baseline(train.values, test.values, dataset.levels)
         return summarise_examples(dataset, test, torch.arange(len(test)), gaussian.log_prob), gaussian.name
     per_position = dataset.kind == "image"

@@ -20,7 +20,7 @@ def test_partition_is_disjoint_complete_and_always_the_same(count):
 
 
 def test_partition_needs_three_examples():
-    with pytest.raises(ValueError, match="2 examples found; at least 3"):
+    with pytest.raises(ValueError, match=r"data must have at least 3 examples, .*got 2"):
         partition(2)
 
 
@@ -35,7 +35,7 @@ def test_quantise_is_monotone_and_takes_every_level_equally_often(levels):
 
 @pytest.mark.parametrize("levels", [1, 257])
 def test_quantise_refuses(levels):
-    with pytest.raises(ValueError, match=f"levels is {levels}; 2 to 256"):
+    with pytest.raises(ValueError, match=f"levels must be from 2 to 256, got {levels}"):
         quantise(np.zeros(1, np.uint8), levels)
 
 
@@ -73,10 +73,22 @@ def _splits(**changed: Split) -> dict[str, Split]:
     ("changed", "message"),
     [
         ({"test": Split(torch.zeros(0, 4, dtype=torch.uint8))}, "the split 'test' is empty"),
-        ({"test": Split(torch.zeros(2, 5, dtype=torch.uint8))}, r"shape \(5,\), not \(4,\)"),
-        ({"train": Split(torch.full((2, 4), 9, dtype=torch.uint8))}, "level 9 where 0 to 7"),
-        ({"train": Split(torch.zeros(2, 4, dtype=torch.uint8))}, "needs a label of 0 to 1"),
-        ({"train": Split(torch.zeros(2, 4, dtype=torch.uint8), torch.tensor([0, 2]))}, "needs a label of 0 to 1"),
+        (
+            {"test": Split(torch.zeros(2, 5, dtype=torch.uint8))},
+            r"examples must have shape \(4,\), got \(5,\)",
+        ),
+        (
+            {"train": Split(torch.full((2, 4), 9, dtype=torch.uint8))},
+            "levels must be from 0 to 7, got 9",
+        ),
+        (
+            {"train": Split(torch.zeros(2, 4, dtype=torch.uint8))},
+            "every example must have a label from 0 to 1",
+        ),
+        (
+            {"train": Split(torch.zeros(2, 4, dtype=torch.uint8), torch.tensor([0, 2]))},
+            "every example must have a label from 0 to 1",
+        ),
     ],
 )
 def test_dataset_refuses(changed, message):

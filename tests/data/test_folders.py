@@ -66,7 +66,7 @@ def test_pixels_of_16_bits_give_their_upper_eight(tmp_path):
     assert {image.numpy().tobytes() for image in _every(data)} == {(i // 256).astype(np.uint8).tobytes() for i in deep}
     assert load(DataConfig(str(tmp_path), colour="rgb")).event_shape == (3, 6, 6)
     Image.fromarray(np.zeros((6, 6), np.float32)).save(tmp_path / "4.tif")
-    with pytest.raises(ValueError, match=r"4.tif cannot be read as an image: it has 32-bit pixels; 8 or 16"):
+    with pytest.raises(ValueError, match=r"4.tif cannot be read as an image: pixels must have 8 or 16 bits, got 32"):
         load(DataConfig(str(tmp_path)))
 
 
@@ -118,9 +118,9 @@ def test_split_folders_are_kept_and_absent_ones_cut_from_train(tmp_path):
 
 
 def test_folders_refuse(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"neither digits, two_moons, .* nor an existing"):
+    with pytest.raises(FileNotFoundError, match=r"data source must be one of digits, two_moons, .*, got '.*"):
         load(DataConfig(str(tmp_path / "none")))
-    with pytest.raises(ValueError, match=r"holds no file that can be read: images \(.png, .* or audio \(.wav, "):
+    with pytest.raises(ValueError, match=r"must hold images \(.png, .* or audio files \(.wav, .*, got neither"):
         load(DataConfig(str(tmp_path)))
     _images(tmp_path, ["0.png", "1.png", "2.png"])
     _images(tmp_path, ["3.png"], (7, 6))
@@ -133,10 +133,10 @@ def test_folders_refuse(tmp_path):
     with pytest.raises(ValueError, match="has no class"):
         load(DataConfig(str(tmp_path)))
     _tone(tmp_path / "a.wav")
-    with pytest.raises(ValueError, match="name a folder with one kind"):
+    with pytest.raises(ValueError, match="must hold files of one kind, got images"):
         load(DataConfig(str(tmp_path)))
     (tmp_path / "x.txt").write_text("")
-    with pytest.raises(ValueError, match=r"is a \.txt file; a folder, an \.npz or a \.csv"):
+    with pytest.raises(ValueError, match=r"must be a folder, an \.npz or a \.csv file, got a \.txt file"):
         load(DataConfig(str(tmp_path / "x.txt")))
 
 

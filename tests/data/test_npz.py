@@ -69,7 +69,7 @@ def test_speech_is_resampled(tmp_path):
     clips = mulaw.decode(torch.cat([data.splits[name].values for name in SPLITS]).numpy())
     assert len(clips) == 4
     assert (np.abs(np.fft.rfft(clips)).argmax(1) == 44).all()  # 440 Hz of 800 samples at 8 kHz
-    with pytest.raises(ValueError, match="sample_rate is 0; a positive number"):
+    with pytest.raises(ValueError, match="sample_rate must be a positive number of Hz, got 0"):
         load(DataConfig(path, sample_rate=0))
 
 
@@ -118,29 +118,56 @@ def test_floats_of_another_byte_order_or_width_are_read(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": np.zeros((30, 8, 0), np.uint8)}, r"images are \(30, 8, 0\); at least one image of at least 1 x 1"),
+        (
+            {"images": np.zeros((30, 8, 0), np.uint8)},
+            r"images must be at least one of at least 1 x 1 pixels, got \(30, 8, 0\)",
+        ),
         (
             {"waveform": np.full(9, 2**40), "offsets": np.array([0, 3, 6, 9]), "sample_rate": 8000},
-            "integers from 1099511627776 to 1099511627776; samples of at most 32 bits",
+            r"waveform must have samples of at most .*, got integers from 1099511627776 to 1099511627776",
         ),
-        ({"pictures": _pixels(4, 2, 2)}, "has the arrays pictures; one of images, train_images, waveform"),
-        ({"images": _pixels(4, 2, 2).astype(np.float32)}, r"images are float32 \(4, 2, 2\); uint8"),
-        ({"images": _pixels(4, 2, 2, 2)}, r"images are uint8 \(4, 2, 2, 2\); uint8"),
-        ({"images": _pixels(4, 2, 2), "labels": np.zeros(3, int)}, r"labels are int64 \(3,\); 4 integers"),
-        ({"images": _pixels(4, 2, 2), "labels": np.zeros(4)}, r"labels are float64 \(4,\); 4 integers"),
-        ({"images": _pixels(4, 2, 2), "labels": np.full(4, 10**9)}, "labels reach 1000000000; classes are numbered"),
-        ({"images": _pixels(2, 2, 2)}, "2 examples found; at least 3"),
-        ({"images": np.array(3, np.uint8)}, "one of the arrays is a single number"),
-        ({"train_images": _pixels(9, 2, 2), "test_images": _pixels(3, 2, 4)}, r"of shapes \(2, 2\) and \(2, 4\)"),
+        ({"pictures": _pixels(4, 2, 2)}, r"x\.npz must have one of the arrays images, .*, got pictures"),
+        (
+            {"images": _pixels(4, 2, 2).astype(np.float32)},
+            r"images must be uint8 \[N, H, W\] or \[N, H, W, 1 or 3\], got float32 \(4, 2, 2\)",
+        ),
+        (
+            {"images": _pixels(4, 2, 2, 2)},
+            r"images must be uint8 \[N, H, W\] or \[N, H, W, 1 or 3\], got uint8 \(4, 2, 2, 2\)",
+        ),
+        (
+            {"images": _pixels(4, 2, 2), "labels": np.zeros(3, int)},
+            r"labels must be 4 integers from 0 on, got int64 \(3,\)",
+        ),
+        (
+            {"images": _pixels(4, 2, 2), "labels": np.zeros(4)},
+            r"labels must be 4 integers from 0 on, got float64 \(4,\)",
+        ),
+        (
+            {"images": _pixels(4, 2, 2), "labels": np.full(4, 10**9)},
+            r"labels must be from 0 to 65535 at most, got 1000000000",
+        ),
+        (
+            {"images": _pixels(2, 2, 2)},
+            r"data must have at least 3 examples, .*got 2",
+        ),
+        ({"images": np.array(3, np.uint8)}, r"arrays must have shape \[N, \.\.\.\], got a single number"),
+        (
+            {"train_images": _pixels(9, 2, 2), "test_images": _pixels(3, 2, 4)},
+            r"the splits must have examples of one shape, got \(2, 2\) and \(2, 4\)",
+        ),
         (
             {"waveform": np.zeros(9, np.uint8), "offsets": np.array([0, 9])},
-            r"waveform is uint8 \(9,\); signed integers",
+            r"waveform must be signed integers or floats \[samples\], got uint8 \(9,\)",
         ),
-        ({"waveform": np.zeros((9, 2)), "offsets": np.array([0, 9])}, r"waveform is float64 \(9, 2\)"),
+        (
+            {"waveform": np.zeros((9, 2)), "offsets": np.array([0, 9])},
+            r"waveform must be signed integers or floats \[samples\], got float64 \(9, 2\)",
+        ),
         ({"waveform": np.full(9, np.nan), "offsets": np.array([0, 9])}, "samples that are not finite"),
         (
             {"waveform": np.zeros(9), "offsets": np.array([0.0, 9.0])},
-            r"offsets are float64 \(2,\); integers \[N \+ 1\]",
+            r"offsets must be integers \[N \+ 1\], got float64 \(2,\)",
         ),
         ({"waveform": np.zeros(9), "offsets": np.array([0, 9]), "sample_rate": np.ones(2)}, "not say its sample rate"),
         ({"waveform": np.zeros(9, np.int16)}, "has waveform but not offsets"),

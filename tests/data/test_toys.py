@@ -65,5 +65,5 @@ def test_draws_have_a_finite_true_density():
 
 
 def test_too_few_examples_are_refused():
-    with pytest.raises(ValueError, match="examples is 1; 2 or more"):
+    with pytest.raises(ValueError, match="examples must be 2 or more, got 1"):
         load(DataConfig("rings", examples=1))

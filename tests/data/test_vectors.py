@@ -66,7 +66,7 @@ def test_data_are_read_again_as_they_were(tmp_path):
     for name in SPLITS:
         own = before.standardization.undo(before.splits[name].values)
         torch.testing.assert_close(moved.splits[name].values, before.standardization.apply(own * 1000 + 5e6))
-    with pytest.raises(ValueError, match="has 2 columns; the run standardises 3"):
+    with pytest.raises(ValueError, match="must have 3 columns, as the run standardises, got 2"):
         load(_npz(tmp_path, data=_table(d=2)), like=before.description)
     with pytest.raises(ValueError, match=r"its columns must be \('x0', .*got \('a', 'b', 'c'\)"):
         load(_npz(tmp_path, data=_table(), columns=np.array(["a", "b", "c"])), like=before.description)
@@ -121,14 +121,14 @@ def test_a_column_of_a_table_can_be_the_class(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n3,x\n", r"x.csv, line 3, column 2 \(b\): 'x' is no finite number"),
-        ("1,2\n3,nan\n", r"line 2, column 2 \(x1\): 'nan' is no finite number"),
-        ("1,2\n3,inf\n", "'inf' is no finite number"),
-        ("a,b\n1,2\n3\n", "line 3: 1 values; 2 are needed"),
+        ("a,b\n1,2\n3,x\n", r"x\.csv, line 3, column 2 \(b\): a cell must be a finite number, got 'x'"),
+        ("1,2\n3,nan\n", r"x\.csv, line 2, column 2 \(x1\): a cell must be a finite number, got 'nan'"),
+        ("1,2\n3,inf\n", r"x\.csv, line 2, column 2 \(x1\): a cell must be a finite number, got 'inf'"),
+        ("a,b\n1,2\n3\n", r"x\.csv, line 3: a line must have 2 values, as those before, got 1"),
         ("a,b\n", "holds no line of numbers"),
         ("", "holds no line of numbers"),
         ("labels\ncat\n", "has no column of numbers"),
-        ("1,2\n3,4\n", "2 examples found; at least 3"),
+        ("1,2\n3,4\n", r"data must have at least 3 examples, .*got 2"),
         ("a,b\n" + "1,2\n" * 9, "column 'a' is 1 in every training row"),
     ],
 )
@@ -140,12 +140,21 @@ def test_a_wrong_table_is_refused(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"data": np.zeros((5, 2), int)}, r"data are int64 \(5, 2\); float \[N, D\]"),
-        ({"data": np.zeros(5)}, r"data are float64 \(5,\)"),
-        ({"data": np.full((5, 2), math.nan)}, r"row 0, column 'x0' holds nan; .*10 are not"),
-        ({"data": _table(), "columns": np.array(["a"])}, "columns has 1 names for 3 columns"),
-        ({"train": _table(), "test": _table(d=2)}, r"examples of shapes \(2,\) and \(3,\)"),
-        ({"data": _table(), "labels": np.zeros(3, int)}, "40 integers from 0 on are needed"),
+        ({"data": np.zeros((5, 2), int)}, r"data must be float \[N, D\], got int64 \(5, 2\)"),
+        ({"data": np.zeros(5)}, r"data must be float \[N, D\], got float64 \(5,\)"),
+        (
+            {"data": np.full((5, 2), math.nan)},
+            r"data 'x': numbers must be finite, got nan in row 0, column 'x0' \(10 are not\)",
+        ),
+        ({"data": _table(), "columns": np.array(["a"])}, r"columns must have 3 names, one a column, got 1"),
+        (
+            {"train": _table(), "test": _table(d=2)},
+            r"the splits must have examples of one shape, got \(2,\) and \(3,\)",
+        ),
+        (
+            {"data": _table(), "labels": np.zeros(3, int)},
+            r"labels must be 40 integers from 0 on, got int64 \(3,\)",
+        ),
     ],
 )
 def test_a_wrong_archive_is_refused(tmp_path, arrays, message):

@@ -16,29 +16,6 @@ class Conditioner(nn.Module):
         return self.main(x) + self.side(context)
 
 
-def layers():
-    mask = torch.tensor([1, 0, 1, 0, 1])
-    for how in ("exp", "tanh", "sigmoid"):
-        yield AffineCoupling(nn.Linear(3, 4), parameterisation=how)
-        yield AffineCoupling(nn.Linear(2, 6), parameterisation=how, swap=True, interleaved=True)
-        yield AffineCoupling(nn.Linear(5, 10), parameterisation=how, mask=mask, scale=nn.Parameter(torch.rand(5)))
-    yield AdditiveCoupling(nn.Linear(3, 2))
-    yield AdditiveCoupling(nn.Linear(5, 5), mask=mask)
-
-
-@pytest.mark.parametrize("layer", list(layers()), ids=repr)
-def test_inverse_and_log_determinant(layer):
-    layer = layer.double()
-    x = torch.randn(4, 5, dtype=torch.float64)
-    y, log_det = layer(x)
-    back, back_log_det = layer.inverse(y)
-    torch.testing.assert_close(back, x)
-    torch.testing.assert_close(back_log_det, -log_det)
-    for n in range(len(x)):
-        jacobian = torch.autograd.functional.jacobian(lambda row: layer(row[None])[0][0], x[n])
-        torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], log_det[n])
-
-
 def test_images_with_a_checkerboard_keep_its_pixels():
     checkerboard = (torch.arange(4)[:, None] + torch.arange(6)) % 2
     layer = AffineCoupling(nn.Conv2d(3, 6, 3, padding=1), parameterisation="tanh", mask=checkerboard)
@@ -68,21 +45,21 @@ def test_a_mask_of_another_shape_is_named(shape, inverse):
         AffineCoupling(nn.Linear(4, 8), mask=torch.ones(shape)),
         AdditiveCoupling(nn.Linear(4, 4), mask=torch.ones(shape)),
     ):
-        with pytest.raises(ValueError, match=r"mask has shape .*; it must broadcast to \(4,\), the shape of a sample"):
+        with pytest.raises(ValueError, match=r"mask must broadcast to \(4,\), the shape of a sample"):
             (layer.inverse if inverse else layer)(torch.zeros(5, 4))
 
 
 @pytest.mark.parametrize("entry", [0.5, -1.0, 2.0, float("nan")])
 def test_a_mask_of_other_numbers_is_named(entry):
-    with pytest.raises(ValueError, match="mask holds other numbers than 0 and 1"):
+    with pytest.raises(ValueError, match="mask must be 1 where x is kept and 0 elsewhere, got other numbers"):
         AdditiveCoupling(nn.Linear(2, 2), mask=torch.tensor([1.0, entry]))
     AdditiveCoupling(nn.Linear(2, 2), mask=torch.tensor([1.0, entry], device="meta"))
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="swap=True"):
+    with pytest.raises(ValueError, match=r"swap must be False with a mask \(give 1 - mask instead\), got True"):
         AffineCoupling(nn.Identity(), mask=torch.ones(2), swap=True)
-    with pytest.raises(ValueError, match="x has shape"):
+    with pytest.raises(ValueError, match="x must have shape"):
         AdditiveCoupling(nn.Identity())(torch.zeros(3, 1))
-    with pytest.raises(ValueError, match="net returns"):
+    with pytest.raises(ValueError, match="net must return shape"):
         AdditiveCoupling(nn.Linear(2, 3))(torch.zeros(3, 4))

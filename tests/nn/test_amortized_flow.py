@@ -108,22 +108,22 @@ def test_an_amortization_is_a_linear_map_of_the_context(name):
 def test_arguments_that_cannot_be_used_are_refused(name):
     layer, x, parameters = amortized(name, 5)
     for function in (layer, layer.inverse):
-        with pytest.raises(ValueError, match="parameters has shape"):
+        with pytest.raises(ValueError, match="parameters must have shape"):
             function(x, parameters[:, 1:])
-        with pytest.raises(ValueError, match="parameters has shape"):
+        with pytest.raises(ValueError, match="parameters must have shape"):
             function(x, parameters[:1])
-        with pytest.raises(ValueError, match=r"parameters is None; of a layer with amortized=True it must be given"):
+        with pytest.raises(ValueError, match="parameters must be given for a layer with amortized=True, got None"):
             function(x)
-        with pytest.raises(ValueError, match="has shape"):
+        with pytest.raises(ValueError, match="must have shape"):
             function(x[:, 1:], parameters)
     own = LAYERS[name]().double()
-    with pytest.raises(ValueError, match=r"parameters is given; of a layer with amortized=False it must be None"):
+    with pytest.raises(ValueError, match=r"parameters must be None for a layer with amortized=False, got a tensor"):
         own(x, parameters)
-    with pytest.raises(ValueError, match="it must be amortized"):
+    with pytest.raises(ValueError, match="layer must be amortized"):
         LinearAmortization(own, 2)
 
 
 def test_no_features_are_refused():
     for layer in (DiagonalAffine, Planar, Radial, Sylvester):
-        with pytest.raises(ValueError, match="features=0 must be at least 1"):
+        with pytest.raises(ValueError, match="features must be at least 1, got 0"):
             layer(0)

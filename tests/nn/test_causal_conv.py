@@ -69,7 +69,10 @@ def test_the_first_half_of_the_gate_is_the_tanh():
     [
         (lambda: CausalConv1d(1, 1, 0), "kernel_size must be an integer of at least 1, got 0"),
         (lambda: CausalConv1d(1, 1, 2, dilation=0), "dilation must be an integer of at least 1, got 0"),
-        (lambda: GatedResidualBlock1d(1, 3, 1), "gate_channels=3"),
+        (
+            lambda: GatedResidualBlock1d(1, 3, 1),
+            r"gate_channels must be even \(half for tanh, half for the sigmoid\), got 3",
+        ),
     ],
 )
 def test_errors_name_the_argument(make, word):

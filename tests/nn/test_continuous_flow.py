@@ -211,18 +211,6 @@ def test_the_regularizers_are_what_they_say(x):
     assert layer.penalties == {}
 
 
-def test_the_same_seed_gives_the_same_and_none_draws_one(field, x):
-    layer = ContinuousFlow(field)
-    first, again, other = (layer(x, seed=seed)[1] for seed in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert (first != other).any()
-    torch.manual_seed(5)
-    drawn = [layer(x)[1] for _ in range(2)]
-    torch.manual_seed(5)
-    assert torch.equal(layer(x)[1], drawn[0])
-    assert (drawn[0] != drawn[1]).any()
-
-
 def test_the_evaluation_has_a_trace_of_its_own(field, x):
     layer = ContinuousFlow(field, evaluation_trace="exact").eval()
     assert torch.equal(layer(x, seed=1)[1], layer(x, seed=2)[1])
@@ -309,20 +297,23 @@ def test_an_adaptive_solver_runs_beside_what_is_compiled(field, x):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"solver": "rk45"}, "solver is 'rk45'; it must be one of 'euler'"),
-        ({"rtol": 0}, "rtol is 0; it must be greater than 0"),
-        ({"atol": math.nan}, "atol is nan; it must be greater than 0"),
-        ({"solver": "rk4"}, "step_size is None; for 'rk4' it must be greater than 0"),
-        ({"solver": "rk4", "step_size": -0.1}, "step_size is -0.1; for 'rk4' it must be"),
-        ({"step_size": 0.1}, "step_size is 0.1, but 'dopri5' chooses its steps"),
+        ({"solver": "rk45"}, "solver must be one of 'euler'.*, got 'rk45'"),
+        ({"rtol": 0}, "rtol must be greater than 0.*, got 0"),
+        ({"atol": math.nan}, "atol must be greater than 0.*, got nan"),
+        ({"solver": "rk4"}, "step_size must be greater than 0, and finite, for solver 'rk4', got None"),
+        (
+            {"solver": "rk4", "step_size": -0.1},
+            r"step_size must be greater than 0, and finite, for solver 'rk4', got -0\.1",
+        ),
+        ({"step_size": 0.1}, r"step_size must be None for solver 'dopri5', .*, got 0\.1"),
         ({"max_evaluations": 0}, "max_evaluations must be an integer of at least 1, got 0"),
-        ({"gradient": "exact"}, "gradient is 'exact'; it must be one of 'steps', 'adjoint', 'autograd'"),
-        ({"end_time": 0.0}, "end_time is 0.0"),
-        ({"trace": "trace"}, "trace is 'trace'; it must be one of"),
-        ({"evaluation_trace": "all"}, "evaluation_trace is 'all'"),
+        ({"gradient": "exact"}, "gradient must be one of 'steps', 'adjoint', 'autograd', got 'exact'"),
+        ({"end_time": 0.0}, r"end_time must be greater than 0, and finite, got 0\.0"),
+        ({"trace": "trace"}, "trace must be one of.*, got 'trace'"),
+        ({"evaluation_trace": "all"}, r"evaluation_trace must be one of 'rademacher', .*, got 'all'"),
         ({"probes": 0}, "probes must be an integer of at least 1, got 0"),
         ({"trace": "hutch++", "probes": 2}, "probes must be an integer of at least 3, got 2"),
-        ({"regularizers": ("l2",)}, "regularizers has 'l2'; it may have 'kinetic', 'jacobian'"),
+        ({"regularizers": ("l2",)}, "regularizers must be of 'kinetic', 'jacobian', got 'l2'"),
     ],
 )
 def test_wrong_arguments_are_named(given, words, field):
@@ -331,9 +322,9 @@ def test_wrong_arguments_are_named(given, words, field):
 
 
 def test_wrong_fields_and_inputs_are_named(field, x):
-    with pytest.raises(ValueError, match=r"field is a function; with gradient='steps' it must be an nn.Module"):
+    with pytest.raises(ValueError, match=r"field must be an nn\.Module with gradient='steps', got a function"):
         ContinuousFlow(lambda x, t: x)
     with pytest.raises(ValueError, match=r"f must keep the shape of x, \(4, 3\), got \(4, 2\)"):
         ContinuousFlow(lambda x, t: x[:, :2], gradient="autograd")(x)
-    with pytest.raises(ValueError, match=r"x is torch.int64 of shape \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"x must be floating point .*, got torch.int64 of shape \(4, 3\)"):
         ContinuousFlow(field)(x.long())

@@ -79,18 +79,27 @@ def test_it_gives_a_conv_field_at_a_time():
 @pytest.mark.parametrize(
     ("use", "words"),
     [
-        (lambda: ConvNetField((3, 3)), "sizes is"),
-        (lambda: ConvNetField((3, 5, 3), 2), "kernel is 2"),
-        (lambda: ConvNetField((3, 5, 3), time="fourier"), "time is 'fourier'"),
-        (lambda: ConvNetField((3, 5, 3), time="concat")(torch.zeros(2, 3, 4, 4)), "t is missing"),
+        (lambda: ConvNetField((3, 3)), "sizes must be those of x, hidden layers and x again, each at least 1"),
+        (lambda: ConvNetField((3, 5, 3), 2), "kernel must be odd and at least 1, got 2"),
+        (
+            lambda: ConvNetField((3, 5, 3), time="fourier"),
+            "time must be one of 'none', 'concat', 'concat-squash', got 'fourier'",
+        ),
+        (
+            lambda: ConvNetField((3, 5, 3), time="concat")(torch.zeros(2, 3, 4, 4)),
+            "t must be given to a field with time='concat', got None",
+        ),
         (
             lambda: ConvNetField((3, 5, 3))(torch.zeros(2, 2, 4, 4)),
             r"x must have shape \[N, 3, H, W\], got \(2, 2, 4, 4\)",
         ),
-        (lambda: ConvNetField((3, 5, 3), context_features=2)(torch.zeros(2, 3, 4, 4)), "context is missing"),
+        (
+            lambda: ConvNetField((3, 5, 3), context_features=2)(torch.zeros(2, 3, 4, 4)),
+            "context must be given to a field with context_features=2, got None",
+        ),
         (
             lambda: ConvNetField((3, 5, 3), context_features=2)(torch.zeros(2, 3, 4, 4), None, torch.zeros(4, 2)),
-            "x has 2 samples",
+            r"context must have a row for each of the 2 samples of x, got shape \(4, 2\)",
         ),
     ],
 )

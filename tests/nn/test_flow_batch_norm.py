@@ -17,23 +17,6 @@ def make(channels: int = 3, affine: bool = False) -> FlowBatchNorm:
 
 
 @pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("shape", [(5, 3), (5, 3, 4), (2, 3, 4, 5), (0, 3, 4)])
-def test_inverse_and_log_determinant(shape, affine):
-    layer = make(affine=affine)
-    layer(7 + 2 * torch.randn(6, 3, dtype=torch.float64))
-    layer.eval()
-    x = torch.randn(shape, dtype=torch.float64)
-    y, log_det = layer(x)
-    back, back_log_det = layer.inverse(y)
-    torch.testing.assert_close(back, x)
-    assert torch.equal(back_log_det, -log_det)
-    assert log_det.shape == (shape[0],)
-    for n in range(shape[0]):
-        jacobian = torch.autograd.functional.jacobian(lambda row: layer(row[None])[0][0].flatten(), x[n]).flatten(1)
-        torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], log_det[n])
-
-
-@pytest.mark.parametrize("affine", [False, True])
 def test_after_the_first_batch_both_modes_agree_on_it(affine):
     layer, x = make(affine=affine), 7 + 2 * torch.randn(6, 3, 4, dtype=torch.float64)
     y, log_det = layer(x)
@@ -126,20 +109,20 @@ def test_a_constant_channel_and_evaluation_before_training_stay_finite(dtype):
 def test_averages_that_are_not_finite_are_named(method):
     layer = FlowBatchNorm(2).half()
     layer((1000 * torch.randn(50, 2)).half())  # whose variance is beyond half precision
-    with pytest.raises(ValueError, match="variance has 2 values that are not finite"):
+    with pytest.raises(ValueError, match="variance must be finite, got 2 values that are not"):
         getattr(layer.eval(), method)(torch.randn(3, 2).half())
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="channels=0 must be at least 1"):
+    with pytest.raises(ValueError, match="channels must be at least 1, got 0"):
         FlowBatchNorm(0)
-    with pytest.raises(ValueError, match="momentum=0 must be greater than 0 and at most 1"):
+    with pytest.raises(ValueError, match="momentum must be greater than 0 and at most 1, got 0"):
         FlowBatchNorm(3, momentum=0)
     layer = FlowBatchNorm(3)
     for call in (layer, layer.inverse):
-        with pytest.raises(ValueError, match=r"x has shape \(4, 2\); it must be \[N, 3, ...\]"):
+        with pytest.raises(ValueError, match=r"x must have shape \[N, 3, ...\], got \(4, 2\)"):
             call(torch.randn(4, 2))
     for shape in ((1, 3), (0, 3), (1, 3, 1)):
-        with pytest.raises(ValueError, match="training needs 2 values of a channel or more"):
+        with pytest.raises(ValueError, match=r"x must have 2 values of a channel or more in training mode, got shape"):
             layer(torch.randn(shape))
     assert layer.batches == 0

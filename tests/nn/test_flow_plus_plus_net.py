@@ -50,7 +50,7 @@ def test_outputs_begin_with_a_deviation_of_about_a_tenth():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="channels=6 must be a multiple of heads=4"):
+    with pytest.raises(ValueError, match="channels must be a multiple of heads=4, got 6"):
         GatedAttention(6)
-    with pytest.raises(ValueError, match=r"it must be \[N, 1, 2, 4\]"):
+    with pytest.raises(ValueError, match=r"x must have shape \[N, 1, 2, 4\], got \(3, 1, 4, 2\)"):
         GatedAttentionNet((1, 2, 4), 1, filters=8)(torch.zeros(3, 1, 4, 2))

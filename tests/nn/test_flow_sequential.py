@@ -73,5 +73,5 @@ def test_seeds_fold_into_64_bits_and_come_from_the_generator():
 
 
 def test_a_layer_without_inverse_is_refused():
-    with pytest.raises(TypeError, match="layers has a Linear; a flow layer must have a method inverse"):
+    with pytest.raises(TypeError, match="a flow layer must have a method inverse, got a Linear"):
         FlowSequential(nn.Linear(2, 2))

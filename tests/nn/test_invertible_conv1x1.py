@@ -29,20 +29,6 @@ class Method(torch.nn.Module):
         return getattr(self.layer, self.method)(x)
 
 
-@pytest.mark.parametrize(("lu", "act_norm"), FORMS)
-@pytest.mark.parametrize("shape", [(4, 5), (3, 5, 2), (2, 5, 3, 2), (0, 5, 2)])
-def test_inverse_and_log_determinant(shape, lu, act_norm):
-    layer = layer_of(5, lu, act_norm)
-    x = torch.randn(shape, dtype=torch.float64)
-    y, log_det = layer(x)
-    back, back_log_det = layer.inverse(y)
-    torch.testing.assert_close(back, x, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(back_log_det, -log_det)
-    for n in range(shape[0]):
-        jacobian = torch.autograd.functional.jacobian(lambda row: layer(row[None])[0][0].flatten(), x[n]).flatten(1)
-        torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], log_det[n])
-
-
 @pytest.mark.parametrize("lu", [True, False])
 def test_it_begins_as_a_rotation(lu):
     torch.manual_seed(0)
@@ -123,27 +109,27 @@ def test_singular_and_non_finite_parameters_are_named(method):
     for name in ("lower", "upper", "log_s"):
         wrong = copy.deepcopy(layer)
         getattr(wrong, name).data.flatten()[1] = float("inf")
-        with pytest.raises(ValueError, match=f"{name} has 1 values that are not finite"):
+        with pytest.raises(ValueError, match=f"{name} must be finite, got 1 values that are not"):
             getattr(wrong, method)(x)
     wrong = copy.deepcopy(layer)
     wrong.log_s.data[0] = -120
-    with pytest.raises(ValueError, match="log_s reaches from -120"):
+    with pytest.raises(ValueError, match=r"log_s must have an exp .*, got numbers from -120"):
         getattr(wrong, method)(x)
     layer.act_norm.bias.data[0] = float("nan")
-    with pytest.raises(ValueError, match="bias has 1"):
+    with pytest.raises(ValueError, match="bias must be finite, got 1"):
         getattr(layer, method)(x)
     plain = InvertibleConv1x1(3, lu=False)
     plain.weight.data[1] = 0
-    with pytest.raises(ValueError, match="weight is singular"):
+    with pytest.raises(ValueError, match="weight must have an inverse"):
         getattr(plain, method)(x)
     plain.weight.data[1] = float("nan")
-    with pytest.raises(ValueError, match="weight has 3 values"):
+    with pytest.raises(ValueError, match="weight must be finite, got 3 values"):
         getattr(plain, method)(x)
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="channels=0"):
+    with pytest.raises(ValueError, match="channels must be at least 1, got 0"):
         InvertibleConv1x1(0)
     for method in ("forward", "inverse"):
-        with pytest.raises(ValueError, match=r"x has shape \(2, 4\); it must be \[N, 3, ...\]"):
+        with pytest.raises(ValueError, match=r"x must have shape \[N, 3, ...\], got \(2, 4\)"):
             getattr(InvertibleConv1x1(3), method)(torch.zeros(2, 4))

@@ -18,25 +18,6 @@ def test_it_begins_as_the_identity(layer_type, tails):
 
 
 @LAYERS
-@pytest.mark.parametrize("given", [False, True])
-@pytest.mark.parametrize("tails", ["linear", "bounded", "circular"])
-def test_the_law_of_a_flow_layer(layer_type, tails, given):
-    layer = layer_type((2, 2), bins=4, tails=tails).double()
-    torch.nn.init.normal_(layer.raw)
-    x = torch.rand(3, 2, 2, dtype=torch.float64) * 5 - 2.5
-    parameters = torch.randn(3, *layer.raw.shape, dtype=torch.float64) if given else None
-    y, log_det = layer(x, parameters)
-    back, log_det_back = layer.inverse(y, parameters)
-    torch.testing.assert_close(back, x, rtol=0, atol=1e-9)
-    torch.testing.assert_close(log_det_back, -log_det, rtol=0, atol=1e-7)
-    for n in range(3):
-        own = None if parameters is None else parameters[n : n + 1]
-        jacobian = torch.autograd.functional.jacobian(lambda v, own=own: layer(v[None], own)[0][0], x[n]).reshape(4, 4)
-        torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, log_det[n])
-    assert log_det.shape == (3,)
-
-
-@LAYERS
 def test_an_empty_batch_and_its_gradients(layer_type):
     layer = layer_type((3,))
     y, log_det = layer(torch.zeros(0, 3))
@@ -66,11 +47,14 @@ def test_training_moves_the_spline_to_a_density(layer_type):
     ("use", "message"),
     [
         (lambda layer_type: layer_type((2,), bins=0), "bins must be an integer of at least 1, got 0"),
-        (lambda layer_type: layer_type((2,), tails="none"), "tails is 'none'"),
-        (lambda layer_type: layer_type((2,))(torch.zeros(3, 4)), r"x has shape \(3, 4\)"),
+        (
+            lambda layer_type: layer_type((2,), tails="none"),
+            "tails must be one of 'bounded', 'linear', 'circular', got 'none'",
+        ),
+        (lambda layer_type: layer_type((2,))(torch.zeros(3, 4)), r"x must have shape .*got \(3, 4\)"),
         (
             lambda layer_type: layer_type((2,))(torch.zeros(3, 2), torch.zeros(3, 2, 5)),
-            r"parameters has shape \(3, 2, 5\)",
+            r"parameters must have shape .*got \(3, 2, 5\)",
         ),
     ],
 )
@@ -81,5 +65,5 @@ def test_wrong_arguments_are_named(layer_type, use, message):
 
 @pytest.mark.parametrize("min_derivative", [0.0, 1.0])
 def test_a_least_derivative_leaves_room_for_the_identity(min_derivative):
-    with pytest.raises(ValueError, match=f"min_derivative is {min_derivative}"):
+    with pytest.raises(ValueError, match=f"min_derivative must be .*, got {min_derivative}"):
         RationalQuadraticSpline((2,), min_derivative=min_derivative)

@@ -98,14 +98,14 @@ def test_the_convolutions_pad_with_zeros():
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(ValueError, match="activation is 'relu6'; it must be one of 'lip_swish'"):
+    with pytest.raises(ValueError, match=r"activation must be one of 'lip_swish'.*, got 'relu6'"):
         LipschitzMLP(2, activation="relu6")
     for wrong in ({"features": 0}, {"features": 2, "hidden": ()}, {"features": 2, "hidden": (4, 0)}):
-        with pytest.raises(ValueError, match="features="):
+        with pytest.raises(ValueError, match=r"features and each of hidden, one or more, must be at least 1"):
             LipschitzMLP(**wrong)
-    with pytest.raises(ValueError, match=r"kernels=\(3,\)"):
+    with pytest.raises(ValueError, match=r"kernels at least 2 sizes, got 2, 8 and \(3,\)"):
         LipschitzConvNet(2, (4, 4), 8, kernels=(3,))
-    with pytest.raises(ValueError, match="coefficient=1 must be"):
+    with pytest.raises(ValueError, match=r"coefficient must be .*, got 1"):
         LipschitzMLP(2, coefficient=1)
-    with pytest.raises(ValueError, match="coefficient=1 must be"):
+    with pytest.raises(ValueError, match=r"coefficient must be .*, got 1"):
         LipschitzConvNet(2, (4, 4), 8, coefficient=1)

@@ -7,28 +7,6 @@ from torch import nn
 from fastgen.nn import LogisticMixtureCoupling
 
 
-def layers():
-    yield LogisticMixtureCoupling(nn.Linear(3, 2 * (2 + 9)), components=3)
-    yield LogisticMixtureCoupling(nn.Linear(2, 3 * (2 + 3)), components=1, swap=True)
-    mask = torch.tensor([1, 0, 1, 0, 1])
-    yield LogisticMixtureCoupling(
-        nn.Linear(5, 5 * (2 + 12)), components=4, mask=mask, scale=nn.Parameter(torch.rand(5))
-    )
-
-
-@pytest.mark.parametrize("layer", list(layers()), ids=repr)
-def test_inverse_and_log_determinant(layer):
-    layer = layer.double()
-    x = torch.randn(4, 5, dtype=torch.float64)
-    y, log_det = layer(x)
-    back, back_log_det = layer.inverse(y)
-    torch.testing.assert_close(back, x)
-    torch.testing.assert_close(back_log_det, -log_det)
-    for n in range(len(x)):
-        jacobian = torch.autograd.functional.jacobian(lambda row: layer(row[None])[0][0], x[n])
-        torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], log_det[n])
-
-
 def test_images_with_a_checkerboard_keep_its_pixels():
     checkerboard = (torch.arange(4)[:, None] + torch.arange(6)) % 2
     net = nn.Conv2d(3, 3 * (2 + 6), 3, padding=1)
@@ -64,5 +42,5 @@ def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="components must be an integer of at least 1, got 0"):
         LogisticMixtureCoupling(nn.Linear(2, 2), components=0)
     layer = LogisticMixtureCoupling(nn.Linear(2, 5), components=2)
-    with pytest.raises(ValueError, match=r"net returns \(3, 5\); it must return \(3, 16\)"):
+    with pytest.raises(ValueError, match=r"net must return shape \(3, 16\), got \(3, 5\)"):
         layer(torch.randn(3, 4))

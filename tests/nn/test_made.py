@@ -77,12 +77,12 @@ def test_degrees_are_saved():
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"features": 0}, "features is 0"),
-        ({"hidden": ()}, r"hidden is \(\)"),
-        ({"activation": "gelu"}, "activation is 'gelu'"),
-        ({"order": "random"}, "order is 'random'"),
-        ({"order": [0, 0, 1]}, r"order is \[0, 0, 1\]"),
-        ({"hidden_degrees": "cyclic"}, "hidden_degrees is 'cyclic'"),
+        ({"features": 0}, "features must be at least 1, got 0"),
+        ({"hidden": ()}, r"hidden must have the width of one layer at least, each 1 or more, got \(\)"),
+        ({"activation": "gelu"}, "activation must be one of 'relu', 'tanh', 'sigmoid', 'elu', got 'gelu'"),
+        ({"order": "random"}, "order must be 'natural', 'reversed' or a permutation, got 'random'"),
+        ({"order": [0, 0, 1]}, r"order must have every number below 3 once, got \[0, 0, 1\]"),
+        ({"hidden_degrees": "cyclic"}, "hidden_degrees must be 'sequential' or 'random', got 'cyclic'"),
     ],
 )
 def test_wrong_arguments_are_named(changed, words):
@@ -92,14 +92,16 @@ def test_wrong_arguments_are_named(changed, words):
 
 @pytest.mark.parametrize("network", [MaskedMLP, ResMADE])
 def test_a_feature_has_one_output_at_least(network):
-    with pytest.raises(ValueError, match="outputs is 0"):
+    with pytest.raises(ValueError, match="outputs must be at least 1, got 0"):
         network(3, 0)
 
 
 def test_wrong_inputs_are_named():
-    with pytest.raises(ValueError, match="x has shape"):
+    with pytest.raises(ValueError, match="x must have shape"):
         MADE(3, (4,))(torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="context is a tensor of shape"):
+    with pytest.raises(
+        ValueError, match=r"context must be None for context_features=None, got a tensor of shape \(2, 1\)"
+    ):
         MADE(3, (4,))(torch.zeros(2, 3), torch.zeros(2, 1))
-    with pytest.raises(ValueError, match="context is None"):
+    with pytest.raises(ValueError, match=r"context must be \[\.\.\., 2\] .*, got None"):
         MADE(3, (4,), context_features=2)(torch.zeros(2, 3))

@@ -9,23 +9,6 @@ BOTH = pytest.mark.parametrize("layer_class", [MaskedAffineAutoregressive, Inver
 
 
 @BOTH
-@pytest.mark.parametrize("parameterisation", ["exp", "sigmoid", "softplus", "bounded"])
-@pytest.mark.parametrize("order", ["natural", "reversed", [2, 0, 3, 1]], ids=str)
-def test_inverse_and_log_determinant(order, parameterisation, layer_class):
-    torch.manual_seed(0)
-    layer = layer_class(
-        4, (13, 11), activation="tanh", order=order, parameterisation=parameterisation, context_features=3
-    ).double()
-    x, context = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
-    u, log_det = layer(x, context)
-    back, back_log_det = layer.inverse(u, context)
-    torch.testing.assert_close(back, x)
-    torch.testing.assert_close(back_log_det, -log_det)
-    jacobians = torch.autograd.functional.jacobian(lambda x: layer(x, context)[0].sum(0), x).transpose(0, 1)
-    torch.testing.assert_close(torch.linalg.slogdet(jacobians)[1], log_det)
-
-
-@BOTH
 @pytest.mark.parametrize("samples", [0, 1, 5])
 def test_one_feature_and_no_samples(samples, layer_class):
     layer = layer_class(1, (4,), hidden_degrees="random")
@@ -69,5 +52,7 @@ def test_log_determinants_are_float32_at_least(layer_class):
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="parameterisation is 'tanh'"):
+    with pytest.raises(
+        ValueError, match="parameterisation must be one of 'exp', 'sigmoid', 'softplus', 'bounded', got 'tanh'"
+    ):
         MaskedAffineAutoregressive(3, parameterisation="tanh")

@@ -67,8 +67,8 @@ def test_the_mask_is_no_part_of_the_checkpoint():
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ({"mask": "C"}, "mask='C'"),
-        ({"kernel_size": 4}, "kernel_size=4"),
+        ({"mask": "C"}, "mask must be 'A' or 'B', got 'C'"),
+        ({"kernel_size": 4}, "kernel_size must be odd, got 4"),
         ({"kernel_size": (3, 2)}, "kernel_size"),
         ({"colours": 4}, "colours=4"),
         ({"parts": 5}, "parts=5"),
@@ -106,8 +106,8 @@ def test_a_step_of_mask_a_does_not_see_its_own_position():
 
 def test_step_refuses_what_it_cannot_do():
     layer = MaskedConv2d(2, 4, 3, "B", stride=2)
-    with pytest.raises(ValueError, match="stride 1"):
+    with pytest.raises(ValueError, match=r"stride must be 1 for step, got \(2, 2\)"):
         layer.step(torch.zeros(1, 2), layer.initial_state(1, 4))
     layer = MaskedConv2d(2, 4, 3, "B")
-    with pytest.raises(ValueError, match=r"x has shape \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"x must have shape .*got \(1, 3\)"):
         layer.step(torch.zeros(1, 3), layer.initial_state(1, 4))

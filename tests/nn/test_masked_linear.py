@@ -35,5 +35,5 @@ def test_the_mask_is_saved_with_the_weights():
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="mask has shape"):
+    with pytest.raises(ValueError, match="mask must have shape"):
         MaskedLinear(torch.ones(3))

@@ -148,10 +148,10 @@ def test_a_compiled_layer_has_no_break():
         ({"width": 0}, "width must be an integer of at least 1, got 0"),
         ({"blocks": -1}, "blocks must be an integer of at least 0, got -1"),
         ({"bins": 0}, "bins must be an integer of at least 1, got 0"),
-        ({"tails": "none"}, "tails is 'none'"),
-        ({"kind": "linear"}, "kind is 'linear'"),
-        ({"order": "random"}, "order is 'random'"),
-        ({"activation": "gelu"}, "activation is 'gelu'"),
+        ({"tails": "none"}, "tails must be one of 'bounded', 'linear', 'circular', got 'none'"),
+        ({"kind": "linear"}, "kind must be one of 'rational-quadratic', 'cubic', got 'linear'"),
+        ({"order": "random"}, "order must be 'natural', 'reversed' or a permutation, got 'random'"),
+        ({"activation": "gelu"}, "activation must be one of 'relu', 'tanh', 'sigmoid', 'elu', got 'gelu'"),
     ],
 )
 def test_wrong_arguments_are_named(options, words):
@@ -160,12 +160,14 @@ def test_wrong_arguments_are_named(options, words):
 
 
 def test_a_network_of_other_outputs_and_inputs_of_another_shape_are_named():
-    with pytest.raises(ValueError, match="network has 4 outputs a feature; the transform takes 8"):
+    with pytest.raises(
+        ValueError, match="network must have 8 outputs a feature, as many as the transform takes, got 4"
+    ):
         MaskedAutoregressive(MaskedMLP(3, 4), SplineTransform(bins=3))
     layer = make("one block", True)
-    with pytest.raises(ValueError, match="x has shape"):
+    with pytest.raises(ValueError, match="x must have shape"):
         layer(torch.zeros(2, 4).double(), torch.zeros(2, CONTEXT).double())
-    with pytest.raises(ValueError, match="u has shape"):
+    with pytest.raises(ValueError, match="u must have shape"):
         layer.inverse(torch.zeros(2, 4).double(), torch.zeros(2, CONTEXT).double())
-    with pytest.raises(ValueError, match="context is None"):
+    with pytest.raises(ValueError, match=r"context must be \[\.\.\., 3\] .*, got None"):
         layer.inverse(torch.zeros(2, FEATURES).double())

@@ -55,24 +55,39 @@ def test_it_gives_a_dense_field_at_a_time():
 @pytest.mark.parametrize(
     ("use", "words"),
     [
-        (lambda: MLPField((3, 3)), "sizes is"),
-        (lambda: MLPField((3, 0, 3)), "sizes is"),
-        (lambda: MLPField((3, 5, 2)), "sizes is"),
-        (lambda: MLPField((3, 5, 3), "relu"), "activation is 'relu'"),
-        (lambda: MLPField((3, 5, 3), time="fourier"), "time is 'fourier'"),
-        (lambda: MLPField((3, 5, 3), context_features=0), "context_features is 0"),
-        (lambda: MLPField((3, 5, 3), time="concat")(torch.zeros(2, 3)), "t is missing"),
-        (lambda: MLPField((3, 5, 3), context_features=2)(torch.zeros(2, 3)), "context is missing"),
+        (lambda: MLPField((3, 3)), "sizes must be those of x, hidden layers and x again, each at least 1"),
+        (lambda: MLPField((3, 0, 3)), "sizes must be those of x, hidden layers and x again, each at least 1"),
+        (lambda: MLPField((3, 5, 2)), "sizes must be those of x, hidden layers and x again, each at least 1"),
+        (
+            lambda: MLPField((3, 5, 3), "relu"),
+            "activation must be one of 'tanh', 'softplus', 'swish', 'elu', got 'relu'",
+        ),
+        (
+            lambda: MLPField((3, 5, 3), time="fourier"),
+            "time must be one of 'none', 'concat', 'concat-squash', got 'fourier'",
+        ),
+        (lambda: MLPField((3, 5, 3), context_features=0), "context_features must be at least 1, or None, got 0"),
+        (
+            lambda: MLPField((3, 5, 3), time="concat")(torch.zeros(2, 3)),
+            "t must be given to a field with time='concat', got None",
+        ),
+        (
+            lambda: MLPField((3, 5, 3), context_features=2)(torch.zeros(2, 3)),
+            "context must be given to a field with context_features=2, got None",
+        ),
         (lambda: MLPField((3, 5, 3))(torch.zeros(2, 3), None, torch.zeros(2, 2)), "context_features=None"),
         (
             lambda: MLPField((3, 5, 3), context_features=2)(torch.zeros(2, 3), None, torch.zeros(2, 3)),
-            r"it must be \[N, 2\]",
+            r"context must be \[N, 2\] for context_features=2, got \(2, 3\)",
         ),
         (
             lambda: MLPField((3, 5, 3), context_features=2)(torch.zeros(2, 3), None, torch.zeros(4, 2)),
-            "x has 2 samples",
+            r"context must have a row for each of the 2 samples of x, got shape \(4, 2\)",
         ),
-        (lambda: MLPField((3, 5, 3), time="concat")(torch.zeros(2, 3), torch.zeros(2)), "t has shape"),
+        (
+            lambda: MLPField((3, 5, 3), time="concat")(torch.zeros(2, 3), torch.zeros(2)),
+            r"t must be one number, the same for the batch, got shape \(2,\)",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(use, words):

@@ -72,10 +72,10 @@ def test_what_is_kept_for_the_backward_does_not_grow_with_the_nodes():
     ("arguments", "words"),
     [
         ({"embedding": 0}, "embedding must be an integer of at least 1, got 0"),
-        ({"hidden": ()}, r"hidden is \(\)"),
-        ({"hidden": (4, 0)}, r"hidden is \(4, 0\)"),
+        ({"hidden": ()}, r"hidden must have the width of one layer at least, each 1 or more, got \(\)"),
+        ({"hidden": (4, 0)}, r"hidden must have the width of one layer at least, each 1 or more, got \(4, 0\)"),
         ({"intervals": 0}, "intervals must be an integer of at least 1, got 0"),
-        ({"min_derivative": 0.0}, "min_derivative is 0.0"),
+        ({"min_derivative": 0.0}, "min_derivative must be greater than 0, got 0.0"),
     ],
 )
 def test_wrong_numbers_are_named(arguments, words):

@@ -97,7 +97,7 @@ def test_a_limit_of_evaluations_is_named():
     with pytest.raises(SolverLimitExceeded, match=words):
         layer(x)
     assert layer.evaluations.forward == 50
-    with pytest.raises(SolverLimitExceeded, match=r"needs 400 evaluations for steps of 0.01 .* max_evaluations is 399"):
+    with pytest.raises(SolverLimitExceeded, match=r"max_evaluations must be at least 400 for .*, got 399"):
         ContinuousFlow(Exponential(1.0), solver="rk4", step_size=0.01, max_evaluations=399)(x)
 
 

@@ -133,7 +133,7 @@ def test_every_parameter_is_trained(kind):
 @pytest.mark.parametrize(
     ("changed", "word"),
     [
-        ({"mask": "C"}, "mask='C'"),
+        ({"mask": "C"}, "mask must be 'A' or 'B', got 'C'"),
         ({"hidden": 0}, "hidden must be an integer of at least 1, got 0"),
         ({"channels": 0}, "channels must be an integer of at least 1, got 0"),
         ({"colours": 4}, "colours=4"),
@@ -147,12 +147,12 @@ def test_errors_name_the_argument(kind, changed, word):
 
 @pytest.mark.parametrize("taps", [0, 2])
 def test_the_row_lstm_refuses_a_kernel_without_a_middle(taps):
-    with pytest.raises(ValueError, match=f"taps={taps}"):
+    with pytest.raises(ValueError, match=f"taps must be odd and at least 1, got {taps}"):
         RowLSTM(3, 6, taps=taps)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2, 4, 4, 4), (2, 3, 0, 4), (2, 3, 4, 0)])
 def test_errors_name_the_input(kind, shape):
-    with pytest.raises(ValueError, match="x has shape"):
+    with pytest.raises(ValueError, match="x must have shape"):
         kind(3, 6)(torch.zeros(shape))

@@ -42,8 +42,8 @@ def test_the_log_derivative_is_finite_where_its_square_is_not():
     [
         ({"polynomials": 0}, "polynomials must be an integer of at least 1, got 0"),
         ({"degree": 0}, "degree must be an integer of at least 1, got 0"),
-        ({"min_derivative": 0.0}, "min_derivative is 0.0"),
-        ({"min_derivative": 1.0}, "min_derivative is 1.0"),
+        ({"min_derivative": 0.0}, "min_derivative must be greater than 0 and less than 1, got 0.0"),
+        ({"min_derivative": 1.0}, r"min_derivative must be greater than 0 and less than 1, got 1\.0"),
     ],
 )
 def test_wrong_numbers_are_named(arguments, words):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastgen.nn import MLP, RationalQuadraticSpline, SplineCoupling, SplineTransform
 
@@ -30,40 +30,6 @@ def of_vectors(form: str, **options) -> SplineCoupling:
         nn.init.normal_(form["unconditional"].raw)
     net = MLP(kept, changed * spline.parameters_per_element, (8,), context_features=2)
     return SplineCoupling(net, spline, **form).double()
-
-
-def assert_is_a_flow_layer(layer: nn.Module, x: Tensor, context: Tensor | None) -> None:
-    y, log_det = layer(x, context)
-    back, log_det_back = layer.inverse(y, context)
-    torch.testing.assert_close(back, x, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(log_det_back, -log_det, rtol=1e-9, atol=1e-9)
-    size = x[0].numel()
-    jacobian = torch.autograd.functional.jacobian(lambda x: layer(x, context)[0], x)
-    for i in range(len(x)):
-        own = jacobian[i, :, i] if x.dim() == 2 else jacobian[i, ..., i, :, :, :].reshape(size, size)
-        torch.testing.assert_close(torch.linalg.slogdet(own)[1], log_det[i])
-
-
-@KINDS
-@pytest.mark.parametrize("form", FORMS)
-def test_the_law_of_a_flow_layer_on_vectors(form, kind):
-    layer = of_vectors(form, kind=kind)
-    x = torch.randn(3, 5, dtype=torch.float64)
-    assert_is_a_flow_layer(layer, x, torch.randn(3, 2, dtype=torch.float64))
-    y, log_det = layer(x[:0], torch.zeros(0, 2).double())
-    assert (y.shape, log_det.shape) == ((0, 5), (0,))
-
-
-@KINDS
-@pytest.mark.parametrize("mask", [None, torch.tensor([[1.0, 0], [0, 1]])], ids=["split", "checkerboard"])
-def test_the_law_of_a_flow_layer_on_images(mask, kind):
-    torch.manual_seed(0)
-    spline = SplineTransform(bins=3, kind=kind)
-    inputs, outputs = (2, 1) if mask is None else (3, 3)
-    net = Convolution(inputs, outputs * spline.parameters_per_element)
-    assert_is_a_flow_layer(
-        SplineCoupling(net, spline, mask=mask).double(), torch.randn(2, 3, 2, 2, dtype=torch.float64), None
-    )
 
 
 @KINDS
@@ -114,11 +80,11 @@ def test_a_compiled_layer_has_no_break():
 
 def test_wrong_arguments_are_named():
     spline = SplineTransform(bins=3)
-    with pytest.raises(ValueError, match=r"net returns \(2, 5\); it must return \(2, 8\)"):
+    with pytest.raises(ValueError, match=r"net must return shape \(2, 8\), got \(2, 5\)"):
         SplineCoupling(nn.Linear(1, 5), spline)(torch.zeros(2, 2))
-    with pytest.raises(ValueError, match="swap=True is of the split form"):
+    with pytest.raises(ValueError, match="swap must be False with a mask"):
         SplineCoupling(nn.Identity(), spline, mask=torch.ones(2), swap=True)
-    with pytest.raises(ValueError, match="unconditional is of the split form"):
+    with pytest.raises(ValueError, match="unconditional must be None with a mask"):
         SplineCoupling(nn.Identity(), spline, mask=torch.ones(2), unconditional=RationalQuadraticSpline((2,)))
     with pytest.raises(ValueError, match="to be split with C at least 2"):
         SplineCoupling(nn.Identity(), spline)(torch.zeros(2, 1))

@@ -37,7 +37,7 @@ def test_the_order_of_realnvp_halves_the_colours_of_a_checkerboard():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="order is 'rows'; it must be one of 'glow', 'realnvp'"):
+    with pytest.raises(ValueError, match="order must be one of 'glow', 'realnvp', got 'rows'"):
         Squeeze2d("rows")
     for shape in ((1, 2, 3, 4), (1, 2, 4, 3), (2, 4, 4)):
         with pytest.raises(ValueError, match="with H and W even"):

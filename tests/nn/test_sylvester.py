@@ -53,7 +53,9 @@ def test_dependent_columns_are_refused():
     raw = torch.randn(3, 4, 2)
     raw[1, :, 1] = raw[1, :, 0]
     raw[2] = 0
-    with pytest.raises(ValueError, match="2 of 3 raw matrices have columns too nearly dependent for Q"):
+    with pytest.raises(
+        ValueError, match="raw must have independent columns, got 2 of 3 matrices with nearly dependent ones"
+    ):
         orthonormal(raw)
 
 
@@ -82,12 +84,12 @@ def test_steep_triangles_have_an_exact_inverse():
 
 
 def test_arguments_that_cannot_be_used_are_refused():
-    with pytest.raises(ValueError, match="kind is 'diagonal'; it must be one of 'orthogonal', 'householder'"):
+    with pytest.raises(ValueError, match=r"kind must be one of 'orthogonal', 'householder'.*, got 'diagonal'"):
         Sylvester(3, "diagonal")
     for rank in (0, 4):
-        with pytest.raises(ValueError, match=f"rank={rank} must be from 1 to 3"):
+        with pytest.raises(ValueError, match=f"rank must be from 1 to 3, .*got {rank}"):
             Sylvester(3, rank=rank)
-    with pytest.raises(ValueError, match="of kind 'orthogonal'; this is 'triangular'"):
+    with pytest.raises(ValueError, match="None unless kind is 'orthogonal', got 2 for 'triangular'"):
         Sylvester(3, "triangular", rank=2)
     with pytest.raises(ValueError, match="reflections must be an integer of at least 1, got 0"):
         Sylvester(3, "householder", reflections=0)

@@ -129,12 +129,21 @@ def test_an_empty_batch(training, decay):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: VectorQuantizer(0, 2), "codes=0"),
-        (lambda: VectorQuantizer(2, 2, decay=1.0), "decay=1.0"),
-        (lambda: VectorQuantizer(2, 2, commitment=-1), "commitment=-1"),
-        (lambda: VectorQuantizer(2, 2)(torch.zeros(3, 4)), r"z has shape \(3, 4\)"),
-        (lambda: VectorQuantizer(2, 2, decay=None).restart_unused(torch.zeros(3, 2), 1.0, 0), "decay=None"),
-        (lambda: VectorQuantizer(2, 2).restart_unused(torch.zeros(0, 2), 1.0, 0), r"z has shape \(0, 2\)"),
+        (lambda: VectorQuantizer(0, 2), "codes and width must be at least 1, got 0 and 2"),
+        (lambda: VectorQuantizer(2, 2, decay=1.0), r"decay must be at least 0 and less than 1, or None, got 1\.0"),
+        (
+            lambda: VectorQuantizer(2, 2, commitment=-1),
+            "commitment must be at least 0 and epsilon greater than 0, got -1 and 1e-05",
+        ),
+        (lambda: VectorQuantizer(2, 2)(torch.zeros(3, 4)), r"z must have shape .*got \(3, 4\)"),
+        (
+            lambda: VectorQuantizer(2, 2, decay=None).restart_unused(torch.zeros(3, 2), 1.0, 0),
+            "decay must be a number for restart_unused, which needs moving averages, got None",
+        ),
+        (
+            lambda: VectorQuantizer(2, 2).restart_unused(torch.zeros(0, 2), 1.0, 0),
+            r"z must have at least one position, got shape \(0, 2\)",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(make, message):

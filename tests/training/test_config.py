@@ -28,22 +28,34 @@ def test_overrides_are_json_or_text():
 
 @pytest.mark.parametrize("item", ["filters", "=3", "a b=3"])
 def test_overrides_refuse(item):
-    with pytest.raises(ValueError, match="name=value is allowed"):
+    with pytest.raises(ValueError, match="set must have items name=value, such as filters=40"):
         _ = TrainConfig(Path("x"), set=(item,)).model_overrides
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"steps": 0}, "steps is 0; 1 or more"),
-        ({"batch_size": -1}, "batch_size is -1"),
-        ({"samples": -1}, "samples -1"),
-        ({"optimizer": OptimizerConfig(rate=0)}, "0 < final_rate <= rate"),
-        ({"optimizer": OptimizerConfig(rate=float("nan"))}, "rate nan"),
-        ({"optimizer": OptimizerConfig(ema=1.0)}, "0 <= ema < 1"),
-        ({"optimizer": OptimizerConfig(betas=(0.9, 1.5))}, r"betas \(0.9, 1.5\)"),
-        ({"seed": -1}, "seed of 0 or more"),
-        ({"resume": True, "overwrite": True}, "exclude each other"),
+        ({"steps": 0}, "steps must be 1 or more, got 0"),
+        ({"batch_size": -1}, "batch_size must be 1 or more, got -1"),
+        ({"samples": -1}, "samples must be 0 or more, devices and threads 1 or more, got -1, 1 and None"),
+        (
+            {"optimizer": OptimizerConfig(rate=0)},
+            r"final_rate must be above 0 and at most rate, .*, got 1e-05, 0 and 100",
+        ),
+        (
+            {"optimizer": OptimizerConfig(rate=float("nan"))},
+            r"final_rate must be above 0 and at most rate, .*, got 1e-05, nan and 100",
+        ),
+        (
+            {"optimizer": OptimizerConfig(ema=1.0)},
+            r"ema must be from 0 to below 1, clip and weight_decay 0 or more, got 1\.0, 1\.0 and 0\.0",
+        ),
+        (
+            {"optimizer": OptimizerConfig(betas=(0.9, 1.5))},
+            r"betas must be from 0 to below 1, and seed 0 or more, got \(0\.9, 1\.5\) and 0",
+        ),
+        ({"seed": -1}, r"betas must be from 0 to below 1, and seed 0 or more, got \(0\.9, 0\.999\) and -1"),
+        ({"resume": True, "overwrite": True}, r"overwrite must be False with resume \(one .*, got True"),
     ],
 )
 def test_config_refuses(changed, message):

@@ -25,7 +25,7 @@ def test_empty_or_absent_directories_may_be_written(tmp_path):
 
 def test_a_run_is_only_replaced_when_asked(tmp_path):
     directory = _run(tmp_path)
-    with pytest.raises(FileExistsError, match=r"not empty: --resume continues .* --overwrite replaces"):
+    with pytest.raises(FileExistsError, match=r"output must be empty \(--resume continues .* --overwrite replaces"):
         directory.check_writable(overwrite=False)
     directory.check_writable(overwrite=True)
 
@@ -34,7 +34,7 @@ def test_what_is_no_run_is_never_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(FileExistsError, match="holds files but no run"):
         RunDirectory(tmp_path).check_writable(overwrite=True)
-    with pytest.raises(NotADirectoryError, match="is a file"):
+    with pytest.raises(NotADirectoryError, match="output must be a directory, got the file"):
         RunDirectory(tmp_path / "thesis.txt").check_writable(overwrite=True)
 
 

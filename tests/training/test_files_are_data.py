@@ -94,7 +94,7 @@ def test_the_optimizer_has_the_state_of_its_parameters_and_keeps_its_rates(direc
     optimizer.step()
     for held in ({"exp_avg": torch.zeros(5)}, {"exp_avg_sq": 1}, {"more": torch.zeros(2, 3)}, {"step": torch.zeros(3)}):
         wrong = good | {"state": {0: good["state"][0] | held, 1: good["state"][1]}}
-        with pytest.raises(ValueError, match="the optimizer's state is of another shape than its parameter"):
+        with pytest.raises(ValueError, match="the optimizer's state must have the shape of its parameter"):
             _load_moments(torch.optim.AdamW(torch.nn.Linear(3, 2).parameters()), wrong)
 
 

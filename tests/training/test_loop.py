@@ -132,7 +132,7 @@ def test_a_finished_run_can_be_resumed_to_more_steps_only(tiny):
     loop.train(tiny(steps=4))
     loop.train(tiny(steps=6, resume=True))
     assert RunDirectory(tiny().output).load_checkpoint()["step"] == 6
-    with pytest.raises(ValueError, match=r"steps is 5, but the run .* has reached 6"):
+    with pytest.raises(ValueError, match=r"steps must be at least 6, .*, got 5"):
         loop.train(tiny(steps=5, resume=True))
     with pytest.raises(ValueError, match="was started with another seed"):
         loop.train(tiny(steps=8, resume=True, seed=7))
@@ -188,7 +188,7 @@ def test_a_conditional_model_learns_from_labels(tiny):
 def test_an_existing_run_is_kept_unless_told(tiny):
     loop.train(tiny(steps=3))
     before = (tiny().output / "model.safetensors").read_bytes()
-    with pytest.raises(FileExistsError, match="is not empty"):
+    with pytest.raises(FileExistsError, match="output must be empty"):
         loop.train(tiny(steps=3, seed=1))
     assert (tiny().output / "model.safetensors").read_bytes() == before
     loop.train(tiny(steps=3, seed=1, overwrite=True))
@@ -199,13 +199,16 @@ def test_an_existing_run_is_kept_unless_told(tiny):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"model": "pixelsnake"}, "'pixelsnake' must be one of"),
-        ({"preset": "huge"}, "'huge' must be one of"),
+        ({"model": "pixelsnake"}, r"name must be one of cubic_spline, ffjord, .*, got 'pixelsnake'"),
+        ({"preset": "huge"}, "preset must be one of paper, tiny for 'gated_pixelcnn', got 'huge'"),
         ({"set": ("filtres=4",)}, "filtres: no such field"),
-        ({"set": ("layers=many",)}, "layers='many' must be of type int"),
-        ({"set": ("event_shape=[1, 4, 4]",)}, "set names event_shape, which the data decide"),
-        ({"set": ("levels=5", "classes=3")}, "set names classes, levels, which the data decide"),
-        ({"data": DataConfig("nowhere")}, "'nowhere' is neither"),
+        ({"set": ("layers=many",)}, "layers must be of type int, got 'many'"),
+        (
+            {"set": ("event_shape=[1, 4, 4]",)},
+            r"set must leave event_shape to the data .*, got event_shape=\[1, 4, 4\]",
+        ),
+        ({"set": ("levels=5", "classes=3")}, r"set must leave classes, levels to the data .*, got levels=5, classes=3"),
+        ({"data": DataConfig("nowhere")}, r"data source must be one of digits, two_moons, .*, got 'nowhere'"),
         ({"resume": True}, "nothing to resume"),
     ],
 )

@@ -93,13 +93,13 @@ def test_test_recordings_are_continued(speech, tmp_path):
     ("which", "changed", "message"),
     [
         ("speech", {"label": "3"}, "was trained without labels"),
-        ("speech", {"known_rows": 2}, "known_rows is for images"),
-        ("speech", {"prompt_seconds": 1.0}, "the prompt has 8000 samples; 1 to 59 are allowed"),
-        ("images", {"label": "9"}, "label is '9'; 0, 1, 2, 3 are allowed"),
-        ("images", {"known_rows": 8}, "at most 7 are allowed"),
-        ("images", {"temperature": 0.0}, "temperature must be .*, got 0.0"),
-        ("images", {"top_p": 1.5}, "top_p must be .*, got 1.5"),
-        ("images", {"naive": True, "weights": "int8"}, "weights is 'int8'"),
+        ("speech", {"known_rows": 2}, r"known_rows must be 0 for audio \(give prompt_seconds\), got 2"),
+        ("speech", {"prompt_seconds": 1.0}, r"the prompt must have 1 to 59 samples, as the .*, got 8000"),
+        ("images", {"label": "9"}, "label must be one of 0, 1, 2, 3, got '9'"),
+        ("images", {"known_rows": 8}, "known_rows must be at most 7 for images of 8 rows, got 8"),
+        ("images", {"temperature": 0.0}, r"temperature must be .*, got 0\.0"),
+        ("images", {"top_p": 1.5}, r"top_p must be .*, got 1\.5"),
+        ("images", {"naive": True, "weights": "int8"}, "weights must be 'float32' with naive, .*, got 'int8'"),
     ],
 )
 def test_requests_that_do_not_fit_are_refused_before_any_work(request, tmp_path, which, changed, message):

@@ -1,4 +1,4 @@
-"""What every autoregressive model does: score by one parallel forward, sample by a compiled sampler."""
+"""The base of autoregressive models: score by one parallel forward, sample by a compiled sampler."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ class AutoregressiveModel(Model):
     parameters of an element depend on the elements before it in ``order`` only.
     """
 
+    family = "autoregressive"
+    real_numbers = False
+    baseline = "histogram"
     predicts = "same"
 
     def __init__(self, config: ModelConfig | None = None) -> None:
@@ -48,7 +51,7 @@ class AutoregressiveModel(Model):
         """The head's parameters."""
 
     def inputs(self, x: Tensor, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
-        """What ``forward`` computes with: x and the context by name, floats in the dtype of the model's parameters.
+        """Returns x and the context by name, their floats in the dtype of the model's parameters.
 
         Raises:
             ValueError: a context other than the config's.
@@ -67,7 +70,7 @@ class AutoregressiveModel(Model):
         shape = self.config.event_shape
         if levels.dim() != 1 + len(shape) or (len(shape) > 1 and levels.shape[1] != shape[0]):
             wanted = ", ".join(map(str, ("N", *shape)))
-            raise ValueError(f"levels has shape {tuple(levels.shape)}; it must be like [{wanted}]")
+            raise ValueError(f"levels must be like [{wanted}], got shape {tuple(levels.shape)}")
         check_context(context, self.conditions, levels.shape[0])
         return self.head.log_prob(self(self.head.to_input(levels), context), levels)
 

@@ -39,7 +39,7 @@ class GatedPixelCNNConfig(ModelConfig):
         self.at_least(self.event_shape[0], "channels", "head_channels")
         self.at_least(0, "classes", "vector", "map")
         if self.kernel_size < 3 or self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={self.kernel_size} must be odd and at least 3")
+            raise ValueError(f"kernel_size must be odd and at least 3, got {self.kernel_size}")
 
 
 def gate(x: Tensor) -> Tensor:
@@ -93,7 +93,6 @@ class GatedLayer(nn.Module):
 
 @register(
     "gated_pixelcnn",
-    family="autoregressive",
     presets={
         "tiny": {
             "event_shape": (1, 8, 8),
@@ -161,7 +160,10 @@ class GatedPixelCNN(AutoregressiveModel):
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         x, context = self.inputs(x, context)
         if "map" in context and context["map"].shape[2:] != x.shape[2:]:
-            raise ValueError(f"context 'map' is {tuple(context['map'].shape[2:])}; the image is {tuple(x.shape[2:])}")
+            raise ValueError(
+                f"context 'map' must have the size of the image, {tuple(x.shape[2:])}, got "
+                f"{tuple(context['map'].shape[2:])}"
+            )
         v = h = x
         for layer in self.layers:
             v, h = layer(v, h, context)

@@ -35,7 +35,7 @@ class PixelCNNConfig(ModelConfig):
         self.at_least(self.event_shape[0], "channels", "head_channels")
         for name in ("kernel_size", "first_kernel_size"):
             if getattr(self, name) < 1 or getattr(self, name) % 2 == 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be odd and positive")
+                raise ValueError(f"{name} must be odd and positive, got {getattr(self, name)}")
 
 
 class ResidualBlock(nn.Module):
@@ -53,7 +53,6 @@ class ResidualBlock(nn.Module):
 
 @register(
     "pixelcnn",
-    family="autoregressive",
     presets={
         "tiny": {
             "event_shape": (1, 8, 8),

@@ -50,7 +50,7 @@ class PixelCNNppConfig(ModelConfig):
         self.check_image()
         channels, height, width = self.event_shape
         if channels not in (1, 3) or height % 4 or width % 4:
-            raise ValueError(f"event_shape={self.event_shape} must have 1 or 3 channels, and sides divisible by 4")
+            raise ValueError(f"event_shape must have 1 or 3 channels, and sides divisible by 4, got {self.event_shape}")
         self.at_least(1, "filters", "blocks", "mixtures")
         self.at_least(0, "classes", "vector")
         self.check_dropout()
@@ -88,7 +88,6 @@ class Block(nn.Module):
 
 @register(
     "pixelcnn_pp",
-    family="autoregressive",
     presets={
         "tiny": {
             "event_shape": (1, 8, 8),
@@ -158,7 +157,7 @@ class PixelCNNpp(AutoregressiveModel):
 
     def forward(self, x: Tensor, context: Context = None) -> Tensor:
         if x.shape[2] % 4 or x.shape[3] % 4:
-            raise ValueError(f"x has shape {tuple(x.shape)}; its sides must be divisible by 4")
+            raise ValueError(f"x must have sides that 4 divides, got shape {tuple(x.shape)}")
         x, context = self.inputs(x, context)
         x = F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0)
         u = down_shift(self.first_u(x))
@@ -180,14 +179,13 @@ class PixelCNNpp(AutoregressiveModel):
         return self.output(F.elu(ul))
 
     def initialize(self, levels: Tensor, context: Context = None) -> None:
-        """The data-dependent initialisation of weight normalisation, from one batch of levels (call it once, before
-        training).
+        """Sets scales and biases of weight normalisation by one batch of levels, if the config has it.
 
         Raises:
-            ValueError: the config has ``weight_norm=False``, or the context is wrong.
+            ValueError: the context is wrong.
         """
         if not self.config.weight_norm:
-            raise ValueError("initialize needs weight_norm=True; this model's config has weight_norm=False")
+            return
         check_context(context, self.conditions, levels.shape[0])
         x = self.head.to_input(levels)
         initialize_weight_norm(self, lambda: self(x, context), self._initial_scales())

@@ -49,17 +49,17 @@ class WaveNetConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.event_shape) != 1:
-            raise ValueError(f"event_shape={self.event_shape} must be (length,)")
+            raise ValueError(f"event_shape must be (length,), got {self.event_shape}")
         if self.output not in ("categorical", "mixture"):
-            raise ValueError(f'output={self.output!r} must be "categorical" or "mixture"')
+            raise ValueError(f"output must be 'categorical' or 'mixture', got {self.output!r}")
         self.at_least(1, "mixtures", "cycles", "layers_per_cycle", "kernel_size")
         self.at_least(1, "residual_channels", "gate_channels", "skip_channels", "head_channels")
         self.at_least(0, "classes", "vector", "frames")
         if self.gate_channels % 2:
-            raise ValueError(f"gate_channels={self.gate_channels} must be even")
+            raise ValueError(f"gate_channels must be even, got {self.gate_channels}")
         if bool(self.frames) != bool(self.upsampling) or any(stride < 1 for stride in self.upsampling):
             raise ValueError(
-                f"frames={self.frames} needs upsampling, a tuple of positive factors, not {self.upsampling}"
+                f"upsampling must be a tuple of positive factors with frames={self.frames}, got {self.upsampling}"
             )
 
     @property
@@ -73,7 +73,7 @@ class WaveNetConfig(ModelConfig):
 
     @property
     def receptive_field(self) -> int:
-        """How many samples before it a sample's distribution depends on."""
+        """Number of samples before it that a sample's distribution depends on."""
         return 2 + (self.kernel_size - 1) * sum(self.dilations)
 
 
@@ -94,7 +94,6 @@ class FirstConv1d(nn.Module):
 
 @register(
     "wavenet",
-    family="autoregressive",
     presets={
         "tiny": {
             "event_shape": (2000,),
@@ -206,7 +205,9 @@ class WaveNet(AutoregressiveModel):
         frames, hop = context["frames"], self.config.hop
         if frames.shape[2] * hop < length:
             wanted = -(-length // hop)
-            raise ValueError(f"context 'frames' has {frames.shape[2]} frames; {length} samples need at least {wanted}")
+            raise ValueError(
+                f"context 'frames' must have at least {wanted} frames for {length} samples, got {frames.shape[2]}"
+            )
         if self.upsampling is not None:
             return self.upsampling(frames)[:, :, :length]
         return frames[:, :, :, None].expand(-1, -1, -1, hop).flatten(2)[:, :, :length]

@@ -1,4 +1,4 @@
-"""What flows of autoregressive layers with a numeric inverse have in common."""
+"""The base of flows of autoregressive layers with a numeric inverse."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class AutoregressiveConfig(FlowConfig):
     hidden: tuple[int, ...] = (512, 512)
     """Widths of each conditioner's hidden layers."""
     activation: str = "relu"
-    """Of the conditioner: "relu", "tanh", "sigmoid" or "elu"."""
+    """Activation of the conditioner: "relu", "tanh", "sigmoid" or "elu"."""
     norm: str = "none"
     """After every layer; the names are those of ``MAFConfig``."""
 

@@ -1,8 +1,9 @@
-"""What every flow does: a density by the change of variables, samples by its inverse, discrete data dequantized."""
+"""The base of flows: a density by the change of variables, samples by its inverse, discrete data dequantized."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from fastgen.distributions import standard_logistic_log_prob, standard_normal_log_prob
 from fastgen.models.base import Model, ModelConfig
 from fastgen.models.context import Condition, Context, check_context, split_context
-from fastgen.nn import FixedPointNotConverged, SolverLimitExceeded
+from fastgen.nn import FixedPointNotConverged, FlowLayer, SolverLimitExceeded
 from fastgen.ops.arguments import has_numbers
 from fastgen.ops.philox_uniform import philox_uniform
 from fastgen.ops.seeds import fold_in
@@ -28,7 +29,7 @@ class FlowConfig(ModelConfig):
     event_shape: tuple[int, ...] = (2,)
     levels: int = 0
     classes: int = 0
-    """Of a class label in the context; 0 has none."""
+    """Number of classes of a label in the context; 0 has no label."""
     vector: int = 0
     """Width of a vector in the context; 0 has none."""
     base: str = "normal"
@@ -45,7 +46,7 @@ class FlowConfig(ModelConfig):
 
     def check_vector(self) -> None:
         if len(self.event_shape) != 1:
-            raise ValueError(f"event_shape={self.event_shape} must be (features,)")
+            raise ValueError(f"event_shape must be (features,), got {self.event_shape}")
 
     @property
     def context_features(self) -> int | None:
@@ -68,6 +69,10 @@ class FlowModel(Model):
     data x lies in [0, 1): level v with its noise u in [0, 1) is (v + u) / levels. Noise is uniform unless the subclass
     sets ``dequantization``, a module that maps levels, noise and the encoded context to (u, log q of u [N]).
     """
+
+    family = "flow"
+    real_numbers = True
+    baseline = "gaussian"
 
     config: FlowConfig
     flow: nn.Module
@@ -130,7 +135,7 @@ class FlowModel(Model):
             ValueError: x or the context has another shape or dtype, x is integer, or (seen on the CPU) not finite.
         """
         if not x.is_floating_point():
-            raise ValueError(f"x has dtype {x.dtype}; it must be floating point (for levels there is elbo)")
+            raise ValueError(f"x must be floating point (for levels there is elbo), got {x.dtype}")
         _check_finite(x)
         z, log_det = self(x, context, seed=seed)
         return self.base_log_prob(z) + log_det
@@ -151,16 +156,18 @@ class FlowModel(Model):
         """
         count = self.config.levels
         if not count:
-            raise ValueError("elbo is of models with levels; this one is of real numbers and has log_prob")
+            raise ValueError(
+                "levels must be 2 or more in the model's config for elbo (a model of real numbers has log_prob), got 0"
+            )
         self._check(levels, "levels", self.config.event_shape)
         if levels.is_floating_point() or (levels.numel() and not 0 <= levels.min() <= levels.max() < count):
-            raise ValueError(f"levels is {levels.dtype}, or out of range; it must hold integers of 0 to {count - 1}")
+            raise ValueError(f"levels must be integers from 0 to {count - 1}, got {levels.dtype}, or others")
         check_context(context, self.conditions, len(levels))
         dtype = next(self.parameters()).dtype
         if noise is None:
             noise = torch.rand(levels.shape, dtype=dtype, device=levels.device)
         elif noise.shape != levels.shape:
-            raise ValueError(f"noise has shape {tuple(noise.shape)}; it must be that of levels, {tuple(levels.shape)}")
+            raise ValueError(f"noise must have the shape of levels, {tuple(levels.shape)}, got {tuple(noise.shape)}")
         log_q: Tensor | float = 0.0
         if self.dequantization is not None:
             noise, log_q = self.dequantization(levels, noise, self.encode(context, len(levels)))
@@ -172,9 +179,20 @@ class FlowModel(Model):
         return self.elbo(x, context) if self.config.levels and not x.is_floating_point() else self.log_prob(x, context)
 
     def estimates(self) -> tuple[str, ...]:
-        layers = {getattr(layer, "estimate", None): None for layer in self.modules()}
+        layers = {layer.estimate: None for layer in self._layers() if layer.estimate}
         bound = ("a lower bound, by one draw of dequantization noise an example",) if self.config.levels else ()
-        return (*bound, *filter(None, layers))
+        return (*bound, *layers)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Context = None) -> None:
+        """Runs the batch in training mode, in which it leaves the model, where a layer is set by its first batch."""
+        self.train()
+        if any(layer.set_by_first_batch for layer in self._layers()):
+            self.score(x, context)
+
+    def _layers(self) -> Iterator[FlowLayer]:
+        """Yields the flow layers, those inside of others too."""
+        return (layer for layer in self.modules() if isinstance(layer, FlowLayer))
 
     @torch.no_grad()
     def sample(
@@ -201,11 +219,13 @@ class FlowModel(Model):
             NoSamples: a ValueError, where the inverse overflows, or does not converge.
         """
         if n < 0:
-            raise ValueError(f"n is {n}; it must be 0 or more")
+            raise ValueError(f"n must be 0 or more, got {n}")
         if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature is {temperature}; it must be a finite number above 0")
+            raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
         if return_log_prob and self.config.levels:
-            raise ValueError("return_log_prob is of models of real numbers; a flow has only a bound (elbo) for levels")
+            raise ValueError(
+                "return_log_prob must be False for a flow of levels, which has only a bound (elbo), got True"
+            )
         check_context(context, self.conditions, n)
         example = next(self.parameters())
         z = temperature * self._noise(n, seed, offset, example.device).to(example.dtype)
@@ -235,11 +255,11 @@ class FlowModel(Model):
     @staticmethod
     def _check(x: Tensor, name: str, shape: tuple[int, ...]) -> None:
         if x.shape[1:] != shape:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be [N, {', '.join(map(str, shape))}]")
+            raise ValueError(f"{name} must have shape [N, {', '.join(map(str, shape))}], got {tuple(x.shape)}")
 
 
 def _check_finite(x: Tensor) -> None:
     if has_numbers(x):
         finite = torch.isfinite(x)
         if not finite.all():
-            raise ValueError(f"x has {int((~finite).sum())} values that are not finite")
+            raise ValueError(f"x must be finite, got {int((~finite).sum())} values that are not")

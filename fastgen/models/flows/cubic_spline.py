@@ -16,7 +16,7 @@ class CubicSplineFlowConfig(NeuralSplineCouplingConfig):
     unconditional: bool = False
 
 
-@register("cubic_spline", family="flow", presets=NeuralSplineCoupling.presets)
+@register("cubic_spline", presets=NeuralSplineCoupling.presets)
 class CubicSplineFlow(NeuralSplineCoupling):
     """Linear maps by LU factors and couplings of monotone cubic splines in turn; else a ``NeuralSplineCoupling``.
 

@@ -17,15 +17,15 @@ TINY: dict[str, Any] = {
     "dequantization_components": 4,
     "dequantization_features": 16,
 }
-"""Of a tiny preset."""
+"""Sizes of the dequantization in a tiny preset."""
 
 
 @dataclass(frozen=True)
 class DequantizedFlowConfig(FlowConfig):
-    """How levels become real numbers, for images of even width; the sizes are those of Flow++ for CIFAR-10."""
+    """The dequantization of levels, for images of even width; the default sizes are those of Flow++ for CIFAR-10."""
 
     dequantization: str = "uniform"
-    """Of levels: "uniform", or "variational": by a flow of its own given the levels, with the sizes that follow."""
+    """Noise added to levels: "uniform", or "variational", by a flow given the levels, with the sizes that follow."""
     dequantization_couplings: int = 4
     dequantization_filters: int = 96
     dequantization_blocks: int = 2
@@ -43,8 +43,8 @@ class DequantizedFlowConfig(FlowConfig):
             self.at_least(1, f"dequantization_{size}")
         if self.dequantization_filters % self.dequantization_heads:
             raise ValueError(
-                f"dequantization_filters={self.dequantization_filters} must be a multiple of "
-                f"dequantization_heads={self.dequantization_heads}"
+                f"dequantization_filters must be a multiple of dequantization_heads={self.dequantization_heads}, got "
+                f"{self.dequantization_filters}"
             )
         self.check_dropout("dequantization_dropout")
         if (
@@ -53,8 +53,8 @@ class DequantizedFlowConfig(FlowConfig):
             and (len(self.event_shape) != 3 or self.event_shape[2] % 2)
         ):
             raise ValueError(
-                f"event_shape={self.event_shape} must be (channels, height, width) with an even width, for "
-                "dequantization='variational'"
+                "event_shape must be (channels, height, width) with an even width, for dequantization='variational', "
+                f"got {self.event_shape}"
             )
 
     def make_dequantization(self) -> VariationalDequantization | None:

@@ -38,39 +38,39 @@ class FFJORDConfig(FlowConfig):
     flows: int = 1
     """Continuous flows in a row; of images, at each resolution of each scale."""
     scales: int = 2
-    """Of images: half of the channels is final after each, whose end has half of the resolution but for the last."""
+    """Scales of images; but for the last, each ends by halving the resolution, and half of its channels are final."""
     kernel: int = 3
-    """Of the convolutions of images."""
+    """Kernel size of the convolutions of images."""
     activation: str = "tanh"
-    """Of the fields: "tanh", "softplus" or "swish"."""
+    """Activation of the fields: "tanh", "softplus" or "swish"."""
     time: str = "concat-squash"
-    """How the fields depend on it: "none", "concat" or "concat-squash"."""
+    """How the fields depend on the time: "none", "concat" or "concat-squash"."""
     end_time: float = 0.5
-    """Of each flow, which begins at 0."""
+    """End of each flow, which begins at 0."""
     norm: str = "none"
     """Before the first flow and after each: "none", "act" (ActNorm) or "batch" (FlowBatchNorm)."""
     trace: str = "rademacher"
     """"rademacher", "gaussian", "hutch++", "exact" or "closed-form"."""
     evaluation_trace: str | None = None
-    """The same in eval mode; None: exact for vectors of at most 64 numbers, else as in training."""
+    """Trace in eval mode; None: exact for vectors of at most 64 numbers, else as in training."""
     probes: int = 1
-    """Of an estimated trace."""
+    """Probes of an estimated trace."""
     solver: str = "dopri5"
     """As of ``fastgen.nn.OdeSolver``."""
     rtol: float = 1e-5
     atol: float = 1e-5
     step_size: float | None = None
-    """Of solvers of fixed steps."""
+    """Step size of solvers of fixed steps."""
     max_evaluations: int = 10_000
-    """Of a field, in one solve."""
+    """Most evaluations of a field in one solve."""
     gradient: str = "steps"
-    """How it is found: "steps", "adjoint" or "autograd"; see ``ContinuousFlow``."""
+    """How the gradient is found: "steps", "adjoint" or "autograd"; see ``ContinuousFlow``."""
     kinetic: float = 0.0
     """Weight of the integral of |f|^2 in the loss; the paper's regularizers are those of Finlay et al. 2020."""
     jacobian: float = 0.0
     """Weight of the integral of the Jacobian's squared Frobenius norm, estimated, in the loss."""
     alpha: float = 0.05
-    """Of the logit that discrete data go through first."""
+    """``alpha`` of the logit that discrete data go through first."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,14 +79,14 @@ class FFJORDConfig(FlowConfig):
         self.one_of("norm", NORMS)
         self.one_of("gradient", GRADIENTS)
         if not isinstance(self.hidden, tuple) or not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden={self.hidden} must be a tuple of one width at least, each 1 or more")
+            raise ValueError(f"hidden must be a tuple of one width at least, each 1 or more, got {self.hidden}")
         if len(self.event_shape) not in (1, 3):
-            raise ValueError(f"event_shape={self.event_shape} must be (features,) or (channels, height, width)")
+            raise ValueError(f"event_shape must be (features,) or (channels, height, width), got {self.event_shape}")
         factor = 2 ** (self.scales - 1)
         if any(size % factor for size in self.event_shape[1:]):
             raise ValueError(
-                f"event_shape={self.event_shape} must have a height and a width that are multiples of {factor}: "
-                f"scales={self.scales} halve them {self.scales - 1} times"
+                f"event_shape must have a height and a width that are multiples of {factor} (scales={self.scales} "
+                f"halve them {self.scales - 1} times), got {self.event_shape}"
             )
 
     @property
@@ -99,7 +99,6 @@ _IMAGE = {"activation": "softplus", "time": "concat", "end_time": 1.0}
 
 @register(
     "ffjord",
-    family="flow",
     presets={
         "tiny": {"hidden": (64, 64), "rtol": 1e-4, "atol": 1e-4},
         "image": _IMAGE | {"event_shape": (3, 32, 32), "levels": 256, "flows": 2, "scales": 4},

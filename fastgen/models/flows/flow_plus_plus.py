@@ -45,20 +45,19 @@ class FlowPlusPlusConfig(DequantizedFlowConfig):
         super().__post_init__()
         self.check_image()
         if self.event_shape[1] % 2 or self.event_shape[2] % 4:
-            raise ValueError(f"event_shape={self.event_shape} must have an even height and a width that 4 divides")
+            raise ValueError(f"event_shape must have an even height and a width that 4 divides, got {self.event_shape}")
         if len(self.couplings) != 3 or min(self.couplings) < 0 or not any(self.couplings):
-            raise ValueError(f"couplings={self.couplings} must be three numbers of 0 or more, not all 0")
+            raise ValueError(f"couplings must be three numbers of 0 or more, not all 0, got {self.couplings}")
         if not 0 < self.alpha < 0.5:
-            raise ValueError(f"alpha={self.alpha} must be greater than 0 and less than 0.5")
+            raise ValueError(f"alpha must be greater than 0 and less than 0.5, got {self.alpha}")
         self.at_least(1, "filters", "blocks", "components", "heads")
         if self.filters % self.heads:
-            raise ValueError(f"filters={self.filters} must be a multiple of heads={self.heads}")
+            raise ValueError(f"filters must be a multiple of heads={self.heads}, got {self.filters}")
         self.check_dropout()
 
 
 @register(
     "flow_plus_plus",
-    family="flow",
     presets={
         "tiny": {
             "event_shape": (1, 8, 8),

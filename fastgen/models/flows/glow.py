@@ -33,7 +33,7 @@ class GlowConfig(DequantizedFlowConfig):
     levels: int = 256
     scales: int = 3
     steps: int = 32
-    """Of each scale: ActNorm, 1x1 convolution, coupling."""
+    """Steps of each scale: ActNorm, 1x1 convolution, coupling."""
     hidden: int = 512
     coupling: str = "affine"
     """"affine" or "additive"."""
@@ -52,14 +52,13 @@ class GlowConfig(DequantizedFlowConfig):
         factor = 2**self.scales
         if any(size % factor for size in self.event_shape[1:]):
             raise ValueError(
-                f"event_shape={self.event_shape} must have a height and a width that are multiples of {factor}: "
-                f"scales={self.scales} halve them {self.scales} times"
+                f"event_shape must have a height and a width that are multiples of {factor} (scales={self.scales} "
+                f"halve them {self.scales} times), got {self.event_shape}"
             )
 
 
 @register(
     "glow",
-    family="flow",
     presets={"tiny": {"event_shape": (1, 8, 8), "levels": 17, "scales": 2, "steps": 4, "hidden": 64, **TINY}},
 )
 class Glow(FlowModel):

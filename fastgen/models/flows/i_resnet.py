@@ -22,7 +22,6 @@ class IResNetConfig(ResidualFlowConfig):
 
 @register(
     "i_resnet",
-    family="flow",
     presets={"tiny": TINY, "tiny_image": TINY_IMAGE | {"dense_blocks": 0, "alpha": 0.05}},
 )
 class IResNet(ResidualFlow):

@@ -20,20 +20,20 @@ class IAFConfig(FlowConfig):
     layers: int = 8
     hidden: tuple[int, ...] = (1920, 1920)
     activation: str = "elu"
-    """Of the hidden layers: "relu", "tanh", "sigmoid" or "elu"."""
+    """Activation of the hidden layers: "relu", "tanh", "sigmoid" or "elu"."""
     parameterisation: str = "sigmoid"
-    """Of the scales: "sigmoid" as in the paper, or another one of ``MaskedAffineAutoregressive``."""
+    """Parameterisation of the scales: "sigmoid" as in the paper, or another one of ``MaskedAffineAutoregressive``."""
     min_scale: float = 1e-3
-    """Of "sigmoid" and "softplus"."""
+    """Least scale of "sigmoid" and "softplus"."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "layers")
         if not self.min_scale >= 0:
-            raise ValueError(f"min_scale={self.min_scale} must be at least 0")
+            raise ValueError(f"min_scale must be at least 0, got {self.min_scale}")
 
 
-@register("iaf", family="flow", presets={"tiny": {"event_shape": (2,), "layers": 4, "hidden": (64, 64)}})
+@register("iaf", presets={"tiny": {"event_shape": (2,), "layers": 4, "hidden": (64, 64)}})
 class IAF(FlowModel):
     """IAF: inverse autoregressive layers, in the natural and the reversed order of an event's numbers by turns.
 

@@ -18,7 +18,7 @@ NORMS: dict[str, Callable[[int], nn.Module] | None] = {
     "act_norm": ActNorm,
     "none": None,
 }
-"""What makes the layer of each name, from the number of features."""
+"""Constructors of the layers by name, from the number of features."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class MAFConfig(FlowConfig):
     layers: int = 5
     hidden: tuple[int, ...] = (512, 512)
     activation: str = "relu"
-    """Of the hidden layers: "relu", "tanh", "sigmoid" or "elu"."""
+    """Activation of the hidden layers: "relu", "tanh", "sigmoid" or "elu"."""
     hidden_degrees: str = "sequential"
-    """Of each ``MADE``: "sequential" or "random"."""
+    """Hidden degrees of each ``MADE``: "sequential" or "random"."""
     norm: str = "batch_norm"
     """After every layer: "batch_norm", "act_norm" or "none"."""
     alpha: float = 0.05
-    """Of the logit that discrete data go through first; the paper's for CIFAR-10, with 1e-6 for MNIST."""
+    """``alpha`` of the logit that discrete data go through first; the paper's for CIFAR-10, with 1e-6 for MNIST."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,7 +45,6 @@ class MAFConfig(FlowConfig):
 
 @register(
     "maf",
-    family="flow",
     presets={"tiny": {"event_shape": (2,), "layers": 4, "hidden": (64, 64), "activation": "tanh"}},
 )
 class MAF(FlowModel):

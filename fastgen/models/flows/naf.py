@@ -24,7 +24,7 @@ class NAFConfig(AutoregressiveConfig):
     activation: str = "elu"
     norm: str = "act_norm"
     transformer: str = "ddsf"
-    """Which monotone network: "dsf", deep sigmoidal, or "ddsf", deep dense sigmoidal."""
+    """The monotone network: "dsf", deep sigmoidal, or "ddsf", deep dense sigmoidal."""
     sigmoids: int = 16
     """Units of every layer of the transformer."""
     depth: int = 1
@@ -38,7 +38,6 @@ class NAFConfig(AutoregressiveConfig):
 
 @register(
     "naf",
-    family="flow",
     presets={"tiny": {"event_shape": (2,), "layers": 2, "hidden": (64, 64), "sigmoids": 8}},
 )
 class NAF(AutoregressiveFlow):

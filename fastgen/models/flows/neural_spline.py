@@ -54,7 +54,7 @@ class NeuralSplineConfig(FlowConfig):
         self.at_least(0, "blocks")
         self.check_dropout()
         if not self.bound > 0:
-            raise ValueError(f"bound={self.bound} must be greater than 0")
+            raise ValueError(f"bound must be greater than 0, got {self.bound}")
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class NeuralSplineCouplingConfig(NeuralSplineConfig, DequantizedFlowConfig):
     unconditional: bool = True
     """Splines on what a coupling keeps, too, with parameters of their own; of vectors."""
     scales: int = 3
-    """Of images: their height and width are halved so often."""
+    """How often the height and width of images are halved."""
     batch_norm: bool = True
-    """Of images: normalise within the residual blocks."""
+    """Normalise within the residual blocks, for images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,16 +74,15 @@ class NeuralSplineCouplingConfig(NeuralSplineConfig, DequantizedFlowConfig):
         if len(self.event_shape) == 3:
             if any(size % 2**self.scales for size in self.event_shape[1:]):
                 raise ValueError(
-                    f"event_shape={self.event_shape} must have a height and a width that {2**self.scales} divides, "
-                    f"with scales={self.scales}"
+                    f"event_shape must have a height and a width that {2**self.scales} divides, with "
+                    f"scales={self.scales}, got {self.event_shape}"
                 )
         elif prod(self.event_shape) < 2:
-            raise ValueError(f"event_shape={self.event_shape} must have 2 numbers at least, to be split")
+            raise ValueError(f"event_shape must have 2 numbers at least, to be split, got {self.event_shape}")
 
 
 @register(
     "nsf_coupling",
-    family="flow",
     presets={
         "tiny": {"event_shape": (2,), "steps": 4, "width": 64},
         "image": {
@@ -178,7 +177,6 @@ class NeuralSplineCoupling(FlowModel):
 
 @register(
     "nsf_autoregressive",
-    family="flow",
     presets={"tiny": {"event_shape": (2,), "steps": 4, "width": 64}},
 )
 class NeuralSplineAutoregressive(FlowModel):

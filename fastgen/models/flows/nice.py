@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastgen.models.flows.base import FlowConfig, FlowModel
 from fastgen.models.registry import register
 from fastgen.nn import MLP, AdditiveCoupling, Flatten, FlowSequential, Permutation
-from fastgen.nn.flow.flow_sequential import no_log_det
+from fastgen.nn.flow.flow_layer import FlowLayer, no_log_det
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class NICEConfig(FlowConfig):
         super().__post_init__()
         self.at_least(1, "couplings", "hidden_layers", "hidden")
         if prod(self.event_shape) < 2:
-            raise ValueError(f"event_shape={self.event_shape} must have 2 numbers at least, to be split")
+            raise ValueError(f"event_shape must have 2 numbers at least, to be split, got {self.event_shape}")
 
 
-class DiagonalScaling(nn.Module):
+class DiagonalScaling(FlowLayer):
     """``z = x exp(log_scale)`` for each feature: the last layer of NICE."""
 
     def __init__(self, features: int) -> None:
@@ -48,7 +48,6 @@ class DiagonalScaling(nn.Module):
 
 @register(
     "nice",
-    family="flow",
     presets={"tiny": {"event_shape": (1, 8, 8), "levels": 17, "hidden_layers": 2, "hidden": 128}},
 )
 class NICE(FlowModel):

@@ -15,7 +15,7 @@ class PlanarFlowConfig(PosteriorFlowConfig):
     latents of MNIST have lengths of 10 to 80."""
 
 
-@register("planar", family="flow", presets={"tiny": {"length": 16}})
+@register("planar", presets={"tiny": {"length": 16}})
 class PlanarFlow(PosteriorFlow):
     """Planar layers, ``y = x + u tanh(w.x + b)``, and a diagonal Gaussian at the side of the noise.
 

@@ -1,4 +1,4 @@
-"""What planar, radial and Sylvester flows share: they were made as posteriors of latents that an encoder amortises."""
+"""The base of planar, radial and Sylvester flows, made as posteriors of latents that an encoder amortises."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ class RadialFlowConfig(PosteriorFlowConfig):
     """The defaults are as long a flow as the paper's longest of the plane."""
 
 
-@register("radial", family="flow", presets={"tiny": {"length": 16}})
+@register("radial", presets={"tiny": {"length": 16}})
 class RadialFlow(PosteriorFlow):
     """Radial layers, ``y = x + beta (x - c) / (alpha + |x - c|)``, and a diagonal Gaussian at the side of the noise.
 

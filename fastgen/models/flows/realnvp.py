@@ -31,38 +31,38 @@ class RealNVPConfig(DequantizedFlowConfig):
     event_shape: tuple[int, ...] = (3, 32, 32)
     levels: int = 256
     alpha: float = 0.05
-    """Of the logit that discrete data go through first."""
+    """``alpha`` of the logit that discrete data go through first."""
     batch_norm: bool = True
     """Normalise after every coupling."""
     hidden: int = 64
     """Channels of the networks of the first scale, doubled by every squeeze; of vectors, the width of hidden layers."""
     scales: int = 2
-    """Of images."""
+    """Scales of images."""
     blocks: int = 8
-    """Of images: residual blocks of a network."""
+    """Residual blocks of a network, for images."""
     couplings: int = 6
-    """Of vectors."""
+    """Couplings of vectors."""
     hidden_layers: int = 2
-    """Of vectors: of a network."""
+    """Hidden layers of a network, for vectors."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(1, "hidden", "scales", "blocks", "couplings", "hidden_layers")
         if len(self.event_shape) not in (1, 3) or prod(self.event_shape) < 2:
             raise ValueError(
-                f"event_shape={self.event_shape} must be (channels, height, width) or (features,), of 2 numbers or more"
+                "event_shape must be (channels, height, width) or (features,), of 2 numbers or more, got "
+                f"{self.event_shape}"
             )
         factor = 2 ** (self.scales - 1)
         if any(size % factor for size in self.event_shape[1:]):
             raise ValueError(
-                f"event_shape={self.event_shape} must have a height and a width that are multiples of {factor}: "
-                f"scales={self.scales} halve them {self.scales - 1} times"
+                f"event_shape must have a height and a width that are multiples of {factor} (scales={self.scales} "
+                f"halve them {self.scales - 1} times), got {self.event_shape}"
             )
 
 
 @register(
     "realnvp",
-    family="flow",
     presets={"tiny": {"event_shape": (1, 8, 8), "levels": 17, "hidden": 16, "blocks": 1, **TINY}},
 )
 class RealNVP(FlowModel):

@@ -21,6 +21,7 @@ from fastgen.nn import (
     MultiScale,
     Squeeze2d,
 )
+from fastgen.nn.residual.lipschitz import LipschitzLayer
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,15 @@ class ResidualFlowConfig(FlowConfig):
     event_shape: tuple[int, ...] = (3, 32, 32)
     levels: int = 256
     scales: int = 3
-    """Of an image: blocks, then a squeeze, after all but the last."""
+    """Scales of an image: blocks, then a squeeze after all but the last."""
     blocks: int = 16
-    """Of each scale, or of vectors."""
+    """Blocks of each scale, or of vectors."""
     kernels: tuple[int, ...] = (3, 1, 3)
-    """Of the convolutions of an image's block."""
+    """Kernel sizes of the convolutions of an image's block."""
     hidden: int = 512
     """Channels between them, or width of the hidden layers of a vector's block."""
     hidden_layers: int = 4
-    """Of a vector's block."""
+    """Hidden layers of a vector's block."""
     dense_blocks: int = 4
     """Blocks of two hidden layers on the numbers of an image's last scale, at the end."""
     dense_hidden: int = 128
@@ -52,13 +53,13 @@ class ResidualFlowConfig(FlowConfig):
     factor_out: bool = False
     """Half of the channels are final after each scale."""
     alpha: float = 0.05
-    """Of the ``Logit`` of data with levels; 0 takes them as they are."""
+    """``alpha`` of the ``Logit`` of data with levels; 0 takes them as they are."""
     coefficient: float = 0.98
     """Bound of each layer's Lipschitz constant, less than 1."""
     norm: float = 2.0
     """Exponent of the norm that the bound is in: 1, 2 or infinity."""
     iterations: int | None = 5
-    """Of the power method, in each training step; None searches until the norm is right to 0.05 %."""
+    """Iterations of the power method in each training step; None searches until the norm is right to 0.05 %."""
     log_det: str = "russian-roulette"
     """"exact", "power-series" or "russian-roulette"; see ``InvertibleResidual``, also for what follows."""
     trace: str = "hutchinson"
@@ -77,17 +78,17 @@ class ResidualFlowConfig(FlowConfig):
         self.at_least(1, "scales", "blocks", "hidden", "hidden_layers", "dense_hidden")
         self.at_least(0, "dense_blocks")
         if not 0 < self.coefficient < 1:
-            raise ValueError(f"coefficient={self.coefficient} must be greater than 0 and less than 1")
+            raise ValueError(f"coefficient must be greater than 0 and less than 1, got {self.coefficient}")
         if len(self.event_shape) == 1:
             return
         self.check_image()
         if not 0 <= self.alpha < 0.5:
-            raise ValueError(f"alpha={self.alpha} must be at least 0 and less than 0.5")
+            raise ValueError(f"alpha must be at least 0 and less than 0.5, got {self.alpha}")
         factor = 2 ** (self.scales - 1)
         if any(size % factor for size in self.event_shape[1:]):
             raise ValueError(
-                f"event_shape={self.event_shape} must have a height and a width that are multiples of {factor}: "
-                f"scales={self.scales} halve them {self.scales - 1} times"
+                f"event_shape must have a height and a width that are multiples of {factor} (scales={self.scales} "
+                f"halve them {self.scales - 1} times), got {self.event_shape}"
             )
 
 
@@ -103,7 +104,7 @@ TINY_IMAGE = {
 }
 
 
-@register("residual_flow", family="flow", presets={"tiny": TINY, "tiny_image": TINY_IMAGE})
+@register("residual_flow", presets={"tiny": TINY, "tiny_image": TINY_IMAGE})
 class ResidualFlow(FlowModel):
     """Residual Flow: blocks x + g(x) with a g of Lipschitz constant below 1, ActNorm between, the log-determinant
     estimated without bias.
@@ -131,6 +132,12 @@ class ResidualFlow(FlowModel):
 
     def estimates(self) -> tuple[str, ...]:
         return super().estimates() if prod(self.config.event_shape) > self.config.exact_features else ()
+
+    def refresh(self) -> None:
+        """Computes the norms of the weights anew, to the precision that they have in eval mode."""
+        for layer in self.modules():
+            if isinstance(layer, LipschitzLayer):
+                layer.refresh()
 
     def _vector_flow(self) -> nn.Module:
         config, features = self.config, self.config.event_shape[0]

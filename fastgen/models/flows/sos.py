@@ -16,9 +16,9 @@ class SOSConfig(AutoregressiveConfig):
     layers: int = 8
     norm: str = "batch_norm"
     polynomials: int = 5
-    """How many squares are summed."""
+    """Number of squares that are summed."""
     degree: int = 4
-    """Of what is squared; the map has twice that and 1."""
+    """Degree of what is squared; the map has twice that and 1."""
     min_derivative: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -28,7 +28,6 @@ class SOSConfig(AutoregressiveConfig):
 
 @register(
     "sos",
-    family="flow",
     presets={"tiny": {"event_shape": (2,), "layers": 2, "hidden": (64, 64), "polynomials": 3, "degree": 2}},
 )
 class SOS(AutoregressiveFlow):

@@ -18,11 +18,11 @@ class SylvesterFlowConfig(PosteriorFlowConfig):
     event_shape: tuple[int, ...] = (64,)
     length: int = 16
     kind: str = "orthogonal"
-    """Of Q: "orthogonal", "householder" or "triangular"."""
+    """Kind of Q: "orthogonal", "householder" or "triangular"."""
     rank: int | None = None
     """M of "orthogonal"; None is 32, or D where that is less."""
     reflections: int = 8
-    """Of "householder"."""
+    """Reflections of "householder"."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -30,10 +30,10 @@ class SylvesterFlowConfig(PosteriorFlowConfig):
         self.at_least(1, "reflections")
         features = prod(self.event_shape)
         if self.rank is not None and (self.kind != "orthogonal" or not 1 <= self.rank <= features):
-            raise ValueError(f"rank={self.rank} must be None, or of kind 'orthogonal' from 1 to {features}")
+            raise ValueError(f"rank must be None, or from 1 to {features} for kind 'orthogonal', got {self.rank}")
 
 
-@register("sylvester", family="flow", presets={"tiny": {"event_shape": (2,), "length": 8}})
+@register("sylvester", presets={"tiny": {"event_shape": (2,), "length": 8}})
 class SylvesterFlow(PosteriorFlow):
     """Sylvester layers, ``y = x + Q R tanh(S Q^T x + b)``, and a diagonal Gaussian at the side of the noise.
 

@@ -14,11 +14,11 @@ class UMNNConfig(AutoregressiveConfig):
     """The defaults are those of the authors' code for MINIBOONE."""
 
     embedding: int = 30
-    """How many numbers the conditioner says of each feature."""
+    """Numbers that the conditioner gives for each feature."""
     integrand: tuple[int, ...] = (50, 50, 50, 50)
     """Widths of the hidden layers of the network that is integrated."""
     intervals: int = 50
-    """Of the quadrature."""
+    """Intervals of the quadrature."""
     min_derivative: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -28,7 +28,6 @@ class UMNNConfig(AutoregressiveConfig):
 
 @register(
     "umnn",
-    family="flow",
     presets={
         "tiny": {
             "event_shape": (2,),

@@ -16,7 +16,7 @@ Order = str | Sequence[int] | Tensor
 
 
 class MaskedNetwork(nn.Module):
-    """What masked networks share: masked linear maps, the degrees of their units, and what a context adds to them.
+    """The base of masked networks: masked linear maps, the degrees of their units, and what a context adds to them.
 
     A unit of degree d sees units of degree at most d; the outputs for the feature of degree d see units of degree below
     d. Units of degree 0 see no feature; where there is a context they carry it to the outputs of the first feature.
@@ -42,8 +42,8 @@ class MaskedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.features, self.activation, self.context_features = len(degrees[0]), activation, context_features
-        for i, of in enumerate(degrees):
-            self.register_buffer(f"degrees_{i}", of)
+        for i, units in enumerate(degrees):
+            self.register_buffer(f"degrees_{i}", units)
         self.layers = nn.ModuleList(MaskedLinear(mask) for mask in masks)
         self._conditioned = {i: self.layers[i].out_features for i in conditioned}
         total = sum(self._conditioned.values())
@@ -51,7 +51,7 @@ class MaskedNetwork(nn.Module):
 
     @property
     def degrees(self) -> list[Tensor]:
-        """Of the inputs of each linear map: of the features, then of each hidden layer."""
+        """The degrees of the inputs of each linear map: the features', then each hidden layer's."""
         return [getattr(self, f"degrees_{i}") for i in range(len(self.layers))]
 
     def run(self, x: Tensor, linear: Callable[[int, Tensor], Tensor]) -> Tensor:
@@ -65,13 +65,11 @@ class MaskedNetwork(nn.Module):
         return x
 
     def offset(self, context: Tensor | None) -> Tensor | None:
-        """What the context adds to the maps that it goes into, one after the other; None without a context."""
+        """Returns what the context adds to the maps that it goes into, one after the other; None without a context."""
         if (context is None) != (self.context is None):
             wanted = "None" if self.context is None else f"[..., {self.context_features}]"
             given = "None" if context is None else f"a tensor of shape {tuple(context.shape)}"
-            raise ValueError(
-                f"context is {given}; it must be {wanted}, as context_features was {self.context_features}"
-            )
+            raise ValueError(f"context must be {wanted} for context_features={self.context_features}, got {given}")
         return None if self.context is None else self.context(context)
 
     def offsets(self, context: Tensor | None) -> dict[int, Tensor]:
@@ -84,7 +82,7 @@ class MaskedNetwork(nn.Module):
     def outputs(self, x: Tensor, context: Tensor | None) -> Tensor:
         """x [..., D] to what the last map returns."""
         if x.shape[-1:] != (self.features,):
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [..., {self.features}]")
+            raise ValueError(f"x must have shape [..., {self.features}], got {tuple(x.shape)}")
         offsets = self.offsets(context)
 
         def linear(i: int, x: Tensor) -> Tensor:
@@ -251,20 +249,20 @@ class ResMADE(MaskedNetwork):
 def _degrees_of(
     features: int, hidden: Sequence[int], activation: str, order: Order, hidden_degrees: str, conditional: bool
 ) -> list[Tensor]:
-    """Of the features, then of each hidden layer; ValueError for what makes no network."""
+    """Returns the degrees of the features, then of each hidden layer; raises ValueError for what makes no network."""
     if features < 1:
-        raise ValueError(f"features is {features}; it must be at least 1")
+        raise ValueError(f"features must be at least 1, got {features}")
     if not hidden or min(hidden) < 1:
-        raise ValueError(f"hidden is {tuple(hidden)}; it must have the width of one layer at least, each 1 or more")
+        raise ValueError(f"hidden must have the width of one layer at least, each 1 or more, got {tuple(hidden)}")
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(map(repr, ACTIVATIONS))}")
+        raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
     return [_feature_degrees(features, order), *_hidden_degrees(features, hidden, hidden_degrees, conditional)]
 
 
 def _masks_of(degrees: Sequence[Tensor], outputs: int) -> list[Tensor]:
     """For every linear map; the last has ``outputs`` rows for the first feature, then those for the second, and on."""
     if outputs < 1:
-        raise ValueError(f"outputs is {outputs}; it must be at least 1")
+        raise ValueError(f"outputs must be at least 1, got {outputs}")
     inner = [after[:, None] >= before for before, after in pairwise(degrees)]
     return [*inner, degrees[0].repeat_interleave(outputs)[:, None] > degrees[-1]]
 
@@ -272,12 +270,12 @@ def _masks_of(degrees: Sequence[Tensor], outputs: int) -> list[Tensor]:
 def _feature_degrees(features: int, order: Order) -> Tensor:
     if isinstance(order, str):
         if order not in ("natural", "reversed"):
-            raise ValueError(f"order is {order!r}; it must be 'natural', 'reversed' or a permutation")
+            raise ValueError(f"order must be 'natural', 'reversed' or a permutation, got {order!r}")
         indices = list(range(features))[:: -1 if order == "reversed" else 1]
     else:
         indices = [int(i) for i in order]
     if sorted(indices) != list(range(features)):
-        raise ValueError(f"order is {indices}; it must have every number below {features} once")
+        raise ValueError(f"order must have every number below {features} once, got {indices}")
     return torch.tensor(indices).argsort() + 1
 
 
@@ -286,7 +284,7 @@ def _hidden_degrees(features: int, hidden: Sequence[int], how: str, conditional:
     if how == "sequential":
         return [cyclic_degrees(features, width, lowest) for width in hidden]
     if how != "random":
-        raise ValueError(f"hidden_degrees is {how!r}; it must be 'sequential' or 'random'")
+        raise ValueError(f"hidden_degrees must be 'sequential' or 'random', got {how!r}")
     found = []
     for width in hidden:
         degrees = torch.randint(lowest, max(lowest + 1, features), (width,), device="cpu")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastgen.nn.autoregressive.made import MADE
+from fastgen.nn.flow.flow_layer import FlowLayer
 from fastgen.ops.precision import in_float32
 from fastgen.ops.sequential_affine import sequential_affine
 from fastgen.reference.sequential_affine import PARAMETERISATIONS, parallel
 
 
-class MaskedAffineAutoregressive(nn.Module):
+class MaskedAffineAutoregressive(FlowLayer):
     """An affine step of a masked autoregressive flow: ``forward(x, context=None)`` and ``inverse`` return
     (u or x [N, D], log_det [N]).
 
@@ -42,6 +43,8 @@ class MaskedAffineAutoregressive(nn.Module):
         True
     """
 
+    takes_context = True
+
     def __init__(
         self,
         features: int,
@@ -58,7 +61,7 @@ class MaskedAffineAutoregressive(nn.Module):
         super().__init__()
         if parameterisation not in PARAMETERISATIONS:
             allowed = ", ".join(map(repr, PARAMETERISATIONS))
-            raise ValueError(f"parameterisation is {parameterisation!r}; it must be one of {allowed}")
+            raise ValueError(f"parameterisation must be one of {allowed}, got {parameterisation!r}")
         self.made = MADE(
             features,
             hidden,

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from fastgen.nn.autoregressive.made import MaskedMLP, ResMADE
 from fastgen.nn.autoregressive.sequential_inverse import MaskedMap, invert_by_degree
+from fastgen.nn.flow.flow_layer import FlowLayer
 
 
-class MaskedAutoregressive(nn.Module):
+class MaskedAutoregressive(FlowLayer):
     """An elementwise map whose parameters for a feature depend on the features before it: ``forward(x, context=None)``
     and ``inverse`` return (u or x [N, D], log_det [N]).
 
@@ -39,12 +40,14 @@ class MaskedAutoregressive(nn.Module):
         True
     """
 
+    takes_context = True
+
     def __init__(self, network: MaskedMLP | ResMADE, transform: nn.Module) -> None:
         super().__init__()
         if network.outputs_per_feature != transform.parameters_per_element:
             raise ValueError(
-                f"network has {network.outputs_per_feature} outputs a feature; the transform takes "
-                f"{transform.parameters_per_element}"
+                f"network must have {transform.parameters_per_element} outputs a feature, as many as the transform "
+                f"takes, got {network.outputs_per_feature}"
             )
         self.network, self.transform = network, transform
 
@@ -55,7 +58,7 @@ class MaskedAutoregressive(nn.Module):
     def inverse(self, u: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """u [N, D] to (x, log_det [N] of that), feature by feature."""
         if u.dim() != 2 or u.shape[1] != self.network.features:
-            raise ValueError(f"u has shape {tuple(u.shape)}; it must be [N, {self.network.features}]")
+            raise ValueError(f"u must have shape [N, {self.network.features}], got {tuple(u.shape)}")
         network, features = self.network, self.network.degrees[0]
         offsets = network.offsets(context)
         of_outputs = features.repeat_interleave(network.outputs_per_feature) - 1

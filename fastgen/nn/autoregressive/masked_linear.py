@@ -28,7 +28,7 @@ class MaskedLinear(nn.Linear):
 
     def __init__(self, mask: Tensor, bias: bool = True) -> None:
         if mask.dim() != 2:
-            raise ValueError(f"mask has shape {tuple(mask.shape)}; it must be [out_features, in_features]")
+            raise ValueError(f"mask must have shape [out_features, in_features], got {tuple(mask.shape)}")
         super().__init__(mask.shape[1], mask.shape[0], bias)
         self.register_buffer("mask", (mask != 0).to(self.weight.dtype))
 

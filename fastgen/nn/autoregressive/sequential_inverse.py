@@ -53,7 +53,7 @@ def invert_by_degree(
     """
     turns, order = int(degrees.max()), degrees.argsort(stable=True)
     counts = torch.bincount(degrees, minlength=turns + 1).tolist()[1:]
-    linear = [_LinearByDegree(of, turns) for of in maps]
+    linear = [_LinearByDegree(mapping, turns) for mapping in maps]
     x, found, log_det = u[:, :0], [], 0
     for own in u[:, order].split(counts, 1):
         parameters = run(x, lambda i, value: linear[i](value))
@@ -68,11 +68,11 @@ def invert_by_degree(
 class _LinearByDegree:
     """A masked linear map that is called with the inputs of degree 0, 1, ... in turn, and returns the outputs of it."""
 
-    def __init__(self, of: MaskedMap, turns: int) -> None:
-        columns, rows = of.inputs.argsort(stable=True), of.outputs.argsort(stable=True)
-        self.weight = of.weight.index_select(0, rows).index_select(1, columns)
-        self.bias, self.offset = of.bias[rows], None if of.offset is None else of.offset[:, rows]
-        self.sizes = iter(torch.bincount(of.outputs, minlength=turns).tolist())
+    def __init__(self, mapping: MaskedMap, turns: int) -> None:
+        columns, rows = mapping.inputs.argsort(stable=True), mapping.outputs.argsort(stable=True)
+        self.weight = mapping.weight.index_select(0, rows).index_select(1, columns)
+        self.bias, self.offset = mapping.bias[rows], None if mapping.offset is None else mapping.offset[:, rows]
+        self.sizes = iter(torch.bincount(mapping.outputs, minlength=turns).tolist())
         self.inputs, self.seen, self.start = None, 0, 0
 
     def __call__(self, value: Tensor) -> Tensor:

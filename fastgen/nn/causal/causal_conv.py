@@ -69,7 +69,7 @@ class GatedResidualBlock1d(nn.Module):
         last: bool = False,
     ) -> None:
         if gate_channels % 2:
-            raise ValueError(f"gate_channels={gate_channels} must be even: half for tanh, half for the sigmoid")
+            raise ValueError(f"gate_channels must be even (half for tanh, half for the sigmoid), got {gate_channels}")
         super().__init__()
         self.conv = CausalConv1d(residual_channels, gate_channels, kernel_size, dilation=dilation)
         self.global_condition = nn.Linear(global_channels, gate_channels, bias=False) if global_channels else None

@@ -15,7 +15,7 @@ from fastgen.reference.masked_conv2d import causal_mask, margins_of
 
 
 class MaskedConvState(NamedTuple):
-    """What ``MaskedConv2d.step`` keeps of the positions before.
+    """The state of ``MaskedConv2d.step``: the positions before.
 
     ``rows`` [N, in_channels, rows, width + margins]; the last row is that of the next position, which is ``column``.
     """
@@ -57,9 +57,9 @@ class MaskedConv2d(DerivedBuffers, nn.Conv2d):
             check_integers(kernel_size=size)
         check_integers(colours=colours, parts=parts, stride=stride, dilation=dilation)
         if mask not in ("A", "B"):
-            raise ValueError(f'mask={mask!r} must be "A" or "B"')
+            raise ValueError(f"mask must be 'A' or 'B', got {mask!r}")
         if height % 2 == 0 or width % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} must be odd")
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         size = (height // 2 + 1, width if height > 1 else width // 2 + 1)
         super().__init__(in_channels, out_channels, size, stride=stride, dilation=dilation, bias=bias)
         self.mask_type, self.colours, self.parts = mask, colours, parts
@@ -90,9 +90,9 @@ class MaskedConv2d(DerivedBuffers, nn.Conv2d):
             ValueError: the layer has a stride, or x is not [N, in_channels].
         """
         if self.stride != (1, 1):
-            raise ValueError(f"step needs stride 1, this layer has {self.stride}")
+            raise ValueError(f"stride must be 1 for step, got {self.stride}")
         if x.shape != state.rows.shape[:2]:
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be {tuple(state.rows.shape[:2])}")
+            raise ValueError(f"x must have shape {tuple(state.rows.shape[:2])}, got {tuple(x.shape)}")
         left, right, _, _ = self._margins()
         rows, column = state.rows.clone(), state.column
         rows[:, :, -1, left + column] = x

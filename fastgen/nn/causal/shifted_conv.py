@@ -39,7 +39,7 @@ class DownShiftedConv2d(nn.Conv2d):
         check_integers(stride=stride)
         height, width = kernel_size
         if width % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} must have an odd width")
+            raise ValueError(f"kernel_size must have an odd width, got {kernel_size}")
         super().__init__(in_channels, out_channels, kernel_size, stride=stride)
         self.margins = (width // 2, width // 2, height - 1, 0)
 

@@ -44,7 +44,7 @@ class RowLSTM(nn.Module):
     ) -> None:
         _check(channels, hidden, colours, mask, residual)
         if taps < 1 or taps % 2 == 0:
-            raise ValueError(f"taps={taps} must be odd and at least 1")
+            raise ValueError(f"taps must be odd and at least 1, got {taps}")
         super().__init__()
         self.channels = channels
         self.input = MaskedConv2d(channels, 4 * hidden, (1, kernel_size), mask, colours=colours, parts=4)
@@ -108,7 +108,7 @@ def skew(x: Tensor) -> Tensor:
 
 
 def unskew(x: Tensor) -> Tensor:
-    """What ``skew`` was given: [..., H, W + H - 1] to [..., H, W]."""
+    """Undoes ``skew``: [..., H, W + H - 1] to [..., H, W]."""
     height, wide = x.shape[-2:]
     return F.pad(x.flatten(-2), (0, height)).unflatten(-1, (height, wide + 1))[..., : wide - height + 1]
 
@@ -127,9 +127,9 @@ def _state_weight(hidden: int, taps: int) -> nn.Parameter:
 def _check(channels: int, hidden: int, colours: int, mask: str, residual: bool) -> None:
     check_integers(channels=channels, hidden=hidden, colours=colours)
     if residual and mask == "A":
-        raise ValueError('residual=True needs mask="B": mask="A" must not see the pixel, which is added')
+        raise ValueError(f"mask must be 'B' with residual=True, which adds the pixel, got {mask!r}")
 
 
 def _check_input(x: Tensor, channels: int) -> None:
     if x.dim() != 4 or x.shape[1] != channels or 0 in x.shape[2:]:
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, {channels}, H, W], H and W at least 1")
+        raise ValueError(f"x must have shape [N, {channels}, H, W], H and W at least 1, got {tuple(x.shape)}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastgen.nn.continuous.field_for_solve import SolvedField, SolvedMLPField, solved_field
 from fastgen.nn.continuous.ode_gradient import Evaluations, Path
 from fastgen.nn.continuous.ode_solver import OdeSolver, Slope
-from fastgen.nn.flow.flow_sequential import no_log_det
+from fastgen.nn.flow.flow_layer import FlowLayer, no_log_det
 from fastgen.ops.arguments import check_integers
 from fastgen.ops.field import Field, is_transformed
 from fastgen.ops.hutchinson_trace import KINDS, hutchinson_trace, probe_noise
@@ -22,7 +22,7 @@ REGULARIZERS = ("kinetic", "jacobian")
 GRADIENTS = ("steps", "adjoint", "autograd")
 
 
-class ContinuousFlow(nn.Module):
+class ContinuousFlow(FlowLayer):
     """x along the field f from time 0, the data, to T, the noise: ``forward(x)`` and ``inverse(z)``::
 
         dx/dt = f(x, t)        log_det = integral of tr(df/dx) dt        over [0, T], or back
@@ -73,6 +73,9 @@ class ContinuousFlow(nn.Module):
         (True, 40)
     """
 
+    takes_context = True
+    takes_seed = True
+
     def __init__(
         self,
         field: Callable[..., Tensor],
@@ -90,20 +93,20 @@ class ContinuousFlow(nn.Module):
         regularizers: Sequence[str] = (),
     ) -> None:
         if not 0 < end_time < float("inf"):
-            raise ValueError(f"end_time is {end_time}; it must be greater than 0, and finite")
+            raise ValueError(f"end_time must be greater than 0, and finite, got {end_time}")
         for name, kind in (("trace", trace), ("evaluation_trace", evaluation_trace or trace)):
             if kind not in KINDS:
-                raise ValueError(f"{name} is {kind!r}; it must be one of {', '.join(map(repr, KINDS))}")
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
         least = 3 if "hutch++" in (trace, evaluation_trace) else 1
         check_integers(least, probes=probes)
         for name in regularizers:
             if name not in REGULARIZERS:
                 allowed = ", ".join(map(repr, REGULARIZERS))
-                raise ValueError(f"regularizers has {name!r}; it may have {allowed}")
+                raise ValueError(f"regularizers must be of {allowed}, got {name!r}")
         if gradient not in GRADIENTS:
-            raise ValueError(f"gradient is {gradient!r}; it must be one of {', '.join(map(repr, GRADIENTS))}")
+            raise ValueError(f"gradient must be one of {', '.join(map(repr, GRADIENTS))}, got {gradient!r}")
         if gradient != "autograd" and not isinstance(field, nn.Module):
-            raise ValueError(f"field is a {type(field).__name__}; with gradient={gradient!r} it must be an nn.Module")
+            raise ValueError(f"field must be an nn.Module with gradient={gradient!r}, got a {type(field).__name__}")
         super().__init__()
         self.field, self.end_time, self.probes, self.gradient = field, float(end_time), probes, gradient
         self.trace, self.evaluation_trace = trace, evaluation_trace or trace
@@ -114,7 +117,7 @@ class ContinuousFlow(nn.Module):
 
     @property
     def estimate(self) -> str | None:
-        """How the log-determinant is estimated in eval mode; None where the trace is exact."""
+        """The estimate of the log-determinant in eval mode; None where the trace is exact."""
         if self.evaluation_trace in ("exact", "closed-form"):
             return None
         return f"traces by {self.probes} {self.evaluation_trace} probe{'s' if self.probes > 1 else ''}"
@@ -136,8 +139,8 @@ class ContinuousFlow(nn.Module):
             return self._integrate(*arguments)
         if torch.compiler.is_exporting() or not torch.compiler.is_compiling():
             raise NotImplementedError(
-                f"solver {self.solver.name!r} chooses its steps by the numbers, which torch.export and torch.func do "
-                "not show; use a solver of fixed steps, such as 'rk4' with a step_size"
+                "solver must have fixed steps, such as 'rk4' with a step_size, where torch.export and torch.func do "
+                f"not show the numbers, got {self.solver.name!r}"
             )
         return torch.compiler.disable(self._integrate)(*arguments)
 
@@ -151,7 +154,7 @@ class ContinuousFlow(nn.Module):
         regularizers: tuple[str, ...],
     ) -> tuple[Tensor, ...]:
         if not x.is_floating_point() or x.dim() < 2:
-            raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; it must be floating point, [N, D...]")
+            raise ValueError(f"x must be floating point of shape [N, D...], got {x.dtype} of shape {tuple(x.shape)}")
         self.evaluations = Evaluations()
         if x.is_meta or not x.shape[0]:
             return x, *(no_log_det(x) for _ in range(1 + len(regularizers)))
@@ -212,7 +215,7 @@ class _Dynamics:
             return y, tuple(integrands)
 
     def _squared_products(self, field: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """The mean over the noise of |v^T J|^2, [N]."""
+        """Returns the mean over the noise of |v^T J|^2, [N]."""
         if isinstance(field, Field):
             products = field.products(x, self.noise)
             total = field.contract(x, self.noise, products)[1]  # its gradient is half of that of the squares' sum

@@ -54,7 +54,7 @@ class ConvNetField(FieldNet):
         context_features: int | None = None,
     ) -> None:
         if kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f"kernel is {kernel}; it must be odd and at least 1")
+            raise ValueError(f"kernel must be odd and at least 1, got {kernel}")
         super().__init__(sizes, activation, time, context_features)
         extra = int(time == "concat")
         self.kernel = kernel

@@ -91,7 +91,7 @@ def solved_field(
 
 @functools.lru_cache(maxsize=64)
 def _outputs(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Of every number in the weights the output of a layer that it belongs to, counted through all layers."""
+    """Returns, for every number in the weights, its output of a layer, counted through all layers."""
     return (
         torch.arange(sum(sizes[1:]))
         .repeat_interleave(torch.tensor([width for width, out in pairwise(sizes) for _ in range(out)]))

@@ -11,7 +11,7 @@ from fastgen.ops.hutchinson_trace import KINDS, hutchinson_trace
 
 
 class HutchinsonTrace(nn.Module):
-    """What an ODE solver integrates for a continuous normalizing flow: f(x, t) and tr(df/dx), estimated or exact.
+    """The integrands of a continuous normalizing flow for an ODE solver: f(x, t) and tr(df/dx), estimated or exact.
 
     ``forward(x, t, context, seed=..., offset=..., noise=...)`` gives f [N, D...] and the trace [N];
     ``fastgen.ops.hutchinson_trace`` has the kinds and the errors raised. The same seed gives the same noise: keep it
@@ -36,7 +36,7 @@ class HutchinsonTrace(nn.Module):
 
     def __init__(self, field: Callable[..., Tensor], probes: int = 1, kind: str = "rademacher") -> None:
         if kind not in KINDS:
-            raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(map(repr, KINDS))}")
+            raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
         check_integers(probes=probes)
         super().__init__()
         self.field, self.probes, self.kind = field, probes, kind

@@ -16,17 +16,17 @@ TIMES = ("none", "concat", "concat-squash")
 
 
 class FieldNet(nn.Module):
-    """What the networks of a field share: ``at(t, context)`` is the field at one time, ``forward`` its value at x."""
+    """The base of a field's networks: ``at(t, context)`` is the field at one time, ``forward`` its value at x."""
 
     def __init__(self, sizes: tuple[int, ...], activation: str, time: str, context_features: int | None) -> None:
         sizes = tuple(sizes)
         if len(sizes) < 3 or min(sizes) < 1 or sizes[0] != sizes[-1]:
-            raise ValueError(f"sizes is {sizes}; it must be those of x, hidden layers and x again, each at least 1")
+            raise ValueError(f"sizes must be those of x, hidden layers and x again, each at least 1, got {sizes}")
         for name, value, allowed in (("activation", activation, ACTIVATIONS), ("time", time, TIMES)):
             if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
         if context_features is not None and context_features < 1:
-            raise ValueError(f"context_features is {context_features}; it must be at least 1, or None")
+            raise ValueError(f"context_features must be at least 1, or None, got {context_features}")
         super().__init__()
         self.sizes, self.activation, self.time, self.context_features = sizes, activation, time, context_features
         if time == "concat-squash":
@@ -39,7 +39,9 @@ class FieldNet(nn.Module):
 
     def forward(self, x: Tensor, t: float | Tensor | None = None, context: Tensor | None = None) -> Tensor:
         if context is not None and context.shape[0] != x.shape[0]:
-            raise ValueError(f"context has shape {tuple(context.shape)}; x has {x.shape[0]} samples")
+            raise ValueError(
+                f"context must have a row for each of the {x.shape[0]} samples of x, got shape {tuple(context.shape)}"
+            )
         return self.at(t, context)(x)
 
     def _squash(
@@ -49,7 +51,9 @@ class FieldNet(nn.Module):
 
         All layers together, since there is little to compute and much to call.
         """
-        scales, offsets = (torch.cat(list(of)) for of in zip(*((g.weight, g.bias) for g in self.gates), strict=True))
+        scales, offsets = (
+            torch.cat(list(parts)) for parts in zip(*((g.weight, g.bias) for g in self.gates), strict=True)
+        )
         gates = torch.addcmul(offsets[:, None], scales, t).sigmoid()
         shifts = torch.cat([shift.weight for shift in self.shifts]) * t
         together = torch.addcmul(shifts, gates, torch.cat(biases)[:, None]).squeeze(1)
@@ -61,19 +65,19 @@ class FieldNet(nn.Module):
 
     def _number(self, t: float | Tensor | None, like: Tensor) -> Tensor:
         if t is None:
-            raise ValueError(f"t is missing; a field with time={self.time!r} needs it")
+            raise ValueError(f"t must be given to a field with time={self.time!r}, got None")
         t = torch.as_tensor(t, dtype=like.dtype, device=like.device)
         if t.numel() != 1:
-            raise ValueError(f"t has shape {tuple(t.shape)}; it must be one number, the same for the batch")
+            raise ValueError(f"t must be one number, the same for the batch, got shape {tuple(t.shape)}")
         return t.reshape(())
 
     def _check_context(self, context: Tensor | None) -> None:
         features = self.context_features
         if context is None and features is not None:
-            raise ValueError(f"context is missing; a field with context_features={features} needs it")
+            raise ValueError(f"context must be given to a field with context_features={features}, got None")
         if context is not None and (features is None or context.dim() != 2 or context.shape[1] != features):
-            allowed = "the field has context_features=None" if features is None else f"it must be [N, {features}]"
-            raise ValueError(f"context has shape {tuple(context.shape)}; {allowed}")
+            wanted = "None" if features is None else f"[N, {features}]"
+            raise ValueError(f"context must be {wanted} for context_features={features}, got {tuple(context.shape)}")
 
     def extra_repr(self) -> str:
         context = f", context_features={self.context_features}" if self.context_features else ""
@@ -142,7 +146,9 @@ class MLPField(FieldNet):
                 return DenseField(*self._squash(t, weights, biases, added), self.activation)
             if self.time == "concat":
                 columns, weights = zip(*(weight.tensor_split([1], 1) for weight in weights), strict=True)
-                biases = [torch.addcmul(bias, of.squeeze(1), t) for bias, of in zip(biases, columns, strict=True)]
+                biases = [
+                    torch.addcmul(bias, column.squeeze(1), t) for bias, column in zip(biases, columns, strict=True)
+                ]
             if added is not None:
                 biases[0] = biases[0] + added
             return DenseField(weights, biases, self.activation)

@@ -15,7 +15,7 @@ from fastgen.nn.continuous.ode_solver import Dynamics, OdeSolver, Slope, Step
 
 @dataclass
 class Evaluations:
-    """How often a field was evaluated on the way forward, and once more for the gradient."""
+    """Counts of a field's evaluations on the way forward, and for the gradient."""
 
     forward: int = 0
     backward: int = 0
@@ -73,7 +73,7 @@ class Path:
         return adjoint, totals
 
     def _dynamics(self, direction: str) -> Dynamics:
-        """Those whose evaluations are counted."""
+        """Returns fields whose evaluations are counted."""
 
         def evaluate(at: Slope, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
             setattr(self.evaluations, direction, getattr(self.evaluations, direction) + 1)

@@ -23,7 +23,7 @@ Dynamics = Callable[[Sequence[float | Tensor]], Sequence[Slope]]
 
 
 class Tableau(NamedTuple):
-    """Of Butcher: the rows of the stages from the second on, and the weights."""
+    """A Butcher tableau: the rows of the stages from the second on, and the weights."""
 
     rows: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...]
@@ -75,19 +75,24 @@ class OdeSolver:
     def __post_init__(self) -> None:
         if self.name not in FIXED and self.name not in ADAPTIVE:
             allowed = ", ".join(map(repr, (*FIXED, *ADAPTIVE)))
-            raise ValueError(f"solver is {self.name!r}; it must be one of {allowed}")
+            raise ValueError(f"solver must be one of {allowed}, got {self.name!r}")
         for name in ("rtol", "atol"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be greater than 0, and finite")
+                raise ValueError(f"{name} must be greater than 0, and finite, got {getattr(self, name)}")
         if self.name in FIXED and (self.step_size is None or not 0 < self.step_size < math.inf):
-            raise ValueError(f"step_size is {self.step_size}; for {self.name!r} it must be greater than 0, and finite")
+            raise ValueError(
+                f"step_size must be greater than 0, and finite, for solver {self.name!r}, got {self.step_size}"
+            )
         if self.name in ADAPTIVE and self.step_size is not None:
-            raise ValueError(f"step_size is {self.step_size}, but {self.name!r} chooses its steps by rtol and atol")
+            raise ValueError(
+                f"step_size must be None for solver {self.name!r}, which chooses its steps by rtol and atol, got "
+                f"{self.step_size}"
+            )
         check_integers(max_evaluations=self.max_evaluations)
 
     @property
     def is_fixed(self) -> bool:
-        """Whether its steps are of a fixed size."""
+        """Whether the solver's steps are of a fixed size."""
         return self.name in FIXED
 
     def solve(
@@ -132,8 +137,8 @@ class OdeSolver:
         needed = steps * len(FIXED[self.name].weights)
         if needed > self.max_evaluations:
             raise SolverLimitExceeded(
-                f"solver {self.name!r} needs {needed} evaluations for steps of {self.step_size:g} from t = {begin:g} "
-                f"to {end:g}; max_evaluations is {self.max_evaluations}"
+                f"max_evaluations must be at least {needed} for solver {self.name!r} with steps of {self.step_size:g} "
+                f"from t = {begin:g} to {end:g}, got {self.max_evaluations}"
             )
         times = [begin + math.copysign(i * self.step_size, end - begin) for i in range(steps)] + [end]
         integrals = [x.new_zeros(x.shape[0]) for _ in range(count)]
@@ -209,7 +214,7 @@ class OdeSolver:
         return tuple(each[1] for each in found)
 
     def _options(self, begin: float, end: float, x: Tensor) -> dict:
-        """Of torchdiffeq; an adaptive solver's last step ends at the end."""
+        """Solves with torchdiffeq; an adaptive solver's last step ends at the end."""
         if self.is_fixed:
             return {"step_size": self.step_size}
         return {
@@ -219,7 +224,7 @@ class OdeSolver:
 
 
 class Step(NamedTuple):
-    """That a solver took: from x at the time ``begin``."""
+    """A step that a solver took, from x at the time ``begin``."""
 
     x: Tensor
     begin: float

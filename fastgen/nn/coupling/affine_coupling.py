@@ -89,7 +89,7 @@ class AdditiveCoupling(Coupling):
 
     def _transform(self, x: Tensor, parameters: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         if parameters.shape != x.shape:
-            raise ValueError(f"net returns {tuple(parameters.shape)}; it must return {tuple(x.shape)}")
+            raise ValueError(f"net must return shape {tuple(x.shape)}, got {tuple(parameters.shape)}")
         shift = parameters if self.mask is None else parameters.masked_fill(self.mask, 0)
         y = x - shift if inverse else x + shift
         return y, x.new_zeros(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))

@@ -1,20 +1,27 @@
-"""What coupling layers share."""
+"""The base of coupling layers."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from fastgen.nn.flow.flow_layer import FlowLayer
 
-class Coupling(nn.Module):
-    """What all couplings share: which part is kept, and what the network sees of it."""
+
+class Coupling(FlowLayer):
+    """A layer that keeps one part of its input, from which a network makes the parameters of a map of the other.
+
+    A subclass has ``_transform``.
+    """
+
+    takes_context = True
 
     def __init__(self, net: nn.Module, mask: Tensor | None, swap: bool) -> None:
         super().__init__()
         if mask is not None and swap:
-            raise ValueError("swap=True is of the split form; with a mask give 1 - mask")
+            raise ValueError("swap must be False with a mask (give 1 - mask instead), got True")
         if mask is not None and not mask.is_meta and not ((mask == 0) | (mask == 1)).all():
-            raise ValueError("mask holds other numbers than 0 and 1; it must be 1 where x is kept, 0 elsewhere")
+            raise ValueError("mask must be 1 where x is kept and 0 elsewhere, got other numbers")
         self.net, self.swap = net, swap
         self.register_buffer("mask", None if mask is None else mask != 0)
 
@@ -28,7 +35,7 @@ class Coupling(nn.Module):
 
     def _couple(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         if x.dim() < 2 or (self.mask is None and x.shape[1] < 2):
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, C, ...], to be split with C at least 2")
+            raise ValueError(f"x must have shape [N, C, ...], to be split with C at least 2, got {tuple(x.shape)}")
         if self.mask is not None:
             self._check_mask(x.shape[1:])
             return self._transform(x, self._outputs_of(x.masked_fill(~self.mask, 0), context), inverse)
@@ -41,9 +48,7 @@ class Coupling(nn.Module):
         sizes = self.mask.shape
         ends = zip(reversed(sizes), reversed(shape), strict=False)
         if len(sizes) > len(shape) or any(size != 1 and size != given for size, given in ends):
-            raise ValueError(
-                f"mask has shape {tuple(sizes)}; it must broadcast to {tuple(shape)}, the shape of a sample"
-            )
+            raise ValueError(f"mask must broadcast to {tuple(shape)}, the shape of a sample, got shape {tuple(sizes)}")
 
     def _outputs_of(self, kept: Tensor, context: Tensor | None) -> Tensor:
         return self.net(kept) if context is None else self.net(kept, context)

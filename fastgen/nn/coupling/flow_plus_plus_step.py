@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.nn.coupling.logistic_mixture_coupling import LogisticMixtureCoupling
+from fastgen.nn.flow.flow_layer import FlowLayer
 from fastgen.nn.flow.flow_sequential import FlowSequential
 from fastgen.nn.linear.invertible_conv1x1 import InvertibleConv1x1
 from fastgen.nn.networks.flow_plus_plus_net import GatedAttentionNet
@@ -53,7 +54,7 @@ class FlowPlusPlusStep(FlowSequential):
     ) -> None:
         channels, *size = shape
         if channels % 2:
-            raise ValueError(f"shape={tuple(shape)} has {channels} channels; they must be even, to be halved")
+            raise ValueError(f"shape must have an even number of channels, to be halved, got {tuple(shape)}")
         half = channels // 2
         net = GatedAttentionNet(
             (half, *size),
@@ -70,7 +71,7 @@ class FlowPlusPlusStep(FlowSequential):
         )
 
 
-class Halves(nn.Module):
+class Halves(FlowLayer):
     """A flow layer for each half of the channels: ``forward(x)`` and ``inverse(y)`` return (y, log_det [N]).
 
     Args:
@@ -100,7 +101,7 @@ class Halves(nn.Module):
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.dim() < 2 or x.shape[1] % 2:
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, C, ...] with C even")
+        raise ValueError(f"x must have shape [N, C, ...] with C even, got {tuple(x.shape)}")
     first, second = x.chunk(2, 1)
     return first, second
 

@@ -63,7 +63,7 @@ class LogisticMixtureCoupling(Coupling):
         channels, size = x.shape[1], 3 * self.components
         wanted = (x.shape[0], (2 + size) * channels, *x.shape[2:])
         if parameters.shape != wanted:
-            raise ValueError(f"net returns {tuple(parameters.shape)}; it must return {wanted}")
+            raise ValueError(f"net must return shape {wanted}, got {tuple(parameters.shape)}")
         affine, mixture = parameters.split((2 * channels, size * channels), 1)
         mixture = mixture.unflatten(1, (channels, size)).movedim(2, -1)
         if inverse:

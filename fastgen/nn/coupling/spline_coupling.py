@@ -49,7 +49,7 @@ class SplineCoupling(Coupling):
     ) -> None:
         super().__init__(net, mask, swap)
         if mask is not None and unconditional is not None:
-            raise ValueError("unconditional is of the split form; with a mask there is none")
+            raise ValueError(f"unconditional must be None with a mask, got a {type(unconditional).__name__}")
         self.spline, self.unconditional = spline, unconditional
 
     def _couple(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,7 @@ class SplineCoupling(Coupling):
         size, channels = self.spline.parameters_per_element, x.shape[1]
         wanted = (x.shape[0], channels * size, *x.shape[2:])
         if parameters.shape != wanted:
-            raise ValueError(f"net returns {tuple(parameters.shape)}; it must return {wanted}")
+            raise ValueError(f"net must return shape {wanted}, got {tuple(parameters.shape)}")
         parameters = parameters.unflatten(1, (channels, size)).movedim(2, -1)
         if self.mask is None:
             y, log_slope = self.spline.elementwise(x, parameters, inverse=inverse)

@@ -118,7 +118,7 @@ class DeepDenseSigmoidal(MonotoneTransform):
 
 
 def _slopes(raw: Tensor) -> Tensor:
-    """Of the sigmoids; 1 where raw is 0."""
+    """Returns the slopes of the sigmoids; 1 where raw is 0."""
     return F.softplus(raw + _RAW_ONE) + _LEAST
 
 

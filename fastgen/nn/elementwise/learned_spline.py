@@ -1,4 +1,4 @@
-"""What the layers of elementwise splines with parameters of their own have in common."""
+"""The base of layers of elementwise splines with parameters of their own."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.nn.elementwise.spline_transform import SplineTransform
+from fastgen.nn.flow.flow_layer import FlowLayer
 
 
-class Spline(SplineTransform):
+class Spline(SplineTransform, FlowLayer):
     """A ``SplineTransform`` of elements [N, *shape] with parameters of its own, which begin as the identity.
 
     Args:
@@ -41,12 +42,12 @@ class Spline(SplineTransform):
 
     def _parameters_of(self, x: Tensor, parameters: Tensor | None) -> Tensor:
         if x.shape[1:] != self.shape:
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, {', '.join(map(str, self.shape))}]")
+            raise ValueError(f"x must have shape [N, {', '.join(map(str, self.shape))}], got {tuple(x.shape)}")
         wanted = (x.shape[0], *self.raw.shape)
         if parameters is None:
             return self.raw.expand(wanted)
         if parameters.shape != wanted:
-            raise ValueError(f"parameters has shape {tuple(parameters.shape)}; it must be {wanted}")
+            raise ValueError(f"parameters must have shape {wanted}, got {tuple(parameters.shape)}")
         return parameters
 
     def extra_repr(self) -> str:

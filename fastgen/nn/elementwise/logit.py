@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastgen.distributions.standard import standard_logistic_log_prob
-from fastgen.nn.normalization.act_norm import readable
+from fastgen.nn.flow.flow_layer import FlowLayer
+from fastgen.nn.value_checks import readable
 from fastgen.ops.precision import in_float32
 
 
-class Logit(nn.Module):
+class Logit(FlowLayer):
     """``y = logit(alpha + (1 - 2 alpha) x)`` of x in [0, 1]: ``forward(x)``, ``inverse(y)`` return (y, log_det [N]).
 
     x is float [N, ...]; half precision is computed in float32, log_det is float32 or float64. ``inverse`` reaches a
@@ -36,7 +37,7 @@ class Logit(nn.Module):
 
     def __init__(self, alpha: float = 0.05) -> None:
         if not 0 < alpha < 0.5:
-            raise ValueError(f"alpha={alpha} must be greater than 0 and less than 0.5")
+            raise ValueError(f"alpha must be greater than 0 and less than 0.5, got {alpha}")
         super().__init__()
         self.alpha = alpha
 
@@ -47,7 +48,7 @@ class Logit(nn.Module):
             least, most = (float(v) for v in x.detach().aminmax())
             beyond = self.alpha / (1 - 2 * self.alpha)
             raise ValueError(
-                f"x reaches from {least:g} to {most:g}; it must lie in [0, 1], or less than {beyond:g} beyond it"
+                f"x must lie in [0, 1], or less than {beyond:g} beyond it, got numbers from {least:g} to {most:g}"
             )
         y = left.log() - right.log()
         return y.to(x.dtype), -self._inverse_log_det(y)

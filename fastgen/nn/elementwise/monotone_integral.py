@@ -59,9 +59,9 @@ class MonotoneIntegral(MonotoneTransform):
     ) -> None:
         check_integers(embedding=embedding, intervals=intervals)
         if not hidden or min(hidden) < 1:
-            raise ValueError(f"hidden is {tuple(hidden)}; it must have the width of one layer at least, each 1 or more")
+            raise ValueError(f"hidden must have the width of one layer at least, each 1 or more, got {tuple(hidden)}")
         if not min_derivative > 0:
-            raise ValueError(f"min_derivative is {min_derivative}; it must be greater than 0")
+            raise ValueError(f"min_derivative must be greater than 0, got {min_derivative}")
         super().__init__(1 + embedding)
         self.intervals, self.min_derivative = intervals, min_derivative
         self.of_embedding = nn.Linear(embedding, hidden[0])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastgen.nn.normalization.act_norm import readable
+from fastgen.nn.value_checks import readable
 from fastgen.ops.precision import in_float32
 
 Increasing = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -83,7 +83,9 @@ def _refuse_others(y: Tensor, found: Tensor) -> None:
     """ValueError for values that are not found, where they may be looked at."""
     if readable(y, inverse=True) and not found.all():
         wrong = y[~found]
-        raise ValueError(f"{wrong.numel()} values have no inverse, the first of them {wrong[0].item():g}")
+        raise ValueError(
+            f"y must be values of the function, got {wrong.numel()} that are not, the first of them {wrong[0].item():g}"
+        )
 
 
 def _passed(function: Increasing, x: Tensor, y: Tensor, above: Tensor) -> Tensor:

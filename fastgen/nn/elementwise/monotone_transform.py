@@ -1,4 +1,4 @@
-"""What elementwise monotone transforms without a closed inverse have in common."""
+"""The base of elementwise monotone transforms without a closed inverse."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class MonotoneTransform(nn.Module):
 
     def _check(self, x: Tensor, name: str, parameters: Tensor) -> None:
         if x.dim() < 2:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be [N, ...], with 2 dimensions at least")
+            raise ValueError(f"{name} must have shape [N, ...], with 2 dimensions at least, got {tuple(x.shape)}")
         wanted = (*x.shape, self.parameters_per_element)
         if parameters.shape != wanted:
-            raise ValueError(f"parameters has shape {tuple(parameters.shape)}; it must be {wanted}")
+            raise ValueError(f"parameters must have shape {wanted}, got {tuple(parameters.shape)}")

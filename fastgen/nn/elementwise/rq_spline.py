@@ -40,7 +40,7 @@ class RationalQuadraticSpline(Spline):
         min_derivative: float = 1e-3,
     ) -> None:
         if not 0 < min_derivative < 1:
-            raise ValueError(f"min_derivative is {min_derivative}; it must be greater than 0 and less than 1")
+            raise ValueError(f"min_derivative must be greater than 0 and less than 1, got {min_derivative}")
         least = {"min_width": min_width, "min_height": min_height, "min_derivative": min_derivative}
         super().__init__(
             shape, bins, tails, bound, math.log(math.expm1(1 - min_derivative)), kind="rational-quadratic", **least

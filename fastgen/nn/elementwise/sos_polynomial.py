@@ -41,7 +41,7 @@ class SOSPolynomial(MonotoneTransform):
     def __init__(self, polynomials: int = 5, degree: int = 4, *, min_derivative: float = 1e-3) -> None:
         check_integers(polynomials=polynomials, degree=degree)
         if not 0 < min_derivative < 1:
-            raise ValueError(f"min_derivative is {min_derivative}; it must be greater than 0 and less than 1")
+            raise ValueError(f"min_derivative must be greater than 0 and less than 1, got {min_derivative}")
         super().__init__(1 + polynomials * (degree + 1))
         self.polynomials, self.degree, self.min_derivative = polynomials, degree, min_derivative
         nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(degree + 1))

@@ -59,7 +59,7 @@ class SplineTransform(nn.Module):
         check_integers(bins=bins)
         for name, value, allowed in (("tails", tails, rational_quadratic.TAILS), ("kind", kind, KINDS)):
             if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
         self.op, parameters_of = KINDS[kind]
         self.parameters_per_element = parameters_of(bins, rational_quadratic.TAILS.index(tails))
         self.bins, self.tails, self.bound, self.kind, self.least = bins, tails, bound, kind, least

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
+from fastgen.nn.flow.flow_layer import FlowLayer, chosen, no_log_det, optional_arguments
 from fastgen.ops.seeds import fold_in
 
 
-class FlowSequential(nn.Module):
+class FlowSequential(FlowLayer):
     """Flow layers in a row: ``forward(x, context=None)`` and ``inverse`` return (z, log_det [N]), the sum of theirs.
 
-    A layer is any module with ``forward(x)`` or ``forward(x, context)`` and an ``inverse`` of the same arguments, both
-    of which return a tensor and the log-determinant [N]. A layer whose ``forward`` names no ``context`` gets none.
-    One that estimates its log-determinant names a ``seed`` too, an int or None to draw one from PyTorch's generator:
-    each gets a seed of its own, made of the ``seed`` of the row.
+    A layer that takes a context gets the context, and one that takes a seed gets a seed of its own, made of ``seed``
+    (None leaves it to the layer to draw one from PyTorch's generator).
 
     Args:
-        layers: from data to noise; without any it is the identity.
+        layers: from data to noise, each a ``FlowLayer``, or any module with ``forward(x)`` or ``forward(x, context)``
+            and an ``inverse`` of the same arguments, both of which return a tensor and the log-determinant [N]. Such a
+            module is given those of ``context`` and ``seed`` that its ``forward`` names. Without layers the flow is the
+            identity.
 
     Raises:
         TypeError: a layer has no method ``inverse``.
@@ -33,11 +31,11 @@ class FlowSequential(nn.Module):
         (torch.Size([5, 4]), torch.Size([5]))
     """
 
+    takes_context = True
+    takes_seed = True
+
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
-        for layer in layers:
-            if not callable(getattr(layer, "inverse", None)):
-                raise TypeError(f"layers has a {type(layer).__name__}; a flow layer must have a method inverse")
         self.layers = nn.ModuleList(layers)
         self._optional = [optional_arguments(layer) for layer in layers]
 
@@ -58,7 +56,7 @@ class FlowSequential(nn.Module):
         return z, total
 
 
-class Inverse(nn.Module):
+class Inverse(FlowLayer):
     """A flow layer turned round: its ``forward`` is the layer's ``inverse``, and the other way about.
 
     Example:
@@ -69,6 +67,9 @@ class Inverse(nn.Module):
         True
     """
 
+    takes_context = True
+    takes_seed = True
+
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer, self._optional = layer, optional_arguments(layer)
@@ -78,20 +79,3 @@ class Inverse(nn.Module):
 
     def inverse(self, z: Tensor, context: Tensor | None = None, seed: int | None = None) -> tuple[Tensor, Tensor]:
         return self.layer(z, **chosen(self._optional, context, seed))
-
-
-def optional_arguments(layer: nn.Module) -> tuple[str, ...]:
-    """Which of ``context`` and ``seed`` a flow layer's methods take."""
-    names = inspect.signature(layer.forward).parameters
-    return tuple(name for name in ("context", "seed") if name in names)
-
-
-def chosen(names: tuple[str, ...], context: Tensor | None, seed: int | None) -> dict[str, Any]:
-    """Those arguments, by name."""
-    given = {"context": context, "seed": seed}
-    return {name: given[name] for name in names}
-
-
-def no_log_det(x: Tensor) -> Tensor:
-    """Zeros [N], float32 for inputs of 32 bits or fewer, else of x's dtype."""
-    return x.new_zeros(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fastgen.nn.flow.flow_sequential import FlowSequential, Inverse, chosen, no_log_det, optional_arguments
+from fastgen.nn.flow.flow_layer import FlowLayer, chosen, no_log_det, optional_arguments
+from fastgen.nn.flow.flow_sequential import FlowSequential, Inverse
 from fastgen.nn.flow.multi_scale import MultiScale
-from fastgen.nn.normalization.act_norm import ActNorm
-from fastgen.nn.normalization.flow_batch_norm import FlowBatchNorm
 from fastgen.ops.precision import in_float32
 from fastgen.ops.seeds import fold_in
 
@@ -64,7 +63,7 @@ def invertible_checkpoint(
         True
     """
     if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"tolerance is {tolerance}; it must be greater than 0")
+        raise ValueError(f"tolerance must be greater than 0, got {tolerance}")
     if isinstance(flow, MultiScale):
         converted: FlowSequential | MultiScale = MultiScale(
             [_converted(scale, tolerance) for scale in flow.scales], flow.shapes
@@ -73,9 +72,7 @@ def invertible_checkpoint(
         layers = flow.layers if isinstance(flow, FlowSequential) else flow
         converted = InvertibleCheckpoint([_converted(layer, tolerance) for layer in layers], tolerance)
     else:
-        raise TypeError(
-            f"flow is a {type(flow).__name__}; it must be a FlowSequential, a MultiScale or a list of layers"
-        )
+        raise TypeError(f"flow must be a FlowSequential, a MultiScale or a list of layers, got a {type(flow).__name__}")
     return converted.train(flow.training) if isinstance(flow, nn.Module) else converted
 
 
@@ -86,7 +83,7 @@ def _converted(layer: nn.Module, tolerance: float | None) -> nn.Module:
 
 
 class InvertibleCheckpoint(FlowSequential):
-    """What ``invertible_checkpoint`` makes of layers."""
+    """A flow whose backward pass rebuilds its activations, as ``invertible_checkpoint`` makes it."""
 
     def __init__(self, layers: Sequence[nn.Module], tolerance: float | None = None) -> None:
         super().__init__(*layers)
@@ -126,7 +123,7 @@ class _Step:
     seed: int | None
     random: list[Tensor] | None = None
     changes_buffers: bool = False
-    moments: tuple[Tensor, Tensor] | None = None
+    statistics: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.optional = optional_arguments(self.layer)
@@ -138,8 +135,8 @@ class _Step:
     def first_call(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Runs the layer, and keeps the state of the generators if it draws from them."""
         random, versions = _random_state(x.device), [buffer._version for buffer in self.layer.buffers()]
-        if isinstance(self.layer, FlowBatchNorm) and self.layer.training and not self.inverse:
-            self.moments = torch.var_mean(*in_float32(x), [0, *range(2, x.dim())], correction=0)
+        if isinstance(self.layer, FlowLayer) and self.layer.training and not self.inverse:
+            self.statistics = self.layer.batch_statistics(x)
         y, log_det = self(x, context)
         if any(not torch.equal(old, new) for old, new in zip(random, _random_state(x.device), strict=True)):
             self.random = random
@@ -147,16 +144,15 @@ class _Step:
         return y, log_det
 
     def undone(self, y: Tensor, context: Tensor | None) -> Tensor:
-        """The input, rebuilt of the output."""
+        """Returns the input, rebuilt from the output."""
         self.replay_random(y.device)
-        if self.moments is not None:  # in place of the running averages, which the inverse takes
-            self.layer.variance.copy_(self.moments[0])
-            self.layer.mean.copy_(self.moments[1])
+        for name, value in self.statistics.items():  # in place of the running averages, which the inverse takes
+            self.layer.get_buffer(name).copy_(value)
         return self(y, context, undo=True)[0]
 
     @contextmanager
     def same_buffers(self) -> Iterator[None]:
-        """They are what they were, afterwards, if running the layer changes them."""
+        """Gives the layer its buffers back afterwards, if running it changes them."""
         before = [(buffer, buffer.clone()) for buffer in self.layer.buffers()] if self.changes_buffers else []
         try:
             yield
@@ -241,7 +237,7 @@ def _gradients(
     wanted: list[Tensor],
     needs_x: bool,
 ) -> list[Tensor | None]:
-    """Of x, which nobody else holds, and of all that is wanted, by running the layer again."""
+    """Returns the gradients of x, which nobody else holds, and of all that is wanted, by running the layer again."""
     step.replay_random(x.device)
     inputs = [x.requires_grad_(), *wanted] if needs_x else wanted
     with torch.enable_grad():
@@ -266,18 +262,18 @@ def _steps(layer: nn.Module, inverse: bool, seed: int | None, name: str = "") ->
 
 
 def _weights(x: Tensor) -> Tensor:
-    """Of a sample's numbers, all different, so that a wrong order is seen as well as wrong values."""
+    """Returns a weight for each number of a sample, all different, so that a wrong order is seen too."""
     return torch.linspace(1, 2, x.shape[1], dtype=x.dtype, device=x.device)
 
 
 def _fingerprint(x: Tensor) -> Tensor:
-    """[N]."""
+    """Returns a weighted sum of each sample, [N]."""
     (rows,) = in_float32(x.flatten(1))
     return (rows * _weights(rows)).sum(1)
 
 
 def _drift(x: Tensor, y: Tensor, fingerprint: Tensor) -> Tensor:
-    """The largest relative error of a sample of x, as its fingerprint tells it of independent errors."""
+    """Returns the largest relative error of a sample of x, as its fingerprint estimates it for independent errors."""
     rows, others = in_float32(x.flatten(1), y.flatten(1))
     weights = _weights(rows)
     error = ((rows * weights).sum(1) - fingerprint).abs() / torch.linalg.vector_norm(weights)
@@ -300,11 +296,19 @@ def _check(drifts: dict[str, Tensor], tolerance: float | None, dtype: torch.dtyp
 
 @contextmanager
 def _undone_as_run(steps: list[_Step]) -> Iterator[None]:
-    """What only ``forward`` does in training mode is not done to undo an ``inverse``: setting an ``ActNorm``, taking a
-    batch's own moments."""
-    kinds = {False: ActNorm, True: ActNorm | FlowBatchNorm}
-    parts = [part for step in steps for part in step.layer.modules() if isinstance(part, kinds[step.inverse])]
-    training = [part for part in parts if part.training]
+    """Puts layers in eval mode that in training mode would not undo what was run.
+
+    Undoing sets no layer by its batch; it runs a layer's ``forward`` to undo its ``inverse``, which never normalizes by
+    its batch.
+    """
+    training = [
+        part
+        for step in steps
+        for part in step.layer.modules()
+        if isinstance(part, FlowLayer)
+        and part.training
+        and (part.set_by_first_batch or (step.inverse and part.normalizes_by_batch))
+    ]
     for part in training:
         part.training = False
     try:

@@ -8,11 +8,11 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from fastgen.nn.flow.flow_sequential import chosen, no_log_det, optional_arguments
+from fastgen.nn.flow.flow_layer import FlowLayer, chosen, no_log_det, optional_arguments
 from fastgen.ops.seeds import fold_in
 
 
-class MultiScale(nn.Module):
+class MultiScale(FlowLayer):
     """Flows at several scales: ``forward(x, context=None)`` and ``inverse`` return (z [N, D] or x, log_det [N]).
 
     x goes through the first scale; the second half of the channels that come out (without the odd one) is final, the
@@ -37,13 +37,18 @@ class MultiScale(nn.Module):
         torch.Size([5, 64])
     """
 
+    takes_context = True
+    takes_seed = True
+
     def __init__(self, scales: Sequence[nn.Module], shapes: Sequence[Sequence[int]]) -> None:
         super().__init__()
         if not scales or len(scales) != len(shapes):
-            raise ValueError(f"{len(scales)} scales and {len(shapes)} shapes; one shape for each scale is needed")
+            raise ValueError(
+                f"scales must be one or more, each with its shape, got {len(scales)} scales and {len(shapes)} shapes"
+            )
         for shape in shapes[:-1]:
             if shape[0] < 2:
-                raise ValueError(f"shapes has {tuple(shape)}; 2 channels at least can be halved")
+                raise ValueError(f"shapes must have 2 channels at least, to be halved, got {tuple(shape)}")
         self.scales, self.shapes = nn.ModuleList(scales), [tuple(shape) for shape in shapes]
         self._final = [(shape[0] // 2, *shape[1:]) for shape in self.shapes[:-1]] + [self.shapes[-1]]
         self._optional = [optional_arguments(scale) for scale in scales]
@@ -54,7 +59,10 @@ class MultiScale(nn.Module):
         for i, (scale, shape, final) in enumerate(zip(self.scales, self.shapes, self._final, strict=True)):
             x, log_det = scale(x, **chosen(self._optional[i], context, fold_in(seed, i)))
             if x.shape[1:] != shape:
-                raise ValueError(f"a scale returns {tuple(x.shape)}; shapes says [N, {', '.join(map(str, shape))}]")
+                raise ValueError(
+                    f"scale {i} must return shape [N, {', '.join(map(str, shape))}], as shapes says, got "
+                    f"{tuple(x.shape)}"
+                )
             total = total + log_det
             x, part = x.split((shape[0] - final[0], final[0]), 1)
             done.append(part.flatten(1))
@@ -64,7 +72,7 @@ class MultiScale(nn.Module):
         """z to (x, log_det [N] of that)."""
         sizes = [prod(shape) for shape in self._final]
         if z.dim() != 2 or z.shape[1] != sum(sizes):
-            raise ValueError(f"z has shape {tuple(z.shape)}; it must be [N, {sum(sizes)}]")
+            raise ValueError(f"z must have shape [N, {sum(sizes)}], got {tuple(z.shape)}")
         parts = [part.unflatten(1, shape) for part, shape in zip(z.split(sizes, 1), self._final, strict=True)]
         total, x = no_log_det(z), None
         for i in reversed(range(len(self.scales))):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastgen.nn.normalization.act_norm import ActNorm, check_finite, readable
+from fastgen.nn.flow.flow_layer import FlowLayer
+from fastgen.nn.normalization.act_norm import ActNorm
+from fastgen.nn.value_checks import check_finite, readable
 from fastgen.ops.lu_conv1x1 import lu_conv1x1, product
 from fastgen.ops.precision import in_float32, without_autocast
 
 
-class InvertibleConv1x1(nn.Module):
+class InvertibleConv1x1(FlowLayer):
     """A learned invertible matrix that mixes the channels: ``forward(x)``, ``inverse(y)`` return (y, log_det [N]).
 
     The matrix begins as a random rotation. By its LU factors the log-determinant costs a sum and the inverse two
@@ -41,7 +43,7 @@ class InvertibleConv1x1(nn.Module):
 
     def __init__(self, channels: int, *, lu: bool = True, act_norm: bool = False) -> None:
         if channels < 1:
-            raise ValueError(f"channels={channels} must be at least 1")
+            raise ValueError(f"channels must be at least 1, got {channels}")
         super().__init__()
         self.channels, self.lu = channels, lu
         self.act_norm = ActNorm(channels) if act_norm else None
@@ -67,7 +69,7 @@ class InvertibleConv1x1(nn.Module):
 
     def _check(self, x: Tensor, inverse: bool) -> None:
         if x.dim() < 2 or x.shape[1] != self.channels:
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, {self.channels}, ...]")
+            raise ValueError(f"x must have shape [N, {self.channels}, ...], got {tuple(x.shape)}")
         if self.act_norm is not None:
             self.act_norm.check_parameters(inverse)
         for name in ("lower", "upper", "log_s") if self.lu else ("weight",):
@@ -99,14 +101,14 @@ class InvertibleConv1x1(nn.Module):
 
     def _refuse_singular(self, logarithms: Tensor, inverse: bool) -> None:
         if readable(logarithms, inverse) and not torch.isfinite(logarithms).all():
-            raise ValueError("weight is singular: a matrix without an inverse has no log-determinant")
+            raise ValueError("weight must have an inverse, got a singular matrix")
 
     def extra_repr(self) -> str:
         return f"{self.channels}, lu={self.lu}"
 
 
 def random_rotation(channels: int) -> Tensor:
-    """[C, C], orthogonal, of determinant 1, from the uniform distribution of such."""
+    """Returns an orthogonal [C, C] of determinant 1, uniformly distributed among these."""
     basis, triangle = torch.linalg.qr(torch.randn(channels, channels))
     rotation = (basis * triangle.diag().sign()).contiguous()
     rotation[:, 0] *= torch.linalg.det(rotation).sign()
@@ -114,7 +116,7 @@ def random_rotation(channels: int) -> Tensor:
 
 
 def _factors_of(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What ``lu_conv1x1`` takes of a matrix: permutation, lower, upper, log_s, sign."""
+    """Returns a matrix as ``lu_conv1x1`` takes it: permutation, lower, upper, log_s, sign."""
     permutation, lower, upper = torch.linalg.lu(weight)
     diagonal = upper.diagonal()
     return permutation.argmax(1), lower, upper, diagonal.abs().log(), diagonal.detach().sign()

@@ -36,7 +36,7 @@ class GatedAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int = 4, *, dropout: float = 0.0) -> None:
         if heads < 1 or channels % heads:
-            raise ValueError(f"channels={channels} must be a multiple of heads={heads}")
+            raise ValueError(f"channels must be a multiple of heads={heads}, got {channels}")
         super().__init__()
         self.heads = heads
         self.project_in, self.project_out = nn.Linear(channels, 3 * channels), nn.Linear(channels, 2 * channels)
@@ -101,7 +101,7 @@ class GatedAttentionNet(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         if x.shape[1:] != self.shape:
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, {', '.join(map(str, self.shape))}]")
+            raise ValueError(f"x must have shape [N, {', '.join(map(str, self.shape))}], got {tuple(x.shape)}")
         context = as_map(context)
         x = self.first(x)
         for block in self.blocks:

@@ -33,7 +33,7 @@ class EdgeConv2d(nn.Conv2d):
         self, inputs: int, outputs: int, kernel_size: int = 3, *, bias: bool = True, edge_bias: bool = False
     ) -> None:
         if kernel_size % 2 == 0 or (edge_bias and kernel_size == 1):
-            raise ValueError(f"kernel_size={kernel_size} must be odd, and greater than 1 with edge_bias")
+            raise ValueError(f"kernel_size must be odd, and greater than 1 with edge_bias, got {kernel_size}")
         super().__init__(inputs, outputs, kernel_size, padding=kernel_size // 2, bias=bias)
         self.edge_weight = nn.Parameter(torch.empty(outputs, 1, kernel_size, kernel_size)) if edge_bias else None
         for weight in (self.weight, self.edge_weight):

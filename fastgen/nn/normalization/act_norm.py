@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastgen.nn.flow.flow_layer import FlowLayer
 from fastgen.nn.normalization.channel_moments import channel_moments, constant_channels, moments_of_all_processes
+from fastgen.nn.value_checks import check_finite
 from fastgen.ops.precision import in_float32
 
 
-class ActNorm(nn.Module):
+class ActNorm(FlowLayer):
     """``y = exp(log_scale) (x + bias)`` for each channel: ``forward(x)`` and ``inverse(y)`` return (y, log_det [N]).
 
     The first batch that goes forward in training mode sets both parameters, so that every channel of it leaves with
@@ -38,9 +40,11 @@ class ActNorm(nn.Module):
         (True, True)
     """
 
+    set_by_first_batch = True
+
     def __init__(self, channels: int, *, epsilon: float = 1e-6) -> None:
         if channels < 1:
-            raise ValueError(f"channels={channels} must be at least 1")
+            raise ValueError(f"channels must be at least 1, got {channels}")
         super().__init__()
         self.channels, self.epsilon = channels, epsilon
         self.bias, self.log_scale = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
@@ -73,10 +77,13 @@ class ActNorm(nn.Module):
         count, mean, variance = moments_of_all_processes(*channel_moments(wide))
         if count < 2:
             raise ValueError(
-                f"x has shape {tuple(x.shape)}; the first batch of ActNorm needs 2 values of a channel or more"
+                f"x must have 2 values of a channel or more in the first batch of ActNorm, got shape {tuple(x.shape)}"
             )
         if not (torch.isfinite(mean) & torch.isfinite(variance)).all():
-            raise ValueError("x has values that are not finite, or too large; ActNorm is set by its first batch")
+            raise ValueError(
+                "x must have finite mean and variance in the first batch of ActNorm, got values that are not finite, "
+                "or too large"
+            )
         constant = constant_channels(mean, variance, "ActNorm")
         self.bias.copy_(-mean)
         self.log_scale.copy_(torch.where(constant, 0.0, -(variance.sqrt() + self.epsilon).log()))
@@ -88,7 +95,7 @@ class ActNorm(nn.Module):
 
     def _check(self, x: Tensor) -> None:
         if x.dim() < 2 or x.shape[1] != self.channels:
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, {self.channels}, ...]")
+            raise ValueError(f"x must have shape [N, {self.channels}, ...], got {tuple(x.shape)}")
 
     def _transform(self, x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         self.check_parameters(inverse)
@@ -107,25 +114,3 @@ class ActNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.channels}"
-
-
-def readable(tensor: Tensor, inverse: bool) -> bool:
-    """Whether its values may be looked at.
-
-    Not under torch.compile and torch.func, nor, but for the inverse, on a device that would have to be waited for.
-    """
-    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() or tensor.is_meta:
-        return False
-    return inverse or tensor.device.type == "cpu"
-
-
-def check_finite(parameter: Tensor, name: str, inverse: bool, is_logarithm: bool = False) -> None:
-    """ValueError for a parameter that is not finite, or for a logarithm whose exp is 0 or infinite, where readable."""
-    if not readable(parameter, inverse):
-        return
-    (values,) = in_float32(parameter.detach())
-    if not torch.isfinite(values).all():
-        raise ValueError(f"{name} has {int((~torch.isfinite(values)).sum())} values that are not finite")
-    if is_logarithm and not (torch.isfinite(values.exp()) & torch.isfinite((-values).exp())).all():
-        least, most = (float(v) for v in values.aminmax())
-        raise ValueError(f"{name} reaches from {least:g} to {most:g}; exp of it must be neither 0 nor infinite")

@@ -13,7 +13,7 @@ _ROUNDING = 8
 
 
 def channel_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
-    """How many values a channel has in x [N, C, ...], their mean [C], and their variance [C]: all 0 of none."""
+    """Returns how many values a channel has in x [N, C, ...], their mean [C], and their variance [C]: all 0 of none."""
     if not x.numel():
         return 0, x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1])
     variance, mean = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
@@ -21,14 +21,14 @@ def channel_moments(x: Tensor) -> tuple[int, Tensor, Tensor]:
 
 
 def has_processes() -> bool:
-    """Whether ``torch.distributed`` is initialized."""
+    """Returns whether ``torch.distributed`` is initialized."""
     return dist.is_available() and dist.is_initialized()
 
 
 def moments_of_all_processes(count: int, mean: Tensor, variance: Tensor) -> tuple[Tensor | int, Tensor, Tensor]:
-    """Count, mean and variance of the batches of all processes of ``torch.distributed``, from those of its own batch.
+    """Returns count, mean and variance of the batches of all processes, from those of this one's batch.
 
-    Every process must call it. Without ``torch.distributed`` they are what was given.
+    Every process of ``torch.distributed`` must call it; without that they are what was given.
     """
     if not has_processes():
         return count, mean, variance
@@ -41,7 +41,7 @@ def moments_of_all_processes(count: int, mean: Tensor, variance: Tensor) -> tupl
 
 
 def constant_channels(mean: Tensor, variance: Tensor, name: str) -> Tensor:
-    """Which channels of a first batch are constant, bool [C]; a RuntimeWarning says that they keep their scale."""
+    """Returns which channels of a first batch are constant, bool [C]; a RuntimeWarning tells that their scale is 1."""
     constant = variance.sqrt() <= _ROUNDING * torch.finfo(mean.dtype).eps * mean.abs()
     if constant.any():
         warnings.warn(

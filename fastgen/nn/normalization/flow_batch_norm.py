@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastgen.nn.normalization.act_norm import check_finite
+from fastgen.nn.flow.flow_layer import FlowLayer
 from fastgen.nn.normalization.channel_moments import channel_moments, moments_of_all_processes
 from fastgen.nn.recomputation import is_recomputation
+from fastgen.nn.value_checks import check_finite
 from fastgen.ops.precision import in_float32
 
 
-class FlowBatchNorm(nn.Module):
+class FlowBatchNorm(FlowLayer):
     """``y = (x - mean) / sqrt(variance + epsilon)`` for each channel: ``forward(x)``, ``inverse(y)`` return (y, log_det
     [N]).
 
@@ -45,11 +46,13 @@ class FlowBatchNorm(nn.Module):
         (torch.Size([50]), True)
     """
 
+    normalizes_by_batch = True
+
     def __init__(self, channels: int, *, affine: bool = False, epsilon: float = 1e-4, momentum: float = 0.1) -> None:
         if channels < 1:
-            raise ValueError(f"channels={channels} must be at least 1")
+            raise ValueError(f"channels must be at least 1, got {channels}")
         if not 0 < momentum <= 1:
-            raise ValueError(f"momentum={momentum} must be greater than 0 and at most 1")
+            raise ValueError(f"momentum must be greater than 0 and at most 1, got {momentum}")
         super().__init__()
         self.channels, self.epsilon, self.momentum = channels, epsilon, momentum
         self.log_scale, self.bias = (nn.Parameter(torch.zeros(channels)) if affine else None for _ in range(2))
@@ -62,7 +65,7 @@ class FlowBatchNorm(nn.Module):
         if not self.training:
             return self._by_averages(x, inverse=False)
         if x.shape[0] * x.shape[2:].numel() < 2:
-            raise ValueError(f"x has shape {tuple(x.shape)}; training needs 2 values of a channel or more")
+            raise ValueError(f"x must have 2 values of a channel or more in training mode, got shape {tuple(x.shape)}")
         (wide,) = in_float32(x)
         count, mean, variance = channel_moments(wide)
         if not is_recomputation():
@@ -73,9 +76,14 @@ class FlowBatchNorm(nn.Module):
         self._check(y)
         return self._by_averages(y, inverse=True)
 
+    def batch_statistics(self, x: Tensor) -> dict[str, Tensor]:
+        """Returns mean and variance of x, which ``forward(x)`` takes in training mode."""
+        _, mean, variance = channel_moments(*in_float32(x))
+        return {"mean": mean, "variance": variance}
+
     def _check(self, x: Tensor) -> None:
         if x.dim() < 2 or x.shape[1] != self.channels:
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, {self.channels}, ...]")
+            raise ValueError(f"x must have shape [N, {self.channels}, ...], got {tuple(x.shape)}")
 
     def _average(self, mean: Tensor, variance: Tensor) -> None:
         self.batches.add_(1)

@@ -1,4 +1,4 @@
-"""What flows of approximate posteriors have in common: all parameters of a layer in one vector, which an encoder may
+"""The base of flows of approximate posteriors: all parameters of a layer in one vector, which an encoder may
 give for every sample."""
 
 from __future__ import annotations
@@ -6,10 +6,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastgen.nn.flow.flow_layer import FlowLayer
 from fastgen.ops.precision import in_float32, without_autocast
 
 
-class AmortizedFlow(nn.Module):
+class AmortizedFlow(FlowLayer):
     """A map of vectors whose parameters are the layer's own or given for every sample: ``forward(x)`` or
     ``forward(x, parameters)``, and ``inverse`` alike, return (y or x [N, D], log_det [N]).
 
@@ -29,7 +30,7 @@ class AmortizedFlow(nn.Module):
     def __init__(self, features: int, parameter_size: int, amortized: bool) -> None:
         super().__init__()
         if features < 1:
-            raise ValueError(f"features={features} must be at least 1")
+            raise ValueError(f"features must be at least 1, got {features}")
         self.features, self.parameter_size, self.amortized = features, parameter_size, amortized
 
     def begin(self) -> None:
@@ -58,13 +59,13 @@ class AmortizedFlow(nn.Module):
 
     def _run(self, function, x: Tensor, name: str, parameters: Tensor | None) -> tuple[Tensor, Tensor]:
         if x.dim() != 2 or x.shape[1] != self.features:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}; it must be [N, {self.features}]")
+            raise ValueError(f"{name} must have shape [N, {self.features}], got {tuple(x.shape)}")
         if (parameters is None) == self.amortized:
-            given, needed = ("None", "must be given") if self.amortized else ("given", "must be None")
-            raise ValueError(f"parameters is {given}; of a layer with amortized={self.amortized} it {needed}")
+            needed, given = ("given", "None") if self.amortized else ("None", "a tensor")
+            raise ValueError(f"parameters must be {needed} for a layer with amortized={self.amortized}, got {given}")
         if parameters is not None and parameters.shape != (x.shape[0], self.parameter_size):
             wanted = x.shape[0], self.parameter_size
-            raise ValueError(f"parameters has shape {tuple(parameters.shape)}; it must be {wanted}")
+            raise ValueError(f"parameters must have shape {wanted}, got {tuple(parameters.shape)}")
         wide, raw = in_float32(x, self.own[None] if parameters is None else parameters)
         with without_autocast(x):
             y, log_det = function(wide, raw)
@@ -74,7 +75,7 @@ class AmortizedFlow(nn.Module):
         return f"{self.features}, amortized={self.amortized}"
 
 
-class LinearAmortization(nn.Module):
+class LinearAmortization(FlowLayer):
     """Gives an ``AmortizedFlow`` the parameters that a linear map makes of the context: ``forward(x, context)`` and
     ``inverse`` return (y or x [N, D], log_det [N]).
 
@@ -92,10 +93,12 @@ class LinearAmortization(nn.Module):
         torch.Size([5])
     """
 
+    takes_context = True
+
     def __init__(self, layer: AmortizedFlow, context_features: int) -> None:
         super().__init__()
         if not layer.amortized:
-            raise ValueError(f"layer is a {type(layer).__name__} with parameters of its own; it must be amortized")
+            raise ValueError(f"layer must be amortized, got a {type(layer).__name__} with parameters of its own")
         self.layer, self.net = layer, nn.Linear(context_features, layer.parameter_size)
         with torch.no_grad():
             self.net.bias.copy_(layer.initial())

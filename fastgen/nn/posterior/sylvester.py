@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgen.nn.elementwise.monotone_inverse import monotone_inverse
-from fastgen.nn.normalization.act_norm import readable
 from fastgen.nn.posterior.amortized_flow import AmortizedFlow
 from fastgen.nn.posterior.planar import tanh_log_slope, tanh_map
+from fastgen.nn.value_checks import readable
 from fastgen.ops.arguments import check_integers
 
 KINDS = ("orthogonal", "householder", "triangular")
@@ -72,9 +72,11 @@ class Sylvester(AmortizedFlow):
         amortized: bool = False,
     ) -> None:
         if kind not in KINDS:
-            raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(map(repr, KINDS))}")
+            raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
         if rank is not None and (kind != "orthogonal" or not 1 <= rank <= features):
-            raise ValueError(f"rank={rank} must be from 1 to {features}, and of kind 'orthogonal'; this is {kind!r}")
+            raise ValueError(
+                f"rank must be from 1 to {features}, and None unless kind is 'orthogonal', got {rank} for {kind!r}"
+            )
         check_integers(reflections=reflections)
         width = features if rank is None else rank
         of_q = {"orthogonal": width * features, "householder": reflections * features, "triangular": 0}[kind]
@@ -162,7 +164,10 @@ def orthonormal(raw: Tensor) -> Tensor:
         if looked and (done := ((gram - identity).abs() < nearly).flatten(1).all(1)).all():  # so that now q is exact
             return q
     if looked:
-        raise ValueError(f"{int((~done).sum())} of {len(raw)} raw matrices have columns too nearly dependent for Q")
+        raise ValueError(
+            f"raw must have independent columns, got {int((~done).sum())} of {len(raw)} matrices with nearly dependent "
+            "ones"
+        )
     return q
 
 

@@ -79,7 +79,9 @@ class VariationalDequantization(nn.Module):
             ValueError: an event that is no image of even width, or a number out of range.
         """
         if len(event_shape) != 3 or event_shape[2] % 2:
-            raise ValueError(f"event_shape={tuple(event_shape)} must be (channels, height, width) with an even width")
+            raise ValueError(
+                f"event_shape must be (channels, height, width) with an even width, got {tuple(event_shape)}"
+            )
         channels, height, width = event_shape
         steps = [
             FlowPlusPlusStep(
@@ -108,8 +110,8 @@ class VariationalDequantization(nn.Module):
         """
         if noise.shape != levels.shape or not noise.is_floating_point():
             raise ValueError(
-                f"noise is {noise.dtype} {tuple(noise.shape)}; it must be floating point and {tuple(levels.shape)}, "
-                "the shape of levels"
+                f"noise must be floating point of the shape of levels, {tuple(levels.shape)}, got {noise.dtype} "
+                f"{tuple(noise.shape)}"
             )
         least = torch.finfo(noise.dtype).eps / 4  # half of the step of torch.rand, which draws 0 too
         wide = noise.to(torch.promote_types(noise.dtype, torch.float32))
@@ -135,7 +137,7 @@ class VariationalDequantization(nn.Module):
 
 
 class CheckerboardFeatures(nn.Module):
-    """What the couplings of Flow++'s dequantization see of an image: [N, C, H, W] to a map [N, features, H, W/2].
+    """The context of the couplings of Flow++'s dequantization: [N, C, H, W] to a map [N, features, H, W/2].
 
     The two colours of a checkerboard side by side in the channels, a 3 x 3 convolution and three gated residual
     convolutions, into each of which a context [N, K] goes too.

@@ -64,11 +64,13 @@ class VectorQuantizer(nn.Module):
         epsilon: float = 1e-5,
     ) -> None:
         if codes < 1 or width < 1:
-            raise ValueError(f"codes={codes} and width={width} must be at least 1")
+            raise ValueError(f"codes and width must be at least 1, got {codes} and {width}")
         if decay is not None and not 0 <= decay < 1:
-            raise ValueError(f"decay={decay} must be at least 0 and less than 1, or None")
+            raise ValueError(f"decay must be at least 0 and less than 1, or None, got {decay}")
         if commitment < 0 or epsilon <= 0:
-            raise ValueError(f"commitment={commitment} must be at least 0 and epsilon={epsilon} greater than 0")
+            raise ValueError(
+                f"commitment must be at least 0 and epsilon greater than 0, got {commitment} and {epsilon}"
+            )
         super().__init__()
         self.commitment, self.decay, self.epsilon = commitment, decay, epsilon
         codebook = torch.randn(codes, width)
@@ -109,10 +111,10 @@ class VectorQuantizer(nn.Module):
             ValueError: the quantizer keeps no averages, or z is not [N, width, ...] or empty.
         """
         if self.decay is None:
-            raise ValueError("restart_unused needs moving averages; this quantizer has decay=None")
+            raise ValueError("decay must be a number for restart_unused, which needs moving averages, got None")
         rows = self._rows(z)
         if not len(rows):
-            raise ValueError(f"z has shape {tuple(z.shape)}; it must have at least one position")
+            raise ValueError(f"z must have at least one position, got shape {tuple(z.shape)}")
         unused = self.counts < below
         generator = torch.Generator().manual_seed(seed)
         chosen = rows[torch.randint(len(rows), (len(unused),), generator=generator).to(rows.device)].to(self.codebook)
@@ -137,7 +139,7 @@ class VectorQuantizer(nn.Module):
     def _rows(self, z: Tensor) -> Tensor:
         width = self.codebook.shape[1]
         if z.dim() < 2 or z.shape[1] != width:
-            raise ValueError(f"z has shape {tuple(z.shape)}; it must be [N, {width}, ...]")
+            raise ValueError(f"z must have shape [N, {width}, ...], got {tuple(z.shape)}")
         return z.movedim(1, -1).reshape(-1, width)
 
     def _grid(self, rows: Tensor, z: Tensor) -> Tensor:

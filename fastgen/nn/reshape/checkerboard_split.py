@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastgen.nn.flow.flow_sequential import no_log_det
+from fastgen.nn.flow.flow_layer import FlowLayer, no_log_det
 
 
-class CheckerboardSplit(nn.Module):
+class CheckerboardSplit(FlowLayer):
     """[N, C, H, W] to [N, 2 C, H, W/2], of log-determinant 0: ``forward(x)`` and ``inverse(y)``.
 
     The first C channels are the pixels with row + column even, the last C the others; every row keeps its order. A
@@ -28,12 +28,12 @@ class CheckerboardSplit(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if x.dim() != 4 or x.shape[3] % 2:
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, C, H, W] with W even")
+            raise ValueError(f"x must have shape [N, C, H, W] with W even, got {tuple(x.shape)}")
         return torch.cat(_exchange_odd_rows(x[..., ::2], x[..., 1::2]), 1), no_log_det(x)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         if y.dim() != 4 or y.shape[1] % 2:
-            raise ValueError(f"y has shape {tuple(y.shape)}; it must be [N, C, H, W] with C even")
+            raise ValueError(f"y must have shape [N, C, H, W] with C even, got {tuple(y.shape)}")
         return torch.stack(_exchange_odd_rows(*y.chunk(2, 1)), 4).flatten(3), no_log_det(y)
 
 

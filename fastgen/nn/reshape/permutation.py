@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from math import prod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastgen.nn.derived_buffers import DerivedBuffers
-from fastgen.nn.flow.flow_sequential import no_log_det
+from fastgen.nn.flow.flow_layer import FlowLayer, no_log_det
 
 
-class Permutation(DerivedBuffers):
+class Permutation(DerivedBuffers, FlowLayer):
     """``y[:, i] = x[:, indices[i]]`` on [N, C, ...]: ``forward(x)`` and ``inverse(y)`` return (y, zeros [N]).
 
     Args:
@@ -30,7 +30,7 @@ class Permutation(DerivedBuffers):
         super().__init__()
         indices = indices.tolist() if isinstance(indices, Tensor) else list(indices)
         if sorted(indices) != list(range(len(indices))):
-            raise ValueError(f"indices is {indices}; it must have every number below {len(indices)} once")
+            raise ValueError(f"indices must have every number below {len(indices)} once, got {indices}")
         self.register_buffer("indices", torch.tensor(indices, dtype=torch.int64))
         self.derive()
 
@@ -54,14 +54,14 @@ class Permutation(DerivedBuffers):
 
     def _move(self, x: Tensor, indices: Tensor) -> Tensor:
         if x.dim() < 2 or x.shape[1] != len(indices):
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, {len(indices)}, ...]")
+            raise ValueError(f"x must have shape [N, {len(indices)}, ...], got {tuple(x.shape)}")
         return x.index_select(1, indices)
 
     def extra_repr(self) -> str:
         return f"{len(self.indices)}"
 
 
-class Flatten(nn.Module):
+class Flatten(FlowLayer):
     """[N, *shape] to [N, D]: ``forward(x)`` and ``inverse(y)`` return (y, zeros [N]).
 
     Example:
@@ -75,12 +75,12 @@ class Flatten(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if x.shape[1:] != self.shape:
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, {', '.join(map(str, self.shape))}]")
+            raise ValueError(f"x must have shape [N, {', '.join(map(str, self.shape))}], got {tuple(x.shape)}")
         return x.flatten(1), no_log_det(x)
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         if y.dim() != 2 or y.shape[1] != prod(self.shape):
-            raise ValueError(f"y has shape {tuple(y.shape)}; it must be [N, {prod(self.shape)}]")
+            raise ValueError(f"y must have shape [N, {prod(self.shape)}], got {tuple(y.shape)}")
         return y.unflatten(1, self.shape), no_log_det(y)
 
     def extra_repr(self) -> str:

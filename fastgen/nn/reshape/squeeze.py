@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fastgen.nn.flow.flow_sequential import no_log_det
+from fastgen.nn.flow.flow_layer import FlowLayer, no_log_det
 
 ORDERS = ("glow", "realnvp")
 _CORNERS = (0, 3, 1, 2)  # of a square of 2 x 2, row by row: the diagonal, then the other
 
 
-class Squeeze2d(nn.Module):
+class Squeeze2d(FlowLayer):
     """[N, C, H, W] to [N, 4 C, H/2, W/2], of log-determinant 0: ``forward(x)`` and ``inverse(y)``.
 
     Args:
@@ -34,12 +34,12 @@ class Squeeze2d(nn.Module):
     def __init__(self, order: str = "glow") -> None:
         super().__init__()
         if order not in ORDERS:
-            raise ValueError(f"order is {order!r}; it must be one of {', '.join(map(repr, ORDERS))}")
+            raise ValueError(f"order must be one of {', '.join(map(repr, ORDERS))}, got {order!r}")
         self.order = order
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if x.dim() != 4 or x.shape[2] % 2 or x.shape[3] % 2:
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, C, H, W] with H and W even")
+            raise ValueError(f"x must have shape [N, C, H, W] with H and W even, got {tuple(x.shape)}")
         y = _unshuffle(x)
         if self.order == "realnvp":
             corners = y.unflatten(1, (x.shape[1], 4)).unbind(2)
@@ -48,7 +48,7 @@ class Squeeze2d(nn.Module):
 
     def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
         if y.dim() != 4 or y.shape[1] % 4:
-            raise ValueError(f"y has shape {tuple(y.shape)}; it must be [N, C, H, W] with C a multiple of 4")
+            raise ValueError(f"y must have shape [N, C, H, W] with C a multiple of 4, got {tuple(y.shape)}")
         x = y
         if self.order == "realnvp":
             corners = y.chunk(4, 1)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fastgen.nn.flow.flow_layer import FlowLayer
 from fastgen.nn.residual import residual_log_det
 from fastgen.nn.residual.fixed_point import fixed_point
 from fastgen.nn.residual.residual_log_det import DISTRIBUTIONS
@@ -19,7 +20,7 @@ TRACES = ("hutchinson", "exact")
 GRADIENTS = ("neumann", "autograd")
 
 
-class InvertibleResidual(nn.Module):
+class InvertibleResidual(FlowLayer):
     """``z = x + g(x)`` with a g of Lipschitz constant below 1: ``forward(x, context=None, seed=None)`` and ``inverse``
     return (z or x, log_det [N]).
 
@@ -77,6 +78,9 @@ class InvertibleResidual(nn.Module):
         (True, True)
     """
 
+    takes_context = True
+    takes_seed = True
+
     def __init__(
         self,
         net: nn.Module,
@@ -100,7 +104,7 @@ class InvertibleResidual(nn.Module):
             ("distribution", distribution, tuple(DISTRIBUTIONS)),
         ):
             if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
         check_integers(
             terms=terms,
             exact_terms=exact_terms,
@@ -113,10 +117,10 @@ class InvertibleResidual(nn.Module):
         low, high = DISTRIBUTIONS[distribution]
         if not low < parameter < high:
             raise ValueError(
-                f"parameter={parameter} of {distribution!r} must be greater than {low} and less than {high}"
+                f"parameter must be greater than {low} and less than {high} for {distribution!r}, got {parameter}"
             )
         if not tolerance > 0:
-            raise ValueError(f"tolerance={tolerance} must be greater than 0")
+            raise ValueError(f"tolerance must be greater than 0, got {tolerance}")
         super().__init__()
         self.net = net
         self.log_det, self.trace, self.gradient, self.terms = log_det, trace, gradient, terms
@@ -127,7 +131,7 @@ class InvertibleResidual(nn.Module):
 
     @property
     def estimate(self) -> str | None:
-        """How that of more than ``exact_features`` numbers is estimated in eval mode; None where it is exact."""
+        """How log-determinants of more than ``exact_features`` numbers are estimated in eval mode; None: exactly."""
         if self.log_det == "exact":
             return None
         traces = "one probe" if self.trace == "hutchinson" else "exact traces"
@@ -209,5 +213,5 @@ class InvertibleResidual(nn.Module):
 
 
 def _scatter(values: Tensor, rows: Tensor, count: int) -> Tensor:
-    """The values at their rows among zeros."""
+    """Returns the values at their rows among zeros."""
     return values.new_zeros(count, *values.shape[1:]).index_copy(0, rows, values)

@@ -19,7 +19,7 @@ _LIMIT = 2000
 
 
 class LipschitzLayer(nn.Module):
-    """What ``LipschitzLinear`` and ``LipschitzConv2d`` share: the weight, its norm, and the bound.
+    """The base of ``LipschitzLinear`` and ``LipschitzConv2d``: the weight, its norm, and the bound.
 
     Attributes:
         direction: buffer, the input that the weight stretches most, as far as it is known; None where the norm has a
@@ -34,16 +34,16 @@ class LipschitzLayer(nn.Module):
         self, coefficient: float, domain: float, codomain: float, iterations: int | None, tolerance: float
     ) -> None:
         if not 0 < coefficient < 1:
-            raise ValueError(f"coefficient={coefficient} must be greater than 0 and less than 1")
+            raise ValueError(f"coefficient must be greater than 0 and less than 1, got {coefficient}")
         if (domain, codomain) not in (*CLOSED, (2, 2)):
             raise ValueError(
-                f"domain={domain} with codomain={codomain}: the pair must be one of "
-                f"{', '.join(map(str, ((2, 2), *CLOSED)))}; the norms of others are hard to compute"
+                f"domain and codomain must be one of {', '.join(map(str, ((2, 2), *CLOSED)))} (the norms of others are "
+                f"hard to compute), got {(domain, codomain)}"
             )
         if iterations is not None:
             check_integers(iterations=iterations)
         if not tolerance > 0:
-            raise ValueError(f"tolerance={tolerance} must be greater than 0")
+            raise ValueError(f"tolerance must be greater than 0, got {tolerance}")
         super().__init__()
         self.coefficient, self.domain, self.codomain = coefficient, domain, codomain
         self.iterations, self.tolerance = iterations, tolerance
@@ -254,9 +254,9 @@ class LipschitzConv2d(LipschitzLayer):
         tolerance: float = 1e-3,
     ) -> None:
         if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} must be odd")
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
         if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"size={tuple(size)} must be a height and a width, each at least 1")
+            raise ValueError(f"size must be a height and a width, each at least 1, got {tuple(size)}")
         super().__init__(coefficient, domain, codomain, iterations, tolerance)
         plain = nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, bias=bias)
         self.weight, self.bias = plain.weight, plain.bias
@@ -273,7 +273,7 @@ class LipschitzConv2d(LipschitzLayer):
     def affine(self, x: Tensor, weight: Tensor) -> Tensor:
         if x.shape[2:] != self.size:
             inputs, (height, width) = self.weight.shape[1], self.size
-            raise ValueError(f"x has shape {tuple(x.shape)}; it must be [N, {inputs}, {height}, {width}]")
+            raise ValueError(f"x must have shape [N, {inputs}, {height}, {width}], got {tuple(x.shape)}")
         return F.conv2d(x, weight, self.bias, padding=self.padding)
 
     def extra_repr(self) -> str:

@@ -23,11 +23,11 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "softplus": nn.Softplus,
     "tanh": nn.Tanh,
 }
-"""Their slopes are at most 1 in size."""
+"""Activations whose slopes are at most 1 in size."""
 
 
 class LipschitzNet(nn.Module):
-    """What ``LipschitzMLP`` and ``LipschitzConvNet`` share: layers with a bound, activations between (and before) them.
+    """The base of ``LipschitzMLP`` and ``LipschitzConvNet``: layers with a bound, activations between or before them.
 
     ``forward(x, context=None)`` is the network g; ``at(context)`` is the same g of x alone, its bounded weights found
     once: what solves for x, or asks for derivatives, calls that.
@@ -44,7 +44,7 @@ class LipschitzNet(nn.Module):
         zero: bool,
     ) -> None:
         if activation not in ACTIVATIONS:
-            raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(map(repr, ACTIVATIONS))}")
+            raise ValueError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
         super().__init__()
         self.layers, self.activation, self.pre_activation = nn.ModuleList(layers), activation, pre_activation
         count = len(layers) - 1 + pre_activation
@@ -134,7 +134,7 @@ class LipschitzMLP(LipschitzNet):
         widths = (features, *hidden, features)
         if min(widths) < 1 or not (hidden or pre_activation):
             raise ValueError(
-                f"features={features} and hidden={tuple(hidden)} must be at least 1, and there must be one"
+                f"features and each of hidden, one or more, must be at least 1, got {features} and {tuple(hidden)}"
             )
         bound = {"coefficient": coefficient, "iterations": iterations, "tolerance": tolerance}
         layers = [LipschitzLinear(a, b, domain=norm, codomain=norm, **bound) for a, b in pairwise(widths)]
@@ -185,7 +185,8 @@ class LipschitzConvNet(LipschitzNet):
     ) -> None:
         if min(channels, hidden) < 1 or len(kernels) < 2:
             raise ValueError(
-                f"channels={channels} and hidden={hidden} must be at least 1, kernels={tuple(kernels)} at least 2 sizes"
+                f"channels and hidden must be at least 1 and kernels at least 2 sizes, got {channels}, {hidden} and "
+                f"{tuple(kernels)}"
             )
         widths = (channels, *[hidden] * (len(kernels) - 1), channels)
         bound = {"coefficient": coefficient, "iterations": iterations, "tolerance": tolerance}

@@ -14,10 +14,10 @@ from fastgen.ops.hutchinson_trace import Products
 from fastgen.ops.philox_uniform import philox_uniform
 
 DISTRIBUTIONS = {"geometric": (0.05, 1.0), "poisson": (0.0, 100.0)}
-"""Of the number of random terms, and the open interval that the parameter is of."""
+"""Distributions of the number of random terms, each with the open interval of its parameter."""
 
 _LIFT = 2.0**64
-"""What v is multiplied by: the later products are too small for normal numbers otherwise, and many times slower."""
+"""Factor of v: the later products are too small for normal numbers otherwise, and many times slower."""
 
 _FIRST, _NOTHING = 8, 1e-20
 """Products before the first look at whether they still count, each time three times as many; elements that do not."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastgen.models import create_model, from_pretrained
 from fastgen.models.flows.base import FlowModel
+from fastgen.nn import FlowLayer
 
 CONTEXT = {"classes": 3, "vector": 2}
 
@@ -129,6 +130,23 @@ class FlowLaws:
         assert losses[-1] < losses[0]
 
     @torch.no_grad()
+    def test_the_first_batch_of_training_sets_what_initialize_sets(self, case):
+        torch.manual_seed(0)
+        model = create_model(self.name, preset="tiny", **self.cases[case])
+        x, context = self.data(model, 16)
+        x = (x * model.config.levels).long() if model.config.levels else x
+        before = {name: value.clone() for name, value in model.named_parameters()}
+        model.initialize(x, context)
+        layers = [layer for layer in model.modules() if isinstance(layer, FlowLayer) and layer.set_by_first_batch]
+        assert model.training
+        assert all(layer.initialized for layer in layers)
+        changed = [name for name, value in model.named_parameters() if not torch.equal(value, before[name])]
+        assert bool(changed) == bool(layers)
+        after = {name: value.clone() for name, value in model.named_parameters()}
+        model.score(x, context)
+        assert all(torch.equal(value, after[name]) for name, value in model.named_parameters())
+
+    @torch.no_grad()
     def test_a_saved_model_is_the_same(self, case, tmp_path):
         model = self.make(self.cases[case], torch.float32)
         x, context = self.data(model, 3)
@@ -161,7 +179,7 @@ class FlowLaws:
         for rows in (1, 3):
             fewer = {name: value[:rows] for name, value in context.items()}
             for function, given in ((model, x), (model.log_prob, x), (model.inverse, z)):
-                with pytest.raises(ValueError, match=f"has {rows} rows; it must have one for each of the 4 samples"):
+                with pytest.raises(ValueError, match=f"must have a row for each of the 4 samples, got {rows} rows"):
                     function(given, fewer)
 
     def test_the_density_of_the_plane_integrates_to_one(self):
@@ -201,16 +219,16 @@ class FlowLaws:
         model = self.make(self.cases[case])
         x, context = self.data(model, 2)
         x.view(-1)[1] = bad
-        with pytest.raises(ValueError, match="x has 1 values that are not finite"):
+        with pytest.raises(ValueError, match="x must be finite, got 1 values that are not"):
             model.log_prob(x, context)
 
     def test_data_of_another_shape_are_refused(self, case):
         model = self.make(self.cases[case])
         x, context = self.data(model, 2)
         for wrong in (x[..., :-1], x[:, None], x[0]):
-            with pytest.raises(ValueError, match="x has shape"):
+            with pytest.raises(ValueError, match="x must have shape"):
                 model.log_prob(wrong, context)
-        with pytest.raises(ValueError, match="z has shape"):
+        with pytest.raises(ValueError, match="z must have shape"):
             model.inverse(x.flatten(1)[:, 1:], context)
 
     def test_the_presets_are_there(self):

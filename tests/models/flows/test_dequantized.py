@@ -30,12 +30,18 @@ def test_the_noise_is_part_of_the_bound():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"dequantization": "none"}, "dequantization is 'none'; it must be one of 'variational', 'uniform'"),
-        ({"dequantization": "variational", "event_shape": (1, 4, 3), "scales": 1}, r"event_shape=\(1, 4, 3\) must be"),
-        ({"dequantization": "variational", "event_shape": (4,)}, r"event_shape=\(4,\) must be"),
-        ({"dequantization_filters": 10}, "dequantization_filters=10 must be a multiple of dequantization_heads=4"),
-        ({"dequantization_couplings": 0}, "dequantization_couplings=0 must be at least 1"),
-        ({"dequantization_dropout": 1.0}, "dequantization_dropout=1.0 must be"),
+        ({"dequantization": "none"}, "dequantization must be one of 'variational', 'uniform', got 'none'"),
+        (
+            {"dequantization": "variational", "event_shape": (1, 4, 3), "scales": 1},
+            r"event_shape must be \(channels, height, width\) .*, got \(1, 4, 3\)",
+        ),
+        (
+            {"dequantization": "variational", "event_shape": (4,)},
+            r"event_shape must be \(channels, height, width\) .*, got \(4,\)",
+        ),
+        ({"dequantization_filters": 10}, "dequantization_filters must be a multiple of dequantization_heads=4, got 10"),
+        ({"dequantization_couplings": 0}, "dequantization_couplings must be at least 1, got 0"),
+        ({"dequantization_dropout": 1.0}, r"dequantization_dropout must be at least 0 and less than 1, got 1\.0"),
     ],
 )
 def test_a_wrong_config_is_refused(config, message):

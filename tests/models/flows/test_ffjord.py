@@ -108,17 +108,17 @@ def test_the_preset_for_images_is_of_every_scale():
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"flows": 0}, "flows=0"),
-        ({"hidden": ()}, r"hidden=\(\) must be a tuple of one width at least"),
-        ({"hidden": 8}, "hidden=8 must be of type tuple"),
-        ({"event_shape": (3, 3)}, r"event_shape=\(3, 3\) must be \(features,\) or \(channels"),
-        ({"event_shape": (1, 6, 6), "scales": 3}, "multiples of 4: scales=3 halve them 2 times"),
-        ({"kinetic": -1.0}, "kinetic=-1.0 must be at least 0"),
-        ({"norm": "layer"}, "norm is 'layer'; it must be one of 'none', 'act', 'batch'"),
-        ({"solver": "rk4"}, "step_size is None"),
-        ({"trace": "sum"}, "trace is 'sum'"),
-        ({"activation": "relu"}, "activation is 'relu'"),
-        ({"time": "late"}, "time is 'late'"),
+        ({"flows": 0}, "flows must be at least 1, got 0"),
+        ({"hidden": ()}, r"hidden must be a tuple of one width at least, each 1 or more, got \(\)"),
+        ({"hidden": 8}, r"hidden must be of type tuple\[int, \.\.\.\], got 8"),
+        ({"event_shape": (3, 3)}, r"event_shape must be \(features,\) or \(channels, height, width\), got \(3, 3\)"),
+        ({"event_shape": (1, 6, 6), "scales": 3}, r"event_shape must have a height and a width .*, got \(1, 6, 6\)"),
+        ({"kinetic": -1.0}, r"kinetic must be at least 0, got -1\.0"),
+        ({"norm": "layer"}, "norm must be one of 'none', 'act', 'batch', got 'layer'"),
+        ({"solver": "rk4"}, "step_size must be greater than 0, and finite, for solver 'rk4', got None"),
+        ({"trace": "sum"}, r"trace must be one of 'rademacher', .*, got 'sum'"),
+        ({"activation": "relu"}, "activation must be one of 'tanh', 'softplus', 'swish', 'elu', got 'relu'"),
+        ({"time": "late"}, "time must be one of 'none', 'concat', 'concat-squash', got 'late'"),
     ],
 )
 def test_a_wrong_config_is_named(given, words):

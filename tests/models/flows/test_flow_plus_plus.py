@@ -76,17 +76,17 @@ def test_couplings_take_turns():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"event_shape": (8,)}, "event_shape="),
+        ({"event_shape": (8,)}, r"event_shape must be \(channels, height, width\) .*, got \(8,\)"),
         ({"event_shape": (1, 8, 6)}, "even height and a width that 4 divides"),
         ({"event_shape": (1, 7, 8)}, "even height and a width that 4 divides"),
-        ({"couplings": (4, 2)}, "couplings="),
-        ({"couplings": (0, 0, 0)}, "couplings="),
-        ({"alpha": 0.5}, r"alpha=0\.5"),
-        ({"dequantization": "none"}, "dequantization is 'none'; it must be one of 'variational', 'uniform'"),
-        ({"components": 0}, "components=0"),
-        ({"filters": 30}, "filters=30 must be a multiple of heads=4"),
-        ({"dequantization_filters": 6}, "dequantization_filters=6 must be a multiple of dequantization_heads=4"),
-        ({"dropout": 1.0}, r"dropout=1\.0"),
+        ({"couplings": (4, 2)}, "couplings must be three numbers of 0 or more, not all 0"),
+        ({"couplings": (0, 0, 0)}, "couplings must be three numbers of 0 or more, not all 0"),
+        ({"alpha": 0.5}, r"alpha must be greater than 0 and less than 0\.5, got 0\.5"),
+        ({"dequantization": "none"}, "dequantization must be one of 'variational', 'uniform', got 'none'"),
+        ({"components": 0}, "components must be at least 1, got 0"),
+        ({"filters": 30}, "filters must be a multiple of heads=4, got 30"),
+        ({"dequantization_filters": 6}, "dequantization_filters must be a multiple of dequantization_heads=4, got 6"),
+        ({"dropout": 1.0}, r"dropout must be at least 0 and less than 1, got 1\.0"),
     ],
 )
 def test_a_bad_config_is_refused(fields, words):

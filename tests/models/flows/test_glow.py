@@ -64,10 +64,10 @@ class TestGlow(FlowLaws):
     @pytest.mark.parametrize(
         ("wrong", "message"),
         [
-            ({"event_shape": (1, 6, 8)}, r"event_shape=\(1, 6, 8\) must have a height .* multiples of 4"),
-            ({"event_shape": (8,)}, r"event_shape=\(8,\) must be \(channels, height, width\)"),
-            ({"steps": 0}, "steps=0 must be at least 1"),
-            ({"coupling": "cubic"}, "coupling is 'cubic'; it must be one of 'affine', 'additive'"),
+            ({"event_shape": (1, 6, 8)}, r"event_shape must have a height .* multiples of 4 .*, got \(1, 6, 8\)"),
+            ({"event_shape": (8,)}, r"event_shape must be \(channels, height, width\), got \(8,\)"),
+            ({"steps": 0}, "steps must be at least 1, got 0"),
+            ({"coupling": "cubic"}, "coupling must be one of 'affine', 'additive', got 'cubic'"),
         ],
     )
     def test_a_config_that_cannot_be_is_refused(self, wrong, message):

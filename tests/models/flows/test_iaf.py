@@ -28,10 +28,13 @@ class TestIAF(FlowLaws):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"layers": 0}, "layers=0"),
-        ({"min_scale": -1.0}, "min_scale=-1.0"),
-        ({"parameterisation": "tanh"}, "parameterisation is 'tanh'"),
-        ({"activation": "gelu"}, "activation is 'gelu'"),
+        ({"layers": 0}, "layers must be at least 1, got 0"),
+        ({"min_scale": -1.0}, r"min_scale must be at least 0, got -1\.0"),
+        (
+            {"parameterisation": "tanh"},
+            "parameterisation must be one of 'exp', 'sigmoid', 'softplus', 'bounded', got 'tanh'",
+        ),
+        ({"activation": "gelu"}, "activation must be one of 'relu', 'tanh', 'sigmoid', 'elu', got 'gelu'"),
     ],
 )
 def test_a_wrong_config_is_named(config, words):

@@ -20,13 +20,13 @@ class TestNAF(FlowLaws):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"layers": 0}, "layers=0"),
-        ({"sigmoids": 0}, "sigmoids=0"),
-        ({"depth": 0}, "depth=0"),
-        ({"transformer": "affine"}, "transformer is 'affine'"),
-        ({"norm": "layer_norm"}, "norm is 'layer_norm'"),
-        ({"hidden": ()}, r"hidden is \(\)"),
-        ({"activation": "gelu"}, "activation is 'gelu'"),
+        ({"layers": 0}, "layers must be at least 1, got 0"),
+        ({"sigmoids": 0}, "sigmoids must be at least 1, got 0"),
+        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"transformer": "affine"}, "transformer must be one of 'dsf', 'ddsf', got 'affine'"),
+        ({"norm": "layer_norm"}, "norm must be one of 'batch_norm', 'act_norm', 'none', got 'layer_norm'"),
+        ({"hidden": ()}, r"hidden must have the width of one layer at least, each 1 or more, got \(\)"),
+        ({"activation": "gelu"}, "activation must be one of 'relu', 'tanh', 'sigmoid', 'elu', got 'gelu'"),
     ],
 )
 def test_a_wrong_config_is_named(config, words):

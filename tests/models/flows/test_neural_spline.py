@@ -57,16 +57,24 @@ def test_training_with_dropout_is_random_and_evaluation_is_not(name):
 @pytest.mark.parametrize(
     ("name", "config", "words"),
     [
-        ("nsf_coupling", {"transform": "linear"}, "transform is 'linear'"),
-        ("nsf_coupling", {"steps": 0}, "steps=0"),
-        ("nsf_coupling", {"bins": 0}, "bins=0"),
-        ("nsf_coupling", {"bound": 0.0}, "bound=0.0"),
-        ("nsf_coupling", {"dropout": 1.0}, "dropout=1.0"),
-        ("nsf_coupling", {"event_shape": (1,)}, r"event_shape=\(1,\) must have 2 numbers"),
-        ("nsf_coupling", {"event_shape": (3, 8, 12)}, r"event_shape=\(3, 8, 12\) .* 8 divides, with scales=3"),
-        ("nsf_coupling", {"event_shape": (3, 8, 8), "scales": 0}, "scales=0"),
-        ("nsf_autoregressive", {"blocks": -1}, "blocks=-1"),
-        ("nsf_autoregressive", {"width": 0}, "width=0"),
+        (
+            "nsf_coupling",
+            {"transform": "linear"},
+            "transform must be one of 'rational-quadratic', 'cubic', got 'linear'",
+        ),
+        ("nsf_coupling", {"steps": 0}, "steps must be at least 1, got 0"),
+        ("nsf_coupling", {"bins": 0}, "bins must be at least 1, got 0"),
+        ("nsf_coupling", {"bound": 0.0}, r"bound must be greater than 0, got 0\.0"),
+        ("nsf_coupling", {"dropout": 1.0}, r"dropout must be at least 0 and less than 1, got 1\.0"),
+        ("nsf_coupling", {"event_shape": (1,)}, r"event_shape must have 2 numbers at least, to be split, got \(1,\)"),
+        (
+            "nsf_coupling",
+            {"event_shape": (3, 8, 12)},
+            r"event_shape must have a height and a width .*, got \(3, 8, 12\)",
+        ),
+        ("nsf_coupling", {"event_shape": (3, 8, 8), "scales": 0}, "scales must be at least 1, got 0"),
+        ("nsf_autoregressive", {"blocks": -1}, "blocks must be at least 0, got -1"),
+        ("nsf_autoregressive", {"width": 0}, "width must be at least 1, got 0"),
     ],
 )
 def test_a_wrong_config_is_named(name, config, words):

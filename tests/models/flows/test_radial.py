@@ -30,7 +30,7 @@ def test_turned_round_it_is_the_same_map():
 
 
 def test_configs_that_cannot_be_used_are_refused():
-    with pytest.raises(ValueError, match="length=0 must be at least 1"):
+    with pytest.raises(ValueError, match="length must be at least 1, got 0"):
         create_model("radial", length=0)
-    with pytest.raises(ValueError, match="closed_form is 'log_prob'; it must be one of 'forward', 'inverse'"):
+    with pytest.raises(ValueError, match="closed_form must be one of 'forward', 'inverse', got 'log_prob'"):
         create_model("radial", closed_form="log_prob")

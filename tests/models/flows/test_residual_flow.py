@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -32,6 +33,18 @@ def moons():
 
 def test_the_bound_holds_after_training(moons):
     check_the_bound(moons)
+
+
+@torch.no_grad()
+def test_refresh_finds_the_bound_of_weights_that_were_changed_in_eval_mode(moons):
+    model = copy.deepcopy(moons)
+    for parameter in model.parameters():
+        parameter += 0.3 * torch.randn_like(parameter)
+    with pytest.raises(AssertionError):
+        check_the_bound(model)
+    model.refresh()
+    check_the_bound(model)
+    assert not model.training
 
 
 def test_the_bound_of_convolutions_holds_after_training():
@@ -114,13 +127,13 @@ def test_an_inverse_that_does_not_converge_says_so(moons):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"coefficient": 1.0}, "coefficient=1.0 must be greater than 0 and less than 1"),
-        ({"coefficient": 1.5}, "coefficient=1.5"),
-        ({"blocks": 0}, "blocks=0 must be at least 1"),
-        ({"log_det": "none"}, "log_det is 'none'; it must be one of 'exact'"),
-        ({"norm": 3.0}, "domain=3.0 with codomain=3.0"),
+        ({"coefficient": 1.0}, r"coefficient must be greater than 0 and less than 1, got 1\.0"),
+        ({"coefficient": 1.5}, r"coefficient must be greater than 0 and less than 1, got 1\.5"),
+        ({"blocks": 0}, "blocks must be at least 1, got 0"),
+        ({"log_det": "none"}, "log_det must be one of 'exact'.*, got 'none'"),
+        ({"norm": 3.0}, r"domain and codomain must be one of \(2, 2\), .*, got \(3\.0, 3\.0\)"),
         ({"event_shape": (1, 6, 6), "scales": 3}, "multiples of 4"),
-        ({"event_shape": (1, 8, 8), "alpha": 0.5}, "alpha=0.5"),
+        ({"event_shape": (1, 8, 8), "alpha": 0.5}, "alpha must be at least 0 and less than 0.5, got 0.5"),
         ({"event_shape": (1, 8)}, "event_shape"),
     ],
 )

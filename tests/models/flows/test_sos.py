@@ -21,9 +21,9 @@ class TestSOS(FlowLaws):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"polynomials": 0}, "polynomials=0"),
-        ({"degree": 0}, "degree=0"),
-        ({"min_derivative": 1.0}, r"min_derivative is 1\.0"),
+        ({"polynomials": 0}, "polynomials must be at least 1, got 0"),
+        ({"degree": 0}, "degree must be at least 1, got 0"),
+        ({"min_derivative": 1.0}, r"min_derivative must be greater than 0 and less than 1, got 1\.0"),
     ],
 )
 def test_a_wrong_config_is_named(config, words):

@@ -21,10 +21,10 @@ class TestUMNN(FlowLaws):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"embedding": 0}, "embedding=0"),
-        ({"intervals": 0}, "intervals=0"),
-        ({"integrand": ()}, r"hidden is \(\)"),
-        ({"min_derivative": 0.0}, r"min_derivative is 0\.0"),
+        ({"embedding": 0}, "embedding must be at least 1, got 0"),
+        ({"intervals": 0}, "intervals must be at least 1, got 0"),
+        ({"integrand": ()}, r"hidden must have the width of one layer at least, each 1 or more, got \(\)"),
+        ({"min_derivative": 0.0}, r"min_derivative must be greater than 0, got 0\.0"),
     ],
 )
 def test_a_wrong_config_is_named(config, words):
