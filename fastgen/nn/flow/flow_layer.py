@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,12 +47,15 @@ class FlowLayer(nn.Module):
 
     takes_context: bool = False
     takes_seed: bool = False
-    estimate: str | None = None
     set_by_first_batch: bool = False
     normalizes_by_batch: bool = False
 
-    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """y to (x, log_det [N] of that)."""
+    @property
+    def estimate(self) -> str | None:
+        return None
+
+    def inverse(self, y: Tensor, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        """y to (x, log_det [N] of that); the arguments are those of ``forward``."""
         raise NotImplementedError(f"{type(self).__name__} must have a method inverse")
 
     def batch_statistics(self, x: Tensor) -> dict[str, Tensor]:
