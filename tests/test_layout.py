@@ -100,8 +100,8 @@ ROOMS = {
         "state streaming textbook verification sampler"
     ),
     "nn": (
-        "derived_buffers recomputation normalization linear elementwise causal networks flow reshape autoregressive "
-        "coupling posterior residual continuous quantization"
+        "derived_buffers recomputation value_checks flow normalization linear elementwise causal networks reshape "
+        "autoregressive coupling posterior residual continuous quantization"
     ),
 }
 

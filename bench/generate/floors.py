@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fastgen.generate.ir.instructions import DENSE, PIXEL, ROW, UNBOUNDED
 from fastgen.generate.ir.program import Program
-from fastgen.generate.state import AHEAD
+from fastgen.generate.machines.batch import FEW_SAMPLES
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 _PROBE_REPEATS = 30
@@ -42,7 +42,7 @@ def work(program: Program, batch: int) -> dict[int, Work]:
         cells = 1 / domain.column_stride if endless else domain.rows * domain.columns
         phase = phases[instruction.when]
         phase.footprint += elements
-        block = body.block if batch <= AHEAD else 1
+        block = body.block if batch <= FEW_SAMPLES else 1
         phase.reads += elements * (domain.rows if instruction.when == ROW else cells / block)
         phase.multiply_adds += elements * cells
     return phases
