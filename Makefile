@@ -47,9 +47,11 @@ demo: $(EXTENSION)
 test: test-no-extension test-interpreter
 	$(PYTEST) -n 2 --dist loadfile
 
-# what must work where nothing could be compiled, but for the derivatives of the reference, which are the same anywhere
+# What must work where nothing could be compiled: everything but what is the same anywhere, the derivatives of the reference
+# and the larger cases of the contract, which the main run asks of the reference, too.
 test-no-extension: $(EXTENSION)
-	FASTGEN_NO_EXTENSION=1 $(PYTEST) -n 2 -q -rfE -k 'not (gradcheck and reference)' tests/ops tests/test_import.py tests/test_layout.py
+	FASTGEN_NO_EXTENSION=1 $(PYTEST) -n 2 -q -rfE -m 'not interpreter and not needs_extension' \
+	  -k 'not (gradcheck and reference) and (small or not test_contract.py)' tests/ops tests/test_import.py tests/test_layout.py
 
 # TRITON_INTERPRET=1 must be there before the first import of Triton: a process of its own
 test-interpreter: $(EXTENSION)
@@ -64,7 +66,7 @@ build-op: $(ENVIRONMENT)
 test-op: $(if $(wildcard csrc/*/$(OP)),build-op,$(ENVIRONMENT))
 	@test -f 'tests/ops/test_$(OP).py' || { echo 'OP must be an op with tests/ops/test_OP.py, got $(OP)' >&2; exit 1; }
 	$(PYTEST) -q -m 'not interpreter' $(OF_OP)
-	FASTGEN_NO_EXTENSION=1 $(PYTEST) -q $(OF_OP)
+	FASTGEN_NO_EXTENSION=1 $(PYTEST) -q -m 'not interpreter and not needs_extension' $(OF_OP)
 	TRITON_INTERPRET=1 $(PYTEST) -q -m interpreter $(OF_OP) || test $$? -eq 5  # 5: no test, as the op has no Triton kernel
 OF_OP = tests/ops/test_$(OP).py tests/ops/test_contract.py tests/ops/test_raw_calls.py tests/test_layout.py \
   -k 'test_$(OP).py or [$(OP)- or [$(OP)]'
