@@ -1,4 +1,4 @@
-# make demo | test | sanitize | bench | gpu | lint | check-cuda | wheel | test-wheel | clean
+# make demo | test | sanitize | bench | gpu | format | lint | check-cuda | wheel | test-wheel | clean
 # make build-op OP=rq_spline     compiles the op's kernels alone and links them with what is there
 # make test-op OP=rq_spline      builds it so and runs its tests on every floor that this machine has
 #
@@ -20,7 +20,7 @@ endif
 EXTENSION := build/extension-$(subst /,-,$(PYTHON))
 PYTEST := $(PYTHON) -m pytest
 
-.PHONY: demo test test-no-extension test-interpreter build-op test-op sanitize bench gpu lint check-cuda wheel test-wheel clean
+.PHONY: demo test test-no-extension test-interpreter build-op test-op sanitize bench gpu format lint check-cuda wheel test-wheel clean
 .DEFAULT_GOAL := demo
 
 .venv/installed: setup.py pyproject.toml
@@ -100,9 +100,17 @@ gpu:
 	$(GPU_PYTHON) -m pytest -q -o addopts=--import-mode=importlib -W default -m gpu tests/ops
 	$(GPU_PYTHON) -m bench.ops_table --device cuda
 
+CPP := '*.cpp' '*.h' '*.cu'
+TOOLS = $(abspath $(dir $(PYTHON))):$(PATH)
+
+format: $(ENVIRONMENT)
+	$(PYTHON) -m ruff format .
+	git ls-files -z $(CPP) | PATH="$(TOOLS)" xargs -0 clang-format -i
+
 lint: $(ENVIRONMENT)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	git ls-files -z $(CPP) | PATH="$(TOOLS)" xargs -0 clang-format --dry-run -Werror
 	$(PYTHON) -m codespell_lib
 	$(PYTHON) -m mypy
 
@@ -115,7 +123,7 @@ check-cuda: $(EXTENSION)
 wheel: $(ENVIRONMENT)
 	rm -rf build/wheel build/lib.* build/bdist.*
 	FASTGEN_CUDA=0 $(PYTHON) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheel/linux .
-	PATH="$(abspath $(dir $(PYTHON))):$$PATH" $(PYTHON) -m auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' \
+	PATH="$(TOOLS)" $(PYTHON) -m auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' \
 	  --wheel-dir build/wheel build/wheel/linux/*.whl
 	$(PYTHON) -m auditwheel show build/wheel/*.whl
 	mkdir -p dist && cp build/wheel/*.whl dist
