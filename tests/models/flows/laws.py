@@ -18,7 +18,7 @@ CONTEXT = {"classes": 3, "vector": 2}
 
 
 class FlowLaws:
-    """``pytest_generate_tests`` in conftest.py hands ``case`` each name of ``cases``.
+    """conftest.py hands the arguments ``case``, ``conditional_case`` and ``one_case`` names of ``cases``.
 
     Attributes:
         name: of the model in the registry.
@@ -154,26 +154,24 @@ class FlowLaws:
         assert torch.equal(from_pretrained(tmp_path).log_prob(x, context), model.log_prob(x, context))
 
     def test_compiles_without_a_break(self, case):
+        """The first case is traced by AOTAutograd, too; the others by Dynamo alone, in a quarter of the time."""
         model = self.make(self.cases[case])
         x, context = self.data(model, 4)
         torch._dynamo.reset()
-        compiled = torch.compile(lambda x, context: model.log_prob(x, context), fullgraph=True, backend="aot_eager")
+        backend = "aot_eager" if case == next(iter(self.cases)) else "eager"
+        compiled = torch.compile(lambda x, context: model.log_prob(x, context), fullgraph=True, backend=backend)
         torch.testing.assert_close(compiled(x, context), model.log_prob(x, context))
 
-    def test_every_condition_changes_the_density(self, case):
-        if not self.cases[case].get("classes") and not self.cases[case].get("vector"):
-            pytest.skip("this case has no context")
-        model = self.make(self.cases[case])
+    def test_every_condition_changes_the_density(self, conditional_case):
+        model = self.make(self.cases[conditional_case])
         x, context = self.data(model, 4)
         base = model.log_prob(x, context)
         for name, value in context.items():
             changed = (value + 1) % model.config.classes if name == "class" else value + 1
             assert (model.log_prob(x, context | {name: changed}) != base).all()
 
-    def test_a_context_of_another_number_of_rows_is_named(self, case):
-        if not self.cases[case].get("classes") and not self.cases[case].get("vector"):
-            pytest.skip("this case has no context")
-        model = self.make(self.cases[case])
+    def test_a_context_of_another_number_of_rows_is_named(self, conditional_case):
+        model = self.make(self.cases[conditional_case])
         x, context = self.data(model, 4)
         z = torch.zeros(4, x[0].numel(), dtype=x.dtype)
         for rows in (1, 3):
@@ -215,15 +213,15 @@ class FlowLaws:
                 model.elbo(wrong, context)
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
-    def test_data_that_are_not_finite_are_refused(self, case, bad):
-        model = self.make(self.cases[case])
+    def test_data_that_are_not_finite_are_refused(self, one_case, bad):
+        model = self.make(self.cases[one_case])
         x, context = self.data(model, 2)
         x.view(-1)[1] = bad
         with pytest.raises(ValueError, match="x must be finite, got 1 values that are not"):
             model.log_prob(x, context)
 
-    def test_data_of_another_shape_are_refused(self, case):
-        model = self.make(self.cases[case])
+    def test_data_of_another_shape_are_refused(self, one_case):
+        model = self.make(self.cases[one_case])
         x, context = self.data(model, 2)
         for wrong in (x[..., :-1], x[:, None], x[0]):
             with pytest.raises(ValueError, match="x must have shape"):
