@@ -16,7 +16,9 @@ constexpr std::size_t kHugePage = std::size_t{1} << 21;
 
 class NoMemory : public std::bad_alloc {
  public:
-  explicit NoMemory(std::size_t bytes) { std::snprintf(text_, sizeof text_, "there is no memory for %zu bytes of scratch", bytes); }
+  explicit NoMemory(std::size_t bytes) {
+    std::snprintf(text_, sizeof text_, "there is no memory for %zu bytes of scratch", bytes);
+  }
   const char* what() const noexcept override { return text_; }
 
  private:

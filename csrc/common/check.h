@@ -17,7 +17,7 @@ std::string text(const Pieces&... pieces) {
 
 }  // namespace fastgen
 
-#define FASTGEN_CHECK(condition, ...)                                    \
-  do {                                                                   \
+#define FASTGEN_CHECK(condition, ...)                                            \
+  do {                                                                           \
     if (!(condition)) throw std::invalid_argument(::fastgen::text(__VA_ARGS__)); \
   } while (0)

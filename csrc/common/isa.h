@@ -27,12 +27,12 @@ Isa isa();
 #define FASTGEN_ISA_NAME FASTGEN_TEXT(FASTGEN_KERNEL_ISA)
 
 #if defined(FASTGEN_X86)
-#define FASTGEN_ISA_TABLES(Table, name)                                                                 \
-  const Table& name##_baseline();                                                                       \
-  const Table& name##_avx2();                                                                           \
-  const Table& name##_avx512();                                                                         \
-  static inline const Table& name() {                                                                   \
-    const Isa chosen = isa();                                                                           \
+#define FASTGEN_ISA_TABLES(Table, name)                                                                       \
+  const Table& name##_baseline();                                                                             \
+  const Table& name##_avx2();                                                                                 \
+  const Table& name##_avx512();                                                                               \
+  static inline const Table& name() {                                                                         \
+    const Isa chosen = isa();                                                                                 \
     return chosen == Isa::avx512 ? name##_avx512() : chosen == Isa::avx2 ? name##_avx2() : name##_baseline(); \
   }
 #else

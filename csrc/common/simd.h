@@ -318,7 +318,8 @@ inline Float sine(Float x, int quarter_turns) {
   Float result = (quadrant & 1) != 0 ? even : odd;
   result = (quadrant & 2) != 0 ? -result : result;
   for (int i = 0; i < kWidth; ++i) {
-    if (far[i]) result[i] = static_cast<float>(quarter_turns ? std::cos(static_cast<double>(x[i])) : std::sin(static_cast<double>(x[i])));
+    if (far[i])
+      result[i] = static_cast<float>(quarter_turns ? std::cos(static_cast<double>(x[i])) : std::sin(static_cast<double>(x[i])));
   }
   return result;
 }

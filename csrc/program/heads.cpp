@@ -83,9 +83,7 @@ struct Context {
     return philox_uniform(arguments.seed, arguments.sample, arguments.position,
                           static_cast<std::uint32_t>(arguments.channel0 + channel), draw);
   }
-  bool known(int channel) const {
-    return arguments.known != nullptr && arguments.known[channel * arguments.known_stride] != 0;
-  }
+  bool known(int channel) const { return arguments.known != nullptr && arguments.known[channel * arguments.known_stride] != 0; }
   float& level(int channel) const { return arguments.levels[channel * arguments.level_stride]; }
   void set_input(int channel, float raw) const {
     const float value = level(channel);
@@ -260,9 +258,7 @@ DrawStatus draw_gaussian(const Context& context, double* scratch) {
       altered[m] = logits[m] / arguments.temperature;
     }
     if (!std::isfinite(maximum(logits, mixtures))) return DrawStatus::not_a_number;
-    const auto log_scale = [&](int m) {
-      return std::max(static_cast<double>(log_scales[m]), context.spec.min_log_scale);
-    };
+    const auto log_scale = [&](int m) { return std::max(static_cast<double>(log_scales[m]), context.spec.min_log_scale); };
     const bool known = context.known(channel);
     if (!known) {
       const int m = draw_from_logits(altered, mixtures, context.uniform(channel, 0), joint);
@@ -286,9 +282,7 @@ DrawStatus draw_gaussian(const Context& context, double* scratch) {
   return DrawStatus::ok;
 }
 
-int coupled_channels(const HeadSpec& spec, int channels) {
-  return spec.coupled_channels > 0 ? spec.coupled_channels : channels;
-}
+int coupled_channels(const HeadSpec& spec, int channels) { return spec.coupled_channels > 0 ? spec.coupled_channels : channels; }
 
 std::int64_t parameters_per_group(const HeadSpec& spec, int coupled) {
   switch (spec.kind) {

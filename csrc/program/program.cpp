@@ -11,7 +11,8 @@ namespace {
 
 constexpr std::int64_t kMostCells = std::int64_t{1} << 31;
 constexpr std::int64_t kFar = std::int64_t{1} << 41;  // beyond UNBOUNDED
-constexpr std::int64_t kFarther = std::int64_t{1} << 52;  // of every term of a position or a time: doubles hold their sums exactly
+constexpr std::int64_t kFarther = std::int64_t{1}
+                                  << 52;  // of every term of a position or a time: doubles hold their sums exactly
 
 void check_range(const std::string& what, const char* field, std::int64_t value, std::int64_t low, std::int64_t high) {
   FASTGEN_CHECK(value >= low && value < high, what, ": ", field, " is ", value, ", allowed are ", low, " .. ", high - 1);
@@ -52,8 +53,8 @@ struct Range {
   std::int64_t least, greatest;
 };
 Range product(const std::string& what, std::int64_t coefficient, std::int64_t begin, std::int64_t end) {
-  FASTGEN_CHECK(!beyond(coefficient, begin, kFarther) && !beyond(coefficient, end - 1, kFarther), what, ": ", coefficient, " * ", begin,
-                " .. ", end - 1, " is too large for a position");
+  FASTGEN_CHECK(!beyond(coefficient, begin, kFarther) && !beyond(coefficient, end - 1, kFarther), what, ": ", coefficient, " * ",
+                begin, " .. ", end - 1, " is too large for a position");
   const std::int64_t first = coefficient * begin, last = coefficient * (end - 1);
   return {std::min(first, last), std::max(first, last)};
 }
@@ -88,8 +89,9 @@ void check_operand(const Program& program, std::size_t index) {
   check_range(what, "length", operand.length, 1, kMostCells);
   check_range(what, "channel_stride", operand.channel_stride, 0, buffer.channels + 1);
   check_range(what, "channel", operand.channel, 0, buffer.channels);
-  FASTGEN_CHECK(operand.channel + (operand.length - 1) * operand.channel_stride < buffer.channels, what, ": channel ", operand.channel,
-                " + ", operand.length - 1, " * ", operand.channel_stride, " is outside the buffer's ", buffer.channels, " channels");
+  FASTGEN_CHECK(operand.channel + (operand.length - 1) * operand.channel_stride < buffer.channels, what, ": channel ",
+                operand.channel, " + ", operand.length - 1, " * ", operand.channel_stride, " is outside the buffer's ",
+                buffer.channels, " channels");
   check_map(what, operand.map);
   for (std::int64_t value : {operand.box.row0, operand.box.row1, operand.box.column0, operand.box.column1}) {
     check_range(what, "box", value, -kFar, kFar);
@@ -101,8 +103,10 @@ void check_operand(const Program& program, std::size_t index) {
 
 void check_written(const Program& program, const std::string& what, std::int64_t index) {
   const Operand& operand = program.operands[index];
-  FASTGEN_CHECK(program.buffers[operand.buffer].where == kState, what, ": operand ", index, " is written but lies outside the state");
-  FASTGEN_CHECK(operand.channel_stride > 0 || operand.length == 1, what, ": operand ", index, " is written with channel_stride 0");
+  FASTGEN_CHECK(program.buffers[operand.buffer].where == kState, what, ": operand ", index,
+                " is written but lies outside the state");
+  FASTGEN_CHECK(operand.channel_stride > 0 || operand.length == 1, what, ": operand ", index,
+                " is written with channel_stride 0");
 }
 
 void check_operation(const Program& program, const Instruction& instruction, const Compute& compute, const std::string& what,
@@ -111,7 +115,8 @@ void check_operation(const Program& program, const Instruction& instruction, con
   const std::int64_t operands = static_cast<std::int64_t>(program.operands.size());
   if (operation.opcode != kStore) check_range(what, "dst", operation.dst, 0, compute.registers);
   const std::int64_t arguments[] = {operation.a, operation.b, operation.c};
-  for (int i = 0; i < register_arguments(operation.opcode); ++i) check_range(what, "register", arguments[i], 0, compute.registers);
+  for (int i = 0; i < register_arguments(operation.opcode); ++i)
+    check_range(what, "register", arguments[i], 0, compute.registers);
   if (operation.opcode == kLoad || operation.opcode == kStore) {
     const std::int64_t operand = operation.opcode == kLoad ? operation.a : operation.b;
     check_range(what, "operand", operand, 0, operands);
@@ -204,8 +209,8 @@ void check_draw(const Program& program, const std::string& what, const Instructi
     FASTGEN_CHECK(least >= 0, what, ": draws position ", least);
   }
   for (std::int64_t i = draw.parameter0; i < draw.parameter1; ++i) check_positions(program, what, cells, i);
-  FASTGEN_CHECK(draw.input1 - draw.input0 == draw.channels, what, ": ", draw.input1 - draw.input0, " input operands for ", draw.channels,
-                " channels");
+  FASTGEN_CHECK(draw.input1 - draw.input0 == draw.channels, what, ": ", draw.input1 - draw.input0, " input operands for ",
+                draw.channels, " channels");
   for (std::int64_t i = draw.input0; i < draw.input1; ++i) {
     FASTGEN_CHECK(program.operands[i].length == 1, what, ": input operand ", i, " has length ", program.operands[i].length);
     check_written(program, what, i);
@@ -245,12 +250,14 @@ void check(const Program& program) {
     const std::string what = text("buffers[", i, "]");
     check_range(what, "where", buffer.where, kState, kContext + 1);
     check_range(what, "channels", buffer.channels, 1, kMostCells);
-    check_range(what, "positions", buffer.positions, buffer.where == kContext ? 0 : 1, buffer.where == kContext ? kFar : kMostCells);
+    check_range(what, "positions", buffer.positions, buffer.where == kContext ? 0 : 1,
+                buffer.where == kContext ? kFar : kMostCells);
     check_range(what, "offset", buffer.offset, 0, buffer.where == kContext ? 1 << 16 : kFar);
     const std::int64_t size = buffer.where == kState ? program.state_size : static_cast<std::int64_t>(program.constants.size());
-    FASTGEN_CHECK(buffer.where == kContext || (buffer.positions <= size / buffer.channels &&
-                                               buffer.offset <= size - buffer.positions * buffer.channels),
-                  what, ": ", buffer.positions, " x ", buffer.channels, " at ", buffer.offset, " is outside the ", size, " floats");
+    FASTGEN_CHECK(buffer.where == kContext ||
+                      (buffer.positions <= size / buffer.channels && buffer.offset <= size - buffer.positions * buffer.channels),
+                  what, ": ", buffer.positions, " x ", buffer.channels, " at ", buffer.offset, " is outside the ", size,
+                  " floats");
   }
   for (std::size_t i = 0; i < program.weight_table.size(); ++i) {
     const Weight& weight = program.weight_table[i];

@@ -22,9 +22,14 @@ struct TimedDomain {
   static TimedDomain of(const IterationDomain& domain, std::int64_t row_length, std::int64_t block = 1) {
     const bool one_row = domain.row1 - domain.row0 <= 1;
     const __int128 first_row = static_cast<__int128>(row_length) * domain.row_stride * domain.row0;
-    return {one_row ? 0 : row_length * domain.row_stride, std::max<std::int64_t>(domain.column_stride, 1),
+    return {one_row ? 0 : row_length * domain.row_stride,
+            std::max<std::int64_t>(domain.column_stride, 1),
             one_row ? domain.delay + static_cast<std::int64_t>(first_row) : domain.delay,
-            domain.row0, domain.row1, domain.column0, domain.column1, block};
+            domain.row0,
+            domain.row1,
+            domain.column0,
+            domain.column1,
+            block};
   }
 
   using Key = std::array<std::int64_t, 8>;

@@ -25,7 +25,8 @@ AffineCouplingShape shape_of(const Tensor& x, const Tensor& parameters, const Te
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, "x must be float32 or float64");
   STD_TORCH_CHECK(parameters.scalar_type() == x.scalar_type() && scale.scalar_type() == x.scalar_type(),
                   "parameters and scale must have the dtype of x");
-  STD_TORCH_CHECK(parameterisation >= 0 && parameterisation <= 2, "parameterisation is ", parameterisation, "; it must be 0, 1 or 2");
+  STD_TORCH_CHECK(parameterisation >= 0 && parameterisation <= 2, "parameterisation is ", parameterisation,
+                  "; it must be 0, 1 or 2");
   STD_TORCH_CHECK(x.dim() >= 2 && parameters.dim() == x.dim(), "x and parameters must be [N, C, ...]");
   const std::int64_t channels = x.size(1);
   std::int64_t positions = 1, elements = 0;
@@ -47,7 +48,8 @@ AffineCouplingShape shape_of(const Tensor& x, const Tensor& parameters, const Te
 }
 
 template <typename T>
-AffineCouplingData<T> inputs_of(const Tensor& x, const Tensor& parameters, const Tensor& scale, const std::optional<Tensor>& mask) {
+AffineCouplingData<T> inputs_of(const Tensor& x, const Tensor& parameters, const Tensor& scale,
+                                const std::optional<Tensor>& mask) {
   AffineCouplingData<T> data{};
   data.x = x.const_data_ptr<T>();
   data.parameters = parameters.const_data_ptr<T>();
@@ -57,12 +59,13 @@ AffineCouplingData<T> inputs_of(const Tensor& x, const Tensor& parameters, const
 }
 
 template <typename T>
-void run(const AffineCouplingShape& shape, const AffineCouplingData<T>& data, std::int64_t samples, AffineCouplingKernel<T> kernel) {
+void run(const AffineCouplingShape& shape, const AffineCouplingData<T>& data, std::int64_t samples,
+         AffineCouplingKernel<T> kernel) {
   const std::int64_t pieces = shape.pieces;
   if (samples * pieces == 0) return;
   const std::int64_t size = std::max<std::int64_t>(1, shape.elements / pieces);
   parallel_for(0, samples * pieces, std::max<std::int64_t>(1, kGrain / size),
-                              [&](std::int64_t begin, std::int64_t end) { kernel(shape, data, begin, end); });
+               [&](std::int64_t begin, std::int64_t end) { kernel(shape, data, begin, end); });
 }
 
 std::optional<Tensor> contiguous(const std::optional<Tensor>& mask) {
@@ -101,8 +104,8 @@ Tensor transform(const Tensor& x, Tensor parameters, Tensor scale, std::optional
   return log_det;
 }
 
-std::tuple<Tensor, Tensor> affine_coupling_cpu(Tensor x, Tensor parameters, Tensor scale, std::optional<Tensor> mask, bool inverse,
-                                               std::int64_t parameterisation, bool interleaved) {
+std::tuple<Tensor, Tensor> affine_coupling_cpu(Tensor x, Tensor parameters, Tensor scale, std::optional<Tensor> mask,
+                                               bool inverse, std::int64_t parameterisation, bool interleaved) {
   const AffineCouplingShape shape = shape_of(x, parameters, scale, mask, inverse, parameterisation, interleaved);
   x = torch::stable::contiguous(x);
   Tensor y = torch::stable::new_empty(x, x.sizes());
@@ -115,7 +118,8 @@ Tensor affine_coupling_over_cpu(Tensor x, Tensor parameters, Tensor scale, std::
   const AffineCouplingShape shape = shape_of(x, parameters, scale, mask, inverse, parameterisation, interleaved);
   STD_TORCH_CHECK(x.is_contiguous(), "x must be contiguous to be written over");
   parameters = torch::stable::contiguous(parameters);
-  const char *begin = static_cast<const char*>(x.const_data_ptr()), *other = static_cast<const char*>(parameters.const_data_ptr());
+  const char *begin = static_cast<const char*>(x.const_data_ptr()),
+             *other = static_cast<const char*>(parameters.const_data_ptr());
   const std::int64_t bytes = x.numel() * (x.scalar_type() == ScalarType::Float ? 4 : 8);
   STD_TORCH_CHECK(bytes == 0 || begin + bytes <= other || other + 2 * bytes <= begin, "parameters must not share memory with x");
   const Tensor log_det = transform(x, parameters, scale, mask, x, shape);
@@ -134,7 +138,8 @@ bool is_one_number(const Tensor& tensor) {
 
 template <typename T>
 void backward_into(const AffineCouplingShape& shape, AffineCouplingData<T> data, const Tensor& grad_y, const Tensor& grad_log_det,
-                   const Tensor& grad_x, const Tensor& grad_parameters, const Tensor& grad_scale, AffineCouplingKernel<T> kernel) {
+                   const Tensor& grad_x, const Tensor& grad_parameters, const Tensor& grad_scale,
+                   AffineCouplingKernel<T> kernel) {
   const std::int64_t samples = grad_x.size(0), channels = shape.channels;
   std::vector<double> parts(shape.parameterisation == 1 ? samples * channels : 0);
   data.grad_y = grad_y.const_data_ptr<T>();

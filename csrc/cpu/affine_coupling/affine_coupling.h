@@ -34,7 +34,8 @@ struct AffineCouplingData {
 
 // Pieces begin .. end of all samples.
 template <typename T>
-using AffineCouplingKernel = void (*)(const AffineCouplingShape&, const AffineCouplingData<T>&, std::int64_t begin, std::int64_t end);
+using AffineCouplingKernel = void (*)(const AffineCouplingShape&, const AffineCouplingData<T>&, std::int64_t begin,
+                                      std::int64_t end);
 
 struct AffineCouplingKernels {
   AffineCouplingKernel<float> forward_float, backward_float;

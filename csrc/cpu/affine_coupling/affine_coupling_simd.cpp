@@ -67,7 +67,13 @@ inline Piece piece_of(const AffineCouplingShape& shape, std::int64_t i) {
   const std::int64_t start = 2 * n * size, count = left < most ? left : most;
   const std::int64_t channel = shape.by_channel ? j : first;
   if (!shape.interleaved) return {n, channel, n * size + first, first, count, start + first, start + size + first, 1};
-  return {n, channel, n * size + first, first, count, start + 2 * first, start + 2 * first + shape.positions,
+  return {n,
+          channel,
+          n * size + first,
+          first,
+          count,
+          start + 2 * first,
+          start + 2 * first + shape.positions,
           shape.positions == 1 ? 2 : 1};
 }
 

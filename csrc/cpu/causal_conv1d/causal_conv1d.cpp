@@ -75,11 +75,8 @@ template <typename T>
 class Convolution {
  public:
   Convolution(const Sizes& sizes, const Tensors& given)
-      : s_(sizes),
-        x_(torch::stable::contiguous(given.x)),
-        state_(torch::stable::contiguous(given.state)),
-        weight_(torch::stable::contiguous(given.weight)),
-        bias_(torch::stable::contiguous(given.bias)),
+      : s_(sizes), x_(torch::stable::contiguous(given.x)), state_(torch::stable::contiguous(given.state)),
+        weight_(torch::stable::contiguous(given.weight)), bias_(torch::stable::contiguous(given.bias)),
         condition_(torch::stable::contiguous(given.condition)),
         matrix_(torch::stable::new_empty(weight_, {s_.outputs, s_.inputs()})) {
     T* to = matrix_.mutable_data_ptr<T>();
@@ -218,16 +215,15 @@ Tensor causal_conv1d_cpu(Tensor x, Tensor weight, Tensor bias, Tensor condition,
   return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward_cpu(
-    Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor condition, Tensor state, std::int64_t dilation, std::int64_t gate) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> causal_conv1d_backward_cpu(Tensor grad, Tensor x, Tensor weight, Tensor bias,
+                                                                              Tensor condition, Tensor state,
+                                                                              std::int64_t dilation, std::int64_t gate) {
   const Tensors given{x, weight, bias, condition, state, {}, {}, {}};
   const Sizes s = sizes_of(given, dilation, gate);
   check(grad, x, {s.samples, s.rows(), s.times}, "grad must be like the result");
   grad = torch::stable::contiguous(grad);
   const Tensors to{like(x), like(weight), like(bias), like(condition), like(state), {}, {}, {}};
-  in_type_of(x, [&](auto zero, auto, auto backward) {
-    Convolution<decltype(zero)>(s, given).backward(grad, {}, to, backward);
-  });
+  in_type_of(x, [&](auto zero, auto, auto backward) { Convolution<decltype(zero)>(s, given).backward(grad, {}, to, backward); });
   return {to.x, to.weight, to.bias, to.condition, to.state};
 }
 
@@ -254,11 +250,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> causa
   check(grad_skip, x, {s.samples, s.skips, s.times}, "grad_skip must be like the skip");
   grad = torch::stable::contiguous(grad);
   grad_skip = torch::stable::contiguous(grad_skip);
-  const Tensors to{like(x),     like(weight),     like(bias),     like(condition),
-                   like(state), like(out_weight), like(out_bias), like(skip)};
-  in_type_of(x, [&](auto zero, auto, auto backward) {
-    Convolution<decltype(zero)>(s, given).backward(grad, grad_skip, to, backward);
-  });
+  const Tensors to{like(x), like(weight), like(bias), like(condition), like(state), like(out_weight), like(out_bias), like(skip)};
+  in_type_of(
+      x, [&](auto zero, auto, auto backward) { Convolution<decltype(zero)>(s, given).backward(grad, grad_skip, to, backward); });
   return {to.x, to.weight, to.bias, to.condition, to.state, to.out_weight, to.out_bias, to.skip};
 }
 

@@ -40,14 +40,14 @@ struct CausalConv1dData {
   const T* matrix;  // the weight as [O][taps * channels]
   const T *bias, *condition;
   bool constant;  // the condition is [N][O], for all times
-  T* y;           // of the forward, [N][H][T]; or with a residual or a skip
+  T* y;  // of the forward, [N][H][T]; or with a residual or a skip
   const T *out_weight, *out_bias, *skip;
   bool constant_skip;  // [N][S]
   T *residual_to, *skip_to;
 
   const T *grad, *grad_skip;  // backward: of y, or of residual and skip
-  const T* turned;            // the weight as [taps][C][O]
-  const T* out_turned;        // [H][R + S]
+  const T* turned;  // the weight as [taps][C][O]
+  const T* out_turned;  // [H][R + S]
   T* of_x;
   T *of_condition, *of_skip;  // [N][O][T] and [N][S][T], or null where the condition or the skip before is constant
 };
@@ -71,7 +71,8 @@ struct CausalConv1dSums {
 template <typename T>
 using CausalConv1dKernel = void (*)(const CausalConv1dData<T>&, T* scratch, const CausalConv1dBlock&);
 template <typename T>
-using CausalConv1dBackward = void (*)(const CausalConv1dData<T>&, T* scratch, const CausalConv1dBlock&, const CausalConv1dSums<T>&);
+using CausalConv1dBackward = void (*)(const CausalConv1dData<T>&, T* scratch, const CausalConv1dBlock&,
+                                      const CausalConv1dSums<T>&);
 
 struct CausalConv1dKernels {
   CausalConv1dKernel<float> forward_float;

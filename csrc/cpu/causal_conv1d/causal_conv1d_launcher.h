@@ -93,10 +93,7 @@ template <typename T>
 class CausalConv1dBefore {
  public:
   CausalConv1dBefore(const CausalConv1dSizes& sizes, const CausalConv1dBlocks& blocks, T* of_state)
-      : s_(sizes),
-        blocks_(blocks),
-        each_(s_.channels * s_.history()),
-        of_state_(of_state),
+      : s_(sizes), blocks_(blocks), each_(s_.channels * s_.history()), of_state_(of_state),
         of_runs_(new T[blocks.runs() * each_]()) {
     std::fill_n(of_state_, s_.samples * each_, T(0));
   }

@@ -21,9 +21,9 @@ std::tuple<Tensor, Tensor> cubic_spline_cpu(Tensor x, Tensor parameters, bool in
   return spline_forward(shape, cubic_spline_kernels(), x, parameters);
 }
 
-std::tuple<Tensor, Tensor> cubic_spline_backward_cpu(Tensor grad_y, Tensor grad_log_det, Tensor x, Tensor parameters, bool inverse,
-                                                     std::int64_t tails, double left, double right, double bottom, double top,
-                                                     double min_width, double min_height) {
+std::tuple<Tensor, Tensor> cubic_spline_backward_cpu(Tensor grad_y, Tensor grad_log_det, Tensor x, Tensor parameters,
+                                                     bool inverse, std::int64_t tails, double left, double right, double bottom,
+                                                     double top, double min_width, double min_height) {
   const SplineShape shape = shape_of(x, parameters, inverse, tails, left, right, bottom, top, min_width, min_height);
   return spline_backward(shape, cubic_spline_kernels(), grad_y, grad_log_det, x, parameters);
 }

@@ -40,7 +40,8 @@ struct Around {
 };
 
 template <typename V, typename T, typename Mask>
-inline void take(Around<V>& around, const Sizes<V, T>& sizes, std::int64_t j, std::int64_t before, std::int64_t after, Mask where) {
+inline void take(Around<V>& around, const Sizes<V, T>& sizes, std::int64_t j, std::int64_t before, std::int64_t after,
+                 Mask where) {
   around.sum = where ? sizes.sums[j] : around.sum;
   around.before = where ? sizes.columns[before] : around.before;
   around.here = where ? sizes.columns[j] : around.here;
@@ -58,10 +59,8 @@ inline Joint<V> joint(V w0, V s0, V w1, V s1) {
   const V scale = T(1) / (w0 + w1), part0 = w1 * scale, part1 = w0 * scale;
   const V mean = part0 * s0 + part1 * s1, zero = V{}, two = V{} + T(2);
   const auto limited = min(s0, s1) * T(2) < mean, by_first = s0 < s1;
-  return {limited ? (by_first ? s0 : s1) * T(2) : mean,
-          limited ? zero : (s1 - mean) * scale,
-          limited ? (by_first ? two : zero) : part0,
-          limited ? zero : (s0 - mean) * scale,
+  return {limited ? (by_first ? s0 : s1) * T(2) : mean, limited ? zero : (s1 - mean) * scale,
+          limited ? (by_first ? two : zero) : part0, limited ? zero : (s0 - mean) * scale,
           limited ? (by_first ? zero : two) : part1};
 }
 

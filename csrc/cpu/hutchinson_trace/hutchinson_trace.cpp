@@ -44,9 +44,9 @@ void check(const Tensor& x, const Tensor& left, const Tensor& right, const std::
     STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type() && bias.scalar_type() == x.scalar_type(),
                     "parameters must have the dtype of x");
     const bool own = bias.dim() == 2 && bias.size(0) == x.size(0);
-    STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == width && (own || bias.dim() == 1) &&
-                        bias.size(bias.dim() - 1) == weight.size(0),
-                    "parameters must be [out, in] and [out] or [N, out] of layers that follow one another");
+    STD_TORCH_CHECK(
+        weight.dim() == 2 && weight.size(1) == width && (own || bias.dim() == 1) && bias.size(bias.dim() - 1) == weight.size(0),
+        "parameters must be [out, in] and [out] or [N, out] of layers that follow one another");
     width = weight.size(0);
   }
   STD_TORCH_CHECK(width == x.size(1), "the last layer must give as many numbers as x has");
@@ -180,7 +180,8 @@ void trace_backward(TraceData<T> data, Packed<T>& packed, TraceBackwardKernel<T>
   data.rows = rows_of(data, packed, matrices);
   const std::int64_t tiles = (data.samples + data.rows - 1) / data.rows;
   const std::int64_t together = (kTogether + data.rows - 1) / data.rows;
-  const std::int64_t most = (data.samples + kTogether - 1) / kTogether, runs = std::max<std::int64_t>(1, std::min({kRuns, most, tiles}));
+  const std::int64_t most = (data.samples + kTogether - 1) / kTogether,
+                     runs = std::max<std::int64_t>(1, std::min({kRuns, most, tiles}));
   const std::int64_t numbers = packed.gradients;
   const std::unique_ptr<double[]> sums(new double[runs * numbers]);
   parallel_for(0, runs, 1, [&](std::int64_t begin, std::int64_t end) {
@@ -251,8 +252,8 @@ std::tuple<Tensor, Tensor, Tensor> dense_trace_cpu(std::int64_t activation, bool
   return {y, out, kept};
 }
 
-std::tuple<Tensor, Tensor> dense_trace_backward_cpu(std::int64_t activation, Tensor grad_y, Tensor grad_trace, Tensor kept, Tensor x,
-                                                    Tensor left, Tensor right, std::vector<Tensor> parameters) {
+std::tuple<Tensor, Tensor> dense_trace_backward_cpu(std::int64_t activation, Tensor grad_y, Tensor grad_trace, Tensor kept,
+                                                    Tensor x, Tensor left, Tensor right, std::vector<Tensor> parameters) {
   check(x, left, right, parameters, activation);
   const std::int64_t columns = kept_columns(parameters), layers = static_cast<std::int64_t>(parameters.size() / 2);
   STD_TORCH_CHECK(kept.scalar_type() == x.scalar_type() && kept.is_contiguous() &&

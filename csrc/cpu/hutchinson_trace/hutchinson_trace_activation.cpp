@@ -44,7 +44,7 @@ template <typename T>
 void run_pieces(const ActivationData<T>& data, ActivationKernel<T> kernel) {
   const std::int64_t pieces = (data.numbers + kActivationPiece - 1) / kActivationPiece;
   parallel_for(0, data.samples * pieces, kActivationGrain,
-                              [&](std::int64_t begin, std::int64_t end) { kernel(data, begin, end); });
+               [&](std::int64_t begin, std::int64_t end) { kernel(data, begin, end); });
 }
 
 Tensor like_all_probes(const Tensor& a, const Tensor& tangents) {

@@ -79,8 +79,8 @@ struct Ahead {
 
 // out[o][:] += sum of a[o] b[:] over all rows of all probes.
 template <int R, int C, typename V, typename T>
-inline void add_outer_block(std::int64_t probes, std::int64_t rows, Rows<const T> a, Rows<const T> b, T* out, std::int64_t columns,
-                            Ahead& ahead) {
+inline void add_outer_block(std::int64_t probes, std::int64_t rows, Rows<const T> a, Rows<const T> b, T* out,
+                            std::int64_t columns, Ahead& ahead) {
   V sum[R][C];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -99,8 +99,8 @@ inline void add_outer_block(std::int64_t probes, std::int64_t rows, Rows<const T
 }
 
 template <int C, typename V, typename T>
-inline void add_outer_panel(std::int64_t probes, std::int64_t rows, Rows<const T> a, Rows<const T> b, T* out, std::int64_t outputs,
-                            std::int64_t columns, Ahead& ahead) {
+inline void add_outer_panel(std::int64_t probes, std::int64_t rows, Rows<const T> a, Rows<const T> b, T* out,
+                            std::int64_t outputs, std::int64_t columns, Ahead& ahead) {
   std::int64_t o = 0;
   const auto from = [&] { return Rows<const T>{a.begin + o, a.stride, a.apart}; };
   for (; o + 6 <= outputs; o += 6) add_outer_block<6, C, V>(probes, rows, from(), b, out + o * columns, columns, ahead);

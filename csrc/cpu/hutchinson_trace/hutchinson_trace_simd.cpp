@@ -25,7 +25,8 @@ struct Kept {
   // `count` layers' matrices, from layer k on; those of the next run of probes, or tile, follow the last layer's.
   Ahead ahead(std::int64_t k, std::int64_t count) const {
     const T* from = begin + k * probes * matrix;
-    return begin ? Ahead{reinterpret_cast<const char*>(from), reinterpret_cast<const char*>(from + count * probes * matrix)} : Ahead{};
+    return begin ? Ahead{reinterpret_cast<const char*>(from), reinterpret_cast<const char*>(from + count * probes * matrix)}
+                 : Ahead{};
   }
 };
 
@@ -187,7 +188,8 @@ void tile_backward(const TraceData<T>& data, T* scratch, std::int64_t widest, st
     const std::int64_t count = data.probes - begin < kTraceProbes ? data.probes - begin : kTraceProbes;
     const Rows<const T> right = {data.right + begin * data.right_probe + first * data.right_sample, data.right_sample,
                                  data.right_probe};
-    const Rows<const T> left = {data.left + begin * data.left_probe + first * data.left_sample, data.left_sample, data.left_probe};
+    const Rows<const T> left = {data.left + begin * data.left_probe + first * data.left_sample, data.left_sample,
+                                data.left_probe};
     pad<T>(right, count, rows, data.features, {padded, inputs, matrix});
     const Kept<T> kept = kept_of(data, first, rows, begin, count);
     const auto tangents = [&](std::int64_t k) {
@@ -238,12 +240,14 @@ void tile_backward(const TraceData<T>& data, T* scratch, std::int64_t widest, st
       next = last;
     }
   }
-  pad<T>({data.grad_y + first * data.features, data.features, 0}, 1, rows, data.features, {gradient, data.layers[hidden].columns, 0});
+  pad<T>({data.grad_y + first * data.features, data.features, 0}, 1, rows, data.features,
+         {gradient, data.layers[hidden].columns, 0});
   T* to = grads + offsets;
   for (std::int64_t k = hidden; k >= 0; --k) {
     const std::int64_t columns = data.back[k].columns, outputs = data.back[k].inputs, width = data.layers[k].columns;
     to -= outputs * columns + width;
-    add_outer<V>(1, rows, Rows<const T>{gradient, width, 0}, Rows<const T>{values + k * matrix, columns, 0}, to, outputs, columns);
+    add_outer<V>(1, rows, Rows<const T>{gradient, width, 0}, Rows<const T>{values + k * matrix, columns, 0}, to, outputs,
+                 columns);
     for (std::int64_t r = 0; data.layers[k].own && r < rows; ++r) {
       for (std::int64_t o = 0; o < outputs; ++o) data.layers[k].grad_own[(first + r) * outputs + o] = gradient[r * width + o];
     }

@@ -14,9 +14,9 @@ template <typename V>
 struct Columns {
   std::int64_t count;
   V *logits, *means, *log_scales, *inverse_scales;  // the logits less the largest
-  V *up, *down, *above;                              // log sigmoid(z), log sigmoid(-z), sigmoid(z)
-  V *cdf, *survival, *density;                       // the components' parts, over the largest
-  V whole, sum;                                      // of exp(logits): its logarithm, and itself
+  V *up, *down, *above;  // log sigmoid(z), log sigmoid(-z), sigmoid(z)
+  V *cdf, *survival, *density;  // the components' parts, over the largest
+  V whole, sum;  // of exp(logits): its logarithm, and itself
 };
 
 template <typename V>
@@ -29,8 +29,7 @@ inline Columns<V> columns_of(const T* parameters, std::int64_t n, std::int64_t c
   V* at = reinterpret_cast<V*>(scratch);
   load_columns(parameters, n, 3 * count, 3 * count, at);
   const auto part = [&](int i) { return at + i * count; };
-  Columns<V> c{count,   part(0), part(1), part(2), part(3), part(4), part(5),
-               part(6), part(7), part(8), part(9), V{},     V{}};
+  Columns<V> c{count, part(0), part(1), part(2), part(3), part(4), part(5), part(6), part(7), part(8), part(9), V{}, V{}};
   V top = c.logits[0];
   for (std::int64_t m = 1; m < count; ++m) top = top < c.logits[m] ? c.logits[m] : top;
   for (std::int64_t m = 0; m < count; ++m) {

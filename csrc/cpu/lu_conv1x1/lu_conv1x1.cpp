@@ -55,9 +55,18 @@ class Factors {
       pack([&](std::int64_t i, std::int64_t j) { return lower_[i * c + j]; }, unit, 0, 1, downwards);
       pack([&](std::int64_t i, std::int64_t j) { return upper_[i * c + j]; }, diagonal, last, -1, upwards);
     }
-    const LuSolve<T> task{samples, c, positions, slots_, given.const_data_ptr<T>(), downwards, upwards,
-                          transposed ? rows_.data() : sources_.data(), transposed ? sources_.data() : rows_.data(), bias,
-                          solved.mutable_data_ptr<T>(), between};
+    const LuSolve<T> task{samples,
+                          c,
+                          positions,
+                          slots_,
+                          given.const_data_ptr<T>(),
+                          downwards,
+                          upwards,
+                          transposed ? rows_.data() : sources_.data(),
+                          transposed ? sources_.data() : rows_.data(),
+                          bias,
+                          solved.mutable_data_ptr<T>(),
+                          between};
     const std::int64_t lanes = kernels.lanes;
     const std::int64_t groups = positions == 1 ? (samples + lanes - 1) / lanes : samples * lu_groups_of_sample(positions, lanes);
     const std::int64_t tiles = (groups + kernels.groups - 1) / kernels.groups;
@@ -168,7 +177,8 @@ void factor_gradients(const Factors<T>& factors, const Tensor& of_l, const Tenso
                       const Tensor& grad_upper, const Tensor& grad_diagonal) {
   const std::int64_t c = grad_diagonal.size(0);
   const T *l_from = of_l.const_data_ptr<T>(), *u_from = of_u.const_data_ptr<T>();
-  T *l_to = grad_lower.mutable_data_ptr<T>(), *u_to = grad_upper.mutable_data_ptr<T>(), *d_to = grad_diagonal.mutable_data_ptr<T>();
+  T *l_to = grad_lower.mutable_data_ptr<T>(), *u_to = grad_upper.mutable_data_ptr<T>(),
+    *d_to = grad_diagonal.mutable_data_ptr<T>();
   for (std::int64_t i = 0; i < c; ++i) {
     const T* l_row = l_from + factors.sources()[i] * c;
     for (std::int64_t j = 0; j < c; ++j) {
@@ -179,8 +189,9 @@ void factor_gradients(const Factors<T>& factors, const Tensor& of_l, const Tenso
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lu_conv1x1_backward_cpu(Tensor grad, Tensor y, Tensor permutation, Tensor lower,
-                                                                           Tensor upper, Tensor diagonal, Tensor bias) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lu_conv1x1_backward_cpu(Tensor grad, Tensor y, Tensor permutation,
+                                                                           Tensor lower, Tensor upper, Tensor diagonal,
+                                                                           Tensor bias) {
   check(y, permutation, lower, upper, diagonal, bias);
   for (Tensor* tensor : {&grad, &y, &permutation, &lower, &upper, &diagonal, &bias}) *tensor = torch::stable::contiguous(*tensor);
   STD_TORCH_CHECK(grad.scalar_type() == y.scalar_type() && grad.dim() == 3 && grad.size(0) == y.size(0) &&

@@ -23,9 +23,9 @@ using torch::stable::Tensor;
 constexpr std::int64_t kBandBytes = 768 << 10;  // of a band's padded copy: most of a second-level cache
 constexpr std::int64_t kLeastRows = 4;          // of a band
 constexpr std::int64_t kWork = 16;              // bands at least, if rows suffice: any number of threads up to it
-constexpr std::int64_t kTurned = 256;           // positions, about, of a band of the backward: what a product reads fits the cache
-constexpr std::int64_t kTogether = 1024;        // positions whose gradients are summed in the dtype of x, then in float64
-constexpr std::int64_t kRuns = 16;              // of bands, at most, whose gradients are summed apart
+constexpr std::int64_t kTurned = 256;  // positions, about, of a band of the backward: what a product reads fits the cache
+constexpr std::int64_t kTogether = 1024;  // positions whose gradients are summed in the dtype of x, then in float64
+constexpr std::int64_t kRuns = 16;  // of bands, at most, whose gradients are summed apart
 constexpr std::int64_t kRunsBytes = 16 << 20;
 
 // The taps of which any output sees any channel, and where they lie. Of those that lie beyond the image, whatever the dilation, no

@@ -18,16 +18,14 @@ using torch::stable::Tensor;
 constexpr std::int64_t kGrain = 4096;  // numbers a thread makes at least: about 20 ns each
 
 void check_indices(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long && tensor.dim() == 1, name,
-                  " must be a one-dimensional int64 tensor");
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long && tensor.dim() == 1, name, " must be a one-dimensional int64 tensor");
 }
 
 void check_uint16(std::int64_t value, const char* name) {
   STD_TORCH_CHECK(value >= 0 && value < 65536, name, " is ", value, "; it must be at least 0 and less than 65536");
 }
 
-Tensor philox_uniform_cpu(std::int64_t seed, Tensor samples, Tensor positions, std::int64_t channel,
-                          std::int64_t draw) {
+Tensor philox_uniform_cpu(std::int64_t seed, Tensor samples, Tensor positions, std::int64_t channel, std::int64_t draw) {
   check_indices(samples, "samples");
   check_indices(positions, "positions");
   check_uint16(channel, "channel");
@@ -45,8 +43,8 @@ Tensor philox_uniform_cpu(std::int64_t seed, Tensor samples, Tensor positions, s
       const std::int64_t row_end = std::min(end, (row + 1) * count);
       for (; i < row_end; ++i) {
         out[i] = philox_uniform(static_cast<std::uint64_t>(seed), static_cast<std::uint64_t>(sample[row]),
-                                static_cast<std::uint64_t>(position[i - row * count]),
-                                static_cast<std::uint32_t>(channel), static_cast<std::uint32_t>(draw));
+                                static_cast<std::uint64_t>(position[i - row * count]), static_cast<std::uint32_t>(channel),
+                                static_cast<std::uint32_t>(draw));
       }
     }
   });

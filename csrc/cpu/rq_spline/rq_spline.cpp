@@ -16,7 +16,9 @@ constexpr std::int64_t kSoftClipGrain = 1 << 13;  // numbers that a thread takes
 
 RqSplineShape shape_of(const Tensor& x, const Tensor& parameters, bool inverse, std::int64_t tails, double left, double right,
                        double bottom, double top, double min_width, double min_height, double min_derivative) {
-  const std::int64_t count = spline_parameters(x, parameters, tails), derivatives = count - (tails == 0 ? 1 : tails == 1 ? -1 : 0);
+  const std::int64_t count = spline_parameters(x, parameters, tails), derivatives = count - (tails == 0   ? 1
+                                                                                             : tails == 1 ? -1
+                                                                                                          : 0);
   STD_TORCH_CHECK(derivatives > 0 && derivatives % 3 == 0, "parameters has ", count, " numbers an element, which makes no bins");
   const std::int64_t bins = derivatives / 3;
   const SplineShape shape = {inverse, static_cast<int>(tails), bins, count, left, right, bottom, top, min_width, min_height};
@@ -41,7 +43,8 @@ std::tuple<Tensor, Tensor> rq_spline_backward_cpu(Tensor grad_y, Tensor grad_log
 // What the kernel makes of `raw`, and of the gradient of its results where there is one.
 Tensor run_soft_clip(const Tensor* gradient, const Tensor& raw, std::int64_t sizes, double slope, double least) {
   using torch::headeronly::ScalarType;
-  STD_TORCH_CHECK(raw.scalar_type() == ScalarType::Float || raw.scalar_type() == ScalarType::Double, "raw must be float32 or float64");
+  STD_TORCH_CHECK(raw.scalar_type() == ScalarType::Float || raw.scalar_type() == ScalarType::Double,
+                  "raw must be float32 or float64");
   STD_TORCH_CHECK(raw.dim() >= 1 && sizes >= 0 && sizes <= raw.size(raw.dim() - 1), "sizes is ", sizes,
                   "; it must be from 0 to what raw has in its last dimension");
   STD_TORCH_CHECK(slope > 0 && slope < 1, "slope is ", slope, "; it must be between 0 and 1");
@@ -58,7 +61,7 @@ Tensor run_soft_clip(const Tensor* gradient, const Tensor& raw, std::int64_t siz
     data.gradient = gradient ? gradient->const_data_ptr<T>() : nullptr;
     data.out = out.mutable_data_ptr<T>();
     parallel_for(0, raw.numel() / width, std::max<std::int64_t>(1, kSoftClipGrain / width),
-                                [&](std::int64_t begin, std::int64_t end) { kernel(data, begin, end); });
+                 [&](std::int64_t begin, std::int64_t end) { kernel(data, begin, end); });
   };
   const SoftClipKernels& kernels = soft_clip_kernels();
   if (raw.scalar_type() == ScalarType::Float) {

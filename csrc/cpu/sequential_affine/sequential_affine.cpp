@@ -63,9 +63,9 @@ Layout checked_layout(const Tensor& u, const Tensor& offset, const Tensor& param
   STD_TORCH_CHECK(u.dim() == 2 && u.size(1) == widths[0], "u must be [N, ", widths[0], "]");
   STD_TORCH_CHECK(offset.dim() == 2 && offset.size(1) == widths[1] && (offset.size(0) == 1 || offset.size(0) == u.size(0)),
                   "offset must be [", u.size(0), ", ", widths[1], "] or [1, ", widths[1], "]");
-  STD_TORCH_CHECK(degrees.scalar_type() == ScalarType::Long && degrees.dim() == 1 &&
-                      degrees.size(0) == sum_of(widths, degrees.size(0)),
-                  "degrees must be int64, one for every feature and hidden unit");
+  STD_TORCH_CHECK(
+      degrees.scalar_type() == ScalarType::Long && degrees.dim() == 1 && degrees.size(0) == sum_of(widths, degrees.size(0)),
+      "degrees must be int64, one for every feature and hidden unit");
   degrees = torch::stable::contiguous(degrees);
   const std::int64_t* numbers = read<std::int64_t>(degrees);
   std::vector<bool> seen(widths[0] + 1);
@@ -76,8 +76,8 @@ Layout checked_layout(const Tensor& u, const Tensor& offset, const Tensor& param
     seen[numbers[i]] = true;
   }
   Layout layout(numbers, widths);
-  STD_TORCH_CHECK(parameters.dim() == 1 && parameters.size(0) == layout.parameters(), "parameters must be [",
-                  layout.parameters(), "]");
+  STD_TORCH_CHECK(parameters.dim() == 1 && parameters.size(0) == layout.parameters(), "parameters must be [", layout.parameters(),
+                  "]");
   return layout;
 }
 
@@ -87,8 +87,17 @@ SequentialAffineShape shape_of(const Layout& layout, std::int64_t samples, std::
   STD_TORCH_CHECK(parameterisation >= 0 && parameterisation <= 3, "parameterisation is ", parameterisation,
                   "; it must be 0, 1, 2 or 3");
   const Rows first = layout.all(1);
-  return {samples, layout.features(), layout.rows(), first.begin, layout.all(layout.groups() - 1).begin, first.count(),
-          layout.rows() + lanes, static_cast<int>(activation), static_cast<int>(parameterisation), min_scale, bound};
+  return {samples,
+          layout.features(),
+          layout.rows(),
+          first.begin,
+          layout.all(layout.groups() - 1).begin,
+          first.count(),
+          layout.rows() + lanes,
+          static_cast<int>(activation),
+          static_cast<int>(parameterisation),
+          min_scale,
+          bound};
 }
 
 template <typename T>

@@ -13,22 +13,22 @@ namespace fastgen {
 
 struct SequentialAffineStep {
   enum Kind {
-    product,   // rows to .. to + rows += weights [count, rows] of rows from .. from + count
+    product,  // rows to .. to + rows += weights [count, rows] of rows from .. from + count
     activate,  // the activation of rows to .. to + rows
-    draw,      // feature `to` from its shift, its raw scale and u
-    derive,    // gradients of rows to .. to + rows: through the activation
-    undraw,    // gradients of shift, raw scale and u of feature `to`
+    draw,  // feature `to` from its shift, its raw scale and u
+    derive,  // gradients of rows to .. to + rows: through the activation
+    undraw,  // gradients of shift, raw scale and u of feature `to`
   } kind;
   std::int64_t to, rows, from, count, weights;
 };
 
 struct SequentialAffineShape {
   std::int64_t samples, features, rows;  // rows: of a panel
-  std::int64_t hidden, outputs;          // where the first hidden layer and the outputs begin
-  std::int64_t first_width;              // of the first hidden layer
-  std::int64_t stride;                   // numbers a sample in `values` and `gradients` of the data
-  int activation;                        // 0 relu, 1 tanh, 2 sigmoid, 3 elu
-  int parameterisation;                  // 0 exp, 1 sigmoid, 2 softplus, 3 bounded
+  std::int64_t hidden, outputs;  // where the first hidden layer and the outputs begin
+  std::int64_t first_width;  // of the first hidden layer
+  std::int64_t stride;  // numbers a sample in `values` and `gradients` of the data
+  int activation;  // 0 relu, 1 tanh, 2 sigmoid, 3 elu
+  int parameterisation;  // 0 exp, 1 sigmoid, 2 softplus, 3 bounded
   double min_scale, bound;
 };
 
@@ -42,10 +42,10 @@ struct SequentialAffineData {
   SequentialAffineSweep down, up;  // `up` goes through the degrees in reverse, for the gradients
   const T *packed_down, *packed_up;
   const std::int64_t* unit;  // of every row of the features and of the first hidden layer: its number among them
-  const T* bias;             // of the rows from `hidden` on
+  const T* bias;  // of the rows from `hidden` on
   const T *u, *offset;
   std::int64_t offset_stride;  // 0 where all samples share one
-  T *x, *log_det;              // forward
+  T *x, *log_det;  // forward
   const T *grad_x, *grad_log_det;
   T* grad_u;
   T *values, *gradients;  // [samples, stride]: the rows of every sample, and their gradients, before the activation
@@ -55,7 +55,7 @@ struct SequentialAffineData {
 template <typename T>
 struct SequentialAffineKernels {
   std::int64_t lanes;  // samples of a panel
-  std::int64_t tile;   // the most rows of a product
+  std::int64_t tile;  // the most rows of a product
   void (*forward)(const SequentialAffineShape&, const SequentialAffineData<T>&, std::int64_t panel, T* scratch);
   void (*backward)(const SequentialAffineShape&, const SequentialAffineData<T>&, std::int64_t panel, T* scratch);
   // sums [rows, columns] += the products of gradients [samples, rows] and values [columns / lanes, samples, lanes]; `columns` is

@@ -7,7 +7,7 @@ namespace fastgen {
 namespace {
 
 template <typename T>
-constexpr std::ptrdiff_t kLanes = kVectors<T>* kWidth;
+constexpr std::ptrdiff_t kLanes = kVectors<T> * kWidth;
 
 // R rows of `to` += sums over k of weights[k][row] source[k].
 template <int R, typename T>
@@ -34,8 +34,7 @@ inline void multiply_rows(std::int64_t rows, const T* weights, std::ptrdiff_t we
                           std::ptrdiff_t source_stride, std::ptrdiff_t count, T* to, std::ptrdiff_t to_stride) {
   switch (rows) {
 #define FASTGEN_ROWS(R) \
-  case R:               \
-    return multiply<R>(weights, weight_stride, source, source_stride, count, to, to_stride);
+  case R: return multiply<R>(weights, weight_stride, source, source_stride, count, to, to_stride);
     FASTGEN_ROWS(1)
     FASTGEN_ROWS(2)
     FASTGEN_ROWS(3)
@@ -51,14 +50,10 @@ inline void multiply_rows(std::int64_t rows, const T* weights, std::ptrdiff_t we
 template <typename V>
 inline V activation_of(int activation, V v) {
   switch (activation) {
-    case 0:
-      return max(v, V{});
-    case 1:
-      return tanh(v);
-    case 2:
-      return sigmoid(v);
-    default:
-      return v > 0 ? v : expm1(v);
+    case 0: return max(v, V{});
+    case 1: return tanh(v);
+    case 2: return sigmoid(v);
+    default: return v > 0 ? v : expm1(v);
   }
 }
 
@@ -66,14 +61,10 @@ inline V activation_of(int activation, V v) {
 template <typename V>
 inline V derivative_of(int activation, V h) {
   switch (activation) {
-    case 0:
-      return h > 0 ? V{} + 1 : V{};
-    case 1:
-      return 1 - h * h;
-    case 2:
-      return h * (1 - h);
-    default:
-      return h > 0 ? V{} + 1 : 1 + h;
+    case 0: return h > 0 ? V{} + 1 : V{};
+    case 1: return 1 - h * h;
+    case 2: return h * (1 - h);
+    default: return h > 0 ? V{} + 1 : 1 + h;
   }
 }
 
@@ -150,7 +141,8 @@ inline void undraw(const SequentialAffineShape& shape, const Panel<T>& panel, st
 }
 
 template <typename T>
-void run(const SequentialAffineShape& shape, const SequentialAffineSweep& sweep, const T* packed, const Panel<T>& panel, T* rows) {
+void run(const SequentialAffineShape& shape, const SequentialAffineSweep& sweep, const T* packed, const Panel<T>& panel,
+         T* rows) {
   using V = typename VectorOf<T>::type;
   constexpr std::ptrdiff_t lanes = kLanes<T>;
   for (std::int64_t i = 0; i < sweep.count; ++i) {
@@ -165,18 +157,14 @@ void run(const SequentialAffineShape& shape, const SequentialAffineSweep& sweep,
           store_vector(to + j, activation_of(shape.activation, load_vector<V>(to + j)));
         }
         break;
-      case SequentialAffineStep::draw:
-        draw(shape, panel, step.to);
-        break;
+      case SequentialAffineStep::draw: draw(shape, panel, step.to); break;
       case SequentialAffineStep::derive:
         for (std::ptrdiff_t j = 0; j < step.rows * lanes; j += kWidth) {
           const V value = load_vector<V>(panel.values + step.to * lanes + j);
           store_vector(to + j, load_vector<V>(to + j) * derivative_of(shape.activation, value));
         }
         break;
-      case SequentialAffineStep::undraw:
-        undraw(shape, panel, step.to);
-        break;
+      case SequentialAffineStep::undraw: undraw(shape, panel, step.to); break;
     }
   }
 }
@@ -227,7 +215,8 @@ void go_down(const SequentialAffineShape& shape, const SequentialAffineData<T>& 
   constexpr std::int64_t lanes = kLanes<T>;
   load_panel(data.u + first * shape.features, shape.features, n, data.unit, shape.features, panel.u);
   T* hidden = panel.values + shape.hidden * lanes;
-  load_panel(data.offset + first * data.offset_stride, data.offset_stride, n, data.unit + shape.hidden, shape.first_width, hidden);
+  load_panel(data.offset + first * data.offset_stride, data.offset_stride, n, data.unit + shape.hidden, shape.first_width,
+             hidden);
   for (std::int64_t i = shape.first_width * lanes; i < (shape.rows - shape.hidden) * lanes; ++i) hidden[i] = 0;
   for (std::int64_t row = 0; row < shape.rows - shape.hidden; ++row) {
     for (std::int64_t lane = 0; lane < lanes; ++lane) hidden[row * lanes + lane] += data.bias[row];
@@ -241,7 +230,11 @@ Panel<T> panel_in(const SequentialAffineShape& shape, T* scratch) {
   constexpr std::int64_t lanes = kLanes<T>;
   const std::int64_t size = (shape.rows + lanes) * lanes;
   T* rest = scratch + 2 * size;
-  return {scratch, scratch + size, rest, rest + shape.features * lanes, rest + 2 * shape.features * lanes,
+  return {scratch,
+          scratch + size,
+          rest,
+          rest + shape.features * lanes,
+          rest + 2 * shape.features * lanes,
           rest + (2 * shape.features + 1) * lanes};
 }
 
@@ -261,7 +254,8 @@ void backward(const SequentialAffineShape& shape, const SequentialAffineData<T>&
   const std::int64_t first = number * lanes, n = samples_of<T>(shape, number);
   go_down(shape, data, first, n, panel);
   load_panel(data.grad_x + first * shape.features, shape.features, n, data.unit, shape.features, panel.gradients);
-  for (std::int64_t lane = 0; lane < lanes; ++lane) panel.grad_log_det[lane] = data.grad_log_det[first + (lane < n ? lane : n - 1)];
+  for (std::int64_t lane = 0; lane < lanes; ++lane)
+    panel.grad_log_det[lane] = data.grad_log_det[first + (lane < n ? lane : n - 1)];
   for (std::int64_t i = shape.hidden * lanes; i < shape.rows * lanes; ++i) panel.gradients[i] = 0;
   run(shape, data.up, data.packed_up, panel, panel.gradients);
   store_panel(panel.grad_u, n, data.unit, shape.features, data.grad_u + first * shape.features);

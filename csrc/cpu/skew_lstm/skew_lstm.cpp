@@ -67,7 +67,8 @@ std::vector<T> pack_backwards(const T* weight, std::int64_t hidden, std::int64_t
 }
 
 template <typename T>
-SkewLstm<T> inputs_of(const Tensor& gates, const Tensor& weight, const Tensor& h0, const Tensor& c0, const std::vector<T>& packed) {
+SkewLstm<T> inputs_of(const Tensor& gates, const Tensor& weight, const Tensor& h0, const Tensor& c0,
+                      const std::vector<T>& packed) {
   SkewLstm<T> task{};
   task.hidden = gates.size(1) / 4;
   task.steps = gates.size(2);

@@ -98,7 +98,8 @@ struct Sample {
       store_first(h_at(unit, step + 1) + left + at, out, valid);
       if constexpr (kKeepGates) {
         const V gates[kRows] = {i, f, o, g};
-        for (int gate = 0; gate < kRows; ++gate) store_first(task.grad_gates + gate_at(gate, unit, step) + at, gates[gate], valid);
+        for (int gate = 0; gate < kRows; ++gate)
+          store_first(task.grad_gates + gate_at(gate, unit, step) + at, gates[gate], valid);
       } else {
         store_first(task.h + unit_at(unit, step) + at, out, valid);
         if (step + 1 == task.steps) store_first(task.c + state_at(unit) + at, cell, valid);

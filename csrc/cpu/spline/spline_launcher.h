@@ -18,7 +18,8 @@ using SplineResults = std::tuple<torch::stable::Tensor, torch::stable::Tensor>;
 constexpr std::int64_t kSplineGrain = 1024;  // elements a thread takes at least: about 10 ns each
 
 // The numbers that `parameters` has for each element of x; throws unless the two go together.
-inline std::int64_t spline_parameters(const torch::stable::Tensor& x, const torch::stable::Tensor& parameters, std::int64_t tails) {
+inline std::int64_t spline_parameters(const torch::stable::Tensor& x, const torch::stable::Tensor& parameters,
+                                      std::int64_t tails) {
   using torch::headeronly::ScalarType;
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, "x must be float32 or float64");
   STD_TORCH_CHECK(parameters.scalar_type() == x.scalar_type(), "parameters must have the dtype of x");

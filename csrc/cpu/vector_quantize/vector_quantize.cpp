@@ -62,22 +62,23 @@ template <typename T, typename Kernel>
 void quantize(const Tensor& x, const Tensor& codebook, const Tensor& codes, const Tensor& quantized, const Tensor& counts,
               const Tensor& sums, std::int64_t lanes, Kernel nearest) {
   const std::int64_t rows = x.size(0), width = x.size(1), count = codebook.size(0), blocks = (count + lanes - 1) / lanes;
-  const Arena packed(static_cast<std::size_t>(blocks * lanes * width) * sizeof(T)), offsets(static_cast<std::size_t>(blocks * lanes) * sizeof(T));
+  const Arena packed(static_cast<std::size_t>(blocks * lanes * width) * sizeof(T)),
+      offsets(static_cast<std::size_t>(blocks * lanes) * sizeof(T));
   const T *input = x.const_data_ptr<T>(), *book = codebook.const_data_ptr<T>();
   const std::vector<T> centre = centre_of(book, count, width);
   pack(book, centre.data(), count, width, lanes, reinterpret_cast<T*>(packed.data()), reinterpret_cast<T*>(offsets.data()));
   auto* chosen = codes.mutable_data_ptr<std::int64_t>();
-  const NearestCode<T> task{input, centre.data(), reinterpret_cast<const T*>(packed.data()),
-                            reinterpret_cast<const T*>(offsets.data()), width, blocks, chosen};
+  const NearestCode<T> task{
+      input,  centre.data(), reinterpret_cast<const T*>(packed.data()), reinterpret_cast<const T*>(offsets.data()), width,
+      blocks, chosen};
   T* out = quantized.mutable_data_ptr<T>();
-  parallel_for(0, rows, std::max<std::int64_t>(1, kGrainFlops / (count * width + 1)),
-                              [&](std::int64_t begin, std::int64_t end) {
-                                std::vector<T> scratch(kMostRows * width);
-                                nearest(task, begin, end, scratch.data());
-                                for (std::int64_t n = begin; n < end; ++n) {
-                                  std::copy_n(book + chosen[n] * width, width, out + n * width);
-                                }
-                              });
+  parallel_for(0, rows, std::max<std::int64_t>(1, kGrainFlops / (count * width + 1)), [&](std::int64_t begin, std::int64_t end) {
+    std::vector<T> scratch(kMostRows * width);
+    nearest(task, begin, end, scratch.data());
+    for (std::int64_t n = begin; n < end; ++n) {
+      std::copy_n(book + chosen[n] * width, width, out + n * width);
+    }
+  });
   T *number = counts.mutable_data_ptr<T>(), *sum = sums.mutable_data_ptr<T>();
   std::fill_n(number, count, T(0));
   for (std::int64_t n = 0; n < rows; ++n) number[chosen[n]] += 1;

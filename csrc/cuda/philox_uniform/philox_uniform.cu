@@ -10,8 +10,8 @@ constexpr int kThreads = 256;
 constexpr std::int64_t kMaximumBlocks = 4096;
 
 __global__ void __launch_bounds__(kThreads)
-    fill(double* noise, const std::int64_t* samples, const std::int64_t* positions, std::int64_t numbers,
-         std::int64_t count, std::uint64_t seed, std::uint32_t channel, std::uint32_t draw) {
+    fill(double* noise, const std::int64_t* samples, const std::int64_t* positions, std::int64_t numbers, std::int64_t count,
+         std::uint64_t seed, std::uint32_t channel, std::uint32_t draw) {
   const std::int64_t stride = std::int64_t{kThreads} * gridDim.x;
   for (std::int64_t i = std::int64_t{kThreads} * blockIdx.x + threadIdx.x; i < numbers; i += stride) {
     noise[i] = philox_uniform(seed, static_cast<std::uint64_t>(samples[i / count]),

@@ -30,10 +30,9 @@ void require(bool condition, const char* message) {
 }
 
 // One position's draw for a whole batch, as the machine does it.
-py::tuple draw_batch(const py::dict& head, const Array<float>& parameters, std::uint64_t seed,
-                     const Array<std::int64_t>& samples, std::uint64_t position, int channel0,
-                     const std::optional<Array<bool>>& known, const Array<float>& levels, double temperature, int top_k,
-                     double top_p, bool scored) {
+py::tuple draw_batch(const py::dict& head, const Array<float>& parameters, std::uint64_t seed, const Array<std::int64_t>& samples,
+                     std::uint64_t position, int channel0, const std::optional<Array<bool>>& known, const Array<float>& levels,
+                     double temperature, int top_k, double top_p, bool scored) {
   const HeadSpec spec = head_spec(head);
   require(parameters.ndim() == 2 && levels.ndim() == 2 && samples.ndim() == 1,
           "parameters and levels must have 2 dimensions, samples 1");

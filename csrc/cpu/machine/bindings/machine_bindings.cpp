@@ -79,10 +79,12 @@ T* in_place(const py::object& object, const char* name, const std::vector<py::ss
                 std::string(py::str(py::dtype::of<T>())));
   FASTGEN_CHECK(array.flags() & py::array::c_style, name, " must be contiguous");
   bool fits = array.ndim() == static_cast<py::ssize_t>(shape.size());
-  for (std::size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] < 0 || array.shape(static_cast<py::ssize_t>(i)) == shape[i];
+  for (std::size_t i = 0; fits && i < shape.size(); ++i)
+    fits = shape[i] < 0 || array.shape(static_cast<py::ssize_t>(i)) == shape[i];
   if (!fits) {
     std::string wanted;
-    for (py::ssize_t size : shape) wanted += (wanted.empty() ? "" : ", ") + (size < 0 ? std::string("any") : std::to_string(size));
+    for (py::ssize_t size : shape)
+      wanted += (wanted.empty() ? "" : ", ") + (size < 0 ? std::string("any") : std::to_string(size));
     FASTGEN_CHECK(false, name, " has shape ", std::string(py::str(array.attr("shape"))), "; needed is (", wanted, ")");
   }
   FASTGEN_CHECK(!written || array.writeable(), name, " is read-only");
@@ -136,7 +138,8 @@ Run run_of(const Machine& machine, const py::object& fields) {
   for (const Buffer& buffer : program.buffers) {
     if (buffer.where != kContext) continue;
     const std::size_t number = static_cast<std::size_t>(buffer.offset);
-    FASTGEN_CHECK(number < run.contexts.size(), "contexts has ", run.contexts.size(), " tensors; the program reads number ", number);
+    FASTGEN_CHECK(number < run.contexts.size(), "contexts has ", run.contexts.size(), " tensors; the program reads number ",
+                  number);
     FASTGEN_CHECK(run.contexts[number].channels == buffer.channels, "contexts[", number, "] has ", run.contexts[number].channels,
                   " channels; the program reads ", buffer.channels);
   }
@@ -148,8 +151,10 @@ Run run_of(const Machine& machine, const py::object& fields) {
   run.threads = py::cast<int>(fields.attr("threads"));
   run.ahead = py::cast<bool>(fields.attr("ahead"));
   constexpr std::int64_t kFarther = std::int64_t{1} << 52;
-  FASTGEN_CHECK(run.position0 >= 0 && run.position0 < kFarther, "position0 is ", run.position0, "; allowed are 0 .. ", kFarther - 1);
-  FASTGEN_CHECK(run.temperature > 0.0 && std::isfinite(run.temperature), "temperature is ", run.temperature, "; it must be above 0");
+  FASTGEN_CHECK(run.position0 >= 0 && run.position0 < kFarther, "position0 is ", run.position0, "; allowed are 0 .. ",
+                kFarther - 1);
+  FASTGEN_CHECK(run.temperature > 0.0 && std::isfinite(run.temperature), "temperature is ", run.temperature,
+                "; it must be above 0");
   FASTGEN_CHECK(run.top_k >= 0, "top_k is ", run.top_k, "; it must be 0 (off) or more");
   FASTGEN_CHECK(run.top_p > 0.0 && run.top_p <= 1.0, "top_p is ", run.top_p, "; it must be above 0 and at most 1");
   FASTGEN_CHECK(run.threads >= 1 && run.threads <= 1024, "threads is ", run.threads, "; allowed are 1 .. 1024");
@@ -181,13 +186,15 @@ void take_turn(Machine& machine, const py::object& owner, std::int64_t step, Cal
 
 using Steps = void (Machine::*)(const Run&, std::int64_t, Interrupt&, Progress&);
 
-void run_steps(Machine& machine, Steps steps, const py::object& fields, const py::object& owner, std::int64_t t0, std::int64_t t1) {
+void run_steps(Machine& machine, Steps steps, const py::object& fields, const py::object& owner, std::int64_t t0,
+               std::int64_t t1) {
   const Run run = run_of(machine, fields);
   FASTGEN_CHECK(0 <= t0 && t0 <= t1 && t1 <= machine.program().steps, "steps are ", t0, " .. ", t1, "; they must be within 0 .. ",
                 machine.program().steps);
   FASTGEN_CHECK(py::cast<std::int64_t>(owner.attr("step")) == t0, "steps are ", t0, " .. ", t1, "; the run stands before step ",
                 py::cast<std::int64_t>(owner.attr("step")));
-  take_turn(machine, owner, t0, [&](Interrupt& interrupt, Progress& progress) { (machine.*steps)(run, t1, interrupt, progress); });
+  take_turn(machine, owner, t0,
+            [&](Interrupt& interrupt, Progress& progress) { (machine.*steps)(run, t1, interrupt, progress); });
 }
 
 }  // namespace
@@ -195,41 +202,47 @@ void run_steps(Machine& machine, Steps steps, const py::object& fields, const py
 void bind_machine(py::module_& module) {
   py::class_<Machine>(module, "Machine", "Runs a step program; fastgen.generate.machines.cpu.CpuMachine is the way in.")
       .def(py::init([](const py::dict& tables, const py::dict& head, const std::string& weights) {
-             return std::make_unique<Machine>(program_of(tables), numbers(tables["weights"]), head_spec(head), format_of(weights));
+             return std::make_unique<Machine>(program_of(tables), numbers(tables["weights"]), head_spec(head),
+                                              format_of(weights));
            }),
            py::arg("tables"), py::arg("head"), py::arg("weights"))
-      .def("prologue",
-           [](Machine& machine, const py::object& arrays, const py::object& owner) {
-             const Run run = run_of(machine, arrays);
-             take_turn(machine, owner, py::cast<std::int64_t>(owner.attr("step")),
-                       [&](Interrupt& interrupt, Progress& progress) { machine.prologue(run, interrupt, progress); });
-           },
-           py::arg("arrays"), py::arg("run"))
-      .def("advance",
-           [](Machine& machine, const py::object& arrays, const py::object& run, std::int64_t t0, std::int64_t t1) {
-             run_steps(machine, &Machine::advance, arrays, run, t0, t1);
-           },
-           py::arg("arrays"), py::arg("run"), py::arg("t0"), py::arg("t1"))
-      .def("absorb",
-           [](Machine& machine, const py::object& arrays, const py::object& run, std::int64_t t0, std::int64_t t1) {
-             run_steps(machine, &Machine::absorb, arrays, run, t0, t1);
-           },
-           py::arg("arrays"), py::arg("run"), py::arg("t0"), py::arg("t1"))
-      .def("refresh",
-           [](Machine& machine, const py::object& weights, const py::object& constants) {
-             const std::vector<float> new_weights = numbers(weights), new_constants = numbers(constants);
-             Interrupt interrupt(signals());
-             std::optional<Team::Turn> turn;
-             without_gil([&] { turn.emplace(machine.team(), interrupt); });
-             machine.refresh(new_weights, new_constants);  // with the lock: a process that forks here finds all or nothing
-           },
-           py::arg("weights"), py::arg("constants"))
+      .def(
+          "prologue",
+          [](Machine& machine, const py::object& arrays, const py::object& owner) {
+            const Run run = run_of(machine, arrays);
+            take_turn(machine, owner, py::cast<std::int64_t>(owner.attr("step")),
+                      [&](Interrupt& interrupt, Progress& progress) { machine.prologue(run, interrupt, progress); });
+          },
+          py::arg("arrays"), py::arg("run"))
+      .def(
+          "advance",
+          [](Machine& machine, const py::object& arrays, const py::object& run, std::int64_t t0, std::int64_t t1) {
+            run_steps(machine, &Machine::advance, arrays, run, t0, t1);
+          },
+          py::arg("arrays"), py::arg("run"), py::arg("t0"), py::arg("t1"))
+      .def(
+          "absorb",
+          [](Machine& machine, const py::object& arrays, const py::object& run, std::int64_t t0, std::int64_t t1) {
+            run_steps(machine, &Machine::absorb, arrays, run, t0, t1);
+          },
+          py::arg("arrays"), py::arg("run"), py::arg("t0"), py::arg("t1"))
+      .def(
+          "refresh",
+          [](Machine& machine, const py::object& weights, const py::object& constants) {
+            const std::vector<float> new_weights = numbers(weights), new_constants = numbers(constants);
+            Interrupt interrupt(signals());
+            std::optional<Team::Turn> turn;
+            without_gil([&] { turn.emplace(machine.team(), interrupt); });
+            machine.refresh(new_weights, new_constants);  // with the lock: a process that forks here finds all or nothing
+          },
+          py::arg("weights"), py::arg("constants"))
       .def_property_readonly("isa", &Machine::isa)
       .def_property_readonly("packed_bytes", &Machine::packed_bytes);
 
   module.def("isa", [] { return std::string(kernels().isa); }, "The instruction set in use (FASTGEN_ISA forces one).");
-  module.def("isas", [] { return std::vector<std::string>(kIsaNames, kIsaNames + static_cast<int>(widest_isa()) + 1); },
-             "The instruction sets that this build and this processor run.");
+  module.def(
+      "isas", [] { return std::vector<std::string>(kIsaNames, kIsaNames + static_cast<int>(widest_isa()) + 1); },
+      "The instruction sets that this build and this processor run.");
   module.def("read_bandwidth", &read_bandwidth, py::arg("bytes"), py::arg("threads") = 1, py::arg("repeats") = 20,
              py::call_guard<py::gil_scoped_release>(),
              "Median rate, in GB/s, at which `threads` threads read `bytes` bytes, each its share, again and again.");

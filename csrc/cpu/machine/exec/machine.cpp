@@ -30,14 +30,8 @@ Program checked(Program program) {
 class Machine::Crew {
  public:
   Crew(const Machine& machine, Team& team, const Run& run, Interrupt& interrupt, int index, Barrier& barrier)
-      : machine_(machine),
-        team_(team),
-        worker_(team.worker(index)),
-        run_(run),
-        index_(index),
-        threads_(run.threads),
-        barrier_(barrier),
-        alone_(run.threads == 1 || run.batch >= kSamplesAlone * run.threads),
+      : machine_(machine), team_(team), worker_(team.worker(index)), run_(run), index_(index), threads_(run.threads),
+        barrier_(barrier), alone_(run.threads == 1 || run.batch >= kSamplesAlone * run.threads),
         mine_(part_of(run.batch, index, run.threads)) {
     worker_.begin(interrupt, index == 0, threads_ == 1 || !alone_);
   }
@@ -174,10 +168,7 @@ class Machine::Crew {
 };
 
 Machine::Machine(Program program, const std::vector<float>& weights, HeadSpec head, Format format)
-    : program_(checked(std::move(program))),
-      head_(std::move(head)),
-      kernels_(kernels()),
-      packed_(program_, format),
+    : program_(checked(std::move(program))), head_(std::move(head)), kernels_(kernels()), packed_(program_, format),
       plan_(program_, packed_, head_) {
   FASTGEN_CHECK(static_cast<std::int64_t>(weights.size()) == program_.weights_size, "weights has ", weights.size(),
                 " values, the program needs ", program_.weights_size);
@@ -208,9 +199,8 @@ void Machine::refresh(const std::vector<float>& weights, const std::vector<float
 template <typename Job>
 void Machine::in_parallel(const Run& run, Interrupt& interrupt, Progress& progress, Job job) {
   Team& team = this->team();
-  team.gather(run.threads, plan_, [this](Failure& failure) {
-    return std::make_unique<Worker>(plan_, packed_, head_, kernels_, failure);
-  });
+  team.gather(run.threads, plan_,
+              [this](Failure& failure) { return std::make_unique<Worker>(plan_, packed_, head_, kernels_, failure); });
   progress.within = true;
   team.run([&](int index, Barrier& barrier) {
     Crew crew(*this, team, run, interrupt, index, barrier);

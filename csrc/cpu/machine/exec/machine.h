@@ -51,7 +51,8 @@ class Machine {
   template <typename Job>
   void in_parallel(const Run& run, Interrupt& interrupt, Progress& progress, Job job);
   template <typename Job>
-  void in_parts(const Run& run, std::int64_t end, std::int64_t least, Interrupt& interrupt, Progress& progress, Pace& pace, Job job);
+  void in_parts(const Run& run, std::int64_t end, std::int64_t least, Interrupt& interrupt, Progress& progress, Pace& pace,
+                Job job);
 
   Program program_;
   HeadSpec head_;

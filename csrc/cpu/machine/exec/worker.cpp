@@ -20,21 +20,10 @@ Arena float_arena(std::int64_t count) { return Arena(static_cast<std::size_t>(co
 }  // namespace
 
 Worker::Worker(const Plan& plan, const PackedWeights& weights, const HeadSpec& head, const Kernels& kernels, Failure& failure)
-    : plan_(plan),
-      weights_(weights),
-      head_(head),
-      kernels_(kernels),
-      failure_(failure),
-      inputs_(float_arena(plan.inputs_floats)),
-      registers_(float_arena(plan.registers_floats)),
-      parameters_(float_arena(plan.parameters)),
-      values_(float_arena(plan.channels)),
-      scratch_(plan.draw_doubles * sizeof(double)),
-      input_pointers_(plan.items),
-      addresses_(plan.addresses),
-      domain_cells_(plan.domains.size()),
-      once_cell_(1),
-      ahead_(weights.begin()) {
+    : plan_(plan), weights_(weights), head_(head), kernels_(kernels), failure_(failure), inputs_(float_arena(plan.inputs_floats)),
+      registers_(float_arena(plan.registers_floats)), parameters_(float_arena(plan.parameters)),
+      values_(float_arena(plan.channels)), scratch_(plan.draw_doubles * sizeof(double)), input_pointers_(plan.items),
+      addresses_(plan.addresses), domain_cells_(plan.domains.size()), once_cell_(1), ahead_(weights.begin()) {
   active_.reserve(plan.computes.size());
   once_active_.reserve(plan.computes.size());
 }
@@ -205,7 +194,8 @@ void Worker::add_table_rows(const Tile& tile) {
     each_item(tile, input.operand, [&](std::int64_t item, const Address& from) {
       const float value = *from.base;
       std::int64_t row = 0;
-      if (value >= 0.0f && value < static_cast<float>(table.count) && value == static_cast<float>(static_cast<std::int64_t>(value))) {
+      if (value >= 0.0f && value < static_cast<float>(table.count) &&
+          value == static_cast<float>(static_cast<std::int64_t>(value))) {
         row = static_cast<std::int64_t>(value);
       } else {
         failure_.report(tile.step, text("an index is ", value, " at step ", tile.step, "; it must be a whole number in 0 .. ",
@@ -261,7 +251,8 @@ void Worker::apply(const Tile& tile) {
   const PlannedCompute& planned = *tile.planned;
   const std::int64_t items = tile.items(), stride = static_cast<std::int64_t>(planned.operands.size());
   const std::int64_t floats_of_item = tile.width * planned.registers;
-  const std::int64_t together = items * floats_of_item <= kLaneFloats ? items : std::max<std::int64_t>(1, kLaneFloats / floats_of_item);
+  const std::int64_t together =
+      items * floats_of_item <= kLaneFloats ? items : std::max<std::int64_t>(1, kLaneFloats / floats_of_item);
   for (std::int64_t item0 = 0; item0 < items; item0 += together) {
     const std::int64_t item1 = std::min(items, item0 + together);
     const std::int64_t cell0 = item0 == 0 ? 0 : item0 / tile.samples, sample0 = item0 - cell0 * tile.samples;

@@ -97,7 +97,8 @@ void Worker::draw_cell(const PlannedDraw& planned, Cell cell, std::int64_t t, Sp
 void Worker::keep_parameters(const PlannedDraw& planned, std::int64_t place, std::int64_t b, const Run& run) {
   std::int64_t read = 0;
   for (int i = 0; i < planned.parameters; ++i) read += planned.operands[i].length;
-  float* to = run.parameters + (b * run.positions + place) * run.position_parameters + planned.channel0 * (read / planned.channels);
+  float* to =
+      run.parameters + (b * run.positions + place) * run.position_parameters + planned.channel0 * (read / planned.channels);
   for (int i = 0; i < planned.parameters; ++i) {
     const Address& from = addresses_[i];
     kernels_.gather(to, from.base + b * from.sample_stride, from.channel_stride, planned.operands[i].length);
@@ -121,12 +122,13 @@ void Worker::each_known(std::int64_t t, Span samples, const Run& run, Function f
 }
 
 void Worker::check_known(std::int64_t t, Span samples, const Run& run) {
-  each_known(t, samples, run, [&](std::int64_t b, std::int64_t channel, std::int64_t position, std::int64_t element, const Address&) {
-    if (!run.known || !run.known[element]) {
-      failure_.report(t, text("known is False for position ", position, ", channel ", channel, ", of item ", b,
-                              " of the batch; absorb needs all elements of its steps known"));
-    }
-  });
+  each_known(t, samples, run,
+             [&](std::int64_t b, std::int64_t channel, std::int64_t position, std::int64_t element, const Address&) {
+               if (!run.known || !run.known[element]) {
+                 failure_.report(t, text("known is False for position ", position, ", channel ", channel, ", of item ", b,
+                                         " of the batch; absorb needs all elements of its steps known"));
+               }
+             });
 }
 
 void Worker::write_known(std::int64_t t, Span samples, const Run& run) {

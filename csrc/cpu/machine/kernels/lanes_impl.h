@@ -62,11 +62,10 @@ inline Float mulmod(Float a, Float b, Float c, float x) {
 }
 
 #define FASTGEN_LANES(name, ...)                                                                                              \
-  void name(float* dst, const float* pa, const float* pb, const float* pc, std::size_t n, [[maybe_unused]] float x,         \
-            [[maybe_unused]] float y) {                                                                                      \
-    each(dst, pa, pb, pc, n, [=]([[maybe_unused]] Float a, [[maybe_unused]] Float b, [[maybe_unused]] Float c) -> Float { \
-      return __VA_ARGS__;                                                                                                     \
-    });                                                                                                                       \
+  void name(float* dst, const float* pa, const float* pb, const float* pc, std::size_t n, [[maybe_unused]] float x,           \
+            [[maybe_unused]] float y) {                                                                                       \
+    each(dst, pa, pb, pc, n,                                                                                                  \
+         [=]([[maybe_unused]] Float a, [[maybe_unused]] Float b, [[maybe_unused]] Float c) -> Float { return __VA_ARGS__; }); \
   }
 
 FASTGEN_LANES(lanes_const, broadcast(x))
@@ -95,7 +94,7 @@ FASTGEN_LANES(lanes_softplus, softplus(a, x, y))
 FASTGEN_LANES(lanes_gelu, (0.5f * a) * (1.0f + erf(a * 0.707106781f)))
 FASTGEN_LANES(lanes_add, a + b)
 FASTGEN_LANES(lanes_sub, a - b)
-FASTGEN_LANES(lanes_mul, a * b)
+FASTGEN_LANES(lanes_mul, a* b)
 FASTGEN_LANES(lanes_div, a / b)
 FASTGEN_LANES(lanes_max, max(a, b))
 FASTGEN_LANES(lanes_min, min(a, b))
@@ -106,7 +105,7 @@ FASTGEN_LANES(lanes_eq, truth(a == b))
 FASTGEN_LANES(lanes_ne, truth(a != b))
 FASTGEN_LANES(lanes_where, a != 0.0f ? b : c)
 FASTGEN_LANES(lanes_addc, a + x)
-FASTGEN_LANES(lanes_mulc, a * x)
+FASTGEN_LANES(lanes_mulc, a* x)
 FASTGEN_LANES(lanes_clamp, min(max(a, broadcast(x)), broadcast(y)))
 FASTGEN_LANES(lanes_trunc, trunc(a))
 FASTGEN_LANES(lanes_fmod, fmod(a, b))

@@ -21,7 +21,9 @@ constexpr int kSingleCuts = 2, kPanelCuts = 4, kPanelItems = 3;
 #endif
 
 template <Format F>
-constexpr int kStepBytes = F == Format::float32 ? 256 : F == Format::bfloat16 ? 128 : 64;
+constexpr int kStepBytes = F == Format::float32    ? 256
+                           : F == Format::bfloat16 ? 128
+                                                   : 64;
 
 // The weights of every chain (C of them) for V vectors, from vector `first` of `all`.
 template <Format F, int C, int V>
@@ -125,9 +127,15 @@ void sum_block(const PanelTask& task, const Block& block) {
       case 1: sum_items<F, 1, C>(task, block, ahead, item); break;
       case 2: sum_items<F, 2, C>(task, block, ahead, item); break;
       case 3: sum_items<F, 3, C>(task, block, ahead, item); break;
-      case 4: if constexpr (kPanelItems > 3) sum_items<F, 4, C>(task, block, ahead, item); break;
-      case 5: if constexpr (kPanelItems > 3) sum_items<F, 5, C>(task, block, ahead, item); break;
-      case 6: if constexpr (kPanelItems > 3) sum_items<F, 6, C>(task, block, ahead, item); break;
+      case 4:
+        if constexpr (kPanelItems > 3) sum_items<F, 4, C>(task, block, ahead, item);
+        break;
+      case 5:
+        if constexpr (kPanelItems > 3) sum_items<F, 5, C>(task, block, ahead, item);
+        break;
+      case 6:
+        if constexpr (kPanelItems > 3) sum_items<F, 6, C>(task, block, ahead, item);
+        break;
     }
     ahead = item == 0 ? Ahead{block.weights + bytes, 128} : Ahead{ahead.from + covered, 128};
     if (ahead.from >= block.weights + 2 * bytes) ahead = {block.weights, 0};

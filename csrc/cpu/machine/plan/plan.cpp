@@ -73,8 +73,8 @@ class Binder {
   std::map<std::pair<std::int64_t, bool>, int> numbers_;
 };
 
-PlannedCompute plan_compute(Program& program, const PackedWeights& weights, const Instruction& instruction, const Compute& compute,
-                            std::size_t number, Plan& plan) {
+PlannedCompute plan_compute(Program& program, const PackedWeights& weights, const Instruction& instruction,
+                            const Compute& compute, std::size_t number, Plan& plan) {
   PlannedCompute planned{};
   planned.level = instruction.level;
   planned.parts = compute.parts;
@@ -101,8 +101,8 @@ PlannedCompute plan_compute(Program& program, const PackedWeights& weights, cons
     }
   }
   planned.padded_inputs = (planned.inputs + 3) / 4 * 4;
-  planned.in_place = planned.dense.size() == 1 && planned.operands[planned.dense[0].operand].channel_stride == 1 &&
-                     planned.inputs % 4 == 0;
+  planned.in_place =
+      planned.dense.size() == 1 && planned.operands[planned.dense[0].operand].channel_stride == 1 && planned.inputs % 4 == 0;
   for (std::int64_t o = compute.operation0; o < compute.operation1; ++o) {
     Operation operation = program.operations[o];
     if (operation.opcode == kLoad) operation.a = binder.read(operation.a);
@@ -110,9 +110,9 @@ PlannedCompute plan_compute(Program& program, const PackedWeights& weights, cons
     const OpcodeInfo& info = kOpcodeInfo[operation.opcode];
     planned.whole |= info.form == OpcodeForm::REDUCTION;
     planned.operations.push_back({static_cast<std::int16_t>(operation.opcode), info.form, info.registers,
-                                  static_cast<std::int32_t>(operation.dst),
-                                  static_cast<std::int32_t>(operation.a), static_cast<std::int32_t>(operation.b),
-                                  static_cast<std::int32_t>(operation.c), operation.x, operation.y});
+                                  static_cast<std::int32_t>(operation.dst), static_cast<std::int32_t>(operation.a),
+                                  static_cast<std::int32_t>(operation.b), static_cast<std::int32_t>(operation.c), operation.x,
+                                  operation.y});
   }
   const std::int64_t registers = std::max<std::int64_t>(compute.registers, 1);
   const std::int64_t floats = std::max(planned.padded_inputs, planned.lane_tiles * kTile * registers);
@@ -162,7 +162,8 @@ void link_hoisted(const Program& program, std::vector<PlannedCompute>& planned) 
     instructions.push_back(&instruction);
     if (compute.block == 1) return;
     for (std::int64_t o = compute.operation0; o < compute.operation1; ++o) {
-      FASTGEN_CHECK(program.operations[o].opcode == kStore, name(instruction), " runs blocks of cells; it may only store its sums");
+      FASTGEN_CHECK(program.operations[o].opcode == kStore, name(instruction),
+                    " runs blocks of cells; it may only store its sums");
       writers[program.operands[program.operations[o].b].buffer] = static_cast<int>(number);
     }
   });
@@ -171,9 +172,10 @@ void link_hoisted(const Program& program, std::vector<PlannedCompute>& planned) 
     if (found == writers.end()) return;
     const Instruction& source = *instructions[found->second];
     const Compute& hoisted = std::get<Compute>(source.body);
-    FASTGEN_CHECK(hoisted.parts == compute.parts && hoisted.lanes == compute.lanes && planned[found->second].matrix >= 0 &&
-                      TimedDomain::of(source.domain, program.row_length) == TimedDomain::of(instruction.domain, program.row_length),
-                  name(instruction), " has other cells or lanes than ", name(source), ", which sums its accumulator");
+    FASTGEN_CHECK(
+        hoisted.parts == compute.parts && hoisted.lanes == compute.lanes && planned[found->second].matrix >= 0 &&
+            TimedDomain::of(source.domain, program.row_length) == TimedDomain::of(instruction.domain, program.row_length),
+        name(instruction), " has other cells or lanes than ", name(source), ", which sums its accumulator");
     planned[number].hoisted = found->second;
     planned[number].chunk = std::min(planned[number].chunk, planned[found->second].chunk);
   });

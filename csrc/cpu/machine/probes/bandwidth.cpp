@@ -17,7 +17,9 @@ using Clock = std::chrono::steady_clock;
 
 double seconds(Clock::time_point begin, Clock::time_point end) { return std::chrono::duration<double>(end - begin).count(); }
 
-void check_threads(int threads) { FASTGEN_CHECK(threads >= 1 && threads <= 1024, "threads is ", threads, "; allowed are 1 .. 1024"); }
+void check_threads(int threads) {
+  FASTGEN_CHECK(threads >= 1 && threads <= 1024, "threads is ", threads, "; allowed are 1 .. 1024");
+}
 
 }  // namespace
 
@@ -25,7 +27,8 @@ double read_bandwidth(std::size_t bytes, int threads, int repeats) {
   constexpr std::size_t unit = 1024;
   check_threads(threads);
   FASTGEN_CHECK(repeats >= 1, "repeats is ", repeats, "; at least 1 is needed");
-  FASTGEN_CHECK(bytes >= unit * static_cast<std::size_t>(threads), "bytes is ", bytes, "; at least ", unit, " a thread are needed");
+  FASTGEN_CHECK(bytes >= unit * static_cast<std::size_t>(threads), "bytes is ", bytes, "; at least ", unit,
+                " a thread are needed");
   const std::size_t share = bytes / threads / unit * unit;
   const Kernels& kernel = kernels();
   const Arena data(share * threads);
