@@ -15,7 +15,7 @@ class Refusal(NamedTuple):
 
 _ADAPTIVE = Refusal(
     "NotImplementedError",
-    "chooses its steps by the numbers",
+    "solver must have fixed steps",
     "an adaptive solver chooses its steps by the numbers, which are not there while a function is transformed or "
     "exported: use a solver of fixed steps",
 )

@@ -139,8 +139,8 @@ class ContinuousFlow(FlowLayer):
             return self._integrate(*arguments)
         if torch.compiler.is_exporting() or not torch.compiler.is_compiling():
             raise NotImplementedError(
-                "solver must have fixed steps, such as 'rk4' with a step_size, where torch.export and torch.func do "
-                f"not show the numbers, got {self.solver.name!r}"
+                "solver must have fixed steps, such as 'rk4' with a step_size, under torch.export and torch.func, "
+                f"which do not show the numbers that it chooses steps by, got {self.solver.name!r}"
             )
         return torch.compiler.disable(self._integrate)(*arguments)
 
