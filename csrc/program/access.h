@@ -14,8 +14,8 @@ struct Context {
   std::int64_t positions, channels;
 };
 
-// One generation in flight, as fastgen.generate.machines.batch.Run.
-struct Run {
+// One generation in flight, as fastgen.generate.machines.batch.GenerationBatch.
+struct GenerationBatch {
   std::int64_t batch = 0;
   float* state = nullptr;
   std::int64_t state_stride = 0;
@@ -74,7 +74,7 @@ struct alignas(64) BoundOperand {
 
   std::int64_t position_of(Cell cell) const { return row_stride * cell.row + column_stride * cell.column + offset; }
 
-  Reach resolve(Cell cell, const Run& run, float* constants, Address& address) const {
+  Reach resolve(Cell cell, const GenerationBatch& run, float* constants, Address& address) const {
     if (box && !box->holds(cell)) {
       address = {box->border, 0, 1};
       return Reach::inside;

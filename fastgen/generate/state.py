@@ -13,7 +13,7 @@ from fastgen.generate.arguments import as_tensor, check_integer
 from fastgen.generate.compiled_network import CompiledNetwork
 from fastgen.generate.contexts import context_leaves, position_major
 from fastgen.generate.files.tensor_file import read_tensor_file, write_tensor_file
-from fastgen.generate.machines.batch import MOST_SAMPLES, Run, check_batch, sample_indices
+from fastgen.generate.machines.batch import MOST_SAMPLES, GenerationBatch, check_batch, sample_indices
 from fastgen.generate.machines.machine import check_threads
 from fastgen.generate.on_cpu import on_cpu
 from fastgen.generate.options import SamplingOptions
@@ -34,7 +34,7 @@ class State:
     A deep copy, or one by ``pickle``, is another generation that goes on alike; a deep copy has the same sampler.
     """
 
-    run: Run
+    run: GenerationBatch
     sampler: CompiledNetwork
 
     @property
@@ -153,7 +153,7 @@ def _checked_state(sampler: CompiledNetwork, tensors: dict[str, Tensor], numbers
     given = [tensors[f"context.{i}"] for i in range(len(contexts))]
     if not all(bool(context.isfinite().all()) for context in given):
         raise ValueError("a context holds NaN or infinite values")
-    run = Run(contexts=given, **{name: tensors.get(name) for name in _TENSORS}, **numbers, step=step)
+    run = GenerationBatch(contexts=given, **{name: tensors.get(name) for name in _TENSORS}, **numbers, step=step)
     return State(run, sampler)
 
 
@@ -183,7 +183,7 @@ def start_state(
     leaves = context_leaves(network.request.layout, options.context, batch)
     program, contexts = network.program, network.compiled.context_network
     channels, positions = network.order.channels, network.order.positions
-    run = Run(
+    run = GenerationBatch(
         state=torch.zeros(batch, network.machine.state_stride, dtype=torch.float32),
         contexts=[position_major(leaf) for leaf in leaves] + (contexts.run(leaves) if contexts is not None else []),
         seed=seed,

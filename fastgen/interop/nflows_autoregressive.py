@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastgen.interop.eligible import eligible
 from fastgen.interop.masked_network import activation_name, is_elementwise, is_mask_of, is_plain, with_values
-from fastgen.nn.autoregressive.sequential_inverse import MaskedMap, Run, invert_by_degree
+from fastgen.nn.autoregressive.sequential_inverse import MaskedMap, NetworkPass, invert_by_degree
 from fastgen.ops import sequential_affine
 
 _inverse = autoregressive.AutoregressiveTransform.inverse
@@ -160,7 +160,7 @@ def _maps(network: made.MADE, context: Tensor | None) -> list[MaskedMap]:
     return [*maps, MaskedMap(last.weight, last.bias, inputs, of_outputs)]
 
 
-def _run(network: made.MADE) -> Run:
+def _run(network: made.MADE) -> NetworkPass:
     activation = network.activation
 
     def residual(x: Tensor, linear: Callable[[int, Tensor], Tensor]) -> Tensor:

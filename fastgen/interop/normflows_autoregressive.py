@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastgen.interop.eligible import eligible
 from fastgen.interop.masked_network import activation_name, is_elementwise, is_mask_of, is_plain
-from fastgen.nn.autoregressive.sequential_inverse import MaskedMap, Run, invert_by_degree
+from fastgen.nn.autoregressive.sequential_inverse import MaskedMap, NetworkPass, invert_by_degree
 from fastgen.ops import sequential_affine
 
 _MIN_SCALE = 1e-3
@@ -135,7 +135,7 @@ def _maps(net: nn.Module) -> list[MaskedMap]:
     return [*maps, MaskedMap(last.weight, last.bias, inputs, last.degrees - 1)]
 
 
-def _run(net: nn.Module) -> Run:
+def _run(net: nn.Module) -> NetworkPass:
     def run(x: Tensor, linear: Callable[[int, Tensor], Tensor]) -> Tensor:
         hidden, i = linear(0, x), 1
         for block in net.blocks:

@@ -30,7 +30,7 @@ def network(distance: int, shift: int = 0) -> tuple[Graph, Node, Value]:
 
 
 def check(graph: Graph, event: Node, out: Value, shift: int = 0, remark: str = "") -> None:
-    check_causal(draws_of(graph, out), ORDER, (STEPS,), event, shift, remark)
+    check_causal(draws_of(graph, out), ORDER, event, shift, remark)
 
 
 @pytest.mark.parametrize("distance", [1, 2, STEPS - 1])

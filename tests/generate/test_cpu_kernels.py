@@ -23,7 +23,7 @@ from fastgen.generate.ir.instructions import (
 )
 from fastgen.generate.ir.opcodes import LANES, OPCODES
 from fastgen.generate.ir.program import Program
-from fastgen.generate.machines.batch import Run
+from fastgen.generate.machines.batch import GenerationBatch
 from fastgen.generate.machines.reference import ReferenceMachine
 from tests.generate.hand_programs import Assembler, op
 
@@ -44,7 +44,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def prologue(machine, state: Tensor, contexts: list[Tensor], threads: int = 1) -> Tensor:
     batch = len(state)
-    run = Run(
+    run = GenerationBatch(
         state=state.clone(),
         contexts=contexts,
         seed=0,

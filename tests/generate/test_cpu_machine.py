@@ -15,7 +15,7 @@ from torch import Tensor
 from fastgen.generate import heads
 from fastgen.generate.ir.instructions import DENSE, PIXEL, ROW, STATE, Buffer, Segment
 from fastgen.generate.ir.program import Program
-from fastgen.generate.machines.batch import Run
+from fastgen.generate.machines.batch import GenerationBatch
 from fastgen.generate.machines.reference import ReferenceMachine
 from tests.generate.hand_programs import CASES, Assembler, Case, op
 from tests.generate.random_programs import causal
@@ -34,7 +34,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     return request.param
 
 
-def same(one: Run, other: Run, samples: slice = slice(None)) -> bool:
+def same(one: GenerationBatch, other: GenerationBatch, samples: slice = slice(None)) -> bool:
     """Bitwise, NaN included; `samples` picks those of `other`."""
     return all(
         torch.equal(getattr(one, name).nan_to_num(nan=-7e77 if "prob" in name else -7e33),
@@ -47,9 +47,9 @@ def context(batch: int) -> Tensor:
     return torch.randn(batch, 1, 6, generator=torch.Generator().manual_seed(3))
 
 
-def start(program: Program, batch: int, **options) -> Run:
+def start(program: Program, batch: int, **options) -> GenerationBatch:
     options.setdefault("levels", torch.full((batch, 1, program.steps), torch.nan))
-    return Run(
+    return GenerationBatch(
         state=torch.full((batch, program.state_size + 3), torch.nan),
         contexts=[context(64)[:batch].contiguous()],
         seed=5,
@@ -60,7 +60,7 @@ def start(program: Program, batch: int, **options) -> Run:
     )
 
 
-def generate(machine, batch: int, chunks: list[int] | None = None, **options) -> Run:
+def generate(machine, batch: int, chunks: list[int] | None = None, **options) -> GenerationBatch:
     run = start(machine.program, batch, **options)
     machine.prologue(run)
     times = [0, *(chunks or []), machine.program.steps]
@@ -96,7 +96,7 @@ def test_hand_made_programs(isa, case, threads):
 
 
 @functools.cache
-def reference_run(seed: int) -> tuple[Run, Tensor]:
+def reference_run(seed: int) -> tuple[GenerationBatch, Tensor]:
     """The reference machine's run, and how far weights that are off by the bound on rounding move its state."""
     program, head = causal(seed)
     reference = ReferenceMachine(program, head)
@@ -259,7 +259,7 @@ def test_errors_name_what_is_wrong(threads):
     program, head = causal(0)
     machine = CpuMachine(program, head)
 
-    def run(**options) -> Run:
+    def run(**options) -> GenerationBatch:
         made = start(program, 4, threads=threads, **options)
         machine.prologue(made)
         return made

@@ -227,7 +227,7 @@ def test_an_index_does_not_read_the_rows_of_the_next_tap():
     levels = made.head.levels
     assert [s.row for s in made.program.segments[:2]] == [0, levels]
     for machine in (ReferenceMachine, *([CpuMachine] if "cpu" in MACHINES else [])):
-        run = fastgen.generate.machines.batch.Run(
+        run = fastgen.generate.machines.batch.GenerationBatch(
             torch.zeros(1, made.program.state_size), [], 0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, 14)
         )
         chosen = machine(made.program, made.head)

@@ -13,7 +13,7 @@ from fastgen.generate import heads
 from fastgen.generate.ir.instructions import CONSTANT, PROLOGUE, STATE, UNBOUNDED, Buffer, Operand, columns_of
 from fastgen.generate.ir.opcodes import OPCODES
 from fastgen.generate.ir.program import Program
-from fastgen.generate.machines.batch import Run
+from fastgen.generate.machines.batch import GenerationBatch
 from fastgen.generate.machines.reference import ReferenceMachine
 from fastgen.generate.noise import Noise
 from tests.generate.hand_programs import CASES, Assembler, Case, op, sequence
@@ -26,9 +26,11 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]()
 
 
-def start(case: Case, batch: int = 3, known: Tensor | None = None, levels: Tensor | None = None, **options) -> Run:
+def start(
+    case: Case, batch: int = 3, known: Tensor | None = None, levels: Tensor | None = None, **options
+) -> GenerationBatch:
     channels = case.event_shape[0] if len(case.event_shape) > 1 else 1
-    run = Run(
+    run = GenerationBatch(
         state=torch.full((batch, case.program.state_size + 5), torch.nan),
         contexts=case.contexts,
         seed=SEED,
@@ -43,18 +45,18 @@ def start(case: Case, batch: int = 3, known: Tensor | None = None, levels: Tenso
     return run
 
 
-def generate(case: Case, **options) -> Run:
+def generate(case: Case, **options) -> GenerationBatch:
     run = start(case, **options)
     ReferenceMachine(case.program, case.head).advance(run, 0, case.program.steps)
     return run
 
 
-def event(case: Case, run: Run) -> Tensor:
+def event(case: Case, run: GenerationBatch) -> Tensor:
     levels = run.levels.reshape(-1, *case.event_shape)
     return levels.long() if case.head.levels else levels
 
 
-def machine_parameters(case: Case, run: Run) -> Tensor:
+def machine_parameters(case: Case, run: GenerationBatch) -> Tensor:
     """The output buffer, which keeps all positions and is the last of the state."""
     values = run.state[:, : case.program.state_size]
     count = case.parameters(event(case, run), torch.float64).shape[2:].numel()
@@ -102,7 +104,7 @@ def test_log_prob_is_that_of_the_finished_sample(case):
     assert (run.proposal_log_prob - run.log_prob).abs().min() > 0
 
 
-def assert_scores(case: Case, run: Run) -> None:
+def assert_scores(case: Case, run: GenerationBatch) -> None:
     """The accumulated log-probability is as near to the float64 network's as that of the network in float32."""
     parameters = [case.parameters(event(case, run), dtype) for dtype in (torch.float64, torch.float32)]
     levels = run.levels.flatten(2).transpose(1, 2).unflatten(-1, (parameters[0].shape[2], -1))
@@ -271,7 +273,7 @@ def test_operation(name):
     operation = op(name, 0, 1, 3 if name in GROUPED else 2, 3, 9973 if name == "mulmod" else 0.75, 1.25)
     new.compute([], [*loads, operation, store], parts=1, lanes=lanes, when=PROLOGUE)
     state = torch.full((1, lanes), torch.nan)
-    run = Run(state, [], 0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, 1))
+    run = GenerationBatch(state, [], 0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, 1))
     ReferenceMachine(new.finish(), heads.Bernoulli()).prologue(run)
     if name in GROUPED:
         groups = rows[0].double().reshape(-1, 3).tolist()

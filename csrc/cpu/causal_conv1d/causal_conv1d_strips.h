@@ -4,7 +4,7 @@
 // Like simd.h, for files that are compiled once for each instruction set.
 #pragma once
 
-#include "common/product.h"
+#include "common/register_gemm.h"
 #include "cpu/causal_conv1d/causal_conv1d.h"
 
 namespace fastgen {

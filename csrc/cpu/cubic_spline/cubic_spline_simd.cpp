@@ -1,7 +1,7 @@
 // Monotone cubic splines, kWidth elements at once: their parameters are transposed into columns first.
 #include <algorithm>
 
-#include "common/partition.h"
+#include "common/softmax_bins.h"
 #include "cpu/cubic_spline/cubic_spline.h"
 
 namespace fastgen {

@@ -3,7 +3,7 @@
 // Like simd.h, for files that are compiled once for each instruction set.
 #pragma once
 
-#include "common/product.h"
+#include "common/register_gemm.h"
 #include "cpu/hutchinson_trace/hutchinson_trace.h"
 
 namespace fastgen {

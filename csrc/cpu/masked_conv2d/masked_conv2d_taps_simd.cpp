@@ -1,6 +1,6 @@
 // A convolution by some taps of its kernel: products with a padded copy of a band of rows, which lies in the cache.
 #include "common/lanes.h"
-#include "common/product.h"
+#include "common/register_gemm.h"
 #include "cpu/masked_conv2d/masked_conv2d_taps.h"
 
 namespace fastgen {

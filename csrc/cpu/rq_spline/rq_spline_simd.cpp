@@ -1,7 +1,7 @@
 // Rational-quadratic splines, kWidth elements at once: their parameters are transposed into columns first.
 #include <algorithm>
 
-#include "common/partition.h"
+#include "common/softmax_bins.h"
 #include "cpu/rq_spline/rq_spline.h"
 #include "cpu/rq_spline/rq_spline_soft_clip.h"
 

@@ -1,7 +1,7 @@
 // Affine autoregressive flows, feature by feature; compiled once for each instruction set.
 #include "cpu/sequential_affine/sequential_affine.h"
 
-#include "common/product.h"
+#include "common/register_gemm.h"
 
 namespace fastgen {
 namespace {

@@ -18,7 +18,7 @@ FEW_SAMPLES = 2
 
 
 @dataclass
-class Run:
+class GenerationBatch:
     """The batch, the noise and the results of one generation.
 
     Machines advance it in place; whoever made it validates it. A copy of ``state`` is all that a fork needs besides the

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastgen.generate.heads import Head
 from fastgen.generate.ir.program import Program
-from fastgen.generate.machines.batch import FEW_SAMPLES, Run, state_stride
+from fastgen.generate.machines.batch import FEW_SAMPLES, GenerationBatch, state_stride
 
 
 class CpuMachine:
@@ -48,11 +48,11 @@ class CpuMachine:
         """Whether sums over earlier cells are taken for several steps at once."""
         return batch <= FEW_SAMPLES
 
-    def prologue(self, run: Run) -> None:
+    def prologue(self, run: GenerationBatch) -> None:
         """Computes what depends on no drawn element: once, before the first step."""
         self._machine.prologue(_arrays(run), run)
 
-    def advance(self, run: Run, t0: int, t1: int) -> None:
+    def advance(self, run: GenerationBatch, t0: int, t1: int) -> None:
         """Runs the steps ``t0 .. t1 - 1`` of a run that stands before step t0.
 
         An interrupt (Ctrl-C, or whatever a signal's handler raises in the main thread) ends the call in a tenth of a
@@ -67,7 +67,7 @@ class CpuMachine:
         """
         self._machine.advance(_arrays(run), run, t0, t1)
 
-    def absorb(self, run: Run, t0: int, t1: int) -> None:
+    def absorb(self, run: GenerationBatch, t0: int, t1: int) -> None:
         """``advance`` for steps whose elements are all known, in batches of up to ``program.lookahead`` steps.
 
         Raises:
@@ -80,7 +80,7 @@ class CpuMachine:
         self._machine.refresh(weights.detach().numpy(), constants.detach().numpy())
 
 
-def _arrays(run: Run) -> SimpleNamespace:
+def _arrays(run: GenerationBatch) -> SimpleNamespace:
     """The run with its tensors as arrays on the same memory."""
 
     def array(value):

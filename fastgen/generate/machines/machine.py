@@ -11,7 +11,7 @@ import fastgen
 from fastgen.generate.arguments import check_integer
 from fastgen.generate.heads import Head
 from fastgen.generate.ir.program import Program
-from fastgen.generate.machines.batch import Run
+from fastgen.generate.machines.batch import GenerationBatch
 
 MOST_THREADS = 1024
 
@@ -32,15 +32,15 @@ class Machine(Protocol):
         """Whether sums over earlier cells are taken for several steps at once in a batch of this size."""
         ...
 
-    def prologue(self, run: Run) -> None:
+    def prologue(self, run: GenerationBatch) -> None:
         """Computes what depends on no drawn element."""
         ...
 
-    def advance(self, run: Run, t0: int, t1: int) -> None:
+    def advance(self, run: GenerationBatch, t0: int, t1: int) -> None:
         """Runs the steps ``t0 .. t1 - 1``."""
         ...
 
-    def absorb(self, run: Run, t0: int, t1: int) -> None:
+    def absorb(self, run: GenerationBatch, t0: int, t1: int) -> None:
         """Runs steps whose elements are all known."""
         ...
 

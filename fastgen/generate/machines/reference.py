@@ -23,7 +23,7 @@ from fastgen.generate.ir.instructions import (
 from fastgen.generate.ir.opcodes import NAMES
 from fastgen.generate.ir.operation_values import apply_operation
 from fastgen.generate.ir.program import Program
-from fastgen.generate.machines.batch import FEW_SAMPLES, Run, state_stride
+from fastgen.generate.machines.batch import FEW_SAMPLES, GenerationBatch, state_stride
 from fastgen.generate.noise import Noise
 
 Cells = tuple[Tensor, Tensor]
@@ -78,14 +78,14 @@ class ReferenceMachine:
                 raise ValueError(f"{name} has shape {list(new.shape)}; the program has {list(old.shape)}")
         self._load(weights, constants)
 
-    def prologue(self, run: Run) -> None:
+    def prologue(self, run: GenerationBatch) -> None:
         """Computes what depends on no drawn element: once, before the first step."""
         for instruction in self._computes[PROLOGUE]:
             domain = instruction.domain
             cells = _grid(range(domain.row0, domain.row1), range(domain.column0, domain.column1))
             self._execute(instruction.body, run, cells)
 
-    def advance(self, run: Run, t0: int, t1: int) -> None:
+    def advance(self, run: GenerationBatch, t0: int, t1: int) -> None:
         """Runs the steps ``t0 .. t1 - 1`` of a run that stands before step t0.
 
         Raises:
@@ -109,7 +109,7 @@ class ReferenceMachine:
                 for row, column in _pixel_cells(draw.domain, t, self.program.row_length):
                     self._draw(draw.body, run, row, column)
 
-    def absorb(self, run: Run, t0: int, t1: int) -> None:
+    def absorb(self, run: GenerationBatch, t0: int, t1: int) -> None:
         """``advance`` for steps whose elements are all known.
 
         Raises:
@@ -132,20 +132,20 @@ class ReferenceMachine:
             matrix = weights[weight.offset : weight.offset + weight.rows * weight.columns].float()
             self.matrices.append(_ROUND[self.weight_format](matrix.reshape(weight.rows, weight.columns)).double())
 
-    def _start_row(self, run: Run, row: int) -> None:
+    def _start_row(self, run: GenerationBatch, row: int) -> None:
         for instruction in self._computes[ROW]:
             domain = instruction.domain
             cell_row, rest = divmod(row - domain.delay, domain.row_stride)
             if rest == 0 and domain.row0 <= cell_row < domain.row1:
                 self._execute(instruction.body, run, _grid([cell_row], range(domain.column0, domain.column1)))
 
-    def _execute(self, body: Compute, run: Run, cells: Cells) -> None:
+    def _execute(self, body: Compute, run: GenerationBatch, cells: Cells) -> None:
         """Runs a Compute at some cells, independent of one another: so many at once that they take little memory."""
         most = max(1, _VALUES_AT_ONCE // (body.lanes * max(body.registers, 1)))
         for rows, columns in zip(cells[0].split(most), cells[1].split(most), strict=True):
             self._execute_cells(body, run, (rows, columns))
 
-    def _execute_cells(self, body: Compute, run: Run, cells: Cells) -> None:
+    def _execute_cells(self, body: Compute, run: GenerationBatch, cells: Cells) -> None:
         shape = (run.state.shape[0], len(cells[0]), body.lanes)
         registers = [torch.full(shape, torch.nan, dtype=torch.float32) for _ in range(body.registers)]
         if body.parts:
@@ -162,7 +162,7 @@ class ReferenceMachine:
             else:
                 registers[operation.dst] = apply_operation(name, operation, registers)
 
-    def _gather_multiply(self, body: Compute, run: Run, cells: Cells) -> Tensor:
+    def _gather_multiply(self, body: Compute, run: GenerationBatch, cells: Cells) -> Tensor:
         count = body.parts * body.lanes
         sums = torch.zeros(run.state.shape[0], len(cells[0]), count, dtype=torch.float64)
         if body.accumulator >= 0:
@@ -184,7 +184,7 @@ class ReferenceMachine:
                 sums += values.double() @ matrix[segment.row : segment.row + segment.length]
         return sums.float()
 
-    def _buffer(self, operand: Operand, run: Run) -> Tensor:
+    def _buffer(self, operand: Operand, run: GenerationBatch) -> Tensor:
         """``[B or 1, positions, channels]``, a view."""
         buffer = self.program.buffers[operand.buffer]
         if buffer.where == CONTEXT:
@@ -193,7 +193,7 @@ class ReferenceMachine:
         values = arena[:, buffer.offset : buffer.offset + buffer.positions * buffer.channels]
         return values.unflatten(1, (buffer.positions, buffer.channels))
 
-    def _slots(self, operand: Operand, run: Run, cells: Cells) -> Tensor:
+    def _slots(self, operand: Operand, run: GenerationBatch, cells: Cells) -> Tensor:
         position = operand.map.position(*cells)
         if (position < 0).any():
             raise ValueError(f"an operand of buffer {operand.buffer} reads position {int(position.min())}")
@@ -204,7 +204,7 @@ class ReferenceMachine:
             raise ValueError(f"context {buffer.offset} has {given} positions; position {int(position.max())} is needed")
         return position
 
-    def _read(self, number: int, run: Run, cells: Cells) -> Tensor:
+    def _read(self, number: int, run: GenerationBatch, cells: Cells) -> Tensor:
         """``[B, cells, length]``."""
         operand = self.program.operands[number]
         border = torch.zeros(operand.length, dtype=torch.float32)
@@ -216,13 +216,13 @@ class ReferenceMachine:
         values[:, inside] = self._buffer(operand, run)[:, slots[:, None], _channels(operand)]
         return values
 
-    def _write(self, number: int, run: Run, cells: Cells, values: Tensor) -> None:
+    def _write(self, number: int, run: GenerationBatch, cells: Cells, values: Tensor) -> None:
         operand = self.program.operands[number]
         inside = operand.box.holds(*cells)
         slots = self._slots(operand, run, (cells[0][inside], cells[1][inside]))
         self._buffer(operand, run)[:, slots[:, None], _channels(operand)] = values[:, inside]
 
-    def _elements(self, event: Tensor, draw: Draw, run: Run, row: int, column: int) -> Tensor:
+    def _elements(self, event: Tensor, draw: Draw, run: GenerationBatch, row: int, column: int) -> Tensor:
         """The draw's elements of ``levels`` or ``known``: ``[B, channels]``, a view."""
         position = draw.map.position(row, column) - run.position0
         if not 0 <= position < event.shape[2]:
@@ -230,7 +230,7 @@ class ReferenceMachine:
             raise ValueError(f"levels holds the positions {held}; position {position + run.position0} is drawn")
         return event[:, draw.channel0 : draw.channel0 + draw.channels, position]
 
-    def _draw(self, draw: Draw, run: Run, row: int, column: int) -> None:
+    def _draw(self, draw: Draw, run: GenerationBatch, row: int, column: int) -> None:
         cells, position = _grid([row], [column]), draw.map.position(row, column)
         parameters = torch.cat([self._read(n, run, cells)[:, 0] for n in range(draw.parameter0, draw.parameter1)], -1)
         if run.parameters is not None:

@@ -33,8 +33,8 @@ class Placed:
     position: np.ndarray  # [rows] position of the row in sample 0, else -1
     row: np.ndarray  # [positions] row
     width: int
-    need: list[np.ndarray]  # per run, [positions]
-    wish: list[np.ndarray]
+    deadline: list[np.ndarray]  # per run, [positions]
+    soft_deadline: list[np.ndarray]
     domains: list[list[ScheduledDomain]]
 
     @property
@@ -70,7 +70,7 @@ class Scheduler:
             placed = self.placed[node]
             if node.kind == "computed":
                 for number, run in enumerate(node.runs):
-                    if (placed.need[number] < INFINITE).any():
+                    if (placed.deadline[number] < INFINITE).any():
                         placed.domains[number] = self._place(placed, number, run)
         self._check()
         return self.placed
@@ -190,7 +190,7 @@ class Scheduler:
         if not valid.any():
             return
         placed = self.placed[node]
-        table = placed.wish if soft else placed.need
+        table = placed.soft_deadline if soft else placed.deadline
         slots = piece.slots[rows][valid]
         for run in piece.source_runs():
             number = node.runs.index(run)
@@ -219,17 +219,17 @@ class Scheduler:
     # ---- placing
 
     def _place(self, placed: Placed, number: int, run: ChannelRun) -> list[ScheduledDomain]:
-        need, wish = placed.need[number], placed.wish[number]
-        live = np.flatnonzero(need < INFINITE)
+        deadline, soft_deadline = placed.deadline[number], placed.soft_deadline[number]
+        live = np.flatnonzero(deadline < INFINITE)
         rows = placed.row[live]
         ready = run.ready[rows].astype(np.int64)
         if (run.uses[rows] & 2).any():
             raise NotCausalError(
                 f"the network mixes the samples of the batch at {placed.node.name}, {placed.node.where}"
             )
-        domains = self._fit(placed, run, live, ready, need[live])
-        if domains is not None and (wish[live] < need[live]).any():
-            early = self._fit(placed, run, live, ready, np.minimum(need, wish)[live])
+        domains = self._fit(placed, run, live, ready, deadline[live])
+        if domains is not None and (soft_deadline[live] < deadline[live]).any():
+            early = self._fit(placed, run, live, ready, np.minimum(deadline, soft_deadline)[live])
             domains = early if early is not None and len(early) <= len(domains) else domains
         if domains is None:
             raise self._unplaced(placed.node)

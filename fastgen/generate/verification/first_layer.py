@@ -13,12 +13,12 @@ from fastgen.generate.ir.graph import Node
 from fastgen.generate.ir.instructions import PROLOGUE, ROW, Instruction
 from fastgen.generate.ir.opcodes import OPCODE
 from fastgen.generate.ir.program import Program
-from fastgen.generate.machines.batch import Run
+from fastgen.generate.machines.batch import GenerationBatch
 from fastgen.generate.verification.precision import Precision
 
 
 def first_layer(
-    network: CompiledNetwork, inputs: Tensor, leaves: list[Tensor], run: Run, step: int, error: float
+    network: CompiledNetwork, inputs: Tensor, leaves: list[Tensor], run: GenerationBatch, step: int, error: float
 ) -> str:
     """Which layer's result differs first, relatively by more than ``error``, and the line of the source.
 
@@ -149,7 +149,7 @@ def _cells(program: Program, instruction: Instruction, step: int) -> list[tuple[
     return cells
 
 
-def _kept(program: Program, run: Run, buffer: int, position: int) -> Tensor:
+def _kept(program: Program, run: GenerationBatch, buffer: int, position: int) -> Tensor:
     """What a state holds of a position of a buffer: its channels."""
     record = program.buffers[buffer]
     first = record.offset + position % record.positions * record.channels

@@ -13,7 +13,7 @@ from fastgen.generate.compiled_network import CompiledNetwork
 from fastgen.generate.errors import VerificationError
 from fastgen.generate.frontend.untouched import untouched
 from fastgen.generate.ir.program import STREAM, Program
-from fastgen.generate.machines.batch import Run
+from fastgen.generate.machines.batch import GenerationBatch
 from fastgen.generate.machines.machine import default_machine, make_machine
 from fastgen.generate.noise import Noise
 from fastgen.generate.options import SamplingOptions
@@ -115,7 +115,7 @@ def _of_program(network: CompiledNetwork, levels: Tensor, leaves: list[Tensor]) 
     return run.parameters, ""
 
 
-def _taught(network: CompiledNetwork, levels: Tensor, leaves: list[Tensor]) -> tuple[Run, object]:
+def _taught(network: CompiledNetwork, levels: Tensor, leaves: list[Tensor]) -> tuple[GenerationBatch, object]:
     """A generation before its first step that knows all of its elements, and a float32 machine for it."""
     machine = network.machine
     if network.weights != "float32" or network.machine_name != default_machine():

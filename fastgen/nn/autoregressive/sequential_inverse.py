@@ -12,7 +12,7 @@ from torch import Tensor
 Elementwise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(u [N, n], parameters [N, n, P]) -> (x [N, n], log-determinant [N]) of n features."""
 
-Run = Callable[[Tensor, Callable[[int, Tensor], Tensor]], Tensor]
+NetworkPass = Callable[[Tensor, Callable[[int, Tensor], Tensor]], Tensor]
 """(x, linear) -> the network's outputs: ``linear(i, value)`` applies map i, each once, in their order, and between them
 every unit is treated alone."""
 
@@ -34,7 +34,7 @@ class MaskedMap(NamedTuple):
 
 
 def invert_by_degree(
-    u: Tensor, degrees: Tensor, maps: Sequence[MaskedMap], run: Run, invert: Elementwise
+    u: Tensor, degrees: Tensor, maps: Sequence[MaskedMap], run: NetworkPass, invert: Elementwise
 ) -> tuple[Tensor, Tensor]:
     """``(x [N, D], log-determinant [N])`` with x = invert(u, network(x)), in one pass.
 

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "common/check.h"
-#include "cpu/machine/probes/bandwidth.h"
+#include "cpu/machine/probes/roofline.h"
 #include "cpu/machine/bindings/heads_bindings.h"
 #include "cpu/machine/exec/machine.h"
 #include "cpu/machine/bindings/without_gil.h"
@@ -96,10 +96,10 @@ T* in_place_or_null(const py::object& object, const char* name, const std::vecto
   return object.is_none() ? nullptr : in_place<T>(object, name, shape, written);
 }
 
-// The fields of fastgen.generate.machines.batch.Run, checked against the program. Arrays, not tensors.
-Run run_of(const Machine& machine, const py::object& fields) {
+// The fields of fastgen.generate.machines.batch.GenerationBatch, checked against the program. Arrays, not tensors.
+GenerationBatch run_of(const Machine& machine, const py::object& fields) {
   const Program& program = machine.program();
-  Run run;
+  GenerationBatch run;
   const py::object state = fields.attr("state"), levels = fields.attr("levels");
   run.state = in_place<float>(state, "state", {-1, -1}, true);
   run.batch = py::cast<py::array>(state).shape(0);
@@ -184,11 +184,11 @@ void take_turn(Machine& machine, const py::object& owner, std::int64_t step, Cal
   tell();
 }
 
-using Steps = void (Machine::*)(const Run&, std::int64_t, Interrupt&, Progress&);
+using Steps = void (Machine::*)(const GenerationBatch&, std::int64_t, Interrupt&, Progress&);
 
 void run_steps(Machine& machine, Steps steps, const py::object& fields, const py::object& owner, std::int64_t t0,
                std::int64_t t1) {
-  const Run run = run_of(machine, fields);
+  const GenerationBatch run = run_of(machine, fields);
   FASTGEN_CHECK(0 <= t0 && t0 <= t1 && t1 <= machine.program().steps, "steps are ", t0, " .. ", t1, "; they must be within 0 .. ",
                 machine.program().steps);
   FASTGEN_CHECK(py::cast<std::int64_t>(owner.attr("step")) == t0, "steps are ", t0, " .. ", t1, "; the run stands before step ",
@@ -209,7 +209,7 @@ void bind_machine(py::module_& module) {
       .def(
           "prologue",
           [](Machine& machine, const py::object& arrays, const py::object& owner) {
-            const Run run = run_of(machine, arrays);
+            const GenerationBatch run = run_of(machine, arrays);
             take_turn(machine, owner, py::cast<std::int64_t>(owner.attr("step")),
                       [&](Interrupt& interrupt, Progress& progress) { machine.prologue(run, interrupt, progress); });
           },

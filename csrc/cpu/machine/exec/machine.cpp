@@ -27,9 +27,9 @@ Program checked(Program program) {
 
 // Threads either work alone, each on its own samples, or together on all samples. Together they meet before an instruction
 // of another level, and split its lanes, or its samples, or its cells.
-class Machine::Crew {
+class Machine::TeamMember {
  public:
-  Crew(const Machine& machine, Team& team, const Run& run, Interrupt& interrupt, int index, Barrier& barrier)
+  TeamMember(const Machine& machine, Team& team, const GenerationBatch& run, Interrupt& interrupt, int index, Barrier& barrier)
       : machine_(machine), team_(team), worker_(team.worker(index)), run_(run), index_(index), threads_(run.threads),
         barrier_(barrier), alone_(run.threads == 1 || run.batch >= kSamplesAlone * run.threads),
         mine_(part_of(run.batch, index, run.threads)) {
@@ -41,7 +41,7 @@ class Machine::Crew {
       const IterationDomain& domain = machine_.plan_.iterations[number];
       run_grid(number, domain.row0, domain.row1, 0);
     }
-    meet();
+    barrier_wait();
   }
 
   void start_row(std::int64_t row, std::int64_t step) {
@@ -53,7 +53,7 @@ class Machine::Crew {
         run_grid(number, cell_row, cell_row + 1, step);
       }
     }
-    meet();
+    barrier_wait();
   }
 
   // Both return the step before which they stopped.
@@ -64,13 +64,13 @@ class Machine::Crew {
       const std::vector<int>& active = worker_.collect(t, t + 1);
       for (std::size_t i = 0; i < active.size(); ++i) {
         worker_.expect_tables(active, i);
-        if (alone_ && i + 1 < active.size()) worker_.expect(active[i + 1], mine_, run_);
+        if (alone_ && i + 1 < active.size()) worker_.prefetch(active[i + 1], mine_, run_);
         run_compute(active[i], worker_.cells_of(active[i]), t);
       }
-      meet();
+      barrier_wait();
       worker_.draw_step(t, mine_, run_, false);
       dirty_ = true;
-      meet();
+      barrier_wait();
     }
     return t;
   }
@@ -78,7 +78,7 @@ class Machine::Crew {
   std::int64_t absorb(std::int64_t t0, std::int64_t t1) {
     for (std::int64_t t = t0; t < t1; ++t) worker_.check_known(t, mine_, run_);
     dirty_ = true;
-    meet();
+    barrier_wait();
     if (leaves_before(t1)) return t0;
     const std::int64_t row_length = machine_.program_.row_length, most = std::min(machine_.program_.lookahead, kMostTogether);
     std::int64_t t = t0;
@@ -88,18 +88,18 @@ class Machine::Crew {
       // No Compute of a step reads that step's own input, and in a ring it may take the place of the oldest that is still read.
       for (std::int64_t i = t; i < end - 1; ++i) worker_.write_known(i, mine_, run_);
       dirty_ = true;
-      meet();
+      barrier_wait();
       for (int number : worker_.collect(t, end)) {
         run_compute(number, worker_.cells_of(number), t);
-        if (end - t > 1) meet();  // those of one level may depend on each other across steps
+        if (end - t > 1) barrier_wait();  // those of one level may depend on each other across steps
       }
-      meet();
+      barrier_wait();
       if (run_.log_prob || run_.proposal_log_prob) {
         for (std::int64_t i = t; i < end; ++i) worker_.draw_step(i, mine_, run_, true);
       }
       worker_.write_known(end - 1, mine_, run_);
       dirty_ = true;
-      meet();
+      barrier_wait();
       t = end;
     }
     return t;
@@ -109,7 +109,7 @@ class Machine::Crew {
   // All threads that meet answer alike: what happens at step t or later cannot have been seen by some of them only.
   bool leaves_before(std::int64_t t) const { return team_.failure().step() < t || (alone_ && worker_.stopped()); }
 
-  void meet() {
+  void barrier_wait() {
     if (dirty_ && !alone_) barrier_.wait();
     dirty_ = false;
     level_ = -1;
@@ -140,7 +140,7 @@ class Machine::Crew {
       worker_.execute(number, cells.data(), count, {mine_, {0, planned.units}}, run_, step);
       return;
     }
-    if (planned.level != level_) meet();
+    if (planned.level != level_) barrier_wait();
     level_ = planned.level;
     dirty_ = true;
     const Span all_samples = {0, run_.batch}, all_units = {0, planned.units};
@@ -157,7 +157,7 @@ class Machine::Crew {
   const Machine& machine_;
   Team& team_;
   Worker& worker_;
-  const Run& run_;
+  const GenerationBatch& run_;
   const int index_, threads_;
   Barrier& barrier_;
   const bool alone_;
@@ -197,31 +197,31 @@ void Machine::refresh(const std::vector<float>& weights, const std::vector<float
 }
 
 template <typename Job>
-void Machine::in_parallel(const Run& run, Interrupt& interrupt, Progress& progress, Job job) {
+void Machine::in_parallel(const GenerationBatch& run, Interrupt& interrupt, Progress& progress, Job job) {
   Team& team = this->team();
   team.gather(run.threads, plan_,
               [this](Failure& failure) { return std::make_unique<Worker>(plan_, packed_, head_, kernels_, failure); });
   progress.within = true;
   team.run([&](int index, Barrier& barrier) {
-    Crew crew(*this, team, run, interrupt, index, barrier);
-    job(crew, index);
+    TeamMember member(*this, team, run, interrupt, index, barrier);
+    job(member, index);
   });
   if (interrupt.broken_off()) return;
   team.failure().throw_if_any();
   progress.within = false;
 }
 
-// The steps up to `end`, `least` or more at a time: job(crew, t0, t1) runs some and returns the step before which it stopped.
+// The steps up to `end`, `least` or more at a time: job(member, t0, t1) runs some and returns the step before which it stopped.
 template <typename Job>
-void Machine::in_parts(const Run& run, std::int64_t end, std::int64_t least, Interrupt& interrupt, Progress& progress, Pace& pace,
-                       Job job) {
+void Machine::in_parts(const GenerationBatch& run, std::int64_t end, std::int64_t least, Interrupt& interrupt, Progress& progress,
+                       Pace& pace, Job job) {
   if (pace.batch != run.batch || pace.threads != run.threads) pace = {run.batch, run.threads, least};
   while (progress.done < end) {
     const std::int64_t t0 = progress.done, t1 = interrupt.possible() ? std::min(end, t0 + pace.steps) : end;
     const auto begin = Interrupt::Clock::now();
     std::int64_t reached = t1;
-    in_parallel(run, interrupt, progress, [&](Crew& crew, int index) {
-      const std::int64_t stopped = job(crew, t0, t1);
+    in_parallel(run, interrupt, progress, [&](TeamMember& member, int index) {
+      const std::int64_t stopped = job(member, t0, t1);
       if (index == 0) reached = stopped;
     });
     if (progress.within) return;
@@ -234,18 +234,18 @@ void Machine::in_parts(const Run& run, std::int64_t end, std::int64_t least, Int
   }
 }
 
-void Machine::prologue(const Run& run, Interrupt& interrupt, Progress& progress) {
-  in_parallel(run, interrupt, progress, [](Crew& crew, int) { crew.run_prologue(); });
+void Machine::prologue(const GenerationBatch& run, Interrupt& interrupt, Progress& progress) {
+  in_parallel(run, interrupt, progress, [](TeamMember& member, int) { member.run_prologue(); });
 }
 
-void Machine::advance(const Run& run, std::int64_t end, Interrupt& interrupt, Progress& progress) {
+void Machine::advance(const GenerationBatch& run, std::int64_t end, Interrupt& interrupt, Progress& progress) {
   in_parts(run, end, 1, interrupt, progress, advancing_,
-           [](Crew& crew, std::int64_t t0, std::int64_t t1) { return crew.advance(t0, t1); });
+           [](TeamMember& member, std::int64_t t0, std::int64_t t1) { return member.advance(t0, t1); });
 }
 
-void Machine::absorb(const Run& run, std::int64_t end, Interrupt& interrupt, Progress& progress) {
+void Machine::absorb(const GenerationBatch& run, std::int64_t end, Interrupt& interrupt, Progress& progress) {
   in_parts(run, end, std::max<std::int64_t>(1, program_.lookahead), interrupt, progress, absorbing_,
-           [](Crew& crew, std::int64_t t0, std::int64_t t1) { return crew.absorb(t0, t1); });
+           [](TeamMember& member, std::int64_t t0, std::int64_t t1) { return member.absorb(t0, t1); });
 }
 
 }  // namespace fastgen

@@ -27,11 +27,11 @@ class Machine {
   Team& team();
 
   // Everything that depends on no drawn element; before the first step.
-  void prologue(const Run& run, Interrupt& interrupt, Progress& progress);
+  void prologue(const GenerationBatch& run, Interrupt& interrupt, Progress& progress);
   // The steps progress.done .. end - 1.
-  void advance(const Run& run, std::int64_t end, Interrupt& interrupt, Progress& progress);
+  void advance(const GenerationBatch& run, std::int64_t end, Interrupt& interrupt, Progress& progress);
   // The same for steps whose elements are all known, many steps at a time.
-  void absorb(const Run& run, std::int64_t end, Interrupt& interrupt, Progress& progress);
+  void absorb(const GenerationBatch& run, std::int64_t end, Interrupt& interrupt, Progress& progress);
   // New values of the same shapes. Throws std::invalid_argument where the sizes differ.
   void refresh(const std::vector<float>& weights, const std::vector<float>& constants);
 
@@ -41,7 +41,7 @@ class Machine {
   std::size_t packed_bytes() const { return packed_.bytes(); }
 
  private:
-  class Crew;  // one thread's view of a parallel run
+  class TeamMember;  // one thread's view of a parallel run
 
   // How many steps of calls that are alike take about as long as may pass between two questions whether to stop.
   struct Pace {
@@ -49,10 +49,10 @@ class Machine {
   };
 
   template <typename Job>
-  void in_parallel(const Run& run, Interrupt& interrupt, Progress& progress, Job job);
+  void in_parallel(const GenerationBatch& run, Interrupt& interrupt, Progress& progress, Job job);
   template <typename Job>
-  void in_parts(const Run& run, std::int64_t end, std::int64_t least, Interrupt& interrupt, Progress& progress, Pace& pace,
-                Job job);
+  void in_parts(const GenerationBatch& run, std::int64_t end, std::int64_t least, Interrupt& interrupt, Progress& progress,
+                Pace& pace, Job job);
 
   Program program_;
   HeadSpec head_;

@@ -63,7 +63,7 @@ const std::vector<Cell>& Worker::cells_of(int number) {
   return once_cell_;
 }
 
-void Worker::resolve(const BoundOperand* operands, std::size_t count, Cell cell, const Run& run, std::int64_t step,
+void Worker::resolve(const BoundOperand* operands, std::size_t count, Cell cell, const GenerationBatch& run, std::int64_t step,
                      Address* addresses) {
   for (std::size_t i = 0; i < count; ++i) {
     const Reach reach = operands[i].resolve(cell, run, plan_.constants, addresses[i]);
@@ -77,7 +77,8 @@ void Worker::resolve(const BoundOperand* operands, std::size_t count, Cell cell,
   }
 }
 
-void Worker::execute(int number, const Cell* cells, std::int64_t count, const Share& share, const Run& run, std::int64_t step) {
+void Worker::execute(int number, const Cell* cells, std::int64_t count, const Share& share, const GenerationBatch& run,
+                     std::int64_t step) {
   const PlannedCompute& planned = plan_.computes[number];
   Tile tile{};
   tile.planned = &planned;
@@ -114,7 +115,7 @@ void Worker::expect_tables(const std::vector<int>& computes, std::size_t place) 
   if (planned.matrix >= 0) expect_bytes(&weights_.matrix(planned.matrix), sizeof(Packed));
 }
 
-void Worker::expect(int number, Span samples, const Run& run) {
+void Worker::prefetch(int number, Span samples, const GenerationBatch& run) {
   const PlannedCompute& planned = plan_.computes[number];
   for (const DenseInput& input : planned.dense) {
     const BoundOperand& operand = planned.operands[input.operand];

@@ -29,23 +29,24 @@ class Worker {
   bool stopped() const { return stopped_; }
 
   // Runs a Compute at `count` cells.
-  void execute(int number, const Cell* cells, std::int64_t count, const Share& share, const Run& run, std::int64_t step);
+  void execute(int number, const Cell* cells, std::int64_t count, const Share& share, const GenerationBatch& run,
+               std::int64_t step);
 
   // Asks for what the plan says of the computes that follow the one at `place`: the weights of a step have driven that, too, out
   // of the near caches.
   void expect_tables(const std::vector<int>& computes, std::size_t place) const;
 
   // Asks for the inputs of a Compute in rings, which the weights of a step have driven out of the near caches.
-  void expect(int number, Span samples, const Run& run);
+  void prefetch(int number, Span samples, const GenerationBatch& run);
 
   // Draws, or scores where all is known, the elements of step t; the inputs are written unless `inputs_written`.
-  void draw_step(std::int64_t t, Span samples, const Run& run, bool inputs_written);
+  void draw_step(std::int64_t t, Span samples, const GenerationBatch& run, bool inputs_written);
 
   // An element of step t that is not known is a failure.
-  void check_known(std::int64_t t, Span samples, const Run& run);
+  void check_known(std::int64_t t, Span samples, const GenerationBatch& run);
 
   // Writes the inputs of the elements of step t, all known.
-  void write_known(std::int64_t t, Span samples, const Run& run);
+  void write_known(std::int64_t t, Span samples, const GenerationBatch& run);
 
   // The computes that run within the steps [t0, t1), in the order of the program, with cells_of() for each.
   const std::vector<int>& collect(std::int64_t t0, std::int64_t t1);
@@ -59,7 +60,7 @@ class Worker {
     std::int64_t register_stride;
     const Cell* cells;
     std::int64_t cell_count, sample0, samples;
-    const Run* run;
+    const GenerationBatch* run;
     std::int64_t step;
     std::int64_t items() const { return cell_count * samples; }
   };
@@ -75,18 +76,20 @@ class Worker {
   void look_ahead(int lines) {
     for (int i = 0; i < lines; ++i, ahead_ += 64) __builtin_prefetch(ahead_, 0, 2);
   }
-  void resolve(const BoundOperand* operands, std::size_t count, Cell cell, const Run& run, std::int64_t step, Address* addresses);
+  void resolve(const BoundOperand* operands, std::size_t count, Cell cell, const GenerationBatch& run, std::int64_t step,
+               Address* addresses);
   void resolve(const Tile& tile);
   void start(const Tile& tile);
   void add_table_rows(const Tile& tile);
   void multiply(const Tile& tile);
   void apply(const Tile& tile);
-  void draw_cell(const PlannedDraw& draw, Cell cell, std::int64_t t, Span samples, const Run& run, bool inputs_written);
-  void keep_parameters(const PlannedDraw& planned, std::int64_t place, std::int64_t b, const Run& run);
+  void draw_cell(const PlannedDraw& draw, Cell cell, std::int64_t t, Span samples, const GenerationBatch& run,
+                 bool inputs_written);
+  void keep_parameters(const PlannedDraw& planned, std::int64_t place, std::int64_t b, const GenerationBatch& run);
   template <typename Function>
   void each_draw(std::int64_t t, Function function);
   template <typename Function>
-  void each_known(std::int64_t t, Span samples, const Run& run, Function function);
+  void each_known(std::int64_t t, Span samples, const GenerationBatch& run, Function function);
   // Calls function(item, address of the operand for that item's sample).
   template <typename Function>
   void each_item(const Tile& tile, int operand, Function function);

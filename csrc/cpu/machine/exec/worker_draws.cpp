@@ -34,11 +34,12 @@ void Worker::each_draw(std::int64_t t, Function function) {
   }
 }
 
-void Worker::draw_step(std::int64_t t, Span samples, const Run& run, bool inputs_written) {
+void Worker::draw_step(std::int64_t t, Span samples, const GenerationBatch& run, bool inputs_written) {
   each_draw(t, [&](const PlannedDraw& draw, Cell cell) { draw_cell(draw, cell, t, samples, run, inputs_written); });
 }
 
-void Worker::draw_cell(const PlannedDraw& planned, Cell cell, std::int64_t t, Span samples, const Run& run, bool inputs_written) {
+void Worker::draw_cell(const PlannedDraw& planned, Cell cell, std::int64_t t, Span samples, const GenerationBatch& run,
+                       bool inputs_written) {
   const std::int64_t position = position_of(planned.map, cell), place = position - run.position0;
   if (place < 0 || place >= run.positions) {
     failure_.report(t, text("levels holds the positions ", run.position0, " .. ", run.position0 + run.positions - 1, "; step ", t,
@@ -94,7 +95,7 @@ void Worker::draw_cell(const PlannedDraw& planned, Cell cell, std::int64_t t, Sp
 }
 
 // Each drawn channel has an equal part of the parameters.
-void Worker::keep_parameters(const PlannedDraw& planned, std::int64_t place, std::int64_t b, const Run& run) {
+void Worker::keep_parameters(const PlannedDraw& planned, std::int64_t place, std::int64_t b, const GenerationBatch& run) {
   std::int64_t read = 0;
   for (int i = 0; i < planned.parameters; ++i) read += planned.operands[i].length;
   float* to =
@@ -107,7 +108,7 @@ void Worker::keep_parameters(const PlannedDraw& planned, std::int64_t place, std
 }
 
 template <typename Function>
-void Worker::each_known(std::int64_t t, Span samples, const Run& run, Function function) {
+void Worker::each_known(std::int64_t t, Span samples, const GenerationBatch& run, Function function) {
   each_draw(t, [&](const PlannedDraw& planned, Cell cell) {
     const std::int64_t position = position_of(planned.map, cell), place = position - run.position0;
     if (place < 0 || place >= run.positions) return;  // draw_step reports it
@@ -121,7 +122,7 @@ void Worker::each_known(std::int64_t t, Span samples, const Run& run, Function f
   });
 }
 
-void Worker::check_known(std::int64_t t, Span samples, const Run& run) {
+void Worker::check_known(std::int64_t t, Span samples, const GenerationBatch& run) {
   each_known(t, samples, run,
              [&](std::int64_t b, std::int64_t channel, std::int64_t position, std::int64_t element, const Address&) {
                if (!run.known || !run.known[element]) {
@@ -131,7 +132,7 @@ void Worker::check_known(std::int64_t t, Span samples, const Run& run) {
              });
 }
 
-void Worker::write_known(std::int64_t t, Span samples, const Run& run) {
+void Worker::write_known(std::int64_t t, Span samples, const GenerationBatch& run) {
   each_known(t, samples, run, [&](std::int64_t b, std::int64_t, std::int64_t, std::int64_t element, const Address& to) {
     const float level = run.levels[element];
     const bool is_level = head_.levels == 0 || (level >= 0.0f && level < static_cast<float>(head_.levels));

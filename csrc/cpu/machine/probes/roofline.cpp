@@ -1,4 +1,4 @@
-#include "cpu/machine/probes/bandwidth.h"
+#include "cpu/machine/probes/roofline.h"
 
 #include <algorithm>
 #include <atomic>
