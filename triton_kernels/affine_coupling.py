@@ -7,17 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._math import tanh
+
 BLOCK = 1024
-
-
-@triton.jit
-def _tanh(x):
-    z = tl.exp(-2.0 * tl.abs(x))
-    size = (1.0 - z) / (1.0 + z)
-    square = x * x
-    near = tl.abs(x) * (1.0 - square * (1.0 / 3 - square * (2.0 / 15 - square * (17.0 / 315 - square * (62.0 / 2835)))))
-    size = tl.where(square < 0.01, near, size)
-    return tl.where(x < 0, -size, size)
 
 
 @triton.jit
@@ -32,7 +24,7 @@ def _factor(raw, scale, kind: tl.constexpr, inverse: tl.constexpr):
         of_scale = tl.zeros_like(raw)
         value = 1.0 + tl.exp(-h) if inverse else top / (1.0 + z)
     elif kind == 1:
-        of_scale = _tanh(raw)
+        of_scale = tanh(raw)
         log = scale * of_scale
         of_raw = scale * (1.0 - of_scale) * (1.0 + of_scale)
         value = tl.exp(-log) if inverse else tl.exp(log)

@@ -12,34 +12,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._math import sigmoid, tanh
+
 BLOCK, WARPS = 1024, 8
-
-
-@triton.jit
-def _sigmoid(x):
-    z = tl.exp(-tl.abs(x))
-    return tl.where(x < 0, z, 1.0) / (1.0 + z)
-
-
-@triton.jit
-def _tanh(x):
-    z = tl.exp(-2.0 * tl.abs(x))
-    size = (1.0 - z) / (1.0 + z)
-    small = tl.minimum(tl.abs(x), 1.0)
-    square = small * small
-    near = small * (1.0 - square * (1.0 / 3 - square * (2.0 / 15 - square * (17.0 / 315 - square * (62.0 / 2835)))))
-    size = tl.where(small < 0.1, near, size)
-    return tl.where(x < 0, -size, size)
 
 
 @triton.jit
 def _gated(a, g, gate: tl.constexpr):
     """The unit's value and its derivatives by a and g; by number as in ``fastgen.reference.causal_conv1d.GATES``."""
     if gate == 1:
-        t, s = _tanh(a), _sigmoid(g)
+        t, s = tanh(a), sigmoid(g)
         value, of_a, of_g = t * s, (1.0 - t) * (1.0 + t) * s, t * s * (1.0 - s)
     elif gate == 2:
-        s = _sigmoid(g)
+        s = sigmoid(g)
         value, of_a, of_g = a * s, s, a * s * (1.0 - s)
     elif gate == 3:
         of_a = tl.where(g < 0, 0.0, g)
@@ -50,7 +35,7 @@ def _gated(a, g, gate: tl.constexpr):
         of_a = g * whole
         value, of_g = a * of_a, a * (whole + g * density)
     else:
-        s = _sigmoid(g)
+        s = sigmoid(g)
         of_a = g * s
         value, of_g = a * of_a, a * (s + of_a * (1.0 - s))
     return value, of_a, of_g

@@ -9,17 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._math import tanh
+
 BLOCK = 16
-
-
-@triton.jit
-def _tanh(x):
-    z = tl.exp(-2.0 * tl.abs(x))
-    size = (1.0 - z) / (1.0 + z)
-    square = x * x
-    near = tl.abs(x) * (1.0 - square * (1.0 / 3 - square * (2.0 / 15 - square * (17.0 / 315 - square * (62.0 / 2835)))))
-    size = tl.where(square < 0.01, near, size)
-    return tl.where(x < 0, -size, size)
 
 
 @triton.jit
@@ -72,10 +64,10 @@ def _at_least(log_scale, least):
 def _mean(parameters, at, c: tl.constexpr, inside, x0, x1, mixtures, each: tl.constexpr):
     mean = _load(parameters, at, mixtures * (1 + c * each), inside)
     if c == 1:
-        mean += _tanh(_load(parameters, at, mixtures * 3, inside)) * x0
+        mean += tanh(_load(parameters, at, mixtures * 3, inside)) * x0
     if c == 2:
-        mean += _tanh(_load(parameters, at, mixtures * 6, inside)) * x0
-        mean += _tanh(_load(parameters, at, mixtures * 9, inside)) * x1
+        mean += tanh(_load(parameters, at, mixtures * 6, inside)) * x0
+        mean += tanh(_load(parameters, at, mixtures * 9, inside)) * x1
     return mean
 
 
@@ -163,12 +155,12 @@ def logistic_mixture_backward_kernel(
             grad_parameters + at + first + mixtures, tl.where(raw >= least, of_scale * posterior, 0.0), mask=inside
         )
         if c == 1:
-            shift = _tanh(_load(parameters, at, mixtures * 3, inside))
+            shift = tanh(_load(parameters, at, mixtures * 3, inside))
             tl.store(grad_parameters + at + mixtures * 3, of_mean * x0[:, None] * (1.0 - shift * shift), mask=inside)
         if c == 2:
-            shift = _tanh(_load(parameters, at, mixtures * 6, inside))
+            shift = tanh(_load(parameters, at, mixtures * 6, inside))
             tl.store(grad_parameters + at + mixtures * 6, of_mean * x0[:, None] * (1.0 - shift * shift), mask=inside)
-            shift = _tanh(_load(parameters, at, mixtures * 9, inside))
+            shift = tanh(_load(parameters, at, mixtures * 9, inside))
             tl.store(grad_parameters + at + mixtures * 9, of_mean * x1[:, None] * (1.0 - shift * shift), mask=inside)
 
 

@@ -11,23 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._math import sigmoid, tanh
+
 BLOCK = 256
-
-
-@triton.jit
-def _sigmoid(x):
-    z = tl.exp(-tl.abs(x))
-    return tl.where(x < 0, z, 1.0) / (1.0 + z)
-
-
-@triton.jit
-def _tanh(x):
-    z = tl.exp(-2.0 * tl.abs(x))
-    size = (1.0 - z) / (1.0 + z)
-    square = x * x
-    near = tl.abs(x) * (1.0 - square * (1.0 / 3 - square * (2.0 / 15 - square * (17.0 / 315 - square * (62.0 / 2835)))))
-    size = tl.where(square < 0.01, near, size)
-    return tl.where(x < 0, -size, size)
 
 
 @triton.jit
@@ -54,14 +40,14 @@ def skew_lstm_kernel(
     f = tl.load(gates + in_gates + quarter, mask=inside, other=0.0).to(tl.float32)
     o = tl.load(gates + in_gates + 2 * quarter, mask=inside, other=0.0).to(tl.float32)
     g = tl.load(gates + in_gates + 3 * quarter, mask=inside, other=0.0).to(tl.float32)
-    i = _sigmoid(i + tl.load(product + e, mask=inside, other=0.0).to(tl.float32))
-    f = _sigmoid(f + tl.load(product + e + size, mask=inside, other=0.0).to(tl.float32))
-    o = _sigmoid(o + tl.load(product + e + 2 * size, mask=inside, other=0.0).to(tl.float32))
-    g = _tanh(g + tl.load(product + e + 3 * size, mask=inside, other=0.0).to(tl.float32))
+    i = sigmoid(i + tl.load(product + e, mask=inside, other=0.0).to(tl.float32))
+    f = sigmoid(f + tl.load(product + e + size, mask=inside, other=0.0).to(tl.float32))
+    o = sigmoid(o + tl.load(product + e + 2 * size, mask=inside, other=0.0).to(tl.float32))
+    g = tanh(g + tl.load(product + e + 3 * size, mask=inside, other=0.0).to(tl.float32))
     before = cells + (step % 2) * size * (1 - keep) + step * size * keep
     after = cells + ((step + 1) % 2) * size * (1 - keep) + (step + 1) * size * keep
     cell = f * tl.load(before + e, mask=inside, other=0.0).to(tl.float32) + i * g
-    out = o * _tanh(cell)
+    out = o * tanh(cell)
     tl.store(after + e, cell, mask=inside)
     tl.store(h + in_steps, out, mask=inside)
     if keep:
@@ -93,7 +79,7 @@ def skew_lstm_backward_kernel(
         reached = inside & (source >= 0) & (source < positions)
         of_h += tl.load(pulled + tap * size + e + taps // 2 - tap, mask=reached, other=0.0).to(tl.float32)
     before = tl.load(cells + step * size + e, mask=inside, other=0.0).to(tl.float32)
-    bounded = _tanh(tl.load(cells + (step + 1) * size + e, mask=inside, other=0.0).to(tl.float32))
+    bounded = tanh(tl.load(cells + (step + 1) * size + e, mask=inside, other=0.0).to(tl.float32))
     of_c = tl.load(carried + e, mask=inside, other=0.0).to(tl.float32)
     of_c += of_h * o * ((1.0 - bounded) * (1.0 + bounded))
     tl.store(carried + e, of_c * f, mask=inside)
