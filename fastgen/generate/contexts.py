@@ -124,7 +124,7 @@ def context_leaves(layout: ContextLayout | None, context, batch: int) -> list[Te
 
 
 def probes(context) -> Iterator[list[Tensor]]:
-    """Returns the leaves of a context for two samples, with random changes to the second one that a network may allow.
+    """Yields the leaves of a context for two samples, with random changes to the second one that a network may allow.
 
     Floats get noise or change places, integers go up or down by one.
     """

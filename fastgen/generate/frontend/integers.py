@@ -182,7 +182,7 @@ def _fixed(graph: Graph, operand) -> Tensor:
 
 
 def _as_terms(graph: Graph, target, dtype: torch.dtype, found: Range, args: list, kwargs: dict) -> Wide:
-    """The result as a sum of products with constants.
+    """Returns the result as a sum of products with constants.
 
     Raises:
         CompileError: it is none, or needs more bits than its dtype has.

@@ -97,7 +97,7 @@ class Writes:
         program.graph_module.recompile()
 
     def applied(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state, by placeholder, as calls leave it.
+        """Returns the state, by placeholder, as calls leave it.
 
         Raises:
             CompileError: every further call changes it.

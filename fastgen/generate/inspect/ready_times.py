@@ -51,7 +51,7 @@ def save_ready_times(path: Path, analysis: Analysis, field: ReceptiveField) -> N
 
 
 def layers(analysis: Analysis, field: ReceptiveField) -> list[Layer]:
-    """The layers with weights on the way to the output, from the event on; those of one name and kind together."""
+    """Returns the layers with weights before the output, from the event on; those of one name and kind together."""
     found: dict[tuple[str, int], list[np.ndarray]] = {}
     for node, needed in field.needed.items():
         for number, (run, rows) in enumerate(zip(node.runs, needed, strict=True)):

@@ -1,1 +1,1 @@
-"""What compiling works on: the dependency graph, and the step program that comes of it."""
+"""The dependency graph, and the step program that comes of it."""

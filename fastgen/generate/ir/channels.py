@@ -1,4 +1,4 @@
-"""Where the channels of a tensor of ids lie: which dimension they are, and the runs in which they advance."""
+"""Channels of a tensor of ids: which dimension they are, and the runs in which they advance."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Table:
 
     @classmethod
     def of(cls, graph: Ids, ids: Tensor) -> Table:
-        """From ids ``[..., channels]``."""
+        """Makes a table from ids ``[..., channels]``."""
         channels = ids.shape[-1]
         node = graph.owner(ids)
         whole = None
@@ -37,7 +37,7 @@ class Table:
 
 
 def channel_runs(graph: Ids, tables: Sequence[Table]) -> list[tuple[int, int, tuple[int, ...]]]:
-    """Cut the channels of id tables into runs (start, length, stride per table).
+    """Cuts the channels of id tables into runs (start, length, stride per table).
 
     Within a run every row's ids advance by the table's stride (constants stay the same), and no run crosses the
     boundary between runs of a source.
@@ -65,7 +65,7 @@ def channel_runs(graph: Ids, tables: Sequence[Table]) -> list[tuple[int, int, tu
 
 
 def _advance(graph: Ids, table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Stride from each channel to the next, whether the run is broken there, and the borders of the source's runs."""
+    """Returns strides between channels, whether the run is broken there, and the borders of the source's runs."""
     ids = table.ids
     rows, channels = ids.shape
     if table.whole is not None:
@@ -81,7 +81,7 @@ def _advance(graph: Ids, table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def _strides(graph: Ids, table: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Stride from each channel to the next (0 where all rows are constants) and whether the run is broken there."""
+    """Returns strides between channels (0 where all rows are constants), and whether the run is broken there."""
     ids = table.numpy()
     difference = ids[:, 1:] - ids[:, :-1]
     left, right = ids[:, :-1] > 0, ids[:, 1:] > 0
@@ -104,7 +104,7 @@ def _verify(table: Tensor, steps: np.ndarray, cut: np.ndarray) -> bool:
 
 
 def _source_breaks(graph: Ids, table: Tensor) -> np.ndarray:
-    """Where a channel enters another run of its source, or another row of it."""
+    """Finds where a channel enters another run of its source, or another row of it."""
     breaks = np.zeros(table.shape[1] + 1, bool)
     if table.shape[1] == 1:
         return breaks
@@ -127,7 +127,7 @@ def _source_breaks(graph: Ids, table: Tensor) -> np.ndarray:
 
 
 def channel_dim(graph: Ids, shape: Sequence[int], operands: Sequence[Value | Constant]) -> int | None:
-    """The dimension along which the operands' ids stay in one row of their node and advance; None for one channel."""
+    """Returns the dimension along which the operands' ids advance in one row of their node; None for one channel."""
     expanded = None
     for operand in operands:
         if not isinstance(operand, Value):

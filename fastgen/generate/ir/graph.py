@@ -38,13 +38,13 @@ class Graph(Ids):
         """What a refusal for want of causality should add."""
 
     def __str__(self) -> str:
-        """The graph for people to read: one line a node, one line a run of its channels."""
+        """Returns the graph for people to read: one line a node, one line a run of its channels."""
         return "\n".join(node_lines(self.nodes))
 
     # ---- constants
 
     def still(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """The times of what depends on no input."""
+        """Returns the times of what depends on no input."""
         return np.zeros(rows, np.int32), np.zeros(rows, np.uint8)
 
     def constant_node(self, rows_shape: Sequence[int], channels: int, values: Recipe) -> Node:
@@ -188,7 +188,7 @@ class Graph(Ids):
     def map(
         self, opcode: str, *operands: Value | Constant, x: float = 0.0, y: float = 0.0, channel: int | None = None
     ) -> Value:
-        """An operation of program.py, with broadcasting; reductions (group size ``x``) run over the channels.
+        """Adds an operation of program.py, with broadcasting; reductions (group size ``x``) run over the channels.
 
         ``channel`` says which dimension holds the channels, where the ids should not decide.
         """

@@ -10,7 +10,7 @@ from fastgen.generate.ir.records import ChannelRun, Node, Piece, Term
 
 
 def node_lines(nodes: Sequence[Node]) -> Iterator[str]:
-    """A node's line has its number, kind, rows x channels and place; a run's its slots, its times and what it computes.
+    """Yields a node's line (number, kind, rows x channels, place) and those of its runs (slots, times, computation).
 
     ``%3[0:4]`` are slots of node 3, with ``rows +-4..2`` where the reader's row reads another row: how far it lies off.
     """

@@ -43,7 +43,7 @@ class Ids:
             self.place = before
 
     def add(self, kind: str, rows_shape: Sequence[int], channels: int, runs: list[ChannelRun], **options) -> Node:
-        """A new node, with the next free ids."""
+        """Makes a new node, with the next free ids."""
         node = Node(len(self.nodes), kind, self.place, tuple(rows_shape), channels, self._next, runs, **options)
         self.nodes.append(node)
         self.bases = np.append(self.bases, node.base)
@@ -60,7 +60,7 @@ class Ids:
         return ids
 
     def owner(self, ids: Tensor) -> Node | None:
-        """The node whose own ids (from ``ids``) this tensor is a view of."""
+        """Returns the node whose own ids (from ``ids``) this tensor is a view of."""
         reference, node = self._owners.get(ids.untyped_storage().data_ptr(), (None, None))
         return node if reference is not None and not reference.expired() else None
 
@@ -71,7 +71,7 @@ class Ids:
         return table[inverse].reshape(tensor.shape)
 
     def is_value(self, ids: Tensor, value: float) -> Tensor:
-        """Where the ids are those of a constant."""
+        """Finds where the ids are those of a constant."""
         return ids == self._value_ids.get(value, 1 << 62)
 
     def value_id(self, value: float) -> int:
@@ -83,7 +83,7 @@ class Ids:
         return self._value_ids[value]
 
     def decode(self, ids: np.ndarray, stride: int, length: int) -> tuple[list[Piece], list[tuple[float, np.ndarray]]]:
-        """The pieces behind one id a row, and the constants (value, where) among them, zero left out."""
+        """Returns the pieces behind one id a row, and the constants (value, where) among them, zero left out."""
         pieces, constants = [], []
         present = ids > 0
         if present.any():

@@ -55,7 +55,7 @@ class AccessMap:
     offset: int
 
     def position(self, row, column):
-        """The position of a cell; of many cells where ``row`` and ``column`` are arrays or tensors."""
+        """Returns the position of a cell; of many cells where ``row`` and ``column`` are arrays or tensors."""
         return self.row_stride * row + self.column_stride * column + self.offset
 
 
@@ -214,7 +214,7 @@ class Header:
 
 @cache
 def columns_of(record: type) -> tuple[str, ...]:
-    """The names of a record's integers in order; those of a record in it with that one's name: "box.row0"."""
+    """Returns the names of a record's integers in order; those of a record in it with that one's name: "box.row0"."""
     names = []
     for field, kind in zip(fields(record), _kinds(record), strict=True):
         if is_dataclass(kind):
@@ -225,12 +225,12 @@ def columns_of(record: type) -> tuple[str, ...]:
 
 
 def to_rows(records: list, record: type) -> list[tuple[int, ...]]:
-    """The integers of records of one type, in the order of ``columns_of``."""
+    """Returns the integers of records of one type, in the order of ``columns_of``."""
     return list(map(attrgetter(*columns_of(record)), records))
 
 
 def from_rows(rows: list[list], record: type) -> list:
-    """The records of ``to_rows``; floats, which are a record's last fields, stand behind its integers."""
+    """Returns the records of ``to_rows``; floats, which are a record's last fields, stand behind its integers."""
     return [_built(record, iter(row)) for row in rows]
 
 
@@ -240,6 +240,6 @@ def _built(record: type, numbers: Iterator):
 
 @cache
 def _kinds(record: type) -> tuple[type, ...]:
-    """The types of a record's fields."""
+    """Returns the types of a record's fields."""
     hints = get_type_hints(record)
     return tuple(hints[field.name] for field in fields(record))

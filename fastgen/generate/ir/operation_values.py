@@ -1,4 +1,4 @@
-"""What each operation of a lane program computes, in plain torch."""
+"""The operations of lane programs, in plain torch."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _REDUCE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def apply_operation(name: str, operation: Operation, registers: list[Tensor]) -> Tensor:
-    """The result of one operation on all lanes."""
+    """Returns the result of one operation on all lanes."""
     a = registers[operation.a]
     if name in _UNARY:
         return _UNARY[name](a)

@@ -102,7 +102,7 @@ class Program:
     constants: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float32))
 
     def __str__(self) -> str:
-        """The program for people to read, always in the same words; ``program_text`` explains them."""
+        """Returns the program for people to read, always in the same words; ``program_text`` explains them."""
         text = ProgramText(
             self.row_length, self.buffers, self.operands, self.segments, self.weight_table, self.operations
         )
@@ -148,7 +148,7 @@ class Program:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> Program:
-        """The program of ``to_tensors``; ``check_program`` says whether its numbers make sense.
+        """Returns the program of ``to_tensors``; ``check_program`` says whether its numbers make sense.
 
         Raises:
             ValueError: a tensor is missing, not known, or of another shape or dtype; the kinds of the instructions do
@@ -168,7 +168,7 @@ class Program:
         return program
 
     def columns(self) -> dict[str, dict[str, np.ndarray]]:
-        """The fields of every kind of record, each as one array; for bodies those of their headers, too.
+        """Returns the fields of every kind of record, each as one array; for bodies those of their headers, too.
 
         ``number`` of a body is its place in the list of instructions.
         """

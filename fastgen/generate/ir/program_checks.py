@@ -96,7 +96,7 @@ class _Tables:
             raise ValueError(f"{what} must be in proportion to the {self.values} weights and constants, got {size:.0f}")
 
     def members(self, table: str, field: str, other: str) -> tuple[np.ndarray, np.ndarray]:
-        """The ranges ``field0 .. field1`` of a table's records in another, which must not overlap: (record, member)."""
+        """Returns the ranges ``field0 .. field1`` of a table's records, which must not overlap: (record, member)."""
         first, last = getattr(self, table)[field + "0"], getattr(self, table)[field + "1"]
         size = len(next(iter(getattr(self, other).values())))
         self.require(table, (first >= 0) & (first <= last) & (last <= size), f"{field} range is outside its table")
@@ -107,7 +107,7 @@ class _Tables:
         return record, np.arange(len(record)) - np.repeat(np.cumsum(counts) - counts - first, counts)
 
     def check_uses(self, table: str, record: np.ndarray, operand: np.ndarray, written: bool) -> None:
-        """That ``operand[i]``, used by ``record[i]`` of a table, lies in its buffer at every cell."""
+        """Checks that ``operand[i]``, used by ``record[i]`` of a table, lies in its buffer at every cell."""
         size = len(self.program.operands)
         self.require(table, (operand >= 0) & (operand < size), "an operand is out of range", record)
         used = {field: values[operand] for field, values in self.operands.items()}
@@ -120,7 +120,7 @@ class _Tables:
             self.require(table, apart, "it writes with channel_stride 0", record)
 
     def check_positions(self, table: str, record: np.ndarray, used: dict[str, np.ndarray], cells: _Cells) -> None:
-        """That the access map gives 0 or more at every cell, by terms that are no larger than what float64 holds."""
+        """Checks that the access map gives 0 or more at every cell, by terms that float64 holds exactly."""
         row, column = used["map.row_stride"].astype(float), used["map.column_stride"].astype(float)
         rows = np.stack([row * cells.row0, row * (cells.row1 - 1)])
         columns = np.stack([column * cells.column0, column * (cells.column1 - 1)])
@@ -299,7 +299,7 @@ def _check_draws(tables: _Tables, head: Head, order: Order) -> None:
 
 
 def _check_packed(tables: _Tables) -> None:
-    """That matrices are not packed many times over: instructions may share one, each in an arrangement of its own."""
+    """Checks that matrices are not packed too often: instructions may share one, each in its own arrangement."""
     segments, packed = list(zip(*(tables.segments[f].tolist() for f in ("kind", "row", "length")), strict=True)), {}
     fields = ("weight", "parts", "lanes", "segment0", "segment1")
     for weight, parts, lanes, first, last in zip(*(tables.computes[f].tolist() for f in fields), strict=True):

@@ -153,7 +153,7 @@ class ProgramText:
 
 
 def _uses(operations: Sequence[Operation], parts: int) -> Counter[int]:
-    """How often the result of each operation is read, by its number."""
+    """Counts how often the result of each operation is read, by its number."""
     maker: dict[int, int] = dict.fromkeys(range(parts), -1)
     uses: Counter[int] = Counter()
     for number, operation in enumerate(operations):
@@ -165,7 +165,7 @@ def _uses(operations: Sequence[Operation], parts: int) -> Counter[int]:
 
 
 def _bare(value: str) -> str:
-    """Without the parentheses around all of it."""
+    """Removes the parentheses around all of it."""
     if not value.startswith("("):
         return value
     depth = 0

@@ -79,7 +79,7 @@ class Piece:
     _touched: tuple[list[ChannelRun], list[ChannelRun]] | None = None
 
     def source_runs(self) -> list[ChannelRun]:
-        """The runs of ``node`` that the piece touches (one, unless it is the whole operand of a reduction)."""
+        """Returns the runs of ``node`` that the piece touches (one, unless it is the whole operand of a reduction)."""
         if self._touched is None or self._touched[0] is not self.node.runs:
             slots = self.slots[self.rows >= 0]
             if not self.varies:

@@ -1,4 +1,4 @@
-"""Which runs share an instruction: contractions with equal inputs, and the elementwise runs behind them."""
+"""Fusion of runs into instructions: contractions with equal inputs, and the elementwise runs behind them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Grouping:
         self._levels()
 
     def computing(self, piece: Piece) -> list[Task]:
-        """The tasks that compute what a piece reads."""
+        """Returns the tasks that compute what a piece reads."""
         return [t for run in piece.source_runs() for t in self.tasks[piece.node, piece.node.runs.index(run)]]
 
     def sources(self, task: Task) -> list[tuple[Piece, Access, list[Task]]]:
@@ -70,7 +70,7 @@ class Grouping:
         ]
 
     def register_source(self, task: Task, piece: Piece, access: Access) -> Task | None:
-        """The task of the same instruction whose register is the operand."""
+        """Returns the task of the same instruction whose register is the operand."""
         if piece.node.kind != "computed":
             return None
         return next(
@@ -89,7 +89,7 @@ class Grouping:
         group.tasks.append(task)
 
     def _twin(self, task: Task, latest: Group | None) -> Group | None:
-        """A group of contractions with the same inputs, after all that they depend on."""
+        """Returns a group of contractions with the same inputs, after all that they depend on."""
         for group in reversed(self.groups[-_RECENT:]):
             if latest is not None and latest.order >= group.order:
                 return None

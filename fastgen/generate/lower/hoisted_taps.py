@@ -1,4 +1,4 @@
-"""Which terms of a contraction need not wait for the step: what machines sum ahead, several cells at a time."""
+"""Hoisted taps: terms of a contraction that need not wait for the step, summed ahead for several cells at once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SplitTerms:
 
 
 def split_terms(group: Group, order: Order, placed: dict[Node, Placed], event: Node) -> SplitTerms:
-    """How to split the terms that the group's contractions share."""
+    """Returns how to split the terms that the group's contractions share."""
     domain, task = group.domain, group.contractions[0]
     numbers = [n for n, access in enumerate(task.domain.operands) if access is not None]
     if domain.when != PIXEL or not order.regular:
@@ -52,7 +52,7 @@ def split_terms(group: Group, order: Order, placed: dict[Node, Placed], event: N
 
 
 def _in_blocks(group: Group, numbers: list[int], there_at) -> SplitTerms:
-    """The taps of a sequence that lie some steps back, for as many cells at a time as spares the most reads."""
+    """Returns the taps of a sequence that lie some steps back, for as many cells at a time as spares the most reads."""
     domain, terms = group.domain, group.contractions[0].run.terms
     outputs = len(group.contractions) * group.lanes
     best, most = SplitTerms(numbers, []), 0.0

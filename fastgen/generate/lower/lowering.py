@@ -115,7 +115,7 @@ class Lowering:
         return offset
 
     def _operand(self, buffer: int, access: Access, stride: int, length: int, domain: ScheduledDomain) -> int:
-        """A new operand; its box has only the ends that lie within the domain's."""
+        """Makes a new operand; its box has only the ends that lie within the domain's."""
         box, inside, whole = Box(), access.box, domain.box
         if inside.row0 > whole.row0:
             box.row0 = inside.row0
@@ -161,7 +161,7 @@ class Lowering:
         return len(table) - len(records), len(table)
 
     def _level(self, group: Group) -> int:
-        """In a sequence, with room before every level for the sums of its hoisted terms."""
+        """Returns the level; a sequence has room before every level for the sums of its hoisted terms."""
         return (
             group.level
             if group.domain.when != PIXEL or self.order.length > self.order.row_length
@@ -169,7 +169,7 @@ class Lowering:
         )
 
     def _domain(self, domain: ScheduledDomain, when: int) -> IterationDomain:
-        """The domain with its schedule in rows and columns of steps; ROW for cells of steps: whole rows of them."""
+        """Returns the domain with its schedule in rows and columns of steps; ROW for whole rows of cells."""
         box, row_length = domain.box, self.order.row_length
         row_stride, column_stride, delay = domain.row_step, domain.column_step, domain.delay
         if domain.when == PIXEL and when == ROW:
@@ -181,7 +181,7 @@ class Lowering:
         return IterationDomain(max(1, row_stride), max(1, column_stride), delay, *ends)
 
     def _emit_hoisted(self, group: Group, split: SplitTerms, bias: int) -> tuple[Instruction, int]:
-        """The hoisted terms, for a whole row or for a block of cells at once: the instruction and the accumulator."""
+        """Emits the hoisted terms, of a whole row or a block of cells; returns the instruction and the accumulator."""
         domain, parts, lanes = group.domain, len(group.contractions), group.lanes
         box = domain.box
         width = box.column1 - box.column0
@@ -355,7 +355,7 @@ class Lowering:
 
 
 def _weight_block(parts: list[tuple[Recipe, np.ndarray, np.ndarray]], constants: Constants) -> Tensor:
-    """The matrices' chosen rows and columns, side by side; row -1 is a row of zeros."""
+    """Returns the matrices' chosen rows and columns, side by side; row -1 is a row of zeros."""
     blocks = []
     for recipe, rows, columns in parts:
         block = recipe(constants)[torch.from_numpy(rows)][:, torch.from_numpy(columns)]

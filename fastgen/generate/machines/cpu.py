@@ -81,7 +81,7 @@ class CpuMachine:
 
 
 def _arrays(run: GenerationBatch) -> SimpleNamespace:
-    """The run with its tensors as arrays on the same memory."""
+    """Returns the run with its tensors as arrays on the same memory."""
 
     def array(value):
         if isinstance(value, Tensor):

@@ -223,7 +223,7 @@ class ReferenceMachine:
         self._buffer(operand, run)[:, slots[:, None], _channels(operand)] = values[:, inside]
 
     def _elements(self, event: Tensor, draw: Draw, run: GenerationBatch, row: int, column: int) -> Tensor:
-        """The draw's elements of ``levels`` or ``known``: ``[B, channels]``, a view."""
+        """Returns the draw's elements of ``levels`` or ``known``: ``[B, channels]``, a view."""
         position = draw.map.position(row, column) - run.position0
         if not 0 <= position < event.shape[2]:
             held = f"{run.position0} .. {run.position0 + event.shape[2] - 1}"
@@ -264,7 +264,7 @@ def _grid(rows: list[int] | range, columns: list[int] | range) -> Cells:
 
 
 def _pixel_cells(domain: IterationDomain, t: int, row_length: int) -> Iterator[tuple[int, int]]:
-    """The cells that answer to step t, in the order of the rows."""
+    """Yields the cells that answer to step t, in the order of the rows."""
     row_steps, column_steps = row_length * domain.row_stride, max(domain.column_stride, 1)
     last = t - domain.delay - column_steps * domain.column0
     first = last - column_steps * max(domain.columns - 1, 0)

@@ -57,7 +57,7 @@ def fold_constant_cells(graph: Graph, order: Order, draws: list[DrawSite]) -> Fo
 
 
 def _lag(draws: list[DrawSite]) -> int:
-    """By how many steps every draw comes after its parameters are ready."""
+    """Returns by how many steps every draw comes after its parameters are ready."""
     lags = []
     for draw in draws:
         for piece in draw.pieces:
@@ -68,7 +68,7 @@ def _lag(draws: list[DrawSite]) -> int:
 
 
 def _without_step(node: Node, order: Order, lag: int) -> np.ndarray:
-    """The rows ``[rows]`` that depend on no input and lie before the first step, or nowhere."""
+    """Returns the rows ``[rows]`` that depend on no input and lie before the first step, or nowhere."""
     uses = node.uses
     still = uses == 0
     if not still.any() or not halves(uses):
@@ -84,7 +84,7 @@ def _without_step(node: Node, order: Order, lag: int) -> np.ndarray:
 
 
 def _before(ready: np.ndarray, count: int) -> np.ndarray:
-    """The times of the ``count`` rows before the first, by the period of ``ready``; zeros where it has none."""
+    """Returns the times of the ``count`` rows before the first, by the period of ``ready``; zeros where it has none."""
     ready = ready[ready < ready.max()]
     for period in range(1, min(_LONGEST_PERIOD, len(ready) // 2) + 1):
         advance = ready[period:] - ready[:-period]
@@ -113,7 +113,7 @@ class _Cells:
 
 
 def _evaluated(graph: Graph, settled: dict[Node, np.ndarray]) -> tuple[dict[Node, _Cells], Folded]:
-    """The cells that settle, and those that they are computed from; their values become folded constants."""
+    """Returns the cells that settle, and those that they are computed from; their values become folded constants."""
     wanted = {node: rows.copy() for node, rows in settled.items()}
     for node in reversed(graph.nodes):
         if node.kind == "computed" and node in wanted:
@@ -251,7 +251,7 @@ class _Readers:
         return terms + constants
 
     def _split(self, piece: Piece, run: ChannelRun, free: np.ndarray, folded: bool) -> tuple[list[Piece], list[Piece]]:
-        """The piece without the settled cells that ``free`` rows read, and the constants that they read instead."""
+        """Returns the piece without the settled cells that ``free`` rows read, and the constants read instead."""
         if piece.node not in self.settled:
             return [piece], []
         hit = (piece.rows >= 0) & self.settled[piece.node][piece.rows] & free
@@ -266,7 +266,7 @@ class _Readers:
         return [kept] if (kept.rows >= 0).any() else [], [self._constant(piece, readers)]
 
     def _constant(self, piece: Piece, readers: np.ndarray) -> Piece:
-        """One row where all readers read alike, else one row a reader, in the order of time."""
+        """Returns one row where all readers read alike, else one row a reader, in the order of time."""
         one = all((key == key[0]).all() for key in _keys(piece, readers, self.cells))
         chosen = readers[:1] if one else readers
         rows = np.full(len(piece.rows), -1, np.int32)

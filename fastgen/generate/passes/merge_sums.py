@@ -38,7 +38,7 @@ def _readers(graph: Graph, draws: list[DrawSite]) -> list[list[Piece]]:
 def _summands(
     run: ChannelRun, pieces: list[Piece], readers: Counter[ChannelRun], sums: dict[ChannelRun, list[Summand]]
 ) -> list[Summand]:
-    """The contractions behind one operand of a sum; none where they cannot be merged into it."""
+    """Returns the contractions behind one operand of a sum; none where they cannot be merged into it."""
     if len(pieces) != 1:
         return []
     (piece,) = pieces

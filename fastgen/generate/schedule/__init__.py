@@ -1,1 +1,1 @@
-"""When every cell of the graph is computed, and which memory it takes."""
+"""The schedule: the steps at which cells are computed, and the memory that they take."""

@@ -9,7 +9,7 @@ from fastgen.generate.schedule.iteration_domain import INFINITE, Cells
 
 
 def affine(cells: Cells, values: np.ndarray) -> AccessMap | None:
-    """The map that gives every cell its value, or None."""
+    """Returns the map that gives every cell its value, or None."""
     row, column = cells
     row_stride = column_stride = 0
     same_row = (row == row[0]) & (column != column[0])
@@ -32,7 +32,7 @@ def affine(cells: Cells, values: np.ndarray) -> AccessMap | None:
 
 
 def slopes(cells: Cells, values: np.ndarray) -> tuple[int, int]:
-    """The likely advance of ``values`` a row and a column: the commonest differences between neighbours."""
+    """Returns the likely advance of ``values`` a row and a column: the commonest differences between neighbours."""
     order = np.lexsort((cells.column, cells.row))
     (row, column), v = cells.chosen(order), values[order]
     columns = _commonest(v[1:] - v[:-1], (row[1:] == row[:-1]) & (column[1:] == column[:-1] + 1))
@@ -51,7 +51,7 @@ def _commonest(values: np.ndarray, where: np.ndarray) -> int:
 
 
 def regular_times(cells: Cells, ready, deadline, likely: tuple[int, int]) -> tuple[int, int, int] | None:
-    """(advance a row, advance a column, delay) of the latest regular schedule from ``ready`` to ``deadline``, or None.
+    """Finds (row advance, column advance, delay) of the latest regular schedule from ``ready`` to ``deadline``, or None.
 
     ``likely`` is the advance that the sizes of the grids suggest; others come from the times themselves.
     """

@@ -21,11 +21,11 @@ class Cells(NamedTuple):
     column: np.ndarray
 
     def chosen(self, which) -> Cells:
-        """The cells that a mask or an index picks."""
+        """Returns the cells that a mask or an index picks."""
         return Cells(self.row[which], self.column[which])
 
     def box(self) -> Box:
-        """The least box that holds all cells."""
+        """Returns the least box that holds all cells."""
         row, column = self
         return Box(int(row.min()), int(row.max()) + 1, int(column.min()), int(column.max()) + 1)
 
@@ -67,5 +67,5 @@ class ScheduledDomain:
         return self.cells.box()
 
     def first_steps(self) -> np.ndarray:
-        """For each cell the step of the first cell of its row."""
+        """Returns for each cell the step of the first cell of its row."""
         return self.row_step * self.cells.row + self.column_step * self.cells.column.min() + self.delay

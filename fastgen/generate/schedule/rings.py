@@ -1,4 +1,4 @@
-"""How many positions a buffer keeps: as many as its furthest reader needs."""
+"""Ring buffers: a buffer keeps as many positions as its furthest reader needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastgen.generate.schedule.scheduler import DrawSite, Placed
 
 
 def written(placed: Placed, number: int, event: Node) -> np.ndarray:
-    """Phase in which each position of run ``number`` is written; never-written positions are -2, given ones -1."""
+    """Returns the phase in which each position of run ``number`` is written; -2 if never, -1 if it is given."""
     if placed.node is event:
         return 2 * (placed.node.runs[number].ready[placed.row].astype(np.int64) - 1) + 1
     phases = np.full(placed.positions, -2, np.int64)
@@ -22,14 +22,14 @@ def written(placed: Placed, number: int, event: Node) -> np.ndarray:
 
 
 def _grid(domain: ScheduledDomain) -> Cells:
-    """All cells of the domain's box."""
+    """Returns all cells of the domain's box."""
     box = domain.box
     row, column = np.meshgrid(np.arange(box.row0, box.row1), np.arange(box.column0, box.column1), indexing="ij")
     return Cells(row.reshape(-1), column.reshape(-1))
 
 
 def _horizon(phases: np.ndarray, order: Order, lookahead: int) -> np.ndarray:
-    """The last phase that may already have run, ahead of ``phases``, when a machine batches steps of a row."""
+    """Returns the last phase that may already have run, ahead of ``phases``, when a machine batches steps of a row."""
     steps = phases // 2
     if order.length > order.row_length:
         end = (steps // order.row_length + 1) * order.row_length - 1

@@ -1,4 +1,4 @@
-"""When every cell is computed, and where its operands lie: from ready times and deadlines to domains.
+"""The scheduler: from ready times and deadlines to iteration domains and access maps.
 
 Time is counted in phases: the prologue is -1, the start of the row of step t is 2 t, step t itself 2 t + 1. A cell is
 computed in a phase no earlier than it is ready and no later than its first consumer; within a phase, in the order of
@@ -76,7 +76,7 @@ class Scheduler:
         return self.placed
 
     def _check(self) -> None:
-        """Nothing is computed before it is ready, or after it is read."""
+        """Checks that nothing is computed before it is ready, or after it is read."""
         for placed in self.placed.values():
             for run, domains in zip(placed.node.runs, placed.domains, strict=True):
                 for domain in domains:
@@ -88,7 +88,7 @@ class Scheduler:
                         raise self._unplaced(placed.node)
 
     def _unplaced(self, node: Node) -> CompileError:
-        """The error for a node without a schedule, with the use of a context or of positions that may be the reason."""
+        """Returns the error for a node without a schedule, with the use of a context or positions that may be why."""
         across = [p.node for run in node.runs for p in run.pieces() if p.node.kind == "context" and p.varies]
         if across:
             reason = (
@@ -107,7 +107,7 @@ class Scheduler:
         return error
 
     def _contracted_at(self, node: Node) -> Node | None:
-        """The first contraction that reads the node, or what is computed of it."""
+        """Returns the first contraction that reads the node, or what is computed of it."""
         derived = {node}
         for other in self.graph.nodes[node.index + 1 :]:
             if any(piece.node in derived for run in other.runs for piece in run.pieces()):
@@ -245,7 +245,7 @@ class Scheduler:
         return domains
 
     def _row_starts(self, domain: ScheduledDomain) -> np.ndarray | None:
-        """For each cell the first step of the row of steps in which its row begins."""
+        """Returns for each cell the first step of the row of steps in which its row begins."""
         if domain.when != PIXEL or not self.has_rows or domain.row_step % self.row_length:
             return None
         return domain.first_steps() // self.row_length * self.row_length
@@ -355,7 +355,7 @@ class Scheduler:
         return domain
 
     def _access(self, piece: Piece, rows, cells: Cells) -> Access | bool | None:
-        """Where the piece lies for each cell; None: nowhere; False: not regularly."""
+        """Finds where the piece lies for each cell; None: nowhere; False: not regularly."""
         positions = self.sources(piece, rows)
         valid = positions >= 0
         if not valid.any():
@@ -373,7 +373,7 @@ class Scheduler:
         return Access(fit, int(slots[0]), box)
 
     def _unrolled(self, placed: Placed, pieces, live, ready, deadline) -> list[ScheduledDomain]:
-        """One domain a cell, for orders without a pattern."""
+        """Returns one domain a cell, for orders without a pattern."""
         domains = []
         zero = np.zeros(1, np.int64)
         for i, position in enumerate(live):

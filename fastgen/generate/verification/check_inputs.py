@@ -17,8 +17,8 @@ _MOST_NUMBERS = 1 << 22
 
 
 def check_rows(network: CompiledNetwork, shape: tuple[int, ...]) -> int:
-    """So many events that every level occurs, eight at most, and fewer where a head reads many numbers of each; two
-    where there is a context."""
+    """Returns a number of events in which every level occurs: eight at most, fewer where a head reads many numbers of
+    each, two where there is a context."""
     size = math.prod(shape)
     rows = min(
         -(-max(network.head.levels, _LEAST) // size), _MOST_ROWS, _MOST_NUMBERS // (size * network.head.levels + 1)

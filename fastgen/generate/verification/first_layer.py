@@ -20,7 +20,7 @@ from fastgen.generate.verification.precision import Precision
 def first_layer(
     network: CompiledNetwork, inputs: Tensor, leaves: list[Tensor], run: GenerationBatch, step: int, error: float
 ) -> str:
-    """Which layer's result differs first, relatively by more than ``error``, and the line of the source.
+    """Returns which layer's result differs first, relatively by more than ``error``, and the line of the source.
 
     ``inputs`` and ``leaves``: one event of the analysed shape, as the module's input; ``run``: the program after it has
     read that event's elements up to ``step``. The exported graph is between the two: where it differs from the module,
@@ -64,7 +64,7 @@ def _wrong(place: str) -> str:
 def _of_module(
     network: CompiledNetwork, inputs: Tensor, leaves: list[Tensor]
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """What the module is given, and the outputs of its layers that are called once, by name and in order."""
+    """Returns what the module is given, and the outputs of its layers that are called once, by name and in order."""
     given, outputs, handles, twice = [], {}, [], set()
 
     def keep(path: str, output) -> None:
@@ -87,7 +87,7 @@ def _of_module(
 
 
 def _of_graph(network: CompiledNetwork, given: list[Tensor]) -> dict[str, object]:
-    """The values of the exported graph by node."""
+    """Returns the values of the exported graph by node."""
     exported = network.compiled.exported
     tensors = state_of(exported, network.request.network) | dict(zip(exported.users, given, strict=True))
     values: dict[str, object] = {}
@@ -121,7 +121,7 @@ def _rows(value, node: Node) -> Tensor | None:
 
 
 def _written(program: Program, buffer: int, step: int) -> list[int]:
-    """The positions of a buffer that are written at a step."""
+    """Returns the positions of a buffer that are written at a step."""
     positions = []
     for instruction in program.computes:
         for operation in program.operations[instruction.body.operation0 : instruction.body.operation1]:
@@ -132,7 +132,7 @@ def _written(program: Program, buffer: int, step: int) -> list[int]:
 
 
 def _cells(program: Program, instruction: Instruction, step: int) -> list[tuple[int, int]]:
-    """The cells (row, column) at which an instruction runs at a step, or at the start of the step's row."""
+    """Returns the cells (row, column) at which an instruction runs at a step, or at the start of the step's row."""
     if instruction.when == PROLOGUE:
         return []
     domain = instruction.domain
@@ -150,7 +150,7 @@ def _cells(program: Program, instruction: Instruction, step: int) -> list[tuple[
 
 
 def _kept(program: Program, run: GenerationBatch, buffer: int, position: int) -> Tensor:
-    """What a state holds of a position of a buffer: its channels."""
+    """Returns the channels that a state holds of a position of a buffer."""
     record = program.buffers[buffer]
     first = record.offset + position % record.positions * record.channels
     return run.state[0, first : first + record.channels]

@@ -31,7 +31,7 @@ _FIRST = 64
 
 @dataclass(frozen=True)
 class Difference:
-    """Where program and module part first."""
+    """The first place at which program and module differ."""
 
     step: int
     position: tuple[int, ...]
@@ -70,7 +70,7 @@ def verify(network: CompiledNetwork) -> None:
 
 
 def check_lengths(network: CompiledNetwork) -> list[int | None]:
-    """The lengths at which an endless program is compared, in growing order; [None], the event's, for any other."""
+    """Returns the lengths at which an endless program is compared, in growing order; [None] for any other."""
     if network.program.steps < STREAM:
         return [None]
     steps, reach = network.steps, network.compiled.reach
@@ -103,7 +103,7 @@ def _difference(network: CompiledNetwork, seed: int) -> Difference | None:
 
 
 def _of_program(network: CompiledNetwork, levels: Tensor, leaves: list[Tensor]) -> tuple[Tensor, str]:
-    """The head's parameters ``[N, P, n]`` as the program computes them, NaN from where it stops; and why it stops."""
+    """Returns the parameters ``[N, P, n]`` that the program computes, NaN from where it stops, and why it stops."""
     run, machine = _taught(network, levels, leaves)
     count = network.head.groups(network.event_shape) * network.head.parameters_per_group
     positions = run.levels.shape[2]
@@ -116,7 +116,7 @@ def _of_program(network: CompiledNetwork, levels: Tensor, leaves: list[Tensor]) 
 
 
 def _taught(network: CompiledNetwork, levels: Tensor, leaves: list[Tensor]) -> tuple[GenerationBatch, object]:
-    """A generation before its first step that knows all of its elements, and a float32 machine for it."""
+    """Starts a generation before its first step that knows all of its elements, and a float32 machine for it."""
     machine = network.machine
     if network.weights != "float32" or network.machine_name != default_machine():
         machine = make_machine(default_machine(), network.program, network.head, "float32")
@@ -182,7 +182,7 @@ class Forward:
         return head.arrange(output, shape).flatten(2).double()
 
     def in_precision(self, inputs: Tensor, result: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The result in float64, and in float32; ``result`` is the module's own, if it is known."""
+        """Returns the result in float64, and in float32; ``result`` is the module's own, if it is known."""
         with Precision(torch.float64) as exactly:
             exact = self(inputs)
         self.rounds_more |= exactly.saw_less
@@ -192,7 +192,7 @@ class Forward:
             return exact, self(inputs)
 
     def rounding(self, inputs: Tensor) -> float:
-        """The largest error of the float32 result, relative to the parameter's scale; found once."""
+        """Returns the largest error of the float32 result, relative to the parameter's scale; found once."""
         if self._rounding is None:
             try:
                 exact, single = self.in_precision(inputs)
@@ -203,7 +203,7 @@ class Forward:
 
 
 def _beginning(network: CompiledNetwork, inputs: Tensor, length: int | None) -> Tensor | None:
-    """The part of large inputs from which the module's rounding is estimated: first steps, or the upper quarter."""
+    """Returns the part of large inputs that the module's rounding is estimated from: first steps, or upper rows."""
     if length is not None:
         return inputs[..., :_PREFIX] if length > 4 * _PREFIX else None
     if network.order.name.startswith("raster") and inputs.shape[-2] % 16 == 0:
@@ -220,7 +220,7 @@ def _steps(network: CompiledNetwork, shape: tuple[int, ...], count: int) -> Tens
 
 
 def _association(program: Program) -> float:
-    """What the order of summation does to the longest sum of the program: sqrt(n) roundings of n terms."""
+    """Returns the effect of the order of summation on the longest sum of the program: sqrt(n) roundings of n terms."""
     segments = program.segments
     longest = max(
         (sum(s.length for s in segments[i.body.segment0 : i.body.segment1]) for i in program.computes), default=1
@@ -257,7 +257,7 @@ def _bound(single: Tensor, exact: Tensor, when: Tensor, association: float) -> T
 
 
 def _end(network: CompiledNetwork, exact: Tensor, computed: Tensor, when: Tensor) -> float:
-    """The step after which a program that has stopped is not compared: that at which the module has no distribution."""
+    """Returns the step after which a stopped program is not compared: where the module has no distribution."""
     filled = ~computed.isnan().all(0)
     last = int(when[filled].max()) if bool(filled.any()) else -1
     for step in (last, last + 1):
@@ -288,7 +288,7 @@ def _message(found: Difference) -> str:
 
 
 def _layer(network: CompiledNetwork, found: Difference) -> str:
-    """Where in the network they part first, as far as that can be told at the analysed length."""
+    """Finds where in the network they part first, as far as that can be told at the analysed length."""
     analysed = network.compiled.analysis.event_shape
     if found.halved:
         return ""

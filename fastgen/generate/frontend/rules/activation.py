@@ -78,7 +78,7 @@ def log_sigmoid(graph: Graph, x: Value) -> Value:
 
 @register_rule(aten.rrelu.default)
 def rrelu(graph: Graph, x: Value, lower: float = 1 / 8, upper: float = 1 / 3, *_) -> Value:
-    """In eval: the mean of the slopes."""
+    """In eval mode: the mean of the slopes."""
     return leaky_relu(graph, x, (lower + upper) / 2)
 
 

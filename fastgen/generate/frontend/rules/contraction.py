@@ -116,7 +116,7 @@ def einsum(graph: Graph, equation: str, operands: Sequence[Value | Constant], **
 
 
 def _multiply_and_sum(graph: Graph, x: Value, w: Value | Constant, of_x: str, of_w: str, out: str) -> Value:
-    """The product of two tensors elementwise, then the sum over the indices that the result lacks."""
+    """Returns the product of two tensors elementwise, then the sum over the indices that the result lacks."""
     indices = out + "".join(sorted(set(of_x + of_w) - set(out)))
 
     def aligned(names: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -159,7 +159,7 @@ def one_hot(graph: Graph, x: Value, classes: int) -> Value:
 def _taps(
     size: int, out: int, kernel: int, stride: int, padding: int, dilation: int, transposed: bool
 ) -> list[np.ndarray]:
-    """For each kernel position the input index of every output index, -1 where there is none."""
+    """Returns for each kernel position the input index of every output index, -1 where there is none."""
     o = np.arange(out)
     taps = []
     for k in range(kernel):
@@ -174,7 +174,7 @@ def _taps(
 
 
 def _take(ids: np.ndarray, indices: Sequence[np.ndarray]) -> np.ndarray:
-    """Index the trailing dimensions one by one, 0 at index -1."""
+    """Indexes the trailing dimensions one by one, 0 at index -1."""
     first = ids.ndim - len(indices)
     for d, index in enumerate(indices):
         taken = np.take(ids, index, axis=first + d)
@@ -253,14 +253,14 @@ def convolution(
 
 
 def _used_taps(matrix: torch.Tensor, channels: int) -> torch.Tensor:
-    """Which kernel positions of a matrix ``[positions * channels, columns]`` have a weight that is not zero."""
+    """Returns which kernel positions of a matrix ``[positions * channels, columns]`` have a weight that is not zero."""
     return (matrix != 0).any(1).reshape(-1, channels).any(1)
 
 
 def _depthwise(
     graph: Graph, ids, weight: Constant, bias: Constant | None, taps, groups: int, out: Sequence[int]
 ) -> Value:
-    """Few channels a group: sums of products lane by lane."""
+    """Computes convolutions of few channels a group as sums of products, lane by lane."""
     n, columns = len(out), weight.tensor.shape[0]
     per_group = ids.shape[1] // groups
     lanes = ids.reshape(ids.shape[0], groups, per_group, *ids.shape[2:]).repeat_interleave(columns // groups, 1)

@@ -28,7 +28,7 @@ def constant(operand: Operand) -> Value | Constant:
 
 
 def scalar(operand: Operand) -> float | None:
-    """The number, if the operand is one (a literal, which no parameter changes)."""
+    """Returns the number, if the operand is one (a literal, which no parameter changes)."""
     if isinstance(operand, Constant):
         return float(operand.tensor) if operand.tensor.numel() == 1 and not operand.recipe.sources else None
     return None if isinstance(operand, Value) else float(operand)
@@ -50,7 +50,7 @@ def add(graph: Graph, a: Operand, b: Operand, alpha: float = 1) -> Value:
 
 
 def _masked_out(graph: Graph, a: Value, b: Constant) -> Value:
-    """What -inf is added to is not used."""
+    """Says that what -inf is added to is not used."""
     hidden = b.tensor == -math.inf
     graph.assume(b.recipe, lambda t: torch.equal(t == -math.inf, hidden))
     rest = add(graph, a, derive(lambda t: t.masked_fill(hidden, 0.0), b))
@@ -85,7 +85,7 @@ def mul(graph: Graph, a: Operand, b: Operand) -> Value:
 
 
 def keep_hidden(graph: Graph, x: Value, result: Value) -> Value:
-    """The result of an operator that leaves -inf as it is: a mask that was added stays one."""
+    """Returns the result of an operator that leaves -inf as it is: a mask that was added stays one."""
     hidden = graph.is_value(x.ids, -math.inf)
     return Value(torch.where(hidden, x.ids, result.ids)) if hidden.any() else result
 
@@ -260,7 +260,7 @@ def logaddexp(graph: Graph, a: Operand, b: Operand) -> Value:
 
 
 def _logarithm(base: float) -> Callable[[Graph, Value], Value]:
-    """By the natural logarithm; exact at the powers of the base."""
+    """Computes any logarithm by the natural one; exact at the powers of the base."""
 
     def rule(graph: Graph, x: Value) -> Value:
         y = mul(graph, graph.map("log", x), 1 / math.log(base))
@@ -289,7 +289,7 @@ def tan(graph: Graph, x: Value) -> Value:
 
 @register_rule(aten.hypot.default)
 def hypot(graph: Graph, a: Operand, b: Operand) -> Value:
-    """By the larger of the two, so that no square overflows."""
+    """Divides by the larger of the two, so that no square overflows."""
     a, b = graph.map("abs", constant(a)), graph.map("abs", constant(b))
     large, small = graph.map("max", a, b), graph.map("min", a, b)
     ratio = graph.map(
@@ -321,7 +321,7 @@ def isfinite(graph: Graph, x: Value) -> Value:
 
 @register_rule(aten.signbit.default)
 def signbit(graph: Graph, x: Value) -> Value:
-    """A zero is told by its reciprocal."""
+    """Tells the sign of a zero by its reciprocal."""
     told = graph.map("where", graph.map("eq", x, constant(0.0)), graph.map("reciprocal", x), x)
     return graph.map("lt", told, constant(0.0))
 
@@ -344,7 +344,7 @@ def fmin(graph: Graph, a: Operand, b: Operand) -> Value:
 
 
 def _without_nan(graph: Graph, choose: Callable, a: Operand, b: Operand) -> Value:
-    """The other operand where one is NaN."""
+    """Returns the other operand where one is NaN."""
     a, b = constant(a), constant(b)
     chosen = graph.map("where", graph.map("ne", b, b), a, choose(graph, a, b))
     return graph.map("where", graph.map("ne", a, a), b, chosen)
@@ -355,7 +355,7 @@ def _without_nan(graph: Graph, choose: Callable, a: Operand, b: Operand) -> Valu
 
 @register_rule(aten._native_batch_norm_legit_no_training.default)
 def batch_norm(graph: Graph, x: Value, weight, bias, mean: Constant, variance: Constant, momentum: float, eps: float):
-    """In eval: x * scale + shift."""
+    """In eval mode: x * scale + shift."""
     if mean is None or variance is None:
         raise UnsupportedOperator(
             graph, "batch_norm with the statistics of the batch, which mixes samples and positions,"

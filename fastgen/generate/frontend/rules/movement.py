@@ -63,7 +63,7 @@ def same(graph: Graph, x: Value, *_, **__) -> Value:
 
 @register_rule(aten.copy.default)
 def copy(graph: Graph, x: Value | Constant, source: Value | Constant, *_, result: torch.dtype) -> Value:
-    """What an assignment to a slice writes; floats become integers towards zero."""
+    """Returns what an assignment to a slice writes; floats become integers towards zero."""
     if isinstance(source, Value) and not result.is_floating_point:
         source = (
             RULES[aten.ne.Scalar](graph, source, 0.0)
@@ -76,7 +76,7 @@ def copy(graph: Graph, x: Value | Constant, source: Value | Constant, *_, result
 
 
 def _through_float(operator):
-    """For operators without an integer kernel; ids are exact in float64."""
+    """Runs an operator without an integer kernel in float64, where ids are exact."""
 
     def rule(graph: Graph, x: Value, *args, **kwargs) -> Value:
         return Value(operator(x.ids.double(), *args, **kwargs).long())
@@ -114,7 +114,7 @@ def index(graph: Graph, x: Value | Constant, indices) -> Value:
 
 
 def _fixed(graph: Graph, where: Constant) -> Tensor:
-    """Where to read, which new parameters must not change."""
+    """Returns where to read, which new parameters must not change."""
     fixed = where.tensor.clone()  # the module's own tensor may change in place
     graph.assume(where.recipe, lambda t: torch.equal(t, fixed))
     return fixed

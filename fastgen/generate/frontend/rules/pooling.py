@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 
 def _windows(graph: Graph, x: Value, kernel, stride, padding, dilation, ceil: bool, fill: int) -> list[Value]:
-    """For every place of the kernel the elements that it meets; ``fill`` is the id of what pads."""
+    """Returns for every place of the kernel the elements that it meets; ``fill`` is the id of what pads."""
     n = len(kernel)
     if ceil:
         raise UnsupportedOperator(graph, "pooling with ceil_mode=True")

@@ -20,7 +20,7 @@ _FOLD = {"sum": "add", "amax": "max", "amin": "min"}
 
 
 def over(graph: Graph, opcode: str, x: Value, dim: int, group: int | None = None) -> Value:
-    """Reduce groups of ``group`` neighbours (all, by default) along ``dim``; the result keeps the shape, broadcast."""
+    """Reduces groups of ``group`` neighbours (all, by default) along ``dim``; the result keeps the shape, broadcast."""
     dim = dim % x.ids.dim()
     size = x.shape[dim]
     if size == 1:
@@ -117,7 +117,7 @@ def argmin(graph: Graph, x: Value, dim: int | None = None, keepdim: bool = False
 
 
 def _first(graph: Graph, x: Value, reduction: Callable, dim: int | None, keepdim: bool) -> Value:
-    """The first place along ``dim`` of what the reduction chooses."""
+    """Returns the first place along ``dim`` of what the reduction chooses."""
     if dim is None:
         raise UnsupportedOperator(graph, "argmax or argmin over all elements, which mixes samples and positions,")
     dim = dim % x.ids.dim()
