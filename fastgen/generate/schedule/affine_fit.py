@@ -51,7 +51,7 @@ def _commonest(values: np.ndarray, where: np.ndarray) -> int:
 
 
 def regular_times(cells: Cells, ready, deadline, likely: tuple[int, int]) -> tuple[int, int, int] | None:
-    """Finds (row advance, column advance, delay) of the latest regular schedule from ``ready`` to ``deadline``, or None.
+    """Finds (row advance, column advance, delay) of the latest schedule of ``ready`` and ``deadline``, or None.
 
     ``likely`` is the advance that the sizes of the grids suggest; others come from the times themselves.
     """
