@@ -69,7 +69,15 @@ def test_advance_stops_after_a_step_and_goes_on(threads, batch):
     assert torch.equal(state.run.state, whole.run.state)
 
 
-def test_keyboard_interrupt_ends_sample_and_stream():
+@pytest.fixture
+def ctrl_c_interrupts():
+    """As in a terminal: a shell's background jobs ignore SIGINT, and so does Python in one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_keyboard_interrupt_ends_sample_and_stream(ctrl_c_interrupts):
     sampler = long_sampler(1)
 
     def press() -> None:

