@@ -226,6 +226,12 @@ CLOSE: dict[str, Operator] = {
     "prod": lambda x, y: torch.cat([x, y, x], 1).prod(1, keepdim=True),
     "norm": lambda x, y: torch.cat([x, y], 1).norm(dim=1, keepdim=True),
     "tan": lambda x, y: torch.tan(x),
+    # PyTorch's overflow at 88.7, where exp does; a sampler's at 89.4, where they do
+    "sinh": lambda x, y: torch.sinh(x.clamp(-88, 88)),
+    "cosh": lambda x, y: torch.cosh(x.clamp(-88, 88)),
+    "asinh": lambda x, y: torch.asinh(x),
+    "acosh": lambda x, y: torch.acosh(x),
+    "atanh": lambda x, y: torch.atanh(x),
     "sinc": lambda x, y: torch.sinc(x),
     "square root of a sum": lambda x, y: (x * x + y * y).sqrt(),
 }

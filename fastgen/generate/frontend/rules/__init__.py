@@ -6,7 +6,16 @@ others ``Constant``, and returns a ``Value`` (or a tuple of them, or a ``Constan
 
 from __future__ import annotations
 
-from fastgen.generate.frontend.rules import activation, bits, contraction, elementwise, movement, pooling, reduction
+from fastgen.generate.frontend.rules import (
+    activation,
+    bits,
+    contraction,
+    elementwise,
+    hyperbolic,
+    movement,
+    pooling,
+    reduction,
+)
 from fastgen.generate.frontend.rules.registry import RULES, register_rule
 
 __all__ = [
@@ -15,6 +24,7 @@ __all__ = [
     "bits",
     "contraction",
     "elementwise",
+    "hyperbolic",
     "movement",
     "pooling",
     "reduction",
