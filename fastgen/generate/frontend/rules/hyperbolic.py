@@ -1,4 +1,4 @@
-"""Hyperbolic functions and their inverses
+"""Hyperbolic functions and their inverses.
 
 They are made of exponentials and logarithms, so that nothing cancels or overflows before the result does.
 """
