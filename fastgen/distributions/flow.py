@@ -152,7 +152,7 @@ class FlowTransform(Transform):
         shape = torch.Size(shape)
         cut = len(shape) - len(event)
         if cut < 0 or shape[cut:] != event:
-            raise ValueError(f"{name} has shape {tuple(shape)}; it must be [..., {', '.join(map(str, event))}]")
+            raise ValueError(f"{name} must have shape [..., {', '.join(map(str, event))}], got {tuple(shape)}")
         try:
             return torch.broadcast_shapes(shape[:cut], self.batch_shape)
         except RuntimeError:
@@ -216,7 +216,7 @@ class FlowDistribution(TransformedDistribution):
         if event_shape is None:
             if config is None:
                 raise ValueError(
-                    f"event_shape is None; it must be given for a {type(flow).__name__}, which has no config"
+                    f"event_shape must be given for a {type(flow).__name__}, which has no config, got None"
                 )
             event_shape = config.event_shape
         if latent_shape is None:
@@ -226,7 +226,7 @@ class FlowDistribution(TransformedDistribution):
             base = _standard(getattr(config, "base", "normal"), transform.latent_shape, flow, validate_args)
         elif base.event_shape != transform.latent_shape:
             shapes = tuple(base.event_shape), tuple(transform.latent_shape)
-            raise ValueError(f"base has event shape {shapes[0]}; it must be that of the latents, {shapes[1]}")
+            raise ValueError(f"base must have the event shape of the latents, {shapes[1]}, got {shapes[0]}")
         self.flow, self.context = flow, context
         super().__init__(base, [transform], validate_args=validate_args)
 

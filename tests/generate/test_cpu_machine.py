@@ -275,15 +275,15 @@ def test_errors_name_what_is_wrong(threads):
         ({"log_prob": torch.zeros(4)}, "log_prob has dtype float32"),
         ({"contexts": []}, "contexts has 0 tensors"),
         ({"contexts": [torch.zeros(4, 1, 5)]}, r"contexts\[0\] has 5 channels"),
-        ({"temperature": 0.0}, "temperature is 0"),
-        ({"top_k": -1}, "top_k is -1"),
-        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0"),
+        ({"top_k": -1}, r"top_k must be .*, got -1"),
+        ({"top_p": 1.5}, r"top_p must be .*, got 1\.5"),
         ({"threads": 0}, "threads is 0"),
     ):
         with pytest.raises(ValueError, match=message):
             machine.advance(dataclasses.replace(run(), **change), 0, 1)
     for steps in ((0, 41), (3, 2), (-1, 2)):
-        with pytest.raises(ValueError, match=r"they must be within 0 \.\. 40"):
+        with pytest.raises(ValueError, match=r"steps must be within 0 \.\. 40"):
             machine.advance(run(), *steps)
     with pytest.raises(ValueError, match=r"contexts\[0\] has 0 positions; position 0 is needed"):
         machine.prologue(dataclasses.replace(run(), contexts=[torch.zeros(4, 0, 6)]))
@@ -299,7 +299,7 @@ def test_errors_name_what_is_wrong(threads):
     machine.advance(spoiled, 0, 3)
     offset = program.buffers[1].offset
     spoiled.state[1, offset : offset + program.buffers[1].positions] = 1e9
-    with pytest.raises(ValueError, match=r"an index is 1e\+09 at step 3; it must be a whole number in 0 \.\."):
+    with pytest.raises(ValueError, match=r"an index must be a whole number in 0 \.\. .*, got 1e\+09 at step 3"):
         machine.advance(spoiled, 3, 40)
     machine.refresh(program.weights * torch.nan, program.constants)
     with pytest.raises(ValueError, match=r"the network.s output is NaN.* at position 0"):
@@ -356,7 +356,7 @@ def test_every_instruction_needs_a_body_of_its_kind():
 
 def test_machine_is_chosen_by_name(monkeypatch):
     program, head = causal(0)
-    with pytest.raises(ValueError, match="weights is 'float8'; it must be one of float32, bfloat16, int8"):
+    with pytest.raises(ValueError, match="weights must be one of float32, bfloat16, int8, got 'float8'"):
         CpuMachine(program, head, "float8")
     with pytest.raises(ValueError, match="the head needs 7 parameters for 1 channels"):
         CpuMachine(program, heads.Categorical(7))

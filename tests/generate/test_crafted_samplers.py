@@ -233,9 +233,7 @@ def test_an_index_does_not_read_the_rows_of_the_next_tap():
         chosen = machine(made.program, made.head)
         chosen.advance(run, 0, 1)
         run.state[0, 0] = levels  # the token of step 0, in a ring of 2
-        with pytest.raises(
-            ValueError, match=rf"an index is {levels}.*; it must be a whole number in 0 \.\. {levels - 1}"
-        ):
+        with pytest.raises(ValueError, match=rf"an index must be a whole number in 0 \.\. {levels - 1}, got {levels}"):
             chosen.advance(run, 1, 2)
 
 

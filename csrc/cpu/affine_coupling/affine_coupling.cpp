@@ -25,8 +25,7 @@ AffineCouplingShape shape_of(const Tensor& x, const Tensor& parameters, const Te
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, "x must be float32 or float64");
   STD_TORCH_CHECK(parameters.scalar_type() == x.scalar_type() && scale.scalar_type() == x.scalar_type(),
                   "parameters and scale must have the dtype of x");
-  STD_TORCH_CHECK(parameterisation >= 0 && parameterisation <= 2, "parameterisation is ", parameterisation,
-                  "; it must be 0, 1 or 2");
+  STD_TORCH_CHECK(parameterisation >= 0 && parameterisation <= 2, "parameterisation must be 0, 1 or 2, got ", parameterisation);
   STD_TORCH_CHECK(x.dim() >= 2 && parameters.dim() == x.dim(), "x and parameters must be [N, C, ...]");
   const std::int64_t channels = x.size(1);
   std::int64_t positions = 1, elements = 0;

@@ -30,7 +30,7 @@ void check(const Tensor& x, const Tensor& left, const Tensor& right, const std::
            std::int64_t activation) {
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, "x must be float32 or float64");
   STD_TORCH_CHECK(x.dim() == 2, "x must be [N, D]");
-  STD_TORCH_CHECK(activation >= 0 && activation <= 3, "activation is ", activation, "; it must be from 0 to 3");
+  STD_TORCH_CHECK(activation >= 0 && activation <= 3, "activation must be from 0 to 3, got ", activation);
   for (const Tensor* vectors : {&left, &right}) {
     STD_TORCH_CHECK(vectors->scalar_type() == x.scalar_type() && vectors->dim() == 3 && vectors->size(0) == left.size(0) &&
                         (vectors->size(1) == x.size(0) || vectors->size(1) == 1) && vectors->size(2) == x.size(1),
@@ -287,7 +287,7 @@ std::tuple<Tensor, Tensor> dense_trace_backward_cpu(std::int64_t activation, Ten
 
 std::tuple<Tensor, Tensor> dense_powers_cpu(std::int64_t activation, std::int64_t count, Tensor x, Tensor vectors,
                                             std::vector<Tensor> parameters) {
-  STD_TORCH_CHECK(count >= 0, "count is ", count, "; it must be at least 0");
+  STD_TORCH_CHECK(count >= 0, "count must be at least 0, got ", count);
   check(x, vectors, vectors, parameters, activation);
   x = torch::stable::contiguous(x);
   vectors = torch::stable::contiguous(vectors);

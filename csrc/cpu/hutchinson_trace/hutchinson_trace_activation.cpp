@@ -21,7 +21,7 @@ constexpr std::int64_t kActivationGrain = 32;  // pieces that a thread takes at 
 // a [N, ...], tangents [P, N or 1, ...]. Where every sample has its own tangents, all are one row of numbers.
 template <typename T>
 ActivationData<T> activation_of(const Tensor& a, const Tensor& tangents, std::int64_t activation) {
-  STD_TORCH_CHECK(activation >= 0 && activation <= 3, "activation is ", activation, "; it must be from 0 to 3");
+  STD_TORCH_CHECK(activation >= 0 && activation <= 3, "activation must be from 0 to 3, got ", activation);
   STD_TORCH_CHECK(a.scalar_type() == ScalarType::Float || a.scalar_type() == ScalarType::Double, "a must be float32 or float64");
   STD_TORCH_CHECK(a.dim() >= 1 && tangents.dim() == a.dim() + 1 && tangents.scalar_type() == a.scalar_type() &&
                       (tangents.size(1) == a.size(0) || tangents.size(1) == 1),

@@ -22,7 +22,7 @@ LogisticMixtureShape shape_of(const Tensor& level, const Tensor& parameters, std
   STD_TORCH_CHECK(level.scalar_type() == ScalarType::Long, "level must be int64");
   STD_TORCH_CHECK(parameters.scalar_type() == ScalarType::Float || parameters.scalar_type() == ScalarType::Double,
                   "parameters must be float32 or float64");
-  STD_TORCH_CHECK(levels >= 2, "levels is ", levels, "; it must be at least 2");
+  STD_TORCH_CHECK(levels >= 2, "levels must be at least 2, got ", levels);
   const std::int64_t dims = level.dim();
   STD_TORCH_CHECK(dims >= 1 && parameters.dim() == dims, "parameters must have the dimensions of level, at least one");
   for (std::int64_t d = 0; d + 1 < dims; ++d) {

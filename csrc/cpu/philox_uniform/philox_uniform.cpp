@@ -22,7 +22,7 @@ void check_indices(const Tensor& tensor, const char* name) {
 }
 
 void check_uint16(std::int64_t value, const char* name) {
-  STD_TORCH_CHECK(value >= 0 && value < 65536, name, " is ", value, "; it must be at least 0 and less than 65536");
+  STD_TORCH_CHECK(value >= 0 && value < 65536, name, " must be at least 0 and less than 65536, got ", value);
 }
 
 Tensor philox_uniform_cpu(std::int64_t seed, Tensor samples, Tensor positions, std::int64_t channel, std::int64_t draw) {

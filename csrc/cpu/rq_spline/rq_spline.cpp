@@ -45,9 +45,9 @@ Tensor run_soft_clip(const Tensor* gradient, const Tensor& raw, std::int64_t siz
   using torch::headeronly::ScalarType;
   STD_TORCH_CHECK(raw.scalar_type() == ScalarType::Float || raw.scalar_type() == ScalarType::Double,
                   "raw must be float32 or float64");
-  STD_TORCH_CHECK(raw.dim() >= 1 && sizes >= 0 && sizes <= raw.size(raw.dim() - 1), "sizes is ", sizes,
-                  "; it must be from 0 to what raw has in its last dimension");
-  STD_TORCH_CHECK(slope > 0 && slope < 1, "slope is ", slope, "; it must be between 0 and 1");
+  STD_TORCH_CHECK(raw.dim() >= 1 && sizes >= 0 && sizes <= raw.size(raw.dim() - 1),
+                  "sizes must be from 0 to what raw has in its last dimension, got ", sizes);
+  STD_TORCH_CHECK(slope > 0 && slope < 1, "slope must be between 0 and 1, got ", slope);
   const Tensor out = torch::stable::new_empty(raw, raw.sizes());
   const std::int64_t width = std::max<std::int64_t>(1, raw.size(raw.dim() - 1));
   const auto run = [&](auto kernel, auto zero) {

@@ -83,9 +83,9 @@ Layout checked_layout(const Tensor& u, const Tensor& offset, const Tensor& param
 
 SequentialAffineShape shape_of(const Layout& layout, std::int64_t samples, std::int64_t lanes, std::int64_t activation,
                                std::int64_t parameterisation, double min_scale, double bound) {
-  STD_TORCH_CHECK(activation >= 0 && activation <= 3, "activation is ", activation, "; it must be 0, 1, 2 or 3");
-  STD_TORCH_CHECK(parameterisation >= 0 && parameterisation <= 3, "parameterisation is ", parameterisation,
-                  "; it must be 0, 1, 2 or 3");
+  STD_TORCH_CHECK(activation >= 0 && activation <= 3, "activation must be 0, 1, 2 or 3, got ", activation);
+  STD_TORCH_CHECK(parameterisation >= 0 && parameterisation <= 3, "parameterisation must be 0, 1, 2 or 3, got ",
+                  parameterisation);
   const Rows first = layout.all(1);
   return {samples,
           layout.features(),

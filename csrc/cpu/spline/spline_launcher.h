@@ -23,7 +23,7 @@ inline std::int64_t spline_parameters(const torch::stable::Tensor& x, const torc
   using torch::headeronly::ScalarType;
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, "x must be float32 or float64");
   STD_TORCH_CHECK(parameters.scalar_type() == x.scalar_type(), "parameters must have the dtype of x");
-  STD_TORCH_CHECK(tails >= 0 && tails <= 2, "tails is ", tails, "; it must be 0, 1 or 2");
+  STD_TORCH_CHECK(tails >= 0 && tails <= 2, "tails must be 0, 1 or 2, got ", tails);
   STD_TORCH_CHECK(parameters.dim() == x.dim() + 1, "parameters must have one dimension more than x");
   for (std::int64_t d = 0; d < x.dim(); ++d) {
     STD_TORCH_CHECK(parameters.size(d) == x.size(d), "parameters and x have different sizes in dimension ", d);

@@ -94,7 +94,7 @@ class ReferenceMachine:
             RuntimeError: another thread is advancing the run, or an exception left it within a step.
         """
         if not 0 <= t0 <= t1 <= self.program.steps:
-            raise ValueError(f"steps are {t0} .. {t1}; they must be within 0 .. {self.program.steps}")
+            raise ValueError(f"steps must be within 0 .. {self.program.steps}, got {t0} .. {t1}")
         for t in run.each_step(t0, t1):
             if t % self.program.row_length == 0:
                 self._start_row(run, t // self.program.row_length)
@@ -177,7 +177,7 @@ class ReferenceMachine:
                 rows = segment.length
                 if (index != values[..., 0]).any() or (index < 0).any() or (index >= rows).any():
                     raise ValueError(
-                        f"an index is {values.min()} .. {values.max()}; it must be a whole number in 0 .. {rows - 1}"
+                        f"an index must be a whole number in 0 .. {rows - 1}, got {values.min()} .. {values.max()}"
                     )
                 sums += matrix[segment.row + index]
             else:

@@ -21,8 +21,7 @@ HeadKind head_kind(const std::string& kind) {
   if (kind == "categorical") return HeadKind::categorical;
   if (kind == "discretized_logistic_mixture") return HeadKind::discretized_logistic_mixture;
   if (kind == "gaussian") return HeadKind::gaussian;
-  throw py::value_error("head kind is '" + kind +
-                        "'; it must be bernoulli, categorical, discretized_logistic_mixture or gaussian");
+  throw py::value_error("head kind must be bernoulli, categorical, discretized_logistic_mixture or gaussian, got '" + kind + "'");
 }
 
 void require(bool condition, const char* message) {

@@ -66,7 +66,7 @@ Program program_of(const py::dict& tables) {
 Format format_of(const std::string& name) {
   if (name == "float32") return Format::float32;
   if (name == "bfloat16") return Format::bfloat16;
-  FASTGEN_CHECK(name == "int8", "weights is '", name, "'; it must be one of float32, bfloat16, int8");
+  FASTGEN_CHECK(name == "int8", "weights must be one of float32, bfloat16, int8, got '", name, "'");
   return Format::int8;
 }
 
@@ -153,10 +153,9 @@ GenerationBatch run_of(const Machine& machine, const py::object& fields) {
   constexpr std::int64_t kFarther = std::int64_t{1} << 52;
   FASTGEN_CHECK(run.position0 >= 0 && run.position0 < kFarther, "position0 is ", run.position0, "; allowed are 0 .. ",
                 kFarther - 1);
-  FASTGEN_CHECK(run.temperature > 0.0 && std::isfinite(run.temperature), "temperature is ", run.temperature,
-                "; it must be above 0");
-  FASTGEN_CHECK(run.top_k >= 0, "top_k is ", run.top_k, "; it must be 0 (off) or more");
-  FASTGEN_CHECK(run.top_p > 0.0 && run.top_p <= 1.0, "top_p is ", run.top_p, "; it must be above 0 and at most 1");
+  FASTGEN_CHECK(run.temperature > 0.0 && std::isfinite(run.temperature), "temperature must be above 0, got ", run.temperature);
+  FASTGEN_CHECK(run.top_k >= 0, "top_k must be 0 (off) or more, got ", run.top_k);
+  FASTGEN_CHECK(run.top_p > 0.0 && run.top_p <= 1.0, "top_p must be above 0 and at most 1, got ", run.top_p);
   FASTGEN_CHECK(run.threads >= 1 && run.threads <= 1024, "threads is ", run.threads, "; allowed are 1 .. 1024");
   return run;
 }
@@ -189,8 +188,8 @@ using Steps = void (Machine::*)(const GenerationBatch&, std::int64_t, Interrupt&
 void run_steps(Machine& machine, Steps steps, const py::object& fields, const py::object& owner, std::int64_t t0,
                std::int64_t t1) {
   const GenerationBatch run = run_of(machine, fields);
-  FASTGEN_CHECK(0 <= t0 && t0 <= t1 && t1 <= machine.program().steps, "steps are ", t0, " .. ", t1, "; they must be within 0 .. ",
-                machine.program().steps);
+  FASTGEN_CHECK(0 <= t0 && t0 <= t1 && t1 <= machine.program().steps, "steps must be within 0 .. ", machine.program().steps,
+                ", got ", t0, " .. ", t1);
   FASTGEN_CHECK(py::cast<std::int64_t>(owner.attr("step")) == t0, "steps are ", t0, " .. ", t1, "; the run stands before step ",
                 py::cast<std::int64_t>(owner.attr("step")));
   take_turn(machine, owner, t0,

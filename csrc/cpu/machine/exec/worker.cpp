@@ -199,8 +199,8 @@ void Worker::add_table_rows(const Tile& tile) {
           value == static_cast<float>(static_cast<std::int64_t>(value))) {
         row = static_cast<std::int64_t>(value);
       } else {
-        failure_.report(tile.step, text("an index is ", value, " at step ", tile.step, "; it must be a whole number in 0 .. ",
-                                        table.count - 1));
+        failure_.report(tile.step, text("an index must be a whole number in 0 .. ", table.count - 1, ", got ", value, " at step ",
+                                        tile.step));
       }
       const float* values = weights_.table_row(table, row) + tile.lane0;
       for (std::int64_t part = 0; part < planned.parts; ++part) {
