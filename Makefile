@@ -137,5 +137,5 @@ test-wheel: wheel
 	cp .ci/smoke.py "$$environment" && cd "$$environment" && bin/python -W error smoke.py
 
 clean:
-	rm -rf build dist *.egg-info fastgen/_C*.so .pytest_cache .hypothesis .ruff_cache .benchmarks
+	rm -rf build dist *.egg-info fastgen/_C*.so .pytest_cache .hypothesis .ruff_cache .mypy_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
