@@ -13,9 +13,10 @@ from fastgen.triton_kernels.rq_spline import (
     compiled,
     launch_backward,
     launch_forward,
-    sigmoid,
     softmax,
 )
+
+from ._math import sigmoid
 
 LEAST = tl.constexpr(1e-6)  # as in fastgen/reference/cubic_spline.py
 

@@ -7,22 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._math import sigmoid, softplus
+
 BLOCK_NUMBERS = 1024
 """Of widths that a program holds: as many elements as fit."""
-
-
-@triton.jit
-def _softplus(x):
-    z = tl.exp(-tl.abs(x))
-    u = 1.0 + z
-    log1p = tl.where(u == 1.0, z, tl.log(u) * z / tl.where(u == 1.0, 1.0, u - 1.0))
-    return tl.maximum(x, 0.0) + log1p
-
-
-@triton.jit
-def sigmoid(x):
-    z = tl.exp(-tl.abs(x))
-    return tl.where(x < 0.0, z, 1.0) / (1.0 + z)
 
 
 @triton.jit
@@ -75,8 +63,8 @@ def _find(
             second = tl.where(second == bins, 0, second)
     raw0 = tl.load(derivatives + first, mask=present & has_first, other=0.0).to(tl.float32)
     raw1 = tl.load(derivatives + second, mask=present & has_second, other=0.0).to(tl.float32)
-    d0 = tl.where(has_first, min_derivative + _softplus(raw0), 1.0)
-    d1 = tl.where(has_second, min_derivative + _softplus(raw1), 1.0)
+    d0 = tl.where(has_first, min_derivative + softplus(raw0), 1.0)
+    d1 = tl.where(has_second, min_derivative + softplus(raw1), 1.0)
     s = h / w
     bend = d0 + d1 - 2.0 * s
     if inverse:

@@ -18,32 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._math import sigmoid, softplus, tanh
+
 SAMPLES, ROWS, DEPTH, TOGETHER, REGISTERS = 16, 16, 32, 16, 255
 """Of a program; of a product; summed in one step of it; degrees; all, for ptxas spills to get by with fewer."""
-
-
-@triton.jit
-def _sigmoid(x):
-    z = tl.exp(-tl.abs(x))
-    return tl.where(x < 0, z, 1.0) / (1.0 + z)
-
-
-@triton.jit
-def _tanh(x):
-    z = tl.exp(-2.0 * tl.abs(x))
-    size = (1.0 - z) / (1.0 + z)
-    small = tl.minimum(tl.abs(x), 1.0)
-    square = small * small
-    near = small * (1.0 - square * (1.0 / 3 - square * (2.0 / 15 - square * (17.0 / 315 - square * (62.0 / 2835)))))
-    size = tl.where(small < 0.1, near, size)
-    return tl.where(x < 0, -size, size)
-
-
-@triton.jit
-def _softplus(x):
-    z = tl.exp(-tl.abs(x))
-    u = 1.0 + z
-    return tl.maximum(x, 0.0) + tl.where(u == 1.0, z, tl.log(u) * z / tl.where(u == 1.0, 1.0, u - 1.0))
 
 
 @triton.jit
@@ -59,9 +37,9 @@ def _activation(x, kind: tl.constexpr):
     if kind == 0:
         return tl.where(x < 0, 0.0, x)
     elif kind == 1:
-        return _tanh(x)
+        return tanh(x)
     elif kind == 2:
-        return _sigmoid(x)
+        return sigmoid(x)
     else:
         return tl.where(x < 0, _expm1(tl.minimum(x, 0.0)), x)
 
@@ -83,12 +61,12 @@ def _derivative(value, kind: tl.constexpr):
 def _scale(raw, min_scale, bound, kind: tl.constexpr):
     """s of u = s x + t, its logarithm, and the derivative of that by raw."""
     if kind == 1:
-        p = _sigmoid(raw + 2.0)
+        p = sigmoid(raw + 2.0)
         s = p + min_scale
-        log_s, slope = tl.log(s), p * _sigmoid(-2.0 - raw) / s
+        log_s, slope = tl.log(s), p * sigmoid(-2.0 - raw) / s
     elif kind == 2:
-        s = _softplus(raw) + min_scale
-        log_s, slope = tl.log(s), _sigmoid(raw) / s
+        s = softplus(raw) + min_scale
+        log_s, slope = tl.log(s), sigmoid(raw) / s
     else:
         denominator = 1.0 + tl.abs(raw) / bound
         log_s, slope = raw / denominator, 1.0 / (denominator * denominator)

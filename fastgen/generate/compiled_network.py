@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from torch import Tensor, nn
+from torch import nn
 
 from fastgen.generate.compile.any_length import Compiled
 from fastgen.generate.heads import Head, to_config
@@ -67,8 +67,3 @@ class CompiledNetwork:
         """Tells programs, events and heads apart: a state goes with one of them."""
         told = json.dumps([self.program.fingerprint, self.event_shape, to_config(self.head)])
         return hashlib.sha256(told.encode()).hexdigest()[:16]
-
-    def take(self, weights: Tensor, constants: Tensor) -> None:
-        """Gives program and machine new weights and constants of the same sizes."""
-        self.program.weights, self.program.constants = weights, constants
-        self.machine.refresh(weights, constants)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from fastgen.generate.heads import DrawOptions, Head
@@ -21,13 +22,13 @@ class SamplingOptions:
     first_sample: int = 0
 
     @classmethod
-    def of(cls, caller: str, options: dict) -> SamplingOptions:
-        """Returns the options that a caller was given by name.
+    def of(cls, caller: str, options: dict, without: Sequence[str] = ()) -> SamplingOptions:
+        """Returns the options that a caller was given by name; it has none of those named in ``without``.
 
         Raises:
             TypeError: a name is not one of them.
         """
-        names = [field.name for field in fields(cls)]
+        names = [field.name for field in fields(cls) if field.name not in without]
         for name in options:
             if name not in names:
                 raise TypeError(f"an option of {caller} must be one of {', '.join(names)}, got {name!r}")

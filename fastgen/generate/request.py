@@ -82,11 +82,9 @@ class CompileRequest:
             raise CompileError("this sampler was loaded from a file and has no module")
         return Adapted(self.module, self.adapter)
 
-    def at(self, length: int | None) -> CompileRequest:
-        """Returns the request for a sequence of another length; None: this one."""
-        shape = self.event_shape if length is None else (*self.event_shape[:-1], length)
-        order = self.order.at(shape)
-        return self if order is self.order else replace(self, order=order)
+    def at(self, length: int) -> CompileRequest:
+        """Returns the request for a sequence of another length."""
+        return replace(self, order=self.order.at((*self.event_shape[:-1], length)))
 
     def levels(self, levels: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """Returns a machine's levels ``[N, C, positions]`` as the user gets them, ``[N, *event_shape]``."""

@@ -271,12 +271,12 @@ class Sampler(CompiledNetwork):
         if self.compiled.exported is None:
             raise CompileError("this sampler came from a pickle, which holds no analysis; compile a new sampler")
         old = self.program.weights, self.program.constants
-        self.take(*refreshed(self.compiled, network))
+        self._take(*refreshed(self.compiled, network))
         if self.verify:
             try:
                 verify_sampler(self)
             except VerificationError:
-                self.take(*old)
+                self._take(*old)
                 raise
         return self
 
@@ -339,6 +339,10 @@ class Sampler(CompiledNetwork):
         self.run_on(self.machine_name, Compiled(self.program, [], None, None, vars(self).pop("context_network")))
 
     # ---- within
+
+    def _take(self, weights: Tensor, constants: Tensor) -> None:
+        self.program.weights, self.program.constants = weights, constants
+        self.machine.refresh(weights, constants)
 
     def _kept(self) -> dict:
         return {name: value for name, value in vars(self).items() if name not in ("compiled", "machine")}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from fastgen.generate.compiled_network import CompiledNetwork
 from fastgen.generate.contexts import context_leaves
 from fastgen.generate.known import known_levels
-from fastgen.generate.machines.batch import check_batch
+from fastgen.generate.machines.batch import check_batch, sample_indices
 from fastgen.generate.noise import Noise
 from fastgen.generate.options import SamplingOptions
 from fastgen.generate.progress import progress_bar
@@ -30,17 +32,17 @@ def sample_naive(
 ):
     """Runs for every step one forward pass of the whole module, then the head's draw at that step's position.
 
-    The arguments and results are those of ``Sampler.sample``; ``steps`` stops early, for timing.
+    The arguments and results are those of ``Sampler.sample`` (but ``threads``), with ``first_sample`` as in
+    ``Sampler.start``; ``steps`` stops early, for timing.
 
     Raises:
         ValueError: an argument is out of range or of the wrong shape.
         CompileError: the sampler was loaded from a file and has no module.
     """
     request, head, order = network.request, network.head, network.order
-    given = options | {"log_prob": return_log_prob, "proposal_log_prob": return_proposal_log_prob}
-    chosen = SamplingOptions.of("sample_naive", given)
+    chosen = SamplingOptions.of("sample_naive", options, without=("log_prob", "proposal_log_prob", "threads"))
     n, seed = check_batch(n, seed)
-    altered = chosen.check(head)
+    altered = replace(chosen, log_prob=return_log_prob, proposal_log_prob=return_proposal_log_prob).check(head)
     levels, mask = known_levels(head, order, known, known_mask, n)
     contexts = context_leaves(request.layout, chosen.context, n)
     channels, positions = order.channels, order.positions
@@ -51,7 +53,7 @@ def sample_naive(
             torch.zeros(n, channels, positions, dtype=torch.bool),
         )
     inputs = head.to_input(request.levels(levels)).reshape(n, channels, positions).clone()
-    samples = torch.arange(n)
+    samples = sample_indices(chosen.first_sample, n)
     log_prob, proposal = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
     sites = sorted((int(order.steps[c, p]), p, c) for p in range(positions) for c in range(channels))
     by_step: dict[int, list[tuple[int, int]]] = {}

@@ -325,3 +325,12 @@ def test_a_network_whose_output_is_nan_is_told_with_the_position(machine):
     )
     with pytest.raises(ValueError, match=r"position \d+.*NaN|NaN.*position \d+"):
         compiled.sample(4, seed=0)
+
+
+def test_the_textbook_loop_takes_what_it_honours_and_refuses_the_rest():
+    compiled = sampler("made")
+    whole = compiled.sample_naive(4, seed=1)
+    assert torch.equal(compiled.sample_naive(2, seed=1, first_sample=2), whole[2:])
+    for name, value in {"threads": 1, "log_prob": True, "temperatur": 2.0}.items():
+        with pytest.raises(TypeError, match=f"an option of sample_naive must be one of context, .*, got '{name}'"):
+            compiled.sample_naive(2, **{name: value})

@@ -21,8 +21,6 @@ SEEDS = 8
 BACKENDS = ["reference", pytest.param("cpu", marks=pytest.mark.needs_extension)]
 PRODUCTS = {"lu_conv1x1"}
 """Their kernels call PyTorch's matrix products."""
-CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-"""Of ``torch.library.opcheck``: the last takes most of the time and is for the small cases, none and one."""
 PUBLIC = [op for op in OPS.values() if not op.part_of and not op.not_differentiable]
 
 
@@ -182,7 +180,6 @@ def test_the_kernel_in_float64_is_the_reference(op, make):
 @each_case()
 def test_opcheck(op, make):
     """Of the op and of its backward, with the arguments that the public function gives them."""
-    few = [case for name, case in cases_of(op).items() if name.startswith(("small", "none", "one"))]
     recorded = []
 
     def record(self, *given):
@@ -197,8 +194,7 @@ def test_opcheck(op, make):
         recorded = [(name, given) for name, given in recorded if not OPS[name].part_of]
     for name, given in recorded:
         detached = [a.detach().clone() if isinstance(a, Tensor) else a for a in given]
-        checks = CHECKS if make in few else CHECKS[:-1]
-        torch.library.opcheck(getattr(torch.ops.fastgen, name).default, tuple(detached), test_utils=checks)
+        torch.library.opcheck(getattr(torch.ops.fastgen, name).default, tuple(detached))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -111,7 +111,8 @@ void outer(std::int64_t strips, const T* a, std::int64_t rows, const T* b, std::
       V sum[kHeight][kVectors<T>] = {};
       for (std::int64_t strip = 0; strip < strips; ++strip) {
         const T* of_a = a + (strip * rows + r) * kStrip<T>;
-        add_products(sum, of_a, kStrip<T>, 1, b + (strip * padded + tile * kStrip<T>)*kStrip<T>, kStrip<T>, kStrip<T>);
+        const T* of_b = b + kStrip<T> * (strip * padded + tile * kStrip<T>);
+        add_products(sum, of_a, kStrip<T>, 1, of_b, kStrip<T>, kStrip<T>);
       }
       const std::int64_t first = tile * kStrip<T>, count = least(kStrip<T>, columns - first);
       for (int i = 0; i < kHeight; ++i) {

@@ -155,10 +155,18 @@ class FlowLaws:
 
     def test_compiles_without_a_break(self, case):
         """The first case is traced by AOTAutograd, too; the others by Dynamo alone, in a quarter of the time."""
-        model = self.make(self.cases[case])
+        self.check_compiled(case, "aot_eager" if case == next(iter(self.cases)) else "eager")
+
+    @pytest.mark.slow
+    def test_every_case_is_traced_by_aot_autograd(self, case):
+        self.check_compiled(case, "aot_eager")
+
+    def check_compiled(self, case, backend):
+        self.check_model_compiled(self.make(self.cases[case]), backend)
+
+    def check_model_compiled(self, model, backend):
         x, context = self.data(model, 4)
         torch._dynamo.reset()
-        backend = "aot_eager" if case == next(iter(self.cases)) else "eager"
         compiled = torch.compile(lambda x, context: model.log_prob(x, context), fullgraph=True, backend=backend)
         torch.testing.assert_close(compiled(x, context), model.log_prob(x, context))
 

@@ -29,12 +29,12 @@ class TestFFJORD(FlowLaws):
         return super().make(solved | config, dtype)
 
     def test_compiles_without_a_break(self, case):
+        self.check_compiled(case, "aot_eager")
+
+    def check_compiled(self, case, backend):
         """With steps of a fixed size; what an adaptive solver does depends on the numbers, and breaks the graph."""
         model = self.make(self.cases[case] | {"flows": 1, "solver": "euler", "step_size": 0.5})
-        x, context = self.data(model, 4)
-        torch._dynamo.reset()
-        compiled = torch.compile(lambda x, context: model.log_prob(x, context), fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(x, context), model.log_prob(x, context))
+        self.check_model_compiled(model, backend)
 
 
 FIXED = {"solver": "rk4", "step_size": 0.125}
