@@ -331,6 +331,6 @@ def test_the_textbook_loop_takes_what_it_honours_and_refuses_the_rest():
     compiled = sampler("made")
     whole = compiled.sample_naive(4, seed=1)
     assert torch.equal(compiled.sample_naive(2, seed=1, first_sample=2), whole[2:])
-    for name, value in {"threads": 1, "log_prob": True, "temperatur": 2.0}.items():
+    for name, value in {"threads": 1, "log_prob": True, "prompt": None}.items():
         with pytest.raises(TypeError, match=f"an option of sample_naive must be one of context, .*, got '{name}'"):
             compiled.sample_naive(2, **{name: value})
