@@ -24,10 +24,8 @@ from fastgen.generate.passes.fold_constant_cells import fold_constant_cells
 from fastgen.generate.passes.merge_sums import merge_sums
 from fastgen.generate.passes.split_channel_runs import split_channel_runs
 from fastgen.generate.request import CompileRequest
+from fastgen.generate.schedule.rings import LOOKAHEAD
 from fastgen.generate.schedule.scheduler import DrawSite, Placed, Scheduler
-
-LOOKAHEAD = 8
-"""Steps of a sequence that a machine may batch when a prompt is read."""
 
 
 @dataclass

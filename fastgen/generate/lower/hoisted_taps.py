@@ -11,10 +11,10 @@ from fastgen.generate.ir.instructions import PIXEL, ROW
 from fastgen.generate.lower.fusion_groups import Group
 from fastgen.generate.orders import Order
 from fastgen.generate.schedule.iteration_domain import Access, ScheduledDomain
-from fastgen.generate.schedule.rings import written
+from fastgen.generate.schedule.rings import LOOKAHEAD, written
 from fastgen.generate.schedule.scheduler import Placed
 
-_BLOCKS = (8, 4, 2)
+_BLOCKS = (LOOKAHEAD, LOOKAHEAD // 2, LOOKAHEAD // 4)
 _LEAST = 2048
 """Weights that an instruction must have to be worth a start of its own."""
 

@@ -10,6 +10,9 @@ from fastgen.generate.orders import Order
 from fastgen.generate.schedule.iteration_domain import Cells, ScheduledDomain
 from fastgen.generate.schedule.scheduler import DrawSite, Placed
 
+LOOKAHEAD = 8
+"""Steps of a row that a machine may batch when a prompt is read: rings are longer by so many."""
+
 
 def written(placed: Placed, number: int, event: Node) -> np.ndarray:
     """Returns the phase in which each position of run ``number`` is written; -2 if never, -1 if it is given."""
