@@ -66,9 +66,9 @@ enum Kind : std::int64_t { kCompute = 0, kDraw = 1 };
 static_assert(std::is_same_v<std::variant_alternative_t<kCompute, Body>, Compute>);
 static_assert(std::is_same_v<std::variant_alternative_t<kDraw, Body>, Draw>);
 
-// What all instructions share; `kind` is a Kind.
+// What all instructions share; `kind` is a Kind, `loop` the number of a loop or 0.
 struct Header {
-  std::int64_t kind, when, level;
+  std::int64_t kind, when, level, loop;
   IterationDomain domain;
 };
 struct Instruction : Header {

@@ -130,7 +130,7 @@ def lanes_out_of_nothing(p):
         operation1=operation + 1,
     )  # fmt: skip
     domain = dataclasses.replace(first.domain, row1=0)
-    p.instructions.append(Instruction(first.when, first.level, domain, body))
+    p.instructions.append(Instruction(first.when, first.level, 0, domain, body))
 
 
 def one_matrix_many_times(p):

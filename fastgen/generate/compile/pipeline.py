@@ -17,6 +17,7 @@ from fastgen.generate.frontend.context_plan import ContextPlan
 from fastgen.generate.frontend.export import Exported, export, state_of
 from fastgen.generate.frontend.trace import Traced, check_finite, trace
 from fastgen.generate.ir.graph import ChannelRun, Graph, Node, Value
+from fastgen.generate.ir.loops import order_loops
 from fastgen.generate.lower.lowering import Lowered, Lowering
 from fastgen.generate.orders import Order
 from fastgen.generate.passes.causality import check_causal
@@ -95,6 +96,7 @@ def _analysed(
         raise CompileError(str(error)) from error
     with graph.at(traced.place):
         draws = draw_sites(graph, parameters, order)
+    order_loops(graph)
     _ran("trace", graph, draws)
 
     check_causal(draws, order, traced.input, shift, graph.remark)

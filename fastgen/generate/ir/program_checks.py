@@ -40,6 +40,7 @@ def check_program(program: Program, head: Head, order: Order, contexts: Sequence
     _check_header(program, order)
     _check_buffers(tables, order, contexts)
     _check_operands(tables)
+    _check_loops(tables)
     _check_computes(tables)
     _check_segments(tables)
     _check_operations(tables)
@@ -190,6 +191,18 @@ def _check_operands(tables: _Tables) -> None:
     inside = (border < 0) | (border + length <= len(tables.program.constants))
     tables.require("operands", inside, "its border is outside the constants")
     tables.in_proportion("the length of an operand", length.max(initial=0))
+
+
+def _check_loops(tables: _Tables) -> None:
+    """Checks that a loop has no draws, nor what does not run step by step, and that its instructions are neighbours."""
+    kind, when, loop = (tables.instructions[f] for f in ("kind", "when", "loop"))
+    tables.between("instructions", "loop", 0, _FAR)
+    looped, draws = loop > 0, list(BODIES).index("draws")
+    tables.require("instructions", ~looped | ((kind != draws) & (when == PIXEL)), "a loop has no such instruction")
+    first = np.flatnonzero(looped & (np.diff(loop, prepend=0) != 0))
+    begins = first[np.unique(loop[first], return_index=True)[1]]
+    neighbours = ~np.isin(np.arange(len(loop)), np.setdiff1d(first, begins))
+    tables.require("instructions", neighbours, "the instructions of its loop do not lie side by side")
 
 
 def _check_computes(tables: _Tables) -> None:

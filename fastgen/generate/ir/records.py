@@ -154,7 +154,7 @@ class Place(NamedTuple):
 @dataclass(eq=False)
 class Node:
     index: int
-    kind: str  # "input", "context", "constant", "computed"
+    kind: str  # "input", "context", "constant", "computed"; "replaced": another node is read in its place
     place: Place
     rows_shape: tuple[int, ...]
     channels: int
@@ -162,6 +162,8 @@ class Node:
     runs: list[ChannelRun] = field(repr=False)
     values: Recipe | None = None  # of a constant: [rows, channels]
     context: int = 0  # number of a context
+    loop: int = 0
+    """Number of the loop of nodes that read one another at earlier rows, and lie side by side; 0 for none."""
     one_hot: list[Term] | None = field(default=None, repr=False)
     """Index terms of a one-hot encoding, whose classes are the slots."""
     run_of_slot: np.ndarray = field(init=False)

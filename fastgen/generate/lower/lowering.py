@@ -151,7 +151,8 @@ class Lowering:
             *self._append(segments, "segments"), weight, bias, accumulator, parts, lanes,
             *self._append(operations, "operations"), registers,
         )  # fmt: skip
-        emitted.append(Instruction(domain.when, self._level(group), self._domain(domain, domain.when), body))
+        when = domain.when
+        emitted.append(Instruction(when, self._level(group), _loop(group, when), self._domain(domain, when), body))
         return emitted
 
     def _append(self, records: list, name: str) -> tuple[int, int]:
@@ -209,7 +210,7 @@ class Lowering:
             *self._append(segments, "segments"), weight, bias, -1, parts, lanes,
             *self._append(operations, "operations"), parts, split.block,
         )  # fmt: skip
-        instruction = Instruction(split.when, level, self._domain(domain, split.when), body)
+        instruction = Instruction(split.when, level, _loop(group, split.when), self._domain(domain, split.when), body)
         return instruction, self._operand(buffer, Access(sums, 0, box), 1, parts * lanes, domain)
 
     def _segments(
@@ -334,7 +335,7 @@ class Lowering:
                 access = Access(written, draw.channel0 + channel, domain.box)
             self._operand(self.buffers[self.event], access, 1, 1, domain)
         body = Draw(first, last, replace(target), draw.channel0, draw.channels, last, len(program.operands))
-        program.instructions.append(Instruction(PIXEL, 0, self._domain(domain, PIXEL), body))
+        program.instructions.append(Instruction(PIXEL, 0, 0, self._domain(domain, PIXEL), body))
 
     def _filler(self) -> Callable[[Constants], tuple[Tensor, Tensor]]:
         weights_size, constants_size = self.weights_size, self.constants_size
@@ -352,6 +353,11 @@ class Lowering:
             return weights, values
 
         return fill
+
+
+def _loop(group: Group, when: int) -> int:
+    """Returns the loop of a group's instruction; rows and the prologue compute nothing of their own phase's cells."""
+    return group.loop if when == PIXEL else 0
 
 
 def _weight_block(parts: list[tuple[Recipe, np.ndarray, np.ndarray]], constants: Constants) -> Tensor:

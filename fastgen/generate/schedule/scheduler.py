@@ -3,7 +3,8 @@
 Time is counted in phases: the prologue is -1, the start of the row of step t is 2 t, step t itself 2 t + 1. A cell is
 computed in a phase no earlier than it is ready and no later than its first consumer; within a phase, in the order of
 the graph. Nodes are placed from the outputs back, each run of channels as late as its deadlines allow, on a domain
-whose cells keep one affine relation to time: whole rows where that is legal, one offset from the step otherwise.
+whose cells keep one affine relation to time: whole rows where that is legal, one offset from the step otherwise. What a
+node of a loop reads of a later one, or of itself, must be computed in an earlier phase.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import numpy as np
 from fastgen.generate.errors import CompileError, NotCausalError
 from fastgen.generate.ir.graph import ChannelRun, Graph, Node, Piece
 from fastgen.generate.ir.instructions import PIXEL, PROLOGUE, ROW
+from fastgen.generate.ir.loops import loops_of
 from fastgen.generate.ir.records import halves
 from fastgen.generate.orders import Order
 from fastgen.generate.schedule.affine_fit import affine, regular_times
 from fastgen.generate.schedule.iteration_domain import INFINITE, Access, Cells, ScheduledDomain
+from fastgen.generate.schedule.unplaced import unplaced
 
 _PERIODS_2D = [(1, 1), (2, 2), (1, 2), (2, 1), (4, 4), (3, 3), (1, 3), (1, 4), (2, 4), (4, 2), (8, 8), (6, 6), (2, 6)]
 _PERIODS_1D = [(1, m) for m in (*range(1, 33), 40, 48, 64, 80, 96, 100, 128, 160, 200, 256, 320, 400, 441, 512)]
@@ -66,14 +69,41 @@ class Scheduler:
             self.placed[node] = self._enter(node)
         for draw in self.draws:
             self._place_draw(draw)
-        for node in reversed(self.graph.nodes):
-            placed = self.placed[node]
-            if node.kind == "computed":
-                for number, run in enumerate(node.runs):
-                    if (placed.deadline[number] < INFINITE).any():
-                        placed.domains[number] = self._place(placed, number, run)
+        for members in reversed(loops_of(self.graph)):
+            if members[0].loop:
+                self._place_loop(members)
+            elif members[0].kind == "computed":
+                self._place_node(members[0])
         self._check()
         return self.placed
+
+    def _place_loop(self, members: list[Node]) -> None:
+        """Places nodes that read one another: again, until what they ask of each other no longer changes."""
+        placing = self._pass_on_deadlines
+        while True:
+            before = [deadline.copy() for node in members for deadline in self.placed[node].deadline]
+            for node in reversed(members):
+                placing(node)
+            after = [deadline for node in members for deadline in self.placed[node].deadline]
+            if all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)):
+                if placing == self._place_node:
+                    return
+                placing = self._place_node
+
+    def _pass_on_deadlines(self, node: Node) -> None:
+        """Gives what a node of a loop reads there the node's own deadlines, the latest that it may have."""
+        placed = self.placed[node]
+        for run, deadline in zip(node.runs, placed.deadline, strict=True):
+            live = np.flatnonzero(deadline < INFINITE)
+            for piece in run.pieces() if len(live) else ():
+                if piece.node.loop == node.loop:
+                    self._constrain(piece, placed.row[live], deadline[live] - _follows(piece, node))
+
+    def _place_node(self, node: Node) -> None:
+        placed = self.placed[node]
+        for number, run in enumerate(node.runs):
+            if (placed.deadline[number] < INFINITE).any():
+                placed.domains[number] = self._place(placed, number, run)
 
     def _check(self) -> None:
         """Checks that nothing is computed before it is ready, or after it is read."""
@@ -83,38 +113,9 @@ class Scheduler:
                     rows = placed.row[domain.positions]
                     sound = (2 * run.ready[rows].astype(np.int64) - (domain.when == PROLOGUE) <= domain.phases).all()
                     for piece in run.pieces():
-                        sound = sound and self._computed(piece, rows, domain.phases)
+                        sound = sound and self._computed(piece, rows, domain.phases - _follows(piece, placed.node))
                     if not sound:
-                        raise self._unplaced(placed.node)
-
-    def _unplaced(self, node: Node) -> CompileError:
-        """Returns the error for a node without a schedule, with the use of a context or positions that may be why."""
-        across = [p.node for run in node.runs for p in run.pieces() if p.node.kind == "context" and p.varies]
-        if across:
-            reason = (
-                "it reads the channels of a context, one a position. A context with a value for "
-                "every position must be [N, C, *positions], its frames the last dimension"
-            )
-        else:
-            reader = self._contracted_at(node)
-            read = f" (summed at {reader.name}, {reader.where})" if reader is not None else ""
-            reason = (
-                f"its cells{read} do not keep one distance from the steps of the order. A layer with a weight for "
-                "every pair of positions (a matrix along the sequence, as in gMLP) is not supported"
-            )
-        error = CompileError(f"no regular schedule was found for {node.name}, {node.where}: {reason}")
-        error.node, error.context = node.source, across[0].context if across else None
-        return error
-
-    def _contracted_at(self, node: Node) -> Node | None:
-        """Returns the first contraction that reads the node, or what is computed of it."""
-        derived = {node}
-        for other in self.graph.nodes[node.index + 1 :]:
-            if any(piece.node in derived for run in other.runs for piece in run.pieces()):
-                if any(run.terms is not None for run in other.runs):
-                    return other
-                derived.add(other)
-        return None
+                        raise unplaced(self.graph, placed.node)
 
     def _computed(self, piece: Piece, rows: np.ndarray, phases: np.ndarray) -> bool:
         if piece.node.kind != "computed":
@@ -161,8 +162,9 @@ class Scheduler:
             return dims[-1]
         for run in node.runs:
             for piece in run.pieces():
-                if piece.node.kind != "constant" and self.placed[piece.node].positions == positions:
-                    return self.placed[piece.node].width
+                source = self.placed.get(piece.node)
+                if source is not None and piece.node.kind != "constant" and source.positions == positions:
+                    return source.width
         if self.has_rows and positions % self.row_length == 0:
             return self.row_length
         return max(positions, 1)
@@ -232,14 +234,14 @@ class Scheduler:
             early = self._fit(placed, run, live, ready, np.minimum(deadline, soft_deadline)[live])
             domains = early if early is not None and len(early) <= len(domains) else domains
         if domains is None:
-            raise self._unplaced(placed.node)
+            raise unplaced(self.graph, placed.node)
         for domain in domains:
             rows = placed.row[domain.positions]
             starts = self._row_starts(domain) if run.terms is not None else None
             for piece, access in zip(run.pieces(), domain.operands, strict=True):
                 if access is None:
                     continue
-                self._constrain(piece, rows, domain.phases)
+                self._constrain(piece, rows, domain.phases - _follows(piece, placed.node))
                 if starts is not None and self._ready_at(piece, rows, starts):
                     self._constrain(piece, rows, 2 * starts, soft=True)
         return domains
@@ -381,3 +383,8 @@ class Scheduler:
             rows, times = placed.row[[position]], (self.row_length, 1, delay)
             domains.append(self._domain(when, times, Cells(zero, zero), live[[i]], pieces, rows))
         return domains
+
+
+def _follows(piece: Piece, reader: Node) -> bool:
+    """Whether what is read is computed, within a phase, after its reader."""
+    return piece.node.kind == "computed" and piece.node.index >= reader.index

@@ -14,6 +14,7 @@ from fastgen.generate.frontend.rules import (
     hyperbolic,
     movement,
     pooling,
+    recurrent,
     reduction,
 )
 from fastgen.generate.frontend.rules.registry import RULES, register_rule
@@ -27,6 +28,7 @@ __all__ = [
     "hyperbolic",
     "movement",
     "pooling",
+    "recurrent",
     "reduction",
     "register_rule",
 ]
