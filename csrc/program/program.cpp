@@ -146,6 +146,16 @@ void check_cells(const std::string& what, __int128 cells, std::int64_t places) {
                 " positions of the buffers that are written");
 }
 
+// check_cells for the cells of an instruction.
+void check_concurrent(const Program& program, const std::string& what, const Instruction& instruction, std::int64_t places) {
+  const IterationDomain& cells = instruction.domain;
+  check_cells(what,
+              instruction.when == kPrologue ? static_cast<__int128>(cells.row1 - cells.row0) * (cells.column1 - cells.column0)
+              : instruction.when == kRow    ? cells.column1 - cells.column0
+                                            : cells_of_a_step(cells, program.row_length),
+              places);
+}
+
 void check_compute(const Program& program, const std::string& what, const Instruction& instruction, const Compute& compute) {
   const IterationDomain& cells = instruction.domain;
   check_domain(what, cells, program.row_length, instruction.when == kPixel);
@@ -188,11 +198,7 @@ void check_compute(const Program& program, const std::string& what, const Instru
     if (program.operations[o].opcode != kStore) continue;
     places = std::max(places, program.buffers[program.operands[program.operations[o].b].buffer].positions);
   }
-  check_cells(what,
-              instruction.when == kPrologue ? static_cast<__int128>(cells.row1 - cells.row0) * (cells.column1 - cells.column0)
-              : instruction.when == kRow    ? cells.column1 - cells.column0
-                                            : cells_of_a_step(cells, program.row_length),
-              places);
+  check_concurrent(program, what, instruction, places);
 }
 
 void check_draw(const Program& program, const std::string& what, const Instruction& instruction, const Draw& draw) {
@@ -236,24 +242,168 @@ void check_loops(const Program& program) {
   }
 }
 
+// A value of a map at the corners of a domain, from the least to the greatest.
+Range values_of(const std::string& what, const AccessMap& map, const IterationDomain& cells) {
+  const Range rows = product(what, map.row_stride, cells.row0, cells.row1);
+  const Range columns = product(what, map.column_stride, cells.column0, cells.column1);
+  return {rows.least + columns.least + map.offset, rows.greatest + columns.greatest + map.offset};
+}
+
+void check_key_runs(const Program& program, const std::string& what, const IterationDomain& cells, const KeySet& set) {
+  check_span(what, "run", set.run0, set.run1, program.key_runs.size());
+  for (std::int64_t r = set.run0; r < set.run1; ++r) {
+    const KeyRun& run = program.key_runs[r];
+    const std::string name = text("key_runs[", r, "]");
+    check_map(name, run.start);
+    check_map(name, run.end);
+    check_range(name, "low", run.low, 0, kMostCells);
+    check_range(name, "high", run.high, run.low, kFar);
+    check_range(name, "step", run.step, 1, kMostCells);
+    for (const AccessMap& map : {run.start, run.end}) values_of(name, map, cells);
+  }
+}
+
+// That the operand has a value at every cell.
+void check_whole(const Program& program, const std::string& what, const IterationDomain& cells, std::int64_t index) {
+  const Box& box = program.operands[index].box;
+  const bool whole =
+      cells.empty() || (box.row0 <= cells.row0 && cells.row1 <= box.row1 && box.column0 <= cells.column0 && cells.column1 <= box.column1);
+  FASTGEN_CHECK(whole, what, ": operand ", index, " must have all cells of the domain in its box");
+}
+
+void check_keywise(const Program& program, const std::string& what, const IterationDomain& cells, const Attend& attend,
+                   const KeyBounds& keys, const Operation& operation) {
+  check_range(what, "opcode", operation.opcode, 0, kOpcodes);
+  FASTGEN_CHECK(operation.opcode == kLoad || kOpcodeInfo[operation.opcode].form == OpcodeForm::LANES, what,
+                ": only loads and operations lane by lane make scores");
+  check_range(what, "dst", operation.dst, 0, attend.registers);
+  const std::int64_t arguments[] = {operation.a, operation.b, operation.c};
+  for (int i = 0; i < register_arguments(operation.opcode); ++i) check_range(what, "register", arguments[i], 0, attend.registers);
+  if (operation.opcode != kLoad) return;
+  check_range(what, "score operand", operation.a, 0, static_cast<std::int64_t>(program.score_operands.size()));
+  const ScoreOperand& score = program.score_operands[operation.a];
+  const std::string name = text("score_operands[", operation.a, "]");
+  check_range(name, "operand", score.operand, 0, static_cast<std::int64_t>(program.operands.size()));
+  for (std::int64_t stride : {score.row_stride, score.column_stride, score.key_stride, score.head_stride}) {
+    check_range(name, "stride", stride, -kMostCells, kMostCells);
+  }
+  check_range(name, "offset", score.offset, -kFar, kFar);
+  check_positions(program, name, cells, score.operand);
+  check_whole(program, name, cells, score.operand);
+  if (keys.count == 0 || cells.empty()) return;
+  const Range own = values_of(name, {score.row_stride, score.column_stride, score.offset}, cells);
+  const Range along = product(name, score.key_stride, keys.least, keys.end);
+  const Range heads = product(name, score.head_stride, 0, attend.heads);
+  const std::int64_t least = own.least + along.least + heads.least, greatest = own.greatest + along.greatest + heads.greatest;
+  FASTGEN_CHECK(least >= 0 && greatest < program.buffers[program.operands[score.operand].buffer].channels, name,
+                ": addresses the channels ", least, " .. ", greatest, " of a buffer of ",
+                program.buffers[program.operands[score.operand].buffer].channels);
+}
+
+void check_attend(const Program& program, const std::string& what, const Instruction& instruction, const Attend& attend) {
+  const IterationDomain& cells = instruction.domain;
+  check_domain(what, cells, program.row_length, instruction.when == kPixel);
+  const std::int64_t operands = static_cast<std::int64_t>(program.operands.size());
+  for (std::int64_t operand : {attend.query, attend.key, attend.value, attend.out}) {
+    check_range(what, "operand", operand, 0, operands);
+  }
+  check_range(what, "groups", attend.groups, 1, 1 << 16);
+  check_range(what, "heads", attend.heads, attend.groups, 1 << 16);
+  check_range(what, "registers", attend.registers, 1, 1 << 10);
+  check_range(what, "softmax", attend.softmax, 0, 2);
+  check_range(what, "least", attend.least, -1, static_cast<std::int64_t>(program.constants.size()));
+  const Operand &query = program.operands[attend.query], &key = program.operands[attend.key];
+  const Operand &value = program.operands[attend.value], &out = program.operands[attend.out];
+  const bool fits = attend.heads % attend.groups == 0 && key.length % attend.groups == 0 && value.length % attend.groups == 0 &&
+                    query.length == key.length / attend.groups * attend.heads &&
+                    out.length == value.length / attend.groups * attend.heads;
+  FASTGEN_CHECK(fits, what, ": query, key, value and out of ", query.length, ", ", key.length, ", ", value.length, " and ",
+                out.length, " channels are not those of ", attend.heads, " heads in ", attend.groups, " groups");
+  for (const Operand* operand : {&query, &key, &value, &out}) {
+    FASTGEN_CHECK(operand->channel_stride == 1 || operand->length == 1, what, ": its operands must have channel_stride 1");
+  }
+  check_map(what, attend.keys);
+  const Rows sets = key_sets_of(attend, cells);
+  check_span(what, "key set", sets.begin, std::max(sets.begin, sets.end), program.key_sets.size());
+  for (std::int64_t s = sets.begin; s < sets.end; ++s) {
+    check_key_runs(program, text("key_sets[", s, "]"), cells, program.key_sets[s]);
+  }
+  const KeyBounds keys = key_bounds(program, attend, cells);
+  const IterationDomain along = {1, 1, 0, 0, 1, keys.least, std::max(keys.least, keys.end)};
+  for (std::int64_t operand : {attend.key, attend.value}) {
+    check_positions(program, what, along, operand);
+    check_whole(program, what, along, operand);
+    const Buffer& buffer = program.buffers[program.operands[operand].buffer];
+    const AccessMap& map = program.operands[operand].map;
+    FASTGEN_CHECK(buffer.where != kContext || (map.column_stride == 1 && map.offset == 0), what,
+                  ": the keys of a context must be its positions");
+    FASTGEN_CHECK(buffer.where == kContext || keys.count <= buffer.positions, what, ": ", keys.count,
+                  " keys are seen at once, of a buffer of ", buffer.positions, " positions");
+  }
+  check_positions(program, what, cells, attend.query);
+  check_positions(program, what, cells, attend.out);
+  check_written(program, what, attend.out);
+  check_span(what, "operation", attend.operation0, attend.operation1, program.operations.size());
+  check_span(what, "weighting", attend.weighting0, attend.weighting1, program.operations.size());
+  for (const auto& [begin, end] : {Rows{attend.operation0, attend.operation1}, Rows{attend.weighting0, attend.weighting1}}) {
+    for (std::int64_t o = begin; o < end; ++o) {
+      check_keywise(program, text("operations[", o, "]"), cells, attend, keys, program.operations[o]);
+    }
+  }
+  check_concurrent(program, what, instruction, program.buffers[out.buffer].positions);
+}
+
 }  // namespace
 
+Rows key_sets_of(const Attend& attend, const IterationDomain& cells) {
+  if (cells.empty()) return {0, 0};
+  const Range numbers = values_of("keys", attend.keys, cells);
+  return {numbers.least, numbers.greatest + 1};
+}
+
+KeyBounds key_bounds(const Program& program, const Attend& attend, const IterationDomain& cells) {
+  KeyBounds bounds = {kMostCells, 0, 0};
+  const Rows sets = key_sets_of(attend, cells);
+  for (std::int64_t s = sets.begin; s < sets.end; ++s) {
+    std::int64_t count = 0;
+    for (std::int64_t r = program.key_sets[s].run0; r < program.key_sets[s].run1; ++r) {
+      const KeyRun& run = program.key_runs[r];
+      const AccessMap between = {run.end.row_stride - run.start.row_stride, run.end.column_stride - run.start.column_stride,
+                                 run.end.offset - run.start.offset};
+      const std::int64_t most = std::min({run.high - run.low, values_of("key_runs", between, cells).greatest,
+                                          values_of("key_runs", run.end, cells).greatest - run.low,
+                                          run.high - values_of("key_runs", run.start, cells).least});
+      if (most <= 0) continue;
+      count += (most + run.step - 1) / run.step;
+      bounds.least = std::min(bounds.least, std::max(run.low, values_of("key_runs", run.start, cells).least));
+      bounds.end = std::max(bounds.end, std::min(run.high, values_of("key_runs", run.end, cells).greatest));
+    }
+    bounds.count = std::max(bounds.count, count);
+  }
+  if (bounds.count == 0) return {0, 0, 0};
+  return bounds;
+}
+
 std::vector<Instruction> instructions_of(const std::vector<Header>& headers, const std::vector<Compute>& computes,
-                                         const std::vector<Draw>& draws) {
+                                         const std::vector<Draw>& draws, const std::vector<Attend>& attends) {
   std::vector<Instruction> instructions;
-  std::size_t compute = 0, draw = 0;
+  std::size_t compute = 0, draw = 0, attend = 0;
   for (const Header& header : headers) {
     check_range(text("instructions[", instructions.size(), "]"), "kind", header.kind, 0, std::variant_size_v<Body>);
     if (header.kind == kCompute) {
       FASTGEN_CHECK(compute < computes.size(), "computes has ", computes.size(), " rows, more instructions are of this kind");
       instructions.push_back({header, computes[compute++]});
+    } else if (header.kind == kAttend) {
+      FASTGEN_CHECK(attend < attends.size(), "attends has ", attends.size(), " rows, more instructions are of this kind");
+      instructions.push_back({header, attends[attend++]});
     } else {
       FASTGEN_CHECK(draw < draws.size(), "draws has ", draws.size(), " rows, more instructions are of this kind");
       instructions.push_back({header, draws[draw++]});
     }
   }
-  FASTGEN_CHECK(compute == computes.size() && draw == draws.size(), "instructions has ", compute, " of kind compute and ", draw,
-                " of kind draw, their tables have ", computes.size(), " and ", draws.size(), " rows");
+  FASTGEN_CHECK(compute == computes.size() && draw == draws.size() && attend == attends.size(), "instructions has ", compute,
+                " of kind compute, ", draw, " of kind draw and ", attend, " of kind attend, their tables have ", computes.size(),
+                ", ", draws.size(), " and ", attends.size(), " rows");
   return instructions;
 }
 
@@ -294,6 +444,7 @@ void check(const Program& program) {
     check_range(what, "when", instruction.when, kPrologue, kPixel + 1);
     if (const Compute* compute = std::get_if<Compute>(&instruction.body)) check_compute(program, what, instruction, *compute);
     if (const Draw* draw = std::get_if<Draw>(&instruction.body)) check_draw(program, what, instruction, *draw);
+    if (const Attend* attend = std::get_if<Attend>(&instruction.body)) check_attend(program, what, instruction, *attend);
   }
 }
 

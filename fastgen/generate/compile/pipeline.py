@@ -23,6 +23,7 @@ from fastgen.generate.orders import Order
 from fastgen.generate.passes.causality import check_causal
 from fastgen.generate.passes.fold_constant_cells import fold_constant_cells
 from fastgen.generate.passes.merge_sums import merge_sums
+from fastgen.generate.passes.roll_up_loops import roll_up_loops
 from fastgen.generate.passes.split_channel_runs import split_channel_runs
 from fastgen.generate.request import CompileRequest
 from fastgen.generate.schedule.rings import LOOKAHEAD
@@ -103,6 +104,10 @@ def _analysed(
 
     traced.folded += fold_constant_cells(graph, order, draws)
     _ran("fold_constant_cells", graph, draws)
+
+    if order.regular:
+        roll_up_loops(graph, draws)
+        _ran("roll_up_loops", graph, draws)
 
     split_channel_runs(graph)
     _ran("split_channel_runs", graph, draws)

@@ -15,13 +15,12 @@ from torch.utils._pytree import tree_map_only
 
 from fastgen.generate.errors import CompileError
 from fastgen.generate.frontend.adapted import Adapted, attributes_of, tensors_of
-from fastgen.generate.frontend.attention import ATTENTION
 from fastgen.generate.frontend.rules import RULES
 from fastgen.generate.frontend.untouched import borrowed
 from fastgen.generate.frontend.writes import TraceWrites, Writes, same_values
+from fastgen.generate.ir.records import BATCH
 
 aten = torch.ops.aten
-BATCH = 2
 _CALLS = 4
 """Calls after which a forward must give the same output for the same input."""
 
@@ -188,8 +187,7 @@ def _has_rule(node: FxNode) -> bool:
 def _decompositions(program: torch.export.ExportedProgram) -> dict:
     """Returns PyTorch's decompositions of the operators that have no rule and that read what depends on the event.
 
-    Attention stays whole, to be named where it is refused; so does what reads only the context, a GRU say, which can
-    run in PyTorch at the start.
+    What reads only the context stays whole, a GRU say, which can run in PyTorch at the start.
     """
     nodes, event = program.graph.nodes, program.graph_signature.user_inputs[0]
     moving = {node for node in nodes if node.name == event}
@@ -199,7 +197,7 @@ def _decompositions(program: torch.export.ExportedProgram) -> dict:
     called = [node for node in nodes if isinstance(node.target, torch._ops.OpOverload)]
     still = {n.target for n in called if n not in moving} - {n.target for n in called if n in moving}
     table = torch.export.default_decompositions()
-    for operator in (*RULES, *_PLAIN, *ATTENTION, *still):
+    for operator in (*RULES, *_PLAIN, *still):
         table.pop(operator, None)
     kept = {operator: table[operator] for operator in table if _reads_tensors(operator)}
     return kept | torch._decomp.get_decompositions(_FURTHER)

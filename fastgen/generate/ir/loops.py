@@ -29,7 +29,7 @@ def order_loops(graph: Graph, rank: Mapping[Node, int] | None = None) -> None:
 
 
 def _sources(node: Node) -> set[Node]:
-    return {piece.node for run in node.runs for piece in run.pieces()}
+    return {read.node for run in node.runs for read in (*run.pieces(), *run.key_rows())}
 
 
 def _components(nodes: Iterable[Node], sources: Mapping[Node, set[Node]]) -> list[list[Node]]:
@@ -95,6 +95,6 @@ def settle_times(graph: Graph, members: Iterable[Node]) -> None:
     while changed:
         changed = False
         for node, run in runs:
-            ready, uses = graph.times(run.pieces(), node.rows)
+            ready, uses = graph.times(run.latest(), node.rows)
             if not (np.array_equal(ready, run.ready) and np.array_equal(uses, run.uses)):
                 run.ready, run.uses, changed = ready, uses, True

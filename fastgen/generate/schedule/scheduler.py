@@ -10,7 +10,6 @@ node of a loop reads of a later one, or of itself, must be computed in an earlie
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,40 +20,14 @@ from fastgen.generate.ir.loops import loops_of
 from fastgen.generate.ir.records import halves
 from fastgen.generate.orders import Order
 from fastgen.generate.schedule.affine_fit import affine, regular_times
+from fastgen.generate.schedule.check_schedule import check_schedule
 from fastgen.generate.schedule.iteration_domain import INFINITE, Access, Cells, ScheduledDomain
+from fastgen.generate.schedule.key_reads import first_reads
+from fastgen.generate.schedule.placed import DrawSite, Placed, follows, source_positions
 from fastgen.generate.schedule.unplaced import unplaced
 
 _PERIODS_2D = [(1, 1), (2, 2), (1, 2), (2, 1), (4, 4), (3, 3), (1, 3), (1, 4), (2, 4), (4, 2), (8, 8), (6, 6), (2, 6)]
 _PERIODS_1D = [(1, m) for m in (*range(1, 33), 40, 48, 64, 80, 96, 100, 128, 160, 200, 256, 320, 400, 441, 512)]
-
-
-@dataclass(eq=False)
-class Placed:
-    """A node with the positions of the first sample and the deadlines that its consumers set."""
-
-    node: Node
-    position: np.ndarray  # [rows] position of the row in sample 0, else -1
-    row: np.ndarray  # [positions] row
-    width: int
-    deadline: list[np.ndarray]  # per run, [positions]
-    soft_deadline: list[np.ndarray]
-    domains: list[list[ScheduledDomain]]
-
-    @property
-    def positions(self) -> int:
-        return len(self.row)
-
-
-@dataclass(eq=False)
-class DrawSite:
-    """One draw pattern: its parameters are a run of pieces over the rows of its domain."""
-
-    channel0: int
-    channels: int
-    positions: np.ndarray  # natural position per row
-    steps: np.ndarray
-    pieces: list[Piece]
-    domain: ScheduledDomain | None = None
 
 
 class Scheduler:
@@ -74,7 +47,7 @@ class Scheduler:
                 self._place_loop(members)
             elif members[0].kind == "computed":
                 self._place_node(members[0])
-        self._check()
+        check_schedule(self.graph, self.placed)
         return self.placed
 
     def _place_loop(self, members: list[Node]) -> None:
@@ -97,42 +70,13 @@ class Scheduler:
             live = np.flatnonzero(deadline < INFINITE)
             for piece in run.pieces() if len(live) else ():
                 if piece.node.loop == node.loop:
-                    self._constrain(piece, placed.row[live], deadline[live] - _follows(piece, node))
+                    self._constrain(piece, placed.row[live], deadline[live] - follows(piece, node))
 
     def _place_node(self, node: Node) -> None:
         placed = self.placed[node]
         for number, run in enumerate(node.runs):
             if (placed.deadline[number] < INFINITE).any():
                 placed.domains[number] = self._place(placed, number, run)
-
-    def _check(self) -> None:
-        """Checks that nothing is computed before it is ready, or after it is read."""
-        for placed in self.placed.values():
-            for run, domains in zip(placed.node.runs, placed.domains, strict=True):
-                for domain in domains:
-                    rows = placed.row[domain.positions]
-                    sound = (2 * run.ready[rows].astype(np.int64) - (domain.when == PROLOGUE) <= domain.phases).all()
-                    for piece in run.pieces():
-                        sound = sound and self._computed(piece, rows, domain.phases - _follows(piece, placed.node))
-                    if not sound:
-                        raise unplaced(self.graph, placed.node)
-
-    def _computed(self, piece: Piece, rows: np.ndarray, phases: np.ndarray) -> bool:
-        if piece.node.kind != "computed":
-            return True
-        source = self.placed[piece.node]
-        positions = self.sources(piece, rows)
-        valid = positions >= 0
-        slots = piece.slots[rows]
-        for run in piece.source_runs():
-            number = piece.node.runs.index(run)
-            at = np.full(source.positions, INFINITE)
-            for domain in source.domains[number]:
-                at[domain.positions] = domain.phases
-            here = valid & (piece.node.run_of_slot[slots] == number) if piece.varies else valid
-            if (at[positions[here]] > phases[here]).any():
-                return False
-        return True
 
     # ---- positions
 
@@ -150,9 +94,11 @@ class Scheduler:
         position[row] = np.arange(len(row))
         runs = len(node.runs)
         far = [np.full(len(row), INFINITE) for _ in range(runs)]
+        before = [self.placed[piece.node] for run in node.runs for piece in run.pieces() if piece.node in self.placed]
         return Placed(
-            node, position, row, self._width(node, len(row)), far, [f.copy() for f in far], [[] for _ in range(runs)]
-        )
+            node, position, row, self._width(node, len(row)), far, [f.copy() for f in far], [[] for _ in range(runs)],
+            node.kind == "input" or any(source.fed for source in before),
+        )  # fmt: skip
 
     def _width(self, node: Node, positions: int) -> int:
         dims = [
@@ -169,25 +115,13 @@ class Scheduler:
             return self.row_length
         return max(positions, 1)
 
-    def sources(self, piece: Piece, rows: np.ndarray) -> np.ndarray:
-        """Positions in ``piece.node`` that the reader's ``rows`` read, -1 for none."""
-        source = piece.rows[rows]
-        position = self.placed[piece.node].position[source]
-        lost = (source >= 0) & (position < 0)
-        if lost.any():
-            node = piece.node
-            if any((run.uses[source[lost]] & 2).any() for run in node.runs):
-                raise NotCausalError(f"the network mixes the samples of the batch at {node.name}, {node.where}")
-            raise CompileError(f"cells that depend on no input have no place in time at {node.name}, {node.where}")
-        return np.where(source >= 0, position, -1)
-
     # ---- deadlines
 
     def _constrain(self, piece: Piece, rows: np.ndarray, phases: np.ndarray, soft: bool = False) -> None:
         node = piece.node
         if node.kind == "constant":
             return
-        positions = self.sources(piece, rows)
+        positions = source_positions(self.placed, piece, rows)
         valid = positions >= 0
         if not valid.any():
             return
@@ -237,11 +171,17 @@ class Scheduler:
             raise unplaced(self.graph, placed.node)
         for domain in domains:
             rows = placed.row[domain.positions]
+            for keys in (k for k in run.key_rows() if k.node.kind != "constant"):
+                source = self.placed[keys.node]
+                phases = domain.phases - follows(keys, placed.node)
+                positions, first = first_reads(source.position, keys, run.attention.seen, rows, phases)
+                for deadlines in source.deadline:
+                    np.minimum.at(deadlines, positions, first)
             starts = self._row_starts(domain) if run.terms is not None else None
             for piece, access in zip(run.pieces(), domain.operands, strict=True):
                 if access is None:
                     continue
-                self._constrain(piece, rows, domain.phases - _follows(piece, placed.node))
+                self._constrain(piece, rows, domain.phases - follows(piece, placed.node))
                 if starts is not None and self._ready_at(piece, rows, starts):
                     self._constrain(piece, rows, 2 * starts, soft=True)
         return domains
@@ -253,7 +193,7 @@ class Scheduler:
         return domain.first_steps() // self.row_length * self.row_length
 
     def _ready_at(self, piece: Piece, rows: np.ndarray, steps: np.ndarray) -> bool:
-        positions = self.sources(piece, rows)
+        positions = source_positions(self.placed, piece, rows)
         valid = positions >= 0
         source = self.placed[piece.node]
         return bool(valid.any()) and all(
@@ -315,7 +255,8 @@ class Scheduler:
         rows = placed.row[positions]
         for when in (PROLOGUE, ROW, PIXEL):
             if when == PROLOGUE:
-                times = (0, 0, 0) if not ready.any() and (placed.positions == 1 or (deadline < 0).any()) else None
+                once = placed.positions == 1 and not placed.fed  # what is fed may wait for the step that it belongs to
+                times = (0, 0, 0) if not ready.any() and (once or (deadline < 0).any()) else None
             elif when == ROW:
                 times = self._row_times(cells.row, ready, deadline, likely[0] // self.row_length)
             else:
@@ -358,7 +299,7 @@ class Scheduler:
 
     def _access(self, piece: Piece, rows, cells: Cells) -> Access | bool | None:
         """Finds where the piece lies for each cell; None: nowhere; False: not regularly."""
-        positions = self.sources(piece, rows)
+        positions = source_positions(self.placed, piece, rows)
         valid = positions >= 0
         if not valid.any():
             return None
@@ -383,8 +324,3 @@ class Scheduler:
             rows, times = placed.row[[position]], (self.row_length, 1, delay)
             domains.append(self._domain(when, times, Cells(zero, zero), live[[i]], pieces, rows))
         return domains
-
-
-def _follows(piece: Piece, reader: Node) -> bool:
-    """Whether what is read is computed, within a phase, after its reader."""
-    return piece.node.kind == "computed" and piece.node.index >= reader.index

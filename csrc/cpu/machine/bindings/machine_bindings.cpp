@@ -49,7 +49,10 @@ Program program_of(const py::dict& tables) {
   program.segments = records<Segment>(tables, "segments");
   program.weight_table = records<Weight>(tables, "weight_table");
   program.instructions = instructions_of(records<Header>(tables, "instructions"), records<Compute>(tables, "computes"),
-                                         records<Draw>(tables, "draws"));
+                                         records<Draw>(tables, "draws"), records<Attend>(tables, "attends"));
+  program.key_sets = records<KeySet>(tables, "key_sets");
+  program.key_runs = records<KeyRun>(tables, "key_runs");
+  program.score_operands = records<ScoreOperand>(tables, "score_operands");
   const std::vector<OperationRow> rows = records<OperationRow>(tables, "operations");
   const auto xy = py::cast<py::array_t<double, py::array::c_style | py::array::forcecast>>(tables["operation_numbers"]);
   FASTGEN_CHECK(xy.ndim() == 2 && xy.shape(0) == static_cast<py::ssize_t>(rows.size()) && xy.shape(1) == 2,

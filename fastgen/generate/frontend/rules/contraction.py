@@ -59,7 +59,6 @@ def linear(graph: Graph, x: Value, weight: Constant, bias: Constant | None = Non
     return contract_last(graph, x, _matrix(weight, lambda w: w.t()), _bias(bias))
 
 
-@register_rule(aten.matmul.default, aten.mm.default, aten.bmm.default)
 def matmul(graph: Graph, a: Value | Constant, b: Value | Constant) -> Value:
     if isinstance(a, Value) and isinstance(b, Value):
         raise UnsupportedOperator(graph, TWO_TENSORS)
@@ -80,15 +79,17 @@ def matmul(graph: Graph, a: Value | Constant, b: Value | Constant) -> Value:
     return Value(torch.stack(parts).reshape(*batch, a.shape[-2], b.tensor.shape[-1]))
 
 
-@register_rule(aten.addmm.default, aten.baddbmm.default)
 def addmm(graph: Graph, c: Value | Constant, a: Value | Constant, b: Value | Constant, *, beta=1, alpha=1) -> Value:
-    product = matmul(graph, a, b)
+    return scaled_sum(graph, c, matmul(graph, a, b), beta, alpha)
+
+
+def scaled_sum(graph: Graph, c: Value | Constant, product: Value, beta: float, alpha: float) -> Value:
+    """``beta * c + alpha * product``"""
     product = product if alpha == 1 else mul(graph, product, alpha)
     c = c if beta == 1 else (mul(graph, c, beta) if isinstance(c, Value) else derive(lambda t: t * beta, c))
     return add(graph, product, c)
 
 
-@register_rule(aten.einsum.default)
 def einsum(graph: Graph, equation: str, operands: Sequence[Value | Constant], **_) -> Value:
     left, _, out = equation.replace(" ", "").partition("->")
     names = left.split(",")
@@ -102,7 +103,7 @@ def einsum(graph: Graph, equation: str, operands: Sequence[Value | Constant], **
     columns = [c for c in of_w if c not in summed]
     kept = [c for c in of_x if c not in summed]
     if isinstance(w, Value) or set(columns) & set(kept) or not summed or not set(summed) <= set(of_w):
-        return _multiply_and_sum(graph, x, w, of_x, of_w, out)
+        return multiply_and_sum(graph, x, w, of_x, of_w, out)
     ids = x.ids.permute([of_x.index(c) for c in kept + summed])
     shape = [ids.shape[i] for i in range(len(kept))]
     width = [w.tensor.shape[of_w.index(c)] for c in columns]
@@ -115,7 +116,7 @@ def einsum(graph: Graph, equation: str, operands: Sequence[Value | Constant], **
     return Value(flat.permute([(kept + columns).index(c) for c in out]))
 
 
-def _multiply_and_sum(graph: Graph, x: Value, w: Value | Constant, of_x: str, of_w: str, out: str) -> Value:
+def multiply_and_sum(graph: Graph, x: Value, w: Value | Constant, of_x: str, of_w: str, out: str) -> Value:
     """Returns the product of two tensors elementwise, then the sum over the indices that the result lacks."""
     indices = out + "".join(sorted(set(of_x + of_w) - set(out)))
 
