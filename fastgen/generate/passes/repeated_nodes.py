@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from fastgen.generate.ir.graph import ChannelRun, Graph, Node, Recipe
-from fastgen.generate.ir.records import halves
-
-_LEAST = 4
-"""Copies that a loop must have made to be worth rolling up."""
+from fastgen.generate.ir.graph import ChannelRun, Graph, Node
+from fastgen.generate.ir.records import halves, same_values
+from fastgen.generate.ir.repetitions import repetitions_from
 
 BY_NUMBER = {"addc": "add", "mulc": "mul"}
 """Operations with a number that may differ from copy to copy, and those with an operand in its place."""
@@ -26,11 +22,11 @@ def repeated_nodes(graph: Graph) -> list[list[Node]]:
     tokens = np.array([known.setdefault(_signature(node), len(known)) for node in nodes], np.int64)
     found, at = [], 0
     while at < len(nodes):
-        for stop, period in _candidates(tokens, at):
-            copies = [nodes[at + offset : stop : period] for offset in range(period)]
+        for repetition in repetitions_from(tokens, at):
+            copies = [nodes[n : repetition.stop : repetition.period] for n in range(at, at + repetition.period)]
             if _is_loop(graph, copies):
                 found += [kept for members in copies if len(kept := _from_the_first_step(members)) > 1]
-                at = stop
+                at = repetition.stop
                 break
         else:
             at += 1
@@ -50,19 +46,6 @@ def _signature(node: Node) -> tuple:
             computed = (run.columns.tobytes(), run.matrix.sources, None if run.bias is None else run.bias.sources)
         runs.append((run.slot, run.length, computed))
     return (node.rows_shape, node.channels, *runs)
-
-
-def _candidates(tokens: np.ndarray, at: int) -> list[tuple[int, int]]:
-    """Returns (end, period) of the repetitions from ``at`` on: the longest first, then those of the shortest period."""
-    found = []
-    for period in (np.flatnonzero(tokens[at + 1 :] == tokens[at]) + 1).tolist():
-        if at + _LEAST * period > len(tokens):
-            break
-        differs = tokens[at : len(tokens) - period] != tokens[at + period :]
-        length = int(differs.argmax()) if differs.any() else len(differs)
-        if length >= (_LEAST - 1) * period:
-            found.append((at + period + length, period))
-    return sorted(found, key=lambda candidate: (-candidate[0], candidate[1]))
 
 
 def _is_loop(graph: Graph, copies: list[list[Node]]) -> bool:
@@ -102,7 +85,8 @@ def _from_the_first_step(members: list[Node]) -> list[Node]:
 
 def _alike(graph: Graph, a: Node, b: Node) -> bool:
     return all(
-        first.terms is None or (_same(graph, first.matrix, second.matrix) and _same_bias(graph, first, second))
+        first.terms is None
+        or (same_values(first.matrix, second.matrix, graph.constants) and _same_bias(graph, first, second))
         for first, second in zip(a.runs, b.runs, strict=True)
     )
 
@@ -110,20 +94,4 @@ def _alike(graph: Graph, a: Node, b: Node) -> bool:
 def _same_bias(graph: Graph, a: ChannelRun, b: ChannelRun) -> bool:
     if a.bias is None or b.bias is None:
         return a.bias is b.bias
-    return _same(graph, a.bias, b.bias)
-
-
-def _same(graph: Graph, a: Recipe, b: Recipe) -> bool:
-    """Whether two recipes of the same constants always give the same values."""
-    if a is b:
-        return True
-    probes = list(_probes(graph, a.sources))
-    first, second = a.function(*probes), b.function(*probes)
-    return first.shape == second.shape and torch.equal(first, second)
-
-
-def _probes(graph: Graph, sources: Sequence[str]) -> Iterator[Tensor]:
-    """Yields numbers in the place of constants."""
-    for number, name in enumerate(sources):
-        shape = graph.constants[name].shape
-        yield (torch.arange(shape.numel(), dtype=torch.float64) * 0.37 + number).sin().reshape(shape) + 2
+    return same_values(a.bias, b.bias, graph.constants)

@@ -15,6 +15,7 @@ import torch
 
 from fastgen.generate.ir.graph import ChannelRun, Constant, Graph, Node, Piece, Recipe, Term, derive
 from fastgen.generate.ir.loops import order_loops
+from fastgen.generate.ir.records import same_values
 from fastgen.generate.passes.repeated_nodes import BY_NUMBER, repeated_nodes
 from fastgen.generate.schedule.scheduler import DrawSite
 
@@ -161,12 +162,13 @@ class _Merging:
         Where both samples read alike, the rows of the first one do for both.
         """
         first = joined.parts[0][0]
-        nodes = list(dict.fromkeys(piece.node for piece, _ in joined.parts))
-        if len(nodes) == 1:
-            return Piece(first.node, joined.rows, joined.slots, first.stride, first.length)
+        nodes: list[Node] = []
         number = np.full(len(joined.rows), -1)
         for piece, at in joined.parts:
-            number[at] = nodes.index(piece.node)
+            number[at] = next((n for n, node in enumerate(nodes) if self._equal(piece.node, node)), len(nodes))
+            nodes += [piece.node] if number[at[0]] == len(nodes) else []
+        if len(nodes) == 1:
+            return Piece(first.node, joined.rows, joined.slots, first.stride, first.length)
         samples = np.split(np.stack([number, joined.rows, joined.slots], 1), 2)
         count = 1 if np.array_equal(*samples) else 2
         chosen = np.flatnonzero(number[: len(number) * count // 2] >= 0)
@@ -186,6 +188,12 @@ class _Merging:
         rows[chosen] = np.arange(len(chosen))
         rows = np.tile(rows, 2 // count)
         return Piece(node, rows, np.zeros(len(rows), np.int32), min(first.stride, 1), first.length)
+
+    def _equal(self, a: Node, b: Node) -> bool:
+        """Whether two nodes are one, or constants of always the same values."""
+        if a is b or a.kind != "constant":
+            return a is b
+        return a.rows == b.rows and same_values(a.values, b.values, self.graph.constants)
 
     def _terms(self, read: list[tuple[Piece, Term]], node: Node) -> list[Term]:
         """Returns the terms; what meets the same weights at different rows is first brought into one node."""
