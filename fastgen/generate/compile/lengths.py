@@ -114,34 +114,33 @@ def _line() -> str:
     return "an unknown line" if frame is None else f'File "{frame.f_code.co_filename}", line {frame.f_lineno}'
 
 
-def has_loops(network: nn.Module, inputs: tuple) -> bool:
-    """Whether the network calls the same operators again and again, for each position, say."""
+def calls_of(network: nn.Module, inputs: tuple) -> CalledLoops | None:
+    """Returns the operators that a network calls; None where it cannot be followed."""
     calls = _called(network, _without_values(inputs))
-    return calls is not None and CalledLoops(calls).any
+    return None if calls is None else CalledLoops(calls)
 
 
-def departure(network: nn.Module, known: tuple, other: tuple, periods: int) -> str:
-    """Returns why a network is not the same for the inputs ``other`` as for ``known``, so many periods shorter.
+def departure(network: nn.Module, known: CalledLoops | None, other: tuple, periods: int) -> str:
+    """Returns why a network is not the same for the inputs ``other`` as where it made the calls ``known``.
 
-    It is the same where the same operators are called on the same results, where sizes and whole numbers grow by as
-    much in every period, and where constants go on as they began; a loop may go on longer, by as many iterations for
-    every period. Returns "" where it is, or where that cannot be said.
+    The inputs are so many periods longer. The network is the same where the same operators are called on the same
+    results, where sizes and whole numbers grow by as much in every period, and where constants go on as they began; a
+    loop may go on longer, by as many iterations for every period. Returns "" where it is, or where that cannot be said.
     """
-    known, other = _without_values(known), _without_values(other)
-    here = _called(network, known)
-    if here is None:
+    if known is None:
         return ""
-    loops = CalledLoops(here)
     try:
-        there = _called(network, other, None if loops.any else here, periods)
+        there = _called(network, _without_values(other), None if known.any else known.calls, periods)
     except _Departs as found:
         return str(found)
     except Exception as error:  # whatever a module raises at a length that it does not take
         return f"{type(error).__name__}: {error}"
-    if loops.any:
-        found = departure_of_loops(loops, CalledLoops(there), periods, _goes_on)
-        return "" if found is None else f"{found.operator}, {found.where}"
-    return "" if len(here) == len(there) else f"{here[-1].operator}, {here[-1].where}"
+    found = known.calls[-1]
+    if known.any:
+        found = departure_of_loops(known, CalledLoops(there), periods, _goes_on)
+    elif len(known.calls) == len(there):
+        return ""
+    return "" if found is None else f"{found.operator}, {found.where}"
 
 
 def _called(

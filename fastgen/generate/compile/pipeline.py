@@ -24,6 +24,7 @@ from fastgen.generate.passes.causality import check_causal
 from fastgen.generate.passes.fold_constant_cells import fold_constant_cells
 from fastgen.generate.passes.merge_sums import merge_sums
 from fastgen.generate.passes.roll_up_loops import roll_up_loops
+from fastgen.generate.passes.samples_first import samples_first
 from fastgen.generate.passes.split_channel_runs import split_channel_runs
 from fastgen.generate.request import CompileRequest
 from fastgen.generate.schedule.rings import LOOKAHEAD
@@ -99,6 +100,9 @@ def _analysed(
         draws = draw_sites(graph, parameters, order)
     order_loops(graph)
     _ran("trace", graph, draws)
+
+    samples_first(graph, draws)
+    _ran("samples_first", graph, draws)
 
     check_causal(draws, order, traced.input, shift, graph.remark)
 

@@ -253,6 +253,8 @@ class Scheduler:
         self, placed: Placed, pieces, positions, cells: Cells, ready, deadline, likely
     ) -> ScheduledDomain | None:
         rows = placed.row[positions]
+        if len(positions) == 1 and not self.has_rows:
+            likely = 0, 1  # one cell advances no further in a longer event
         for when in (PROLOGUE, ROW, PIXEL):
             if when == PROLOGUE:
                 once = placed.positions == 1 and not placed.fed  # what is fed may wait for the step that it belongs to

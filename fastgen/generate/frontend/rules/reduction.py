@@ -8,14 +8,12 @@ from collections.abc import Callable
 import torch
 
 from fastgen.generate.errors import UnsupportedOperator
-from fastgen.generate.frontend.rules.contraction import contract_last
 from fastgen.generate.frontend.rules.elementwise import add, constant, div, mul
 from fastgen.generate.frontend.rules.registry import register_rule
 from fastgen.generate.ir.channels import Table, channel_runs
-from fastgen.generate.ir.graph import Constant, Graph, Recipe, Value, derive
+from fastgen.generate.ir.graph import Constant, Graph, Value, derive
 
 aten = torch.ops.aten
-_MOST_POSITIONS = 256
 _FOLD = {"sum": "add", "amax": "max", "amin": "min"}
 
 
@@ -139,21 +137,6 @@ def any_(graph: Graph, x: Value, dims=None, keepdim: bool = False) -> Value:
 @register_rule(aten.all.dim, aten.all.dims, aten.all.default)
 def all_(graph: Graph, x: Value, dims=None, keepdim: bool = False) -> Value:
     return reduce(graph, "amin", graph.map("ne", x, constant(0.0)), dims, keepdim)
-
-
-@register_rule(aten.cumsum.default)
-def cumsum(graph: Graph, x: Value, dim: int, **_) -> Value:
-    """Over channels a product with a triangle of ones; over positions a sum that grows from one to the next."""
-    size = x.shape[dim]
-    if len(channel_runs(graph, [Table.of(graph, x.ids.movedim(dim, -1))])) < size:
-        ones = Recipe((), lambda: torch.ones(size, size).triu())
-        return Value(contract_last(graph, Value(x.ids.movedim(dim, -1)), ones).ids.movedim(-1, dim))
-    if size > _MOST_POSITIONS:
-        raise UnsupportedOperator(graph, f"cumsum over {size} positions (more than {_MOST_POSITIONS})")
-    parts = [Value(part) for part in x.ids.split(1, dim)]
-    for number in range(1, size):
-        parts[number] = graph.map("add", parts[number - 1], parts[number])
-    return Value(torch.cat([part.ids for part in parts], dim))
 
 
 @register_rule(aten.var.correction, aten.var.dim)
