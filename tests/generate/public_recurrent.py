@@ -132,12 +132,8 @@ class ZeroState(nn.Module):
         return self.out(torch.stack(states)).permute(1, 2, 0)
 
 
-def lstm_cells():
-    return _tokens(lambda: Cells([nn.LSTMCell, nn.LSTMCell]), 16)
-
-
-def mixed_cells():
-    return _tokens(lambda: Cells([nn.GRUCell, nn.RNNCell]), 16)
+def cells():
+    return _tokens(lambda: Cells([nn.LSTMCell, nn.GRUCell, nn.RNNCell]), 16)
 
 
 def own_cell():
@@ -227,8 +223,7 @@ class RWKV(nn.Module):
         y = self.norm(x)
         last = F.pad(y, (0, 0, 1, -1))
         k, v, r = (
-            layer(y * m + last * (1 - m))
-            for layer, m in zip((self.k, self.v, self.r), self.mix[:3], strict=True)
+            layer(y * m + last * (1 - m)) for layer, m in zip((self.k, self.v, self.r), self.mix[:3], strict=True)
         )
         above, below, peak = torch.zeros_like(k[:, 0]), torch.zeros_like(k[:, 0]), torch.full_like(k[:, 0], -1e30)
         outputs = []

@@ -15,6 +15,9 @@ from fastgen.generate.ir.repetitions import Repetition, repetitions
 _FIRST = 2
 """Iterations whose arguments may be others than those of the rest: initial states."""
 
+_MANY = 16
+"""Arguments, or results, from which on there may be one for each position."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -25,6 +28,11 @@ class Call:
     """Its arguments: tensors that depend on the input as (number of the call, of its output), others as they are."""
     shapes: list[torch.Size]
     where: str
+
+    def sizes(self) -> list[int]:
+        """Returns the sizes of the results; of many that are alike their number, and those of one."""
+        alike = len(self.shapes) > _MANY and len(set(self.shapes)) == 1
+        return [len(self.shapes), *self.shapes[0]] if alike else [n for shape in self.shapes for n in shape]
 
 
 @dataclass(frozen=True)
@@ -107,8 +115,8 @@ class CalledLoops:
 def _token(call: Call) -> Hashable:
     """Returns what is equal for the calls of a loop: all but numbers and what is read."""
     kinds = [type(leaf) if isinstance(leaf, (int, float, Tensor, tuple)) else str(leaf) for leaf in call.leaves]
-    sizes = tuple(len(shape) for shape in call.shapes)
-    return call.operator, call.where, sizes, tuple(kinds) if len(kinds) <= 16 else len(kinds) > 16
+    sizes = tuple(len(shape) for shape in call.shapes[:_MANY])
+    return call.operator, call.where, sizes, tuple(kinds[:_MANY])
 
 
 def departure_of_loops(a: CalledLoops, b: CalledLoops, periods: int, goes_on: Callable[..., bool]) -> Call | None:
@@ -137,8 +145,7 @@ def _departs(a: CalledLoops, b: CalledLoops, segment: int, periods: int, goes_on
     for place in range(period):
         made = [[c.call(segment, place, k) for k in range(n)] for c, n in zip((a, b), counts, strict=True)]
         rows = [
-            [[*c.leaves(call, segment, k), *(n for shape in call.shapes for n in shape)] for k, call in enumerate(calls)
-             if call is not None]
+            [[*c.leaves(call, segment, k), *call.sizes()] for k, call in enumerate(calls) if call is not None]
             for c, calls in zip((a, b), made, strict=True)
         ]  # fmt: skip
         if any(not _alike(x, y, periods, goes_on) for x, y in zip(*rows, strict=False)) or not all(map(_regular, rows)):
@@ -170,6 +177,6 @@ def _regular(rows: list[list]) -> bool:
 
 
 def _follows(x: _Read, y: _Read) -> bool:
-    if (x.segment, x.place, x.output) != (y.segment, y.place, y.output):
+    if (x.segment, x.place) != (y.segment, y.place) or y.output - x.output not in (0, 1):
         return False
     return (y.first - x.first, y.last - x.last) in ((0, 0), (1, 1), (0, 1))

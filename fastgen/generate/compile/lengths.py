@@ -81,7 +81,7 @@ class _WholeRecurrences(TorchFunctionMode):
         self.calls = calls
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        name = getattr(function, "__name__", "")
+        name = sys.intern(getattr(function, "__name__", ""))
         if name not in ("lstm", "gru", "rnn_tanh", "rnn_relu") or not args[0].is_meta or len(args) != 9:
             return function(*args, **(kwargs or {}))
         x, states, *_, bidirectional, _ = args

@@ -87,6 +87,7 @@ def _analysed(
     order, head, shift = request.order, request.head, request.shift
 
     def event(graph: Graph, example: Tensor) -> tuple[Node, Value]:
+        graph.grid = tuple(order.grid)
         node, value = _event_node(graph, order, shift)
         return node, replace(value, **_input_range(head, request.start))
 

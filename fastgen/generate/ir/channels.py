@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgen.generate.ir.ids import Ids
-from fastgen.generate.ir.records import Constant, Node, Value
+from fastgen.generate.ir.records import Constant, Node, Value, derive
 
 _PROBES = 16
 
@@ -153,3 +153,58 @@ def channel_dim(graph: Ids, shape: Sequence[int], operands: Sequence[Value | Con
                 if (pair & same_row).sum() * 2 > pair.sum():
                     return d
     return expanded if any(isinstance(o, Constant) for o in operands) else None
+
+
+def channel_dims(
+    graph: Ids, shape: Sequence[int], operands: Sequence[Value | Constant], grid: Sequence[int]
+) -> list[int]:
+    """Returns the dimensions that lie within one position: heads, and the channels of each, say.
+
+    Along them the operands' ids stay in one row of their nodes, or do not change; dimensions along which none changes
+    belong to them where only a constant varies, unless they are as long as one of the event's ``grid``.
+    """
+    values = [operand.ids.expand(shape) for operand in operands if isinstance(operand, Value)]
+    kinds = [[_along(graph, ids, d) for ids in values] for d in range(1, len(shape))]
+    within = [d for d, kind in enumerate(kinds, 1) if "position" not in kind and "channel" in kind]
+    if within and len(values) < len(operands):
+        within += [
+            d for d, kind in enumerate(kinds, 1) if set(kind) == {"none"} and shape[d] > 1 and shape[d] not in grid
+        ]
+    return sorted(within)
+
+
+def _along(graph: Ids, ids: Tensor, dim: int) -> str:
+    """Returns what a dimension runs along: "channel" within positions, "position" across them, or "none" of both."""
+    if ids.shape[dim] == 1 or ids.stride(dim) == 0:
+        return "none"
+    lines = ids.movedim(dim, -1).reshape(-1, ids.shape[dim])
+    found = "none"
+    for line in lines[torch.linspace(0, len(lines) - 1, min(len(lines), _PROBES)).long()].numpy():
+        line = line[line > 0]
+        if len(line) < 2 or (line == line[0]).all():
+            continue
+        number = np.searchsorted(graph.bases, line, side="right") - 1
+        nodes = [graph.nodes[n] for n in np.unique(number).tolist()]
+        widths = np.array([graph.nodes[n].channels + 1 for n in number])
+        rows = (line - graph.bases[number]) // widths
+        if (rows != rows[0]).any() or len({node.rows for node in nodes}) > 1:
+            return "position"
+        found = "channel"
+    return found
+
+
+def flattened(operand: Value | Constant, shape: Sequence[int], dims: Sequence[int]) -> Value | Constant:
+    """Returns an operand expanded to ``shape``, its dimensions ``dims`` as one, the last."""
+    rest = [d for d in range(len(shape)) if d not in dims]
+
+    def turned(tensor: Tensor) -> Tensor:
+        return tensor.expand(shape).permute(*rest, *dims).flatten(len(rest))
+
+    return Value(turned(operand.ids)) if isinstance(operand, Value) else derive(turned, operand)
+
+
+def unflattened(value: Value, shape: Sequence[int], dims: Sequence[int]) -> Value:
+    """Undoes ``flattened``."""
+    order = [*(d for d in range(len(shape)) if d not in dims), *dims]
+    ids = value.ids.reshape([shape[d] for d in order])
+    return Value(ids.permute([order.index(d) for d in range(len(shape))]))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastgen.generate.errors import CompileError
-from fastgen.generate.ir.channels import Table, channel_dim, channel_runs
+from fastgen.generate.ir.channels import Table, channel_dim, channel_dims, channel_runs, flattened, unflattened
 from fastgen.generate.ir.graph_text import node_lines
 from fastgen.generate.ir.ids import Ids
 from fastgen.generate.ir.opcodes import REDUCTIONS
@@ -36,6 +36,8 @@ class Graph(Ids):
         self._value_nodes: dict[float, Node] = {}
         self.remark = ""
         """What a refusal for want of causality should add."""
+        self.grid: tuple[int, ...] = ()
+        """Sizes of the event's dimensions."""
 
     def __str__(self) -> str:
         """Returns the graph for people to read: one line a node, one line a run of its channels."""
@@ -193,6 +195,10 @@ class Graph(Ids):
         ``channel`` says which dimension holds the channels, where the ids should not decide.
         """
         shape = torch.broadcast_shapes(*[o.ids.shape if isinstance(o, Value) else o.tensor.shape for o in operands])
+        if channel is None and len(dims := channel_dims(self, shape, operands, self.grid)) > 1:
+            flat = [flattened(o, shape, dims) for o in operands]
+            made = self.map(opcode, *flat, x=x, y=y, channel=len(shape) - len(dims))
+            return unflattened(made, shape, dims)
         channel = channel_dim(self, shape, operands) if channel is None else channel
         tables = [self._table(o, shape, channel) for o in operands]
         rows_shape = list(shape)

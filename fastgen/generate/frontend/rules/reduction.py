@@ -10,7 +10,7 @@ import torch
 from fastgen.generate.errors import UnsupportedOperator
 from fastgen.generate.frontend.rules.elementwise import add, constant, div, mul
 from fastgen.generate.frontend.rules.registry import register_rule
-from fastgen.generate.ir.channels import Table, channel_runs
+from fastgen.generate.ir.channels import Table, channel_dims, channel_runs, flattened, unflattened
 from fastgen.generate.ir.graph import Constant, Graph, Value, derive
 
 aten = torch.ops.aten
@@ -23,6 +23,11 @@ def over(graph: Graph, opcode: str, x: Value, dim: int, group: int | None = None
     size = x.shape[dim]
     if size == 1:
         return x
+    dims = channel_dims(graph, x.shape, [x], graph.grid)
+    if dim in dims and len(dims) > 1 and group is None:  # of each head, say: neighbours among all channels
+        dims = [*(d for d in dims if d != dim), dim]
+        flat = flattened(x, x.shape, dims)
+        return unflattened(over(graph, opcode, flat, -1, size), x.shape, dims)
     runs = channel_runs(graph, [Table.of(graph, x.ids.movedim(dim, -1))])
     if len(runs) > 64:
         raise UnsupportedOperator(graph, f"a reduction over {size} elements that are not the channels of one position")
@@ -37,7 +42,9 @@ def reduce(graph: Graph, opcode: str, x: Value, dims, keepdim: bool) -> Value:
     dims = sorted({d % rank for d in dims}) if dims else list(range(rank))
     for dim in dims:
         lines = Table.of(graph, x.ids.movedim(dim, -1))
-        apart = x.shape[dim] <= 64 and len(channel_runs(graph, [lines])) == x.shape[dim]
+        runs = channel_runs(graph, [lines])
+        spread = len(runs) == 1 and runs[0][2] != (1,) and dim in channel_dims(graph, x.shape, [x], graph.grid)
+        apart = x.shape[dim] <= 64 and (len(runs) == x.shape[dim] or spread)
         if x.shape[dim] > 1 and (apart or opcode == "prod"):
             parts = x.ids.split(1, dim)  # elements of different positions, or of different tensors: one by one
             x = Value(parts[0])
