@@ -203,7 +203,7 @@ def linear_attention():
 
 
 def retention():
-    return _tokens(Retention)
+    return _tokens(Retention, gain=1.0)
 
 
 # ---- RWKV, Mamba ----

@@ -65,11 +65,11 @@ def _ready(node: Node) -> np.ndarray:
 
 
 def _advances(members: Sequence[Node]) -> bool:
-    """Whether no row of a copy is ready before that of the copy before, and some are later."""
-    for before, after in pairwise(members):
+    """Whether no row of a copy is ready before that of the copy before, and some are later; the second need not be."""
+    for number, (before, after) in enumerate(pairwise(members)):
         moving = (before.uses > 0) & (after.uses > 0)
         later = _ready(after)[moving] - _ready(before)[moving]
-        if moving.any() and ((later < 0).any() or not (later > 0).any()):
+        if moving.any() and ((later < 0).any() or (number > 0 and not (later > 0).any())):
             return False
     return any((node.uses > 0).any() for node in members)
 

@@ -53,6 +53,7 @@ class _Merging:
         self.graph, self.draws, self.copies = graph, draws, copies
         self.rank: dict[Node, float] = {node: node.index for node in graph.nodes}
         self.target: dict[Node, _Copy] = {}
+        self.chosen: dict[tuple, Piece] = {}
 
     def run(self) -> None:
         rest = [node for node in self.graph.nodes if node.kind == "computed"]
@@ -205,7 +206,7 @@ class _Merging:
         for members in alike.values():
             pieces, term = [piece for piece, _ in members], members[0][1]
             apart = np.sum([piece.rows >= 0 for piece in pieces], 0).max() < 2
-            if len(pieces) > 1 and apart and any(piece.node.kind == "computed" for piece in pieces):
+            if apart and sum(piece.node.kind != "constant" for piece in pieces) > 1:
                 pieces = [self._chosen(pieces, node)]
             terms += [Term(piece, term.weight_rows, term.index) for piece in pieces]
         return terms
@@ -213,10 +214,14 @@ class _Merging:
     def _chosen(self, pieces: list[Piece], reader: Node) -> Piece:
         """Returns a piece of a new node that holds, for every row of the reader, what one of the pieces gives."""
         length = pieces[0].length
+        key = tuple((p.node, p.rows.tobytes(), p.slots.tobytes(), p.stride) for p in pieces)
+        if key in self.chosen:
+            return self.chosen[key]
         ready, uses = self.graph.times(pieces, reader.rows)
         run = ChannelRun(0, length, ready, uses, opcode="mulc", operands=[pieces], x=1.0)
         with self.graph.at(reader.place):
             node = self.graph.add("computed", reader.rows_shape, length, [run])
         self.rank[node] = self.rank[reader] - 0.5
         rows = np.where(np.any([piece.rows >= 0 for piece in pieces], 0), np.arange(reader.rows), -1)
-        return Piece(node, rows.astype(np.int32), np.zeros(reader.rows, np.int32), 1, length)
+        self.chosen[key] = Piece(node, rows.astype(np.int32), np.zeros(reader.rows, np.int32), 1, length)
+        return self.chosen[key]

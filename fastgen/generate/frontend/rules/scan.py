@@ -61,7 +61,8 @@ def _before(graph: Graph, node: Node, initial: Value | Constant) -> Value:
     else:
         given = graph.constant_ids(initial, Value(ids[:, 0].reshape(initial.tensor.shape)))
     shifted = torch.cat([given.reshape(ids[:, :1].shape), ids[:, :-1]], 1)
-    if given.any():  # one tensor that is the initial or the last state
+    pieces, _ = graph.decode(given.reshape(-1).numpy(), 1, 1)
+    if any(piece.node.kind != "constant" for piece in pieces):  # one tensor that is the initial or the last state
         shifted = graph.map("mulc", Value(shifted), x=1.0, channel=ids.dim() - 1).ids
     return Value(shifted.reshape(given.shape[0], ids.shape[1], *given.shape[1:]))
 
