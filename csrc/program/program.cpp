@@ -232,6 +232,64 @@ Range values_of(const std::string& what, const AccessMap& map, const IterationDo
   return {rows.least + columns.least + map.offset, rows.greatest + columns.greatest + map.offset};
 }
 
+// The cells of the domain that have a key set: one cell where every cell has a set of its own.
+IterationDomain cells_of_set(const Attend& attend, const IterationDomain& cells, std::int64_t set) {
+  const AccessMap& map = attend.keys;
+  const std::int64_t rows = cells.row1 - cells.row0, columns = cells.column1 - cells.column0;
+  if (map.column_stride < 1 || (rows > 1 && map.row_stride < map.column_stride * columns)) return cells;
+  const std::int64_t row_stride = rows > 1 ? map.row_stride : 1;
+  const std::int64_t rest = set - map.offset - map.row_stride * cells.row0 - map.column_stride * cells.column0;
+  const std::int64_t row = rows > 1 ? rest / row_stride : 0, along = rows > 1 ? rest % row_stride : rest;
+  IterationDomain one = cells;
+  one.row0 = cells.row0 + row;
+  one.row1 = one.row0 + 1;
+  one.column0 = cells.column0 + along / map.column_stride;
+  one.column1 = one.column0 + 1;
+  const bool inside = rest >= 0 && along % map.column_stride == 0 && one.row1 <= cells.row1 && one.column1 <= cells.column1;
+  if (!inside) one.row1 = one.row0;  // no cell has it
+  return one;
+}
+
+// The values of key_stride key + (a map of the cell) for the keys of the sets at their cells, from the least to the greatest; and
+// how many keys a cell sees, at most.
+KeyBounds key_bounds(const Program& program, const Attend& attend, const IterationDomain& cells, const AccessMap& own,
+                     std::int64_t key_stride) {
+  KeyBounds bounds = {0, 0, 0};
+  const Rows sets = key_sets_of(attend, cells);
+  for (std::int64_t s = sets.begin; s < sets.end; ++s) {
+    const IterationDomain here = cells_of_set(attend, cells, s);
+    if (here.empty()) continue;
+    std::int64_t count = 0;
+    for (std::int64_t r = program.key_sets[s].run0; r < program.key_sets[s].run1; ++r) {
+      const KeyRun& run = program.key_runs[r];
+      const auto along = [&](const AccessMap& end, std::int64_t key, std::int64_t stride) {
+        return values_of("key_runs", {own.row_stride + stride * end.row_stride, own.column_stride + stride * end.column_stride,
+                                      own.offset + stride * (end.offset + key)}, here);
+      };
+      const AccessMap none = {0, 0, 0};
+      const AccessMap between = {run.end.row_stride - run.start.row_stride, run.end.column_stride - run.start.column_stride,
+                                 run.end.offset - run.start.offset};
+      const std::int64_t most =
+          std::min({run.high - run.low, values_of("key_runs", between, here).greatest,
+                    values_of("key_runs", run.end, here).greatest - run.low, run.high - values_of("key_runs", run.start, here).least});
+      if (most <= 0) continue;
+      // The first key is max(low, start), the last one min(high, end) - 1: either bounds what is read.
+      const Range low = along(none, run.low, key_stride), start = along(run.start, 0, key_stride);
+      const Range high = along(none, run.high - 1, key_stride), end = along(run.end, -1, key_stride);
+      std::int64_t least = std::max(low.least, start.least), greatest = std::min(high.greatest, end.greatest);
+      if (key_stride < 0) {
+        least = std::max(high.least, end.least);
+        greatest = std::min(low.greatest, start.greatest);
+      }
+      bounds.least = bounds.count ? std::min(bounds.least, least) : least;
+      bounds.end = bounds.count ? std::max(bounds.end, greatest + 1) : greatest + 1;
+      count += (most + run.step - 1) / run.step;
+      bounds.count = std::max(bounds.count, count);
+    }
+  }
+  return bounds;
+}
+
 void check_key_runs(const Program& program, const std::string& what, const IterationDomain& cells, const KeySet& set) {
   check_span(what, "run", set.run0, set.run1, program.key_runs.size());
   for (std::int64_t r = set.run0; r < set.run1; ++r) {
@@ -274,10 +332,10 @@ void check_keywise(const Program& program, const std::string& what, const Iterat
   check_positions(program, name, cells, score.operand);
   check_whole(program, name, cells, score.operand);
   if (keys.count == 0 || cells.empty()) return;
-  const Range own = values_of(name, {score.row_stride, score.column_stride, score.offset}, cells);
-  const Range along = product(name, score.key_stride, keys.least, keys.end);
+  const AccessMap own = {score.row_stride, score.column_stride, score.offset};
+  const KeyBounds channels = key_bounds(program, attend, cells, own, score.key_stride);
   const Range heads = product(name, score.head_stride, 0, attend.heads);
-  const std::int64_t least = own.least + along.least + heads.least, greatest = own.greatest + along.greatest + heads.greatest;
+  const std::int64_t least = channels.least + heads.least, greatest = channels.end - 1 + heads.greatest;
   FASTGEN_CHECK(least >= 0 && greatest < program.buffers[program.operands[score.operand].buffer].channels, name,
                 ": addresses the channels ", least, " .. ", greatest, " of a buffer of ",
                 program.buffers[program.operands[score.operand].buffer].channels);
@@ -345,26 +403,7 @@ Rows key_sets_of(const Attend& attend, const IterationDomain& cells) {
 }
 
 KeyBounds key_bounds(const Program& program, const Attend& attend, const IterationDomain& cells) {
-  KeyBounds bounds = {kMostCells, 0, 0};
-  const Rows sets = key_sets_of(attend, cells);
-  for (std::int64_t s = sets.begin; s < sets.end; ++s) {
-    std::int64_t count = 0;
-    for (std::int64_t r = program.key_sets[s].run0; r < program.key_sets[s].run1; ++r) {
-      const KeyRun& run = program.key_runs[r];
-      const AccessMap between = {run.end.row_stride - run.start.row_stride, run.end.column_stride - run.start.column_stride,
-                                 run.end.offset - run.start.offset};
-      const std::int64_t most = std::min({run.high - run.low, values_of("key_runs", between, cells).greatest,
-                                          values_of("key_runs", run.end, cells).greatest - run.low,
-                                          run.high - values_of("key_runs", run.start, cells).least});
-      if (most <= 0) continue;
-      count += (most + run.step - 1) / run.step;
-      bounds.least = std::min(bounds.least, std::max(run.low, values_of("key_runs", run.start, cells).least));
-      bounds.end = std::max(bounds.end, std::min(run.high, values_of("key_runs", run.end, cells).greatest));
-    }
-    bounds.count = std::max(bounds.count, count);
-  }
-  if (bounds.count == 0) return {0, 0, 0};
-  return bounds;
+  return key_bounds(program, attend, cells, {0, 0, 0}, 1);
 }
 
 std::vector<Instruction> instructions_of(const std::vector<Header>& headers, const std::vector<Compute>& computes,

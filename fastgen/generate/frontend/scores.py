@@ -173,6 +173,8 @@ def _applied(step: Step, number: float) -> float:
     registers = [torch.tensor([number], dtype=torch.float64)]
     if step.operand is not None:
         if isinstance(step.operand, Value):
+            if number == 0 and (step.opcode == "mul" or (step.opcode == "div" and not step.swapped)):
+                return number
             return number if step.opcode in ("add", "sub") else math.nan
         tensor = step.operand.tensor.double()
         other = tensor.max() if step.opcode in ("add", "max") else tensor.abs().min()

@@ -79,5 +79,5 @@ def whole_node(graph: Graph, ids: Tensor) -> Node:
             rows = torch.arange(node.rows)[:, None] * (channels + 1) + node.base
             if torch.equal(ids.reshape(-1, channels), rows + torch.arange(channels)):
                 return node
-    copied = graph.map("mulc", Value(ids), x=1.0, channel=2)
+    copied = graph.map("mulc", Value(ids), x=1.0, channel=2, ordered=True)
     return graph.nodes[int(np.searchsorted(graph.bases, int(copied.ids[0, 0, 0]), side="right")) - 1]

@@ -144,14 +144,15 @@ class KeyRows:
 class ScoreStep:
     """One operation of a lane program over the keys: of the score so far, and of ``piece`` where there is one.
 
-    At query t, key s and head h the piece gives channel ``slots[t row] + query_stride * t + key_stride * s +
-    head_stride * h``; ``swapped``: it is the first operand.
+    At query t, key s and head h the piece, which is whole rows, gives channel ``offset + query_stride * t + key_stride *
+    s + head_stride * h``; ``swapped``: it is the first operand.
     """
 
     opcode: str
     x: float = 0.0
     y: float = 0.0
     piece: Piece | None = None
+    offset: int = 0
     query_stride: int = 0
     key_stride: int = 0
     head_stride: int = 0

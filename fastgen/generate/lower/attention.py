@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from fastgen.generate.errors import CompileError
@@ -78,8 +76,8 @@ class AttentionLowering:
         domain, target = task.domain, task.domain.target
         if access is None:
             raise CompileError(f"attention reads nothing of {step.piece.node.name}, {step.piece.node.where}")
-        offset = access.slot + step.query_stride * target.offset
-        operand = self.tables.operand(self.tables.buffer(step.piece.node), replace(access, slot=0), 1, 1, domain)
+        offset = step.offset + step.query_stride * target.offset
+        operand = self.tables.operand(self.tables.buffer(step.piece.node), access, 1, step.piece.length, domain)
         rows, columns = step.query_stride * target.row_stride, step.query_stride * target.column_stride
         record = ScoreOperand(operand, offset, rows, columns, step.key_stride, step.head_stride)
         self.tables.program.score_operands.append(record)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from fastgen.generate.errors import UnsupportedOperator
-from fastgen.generate.frontend.attended import attended, same_row
+from fastgen.generate.frontend.attended import attended
 from fastgen.generate.frontend.rules import contraction
 from fastgen.generate.frontend.rules.elementwise import constant, scalar
 from fastgen.generate.frontend.rules.registry import RULES, register_rule
 from fastgen.generate.frontend.scores import Scores, lead_moved
+from fastgen.generate.ir.channels import same_row
 from fastgen.generate.ir.graph import Constant, Graph, Value, derive
 
 aten = torch.ops.aten
