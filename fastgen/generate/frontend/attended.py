@@ -22,7 +22,7 @@ def attended(graph: Graph, weights: Scores, values: Tensor) -> Value:
     """Returns ``weights @ values`` for ids ``[*lead, S, width]``."""
     values = values.expand(*weights.shape[:-2], *values.shape[-2:])
     lead, (count, width) = weights.shape[:-2], (weights.shape[-2], values.shape[-1])
-    if math.isnan(weights.empty) and weights.softmaxed and not bool(weights.seen.any(-1).all()):
+    if weights.nan:
         raise CompileError(
             f"a query sees no key at {graph.place}, where the softmax is NaN: use scaled_dot_product_attention, "
             "which gives 0, or let the query see itself"

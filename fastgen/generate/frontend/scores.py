@@ -53,8 +53,8 @@ class Scores:
     scores: tuple[Step, ...] = ()
     weighting: tuple[Step, ...] = ()
     softmaxed: bool = False
-    empty: float = math.nan
-    """The weights of a query that sees nothing."""
+    nan: bool = False
+    """Whether the softmax of a query that sees nothing is NaN."""
     least: float | None = None
     """What the greatest score of a query must reach, so that the softmax of a finite mask is 0."""
 
@@ -148,6 +148,7 @@ class Scores:
         if self.softmaxed:
             raise UnsupportedOperator(graph, "a softmax of weights of attention")
         least, seen = None, self.seen
+        empty = ~seen.any(-1, keepdim=True)
         everything = bool(seen.all())
         if not everything and self.hidden != -math.inf:
             if not self.hidden <= -LEAST_MASK:
@@ -156,9 +157,8 @@ class Scores:
                     "later elements are seen. Mask with float('-inf')"
                 )
             least = (self.hidden / 2 if self.added else self.hidden) + UNDERFLOW
-            empty = ~seen.any(-1, keepdim=True)
             seen = seen | empty  # what is masked all over with a finite number is weighed evenly
-        return replace(self, softmaxed=True, seen=seen, hidden=0.0, least=least)
+        return replace(self, softmaxed=True, seen=seen, hidden=0.0, least=least, nan=not bool(seen.any(-1).all()))
 
 
 def _nonzero(operand: Constant):

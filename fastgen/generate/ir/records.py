@@ -144,8 +144,8 @@ class KeyRows:
 class ScoreStep:
     """One operation of a lane program over the keys: of the score so far, and of ``piece`` where there is one.
 
-    At query t, key s and head h the piece, which is whole rows, gives channel ``offset + query_stride * t + key_stride *
-    s + head_stride * h``; ``swapped``: it is the first operand.
+    At query t, key s and head h the piece, which is whole rows, gives channel ``offset + query_stride * t + key_stride
+    * s + head_stride * h``; ``swapped``: it is the first operand.
     """
 
     opcode: str

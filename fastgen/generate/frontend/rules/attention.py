@@ -171,7 +171,7 @@ def scaled_dot_product_attention(
         ids[1:] = [t.repeat_interleave(ids[0].shape[-3] // t.shape[-3], -3) for t in ids[1:]]
     lead = torch.broadcast_shapes(*[t.shape[:-2] for t in ids])
     queries, keys, values = (t.expand(*lead, *t.shape[-2:]) for t in ids)
-    scores = Scores(queries, keys, torch.ones(1, 1, dtype=torch.bool), empty=0.0)
+    scores = Scores(queries, keys, torch.ones(1, 1, dtype=torch.bool))
     scores = scores.unary("mulc", x=query.shape[-1] ** -0.5 if scale is None else float(scale))
     if is_causal:
         scores = replace(scores, seen=torch.ones(scores.shape[-2:], dtype=torch.bool).tril())
@@ -180,7 +180,7 @@ def scaled_dot_product_attention(
             scores = scores.masked(graph, derive(torch.logical_not, mask), -math.inf)
         else:
             scores = scores.binary(graph, "add", mask)
-    return attended(graph, replace(scores.softmax(graph), empty=0.0), values)
+    return attended(graph, replace(scores.softmax(graph), nan=False), values)
 
 
 def _ids(graph: Graph, operand: Value | Constant, beside: Value) -> Tensor:
@@ -272,7 +272,7 @@ def softmax(graph: Graph, x: Scores, dim: int, *_, **__) -> Scores:
 def nan_to_num(graph: Graph, x: Scores, nan: float | None = None, *_, **__) -> Scores:
     if not x.softmaxed or nan:
         raise UnsupportedOperator(graph, "nan_to_num of scores of attention")
-    return replace(x, empty=0.0)
+    return replace(x, nan=False)
 
 
 @score_rule(aten.sum.dim_IntList)
