@@ -15,11 +15,12 @@ from fastgen.generate.frontend.scores import Scores, lead_moved
 from fastgen.generate.ir.attend import attend
 from fastgen.generate.ir.channels import same_row
 from fastgen.generate.ir.graph import Graph, Value
-from fastgen.generate.ir.records import BATCH
+from fastgen.generate.ir.records import BATCH, Node
 
 
 def attended(graph: Graph, weights: Scores, values: Tensor) -> Value:
     """Returns ``weights @ values`` for ids ``[*lead, S, width]``."""
+    _leave_to_context(graph, weights, values)
     values = values.expand(*weights.shape[:-2], *values.shape[-2:])
     lead, (count, width) = weights.shape[:-2], (weights.shape[-2], values.shape[-1])
     if weights.nan:
@@ -35,6 +36,24 @@ def attended(graph: Graph, weights: Scores, values: Tensor) -> Value:
     arranged, values = lead_moved(weights, layout.arranged), layout.arranged(values)
     ids = _of_heads(graph, arranged, values)  # [N, heads, blocks, T, width]
     return Value(layout.restored(ids).reshape(*lead, count, width))
+
+
+def _leave_to_context(graph: Graph, weights: Scores, values: Tensor) -> None:
+    """Raises CompileError where what only depends on contexts is better computed in PyTorch, once, at the start."""
+    if _of_context(graph, weights.queries) and _of_context(graph, weights.keys):
+        raise CompileError(f"attention of a context has no rule, at {graph.place}")
+    made = [node for ids in (weights.keys, values) for node in _of_context(graph, ids) if node.kind == "computed"]
+    if made:
+        error = CompileError(f"the keys of attention to a context are computed at {made[0].place}")
+        error.still = tuple({node.source for node in made})
+        raise error
+
+
+def _of_context(graph: Graph, ids: Tensor) -> list[Node]:
+    """Returns the nodes of ids that depend on contexts only; none where some depend on more."""
+    found = [graph.nodes[n] for n in np.unique(np.searchsorted(graph.bases, ids[ids > 0].numpy(), side="right") - 1)]
+    moving = any(run.ready.any() for node in found for run in node.runs)
+    return [] if moving or not any(node.uses.any() for node in found) else found
 
 
 # ---- the leading dimensions

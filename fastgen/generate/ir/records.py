@@ -117,10 +117,15 @@ class Term:
 
 @dataclass(eq=False)
 class KeyRows:
-    """The rows of a node that attention reads: ``rows[n, s]`` is that of key s of sample n."""
+    """The rows of a node that attention reads: ``rows[n, s]`` is that of key s of sample n.
+
+    It reads ``length`` channels, from ``slot`` on.
+    """
 
     node: Node
     rows: np.ndarray
+    slot: int
+    length: int
 
     def read_by(self, readers: np.ndarray, seen: np.ndarray) -> np.ndarray:
         """Returns the rows that some rows (bool ``[rows of the reader]``) read, sorted."""
@@ -223,7 +228,7 @@ class ChannelRun:
         found = self.pieces()
         for keys in self.key_rows():
             rows = keys.latest(self.attention.seen)
-            found.append(Piece(keys.node, rows, np.zeros(len(rows), np.int32), 1, keys.node.channels))
+            found.append(Piece(keys.node, rows, np.full(len(rows), keys.slot, np.int32), 1, keys.length))
         return found
 
 

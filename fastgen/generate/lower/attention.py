@@ -57,7 +57,7 @@ class AttentionLowering:
         if found is None:
             raise CompileError(f"the keys of attention do not lie regularly in {keys.node.name}, {keys.node.where}")
         operands = self.tables.program.operands
-        operands.append(Operand(self.tables.buffer(keys.node), 0, 1, keys.node.channels, found, Box()))
+        operands.append(Operand(self.tables.buffer(keys.node), keys.slot, 1, keys.length, found, Box()))
         return len(operands) - 1
 
     def _program(self, steps: list[ScoreStep], accesses: dict[ScoreStep, Access | None], task: Task) -> tuple[int, int]:

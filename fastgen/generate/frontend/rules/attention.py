@@ -48,12 +48,25 @@ def product(graph: Graph, a: Value, b: Value) -> Value | Scores:
     lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     queries = a.ids.expand(*lead, *a.shape[-2:])
     keys = b.ids.transpose(-1, -2).expand(*lead, b.shape[-1], b.shape[-2])
+    scores = Scores(queries, keys, torch.ones(1, 1, dtype=torch.bool))
     if same_row(graph, keys, -2) is False and same_row(graph, keys, -1) is not False:
-        return Scores(queries, keys, torch.ones(1, 1, dtype=torch.bool))
-    if math.prod((*lead, *a.shape[-2:], b.shape[-1])) > _MOST_PRODUCTS:
+        return scores
+    return written_out(graph, scores)
+
+
+def written_out(graph: Graph, scores: Scores) -> Value:
+    """Returns a product as a tensor of its own, where nothing was done to it and it is small.
+
+    Raises:
+        UnsupportedOperator: it is none such.
+    """
+    *lead, _, depth = scores.queries.shape
+    plain = not (scores.scores or scores.softmaxed) and bool(scores.seen.all())
+    if not plain or scores.shape.numel() * depth > _MOST_PRODUCTS:
         raise UnsupportedOperator(graph, contraction.TWO_TENSORS)
     names = "".join(chr(ord("a") + d) for d in range(len(lead)))
-    return contraction.multiply_and_sum(graph, Value(queries), Value(keys), f"{names}xz", f"{names}yz", f"{names}xy")
+    pair = Value(scores.queries), Value(scores.keys)
+    return contraction.multiply_and_sum(graph, *pair, f"{names}xz", f"{names}yz", f"{names}xy")
 
 
 @register_rule(aten.matmul.default, aten.mm.default, aten.bmm.default)
