@@ -146,7 +146,7 @@ def relative_shift(s: SelfAttention, x: Tensor) -> Tensor:
     batch, steps = x.shape[:2]
     distance = torch.arange(steps - 1, -1, -1.0)
     angles = torch.outer(distance, 100.0 ** (-torch.arange(0, WIDTH, 2).float() / WIDTH))
-    r = F.linear(torch.cat([angles.sin(), angles.cos()], -1), s.out.weight).view(steps, HEADS, DEPTH)
+    r = F.linear(torch.cat([angles.sin(), angles.cos()], -1).to(x.dtype), s.out.weight).view(steps, HEADS, DEPTH)
     content = torch.einsum("bind,bjnd->bnij", q + s.bias.weight[:1, :, None], k)
     place = torch.einsum("bind,jnd->bnij", q - s.bias.weight[1:2, :, None], r)
     padded = torch.cat([place.new_zeros(batch, HEADS, steps, 1), place], -1)

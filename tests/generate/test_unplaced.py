@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastgen
-from fastgen.generate import CompileError, heads
+from fastgen.generate import CompileError, UnsupportedOperator, heads
 
 
 def make(module: nn.Module, length: int, order="time", **options) -> fastgen.Sampler:
@@ -39,12 +39,9 @@ def test_positions_of_a_context_may_be_another_dimension():
     assert torch.equal(sample, sampler.sample_naive(2, seed=1, context=context))
 
 
-def test_weights_made_from_a_context():
-    torch.manual_seed(0)
-    sampler = make(ReadsContext(lambda h, c: torch.bmm(c, h)), 12, example_context=torch.zeros(1, 5, 5))
-    context = torch.randn(3, 5, 5)
-    sample = sampler.sample(3, seed=1, context=context)
-    assert torch.equal(sample, sampler.sample_naive(3, seed=1, context=context))
+def test_weights_made_from_a_context_are_not_called_attention_alone():
+    with pytest.raises(UnsupportedOperator, match=r"attention, or weights made from a context.*test_unplaced\.py"):
+        make(ReadsContext(lambda h, c: torch.bmm(c, h)), 12, example_context=torch.zeros(1, 5, 5))
 
 
 class SpatialGate(nn.Module):

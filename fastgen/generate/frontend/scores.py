@@ -18,6 +18,7 @@ from fastgen.generate.ir.graph import Constant, Graph, Value
 from fastgen.generate.ir.instructions import Operation
 from fastgen.generate.ir.opcodes import OPCODE
 from fastgen.generate.ir.operation_values import apply_operation
+from fastgen.generate.ir.records import Place
 
 UNDERFLOW = 104.0
 """exp(-104) is 0 in float32."""
@@ -57,6 +58,8 @@ class Scores:
     """Whether the softmax of a query that sees nothing is NaN."""
     least: float | None = None
     """What the greatest score of a query must reach, so that the softmax of a finite mask is 0."""
+    place: Place | None = None
+    """Of the product, where it may be written out."""
 
     @property
     def shape(self) -> torch.Size:

@@ -48,7 +48,7 @@ def product(graph: Graph, a: Value, b: Value) -> Value | Scores:
     lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     queries = a.ids.expand(*lead, *a.shape[-2:])
     keys = b.ids.transpose(-1, -2).expand(*lead, b.shape[-1], b.shape[-2])
-    scores = Scores(queries, keys, torch.ones(1, 1, dtype=torch.bool))
+    scores = Scores(queries, keys, torch.ones(1, 1, dtype=torch.bool), place=graph.place)
     if same_row(graph, keys, -2) is False and same_row(graph, keys, -1) is not False:
         return scores
     return written_out(graph, scores)
@@ -62,8 +62,10 @@ def written_out(graph: Graph, scores: Scores) -> Value:
     """
     *lead, _, depth = scores.queries.shape
     plain = not (scores.scores or scores.softmaxed) and bool(scores.seen.all())
-    if not plain or scores.shape.numel() * depth > _MOST_PRODUCTS:
-        raise UnsupportedOperator(graph, contraction.TWO_TENSORS)
+    across = any(same_row(graph, ids, -1) is False for ids in (scores.queries, scores.keys))
+    if not plain or across or scores.shape.numel() * depth > _MOST_PRODUCTS:
+        with graph.at(scores.place or graph.place):
+            raise UnsupportedOperator(graph, contraction.TWO_TENSORS)
     names = "".join(chr(ord("a") + d) for d in range(len(lead)))
     pair = Value(scores.queries), Value(scores.keys)
     return contraction.multiply_and_sum(graph, *pair, f"{names}xz", f"{names}yz", f"{names}xy")
