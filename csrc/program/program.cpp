@@ -6,81 +6,10 @@
 #include <string>
 
 #include "common/check.h"
+#include "program/checks.h"
 
 namespace fastgen {
 namespace {
-
-constexpr std::int64_t kMostCells = std::int64_t{1} << 31;
-constexpr std::int64_t kFar = std::int64_t{1} << 41;  // beyond UNBOUNDED
-constexpr std::int64_t kFarther = std::int64_t{1}
-                                  << 52;  // of every term of a position or a time: doubles hold their sums exactly
-
-void check_range(const std::string& what, const char* field, std::int64_t value, std::int64_t low, std::int64_t high) {
-  FASTGEN_CHECK(value >= low && value < high, what, ": ", field, " is ", value, ", allowed are ", low, " .. ", high - 1);
-}
-
-void check_span(const std::string& what, const char* field, std::int64_t begin, std::int64_t end, std::size_t size) {
-  FASTGEN_CHECK(0 <= begin && begin <= end && end <= static_cast<std::int64_t>(size), what, ": ", field, " range ", begin, " .. ",
-                end, " is outside the table of ", size);
-}
-
-bool beyond(std::int64_t coefficient, std::int64_t value, std::int64_t limit) {
-  const __int128 product = static_cast<__int128>(coefficient) * value;
-  return product > limit || product < -limit;
-}
-
-void check_domain(const std::string& what, const IterationDomain& cells, std::int64_t row_length, bool timed) {
-  FASTGEN_CHECK(cells.row0 <= cells.row1 && cells.column0 <= cells.column1, what, ": the domain of rows ", cells.row0, " .. ",
-                cells.row1, " and columns ", cells.column0, " .. ", cells.column1, " runs backwards");
-  for (std::int64_t value : {cells.row0, cells.row1, cells.column0, cells.column1, cells.delay}) {
-    check_range(what, "domain", value, -kFar, kFar);
-  }
-  check_range(what, "row_stride", cells.row_stride, cells.row1 - cells.row0 > 1 ? 1 : 0, 1 << 20);
-  check_range(what, "column_stride", cells.column_stride, cells.column1 - cells.column0 > 1 ? 1 : 0, 1 << 20);
-  if (!timed) return;
-  constexpr std::int64_t kLongest = std::int64_t{1} << 60;
-  for (std::int64_t row : {cells.row0, cells.row1}) {
-    FASTGEN_CHECK(!beyond(cells.row_stride, row_length, kLongest) && !beyond(cells.row_stride * row_length, row, kLongest), what,
-                  ": rows of ", row_length, " steps are too long for rows ", cells.row0, " .. ", cells.row1);
-  }
-  for (std::int64_t column : {cells.column0, cells.column1}) {
-    FASTGEN_CHECK(!beyond(cells.column_stride, column, kLongest), what, ": columns of ", cells.column_stride,
-                  " steps are too long for columns ", cells.column0, " .. ", cells.column1);
-  }
-}
-
-// The least and greatest value of coefficient * i for begin <= i < end.
-struct Range {
-  std::int64_t least, greatest;
-};
-Range product(const std::string& what, std::int64_t coefficient, std::int64_t begin, std::int64_t end) {
-  FASTGEN_CHECK(!beyond(coefficient, begin, kFarther) && !beyond(coefficient, end - 1, kFarther), what, ": ", coefficient, " * ",
-                begin, " .. ", end - 1, " is too large for a position");
-  const std::int64_t first = coefficient * begin, last = coefficient * (end - 1);
-  return {std::min(first, last), std::max(first, last)};
-}
-
-// The least position of some cells.
-std::int64_t least_position(const std::string& what, const AccessMap& map, const Box& cells) {
-  const Range rows = product(what, map.row_stride, cells.row0, cells.row1);
-  const Range columns = product(what, map.column_stride, cells.column0, cells.column1);
-  return rows.least + columns.least + map.offset;
-}
-
-// That no cell of the domain, inside the operand's box, addresses a position before the first.
-void check_positions(const Program& program, const std::string& what, const IterationDomain& cells, std::int64_t index) {
-  const Operand& operand = program.operands[index];
-  const Box inside = {std::max(cells.row0, operand.box.row0), std::min(cells.row1, operand.box.row1),
-                      std::max(cells.column0, operand.box.column0), std::min(cells.column1, operand.box.column1)};
-  if (inside.row0 >= inside.row1 || inside.column0 >= inside.column1) return;
-  const std::int64_t least = least_position(what, operand.map, inside);
-  FASTGEN_CHECK(least >= 0, what, ": operand ", index, " addresses position ", least);
-}
-
-void check_map(const std::string& what, const AccessMap& map) {
-  for (std::int64_t stride : {map.row_stride, map.column_stride}) check_range(what, "stride", stride, -(1 << 21), 1 << 21);
-  check_range(what, "offset", map.offset, -kFar, kFar);
-}
 
 void check_operand(const Program& program, std::size_t index) {
   const Operand& operand = program.operands[index];
@@ -100,14 +29,6 @@ void check_operand(const Program& program, std::size_t index) {
   const std::int64_t constants = static_cast<std::int64_t>(program.constants.size());
   FASTGEN_CHECK(operand.border == -1 || (operand.border >= 0 && operand.border + operand.length <= constants), what, ": border ",
                 operand.border, " + ", operand.length, " is outside the ", constants, " constants");
-}
-
-void check_written(const Program& program, const std::string& what, std::int64_t index) {
-  const Operand& operand = program.operands[index];
-  FASTGEN_CHECK(program.buffers[operand.buffer].where == kState, what, ": operand ", index,
-                " is written but lies outside the state");
-  FASTGEN_CHECK(operand.channel_stride > 0 || operand.length == 1, what, ": operand ", index,
-                " is written with channel_stride 0");
 }
 
 void check_operation(const Program& program, const Instruction& instruction, const Compute& compute, const std::string& what,
@@ -130,30 +51,6 @@ void check_operation(const Program& program, const Instruction& instruction, con
     FASTGEN_CHECK(operation.b > 0 && compute.lanes % operation.b == 0, what, ": groups of ", operation.b, " do not divide ",
                   compute.lanes, " lanes");
   }
-}
-
-// How many cells of a PIXEL domain answer to one step, at most.
-std::int64_t cells_of_a_step(const IterationDomain& cells, std::int64_t row_length) {
-  const std::int64_t rows = cells.row1 - cells.row0, columns = cells.column1 - cells.column0;
-  const std::int64_t row = std::max<std::int64_t>(cells.row_stride * row_length, 1);
-  return columns > 0 ? std::min(rows, cells.column_stride * (columns - 1) / row + 1) : 0;
-}
-
-// Cells that run together: all of a PROLOGUE instruction, a row of a ROW one, those of one step of others. As each has a place in
-// the buffers that the instruction writes, there are no more of them than of the places.
-void check_cells(const std::string& what, __int128 cells, std::int64_t places) {
-  FASTGEN_CHECK(cells <= places, what, ": the domain has more cells that run together than the ", places,
-                " positions of the buffers that are written");
-}
-
-// check_cells for the cells of an instruction.
-void check_concurrent(const Program& program, const std::string& what, const Instruction& instruction, std::int64_t places) {
-  const IterationDomain& cells = instruction.domain;
-  check_cells(what,
-              instruction.when == kPrologue ? static_cast<__int128>(cells.row1 - cells.row0) * (cells.column1 - cells.column0)
-              : instruction.when == kRow    ? cells.column1 - cells.column0
-                                            : cells_of_a_step(cells, program.row_length),
-              places);
 }
 
 void check_compute(const Program& program, const std::string& what, const Instruction& instruction, const Compute& compute) {
@@ -242,147 +139,7 @@ void check_loops(const Program& program) {
   }
 }
 
-// A value of a map at the corners of a domain, from the least to the greatest.
-Range values_of(const std::string& what, const AccessMap& map, const IterationDomain& cells) {
-  const Range rows = product(what, map.row_stride, cells.row0, cells.row1);
-  const Range columns = product(what, map.column_stride, cells.column0, cells.column1);
-  return {rows.least + columns.least + map.offset, rows.greatest + columns.greatest + map.offset};
-}
-
-void check_key_runs(const Program& program, const std::string& what, const IterationDomain& cells, const KeySet& set) {
-  check_span(what, "run", set.run0, set.run1, program.key_runs.size());
-  for (std::int64_t r = set.run0; r < set.run1; ++r) {
-    const KeyRun& run = program.key_runs[r];
-    const std::string name = text("key_runs[", r, "]");
-    check_map(name, run.start);
-    check_map(name, run.end);
-    check_range(name, "low", run.low, 0, kMostCells);
-    check_range(name, "high", run.high, run.low, kFar);
-    check_range(name, "step", run.step, 1, kMostCells);
-    for (const AccessMap& map : {run.start, run.end}) values_of(name, map, cells);
-  }
-}
-
-// That the operand has a value at every cell.
-void check_whole(const Program& program, const std::string& what, const IterationDomain& cells, std::int64_t index) {
-  const Box& box = program.operands[index].box;
-  const bool whole =
-      cells.empty() || (box.row0 <= cells.row0 && cells.row1 <= box.row1 && box.column0 <= cells.column0 && cells.column1 <= box.column1);
-  FASTGEN_CHECK(whole, what, ": operand ", index, " must have all cells of the domain in its box");
-}
-
-void check_keywise(const Program& program, const std::string& what, const IterationDomain& cells, const Attend& attend,
-                   const KeyBounds& keys, const Operation& operation) {
-  check_range(what, "opcode", operation.opcode, 0, kOpcodes);
-  FASTGEN_CHECK(operation.opcode == kLoad || kOpcodeInfo[operation.opcode].form == OpcodeForm::LANES, what,
-                ": only loads and operations lane by lane make scores");
-  check_range(what, "dst", operation.dst, 0, attend.registers);
-  const std::int64_t arguments[] = {operation.a, operation.b, operation.c};
-  for (int i = 0; i < register_arguments(operation.opcode); ++i) check_range(what, "register", arguments[i], 0, attend.registers);
-  if (operation.opcode != kLoad) return;
-  check_range(what, "score operand", operation.a, 0, static_cast<std::int64_t>(program.score_operands.size()));
-  const ScoreOperand& score = program.score_operands[operation.a];
-  const std::string name = text("score_operands[", operation.a, "]");
-  check_range(name, "operand", score.operand, 0, static_cast<std::int64_t>(program.operands.size()));
-  for (std::int64_t stride : {score.row_stride, score.column_stride, score.key_stride, score.head_stride}) {
-    check_range(name, "stride", stride, -kMostCells, kMostCells);
-  }
-  check_range(name, "offset", score.offset, -kFar, kFar);
-  check_positions(program, name, cells, score.operand);
-  check_whole(program, name, cells, score.operand);
-  if (keys.count == 0 || cells.empty()) return;
-  const Range own = values_of(name, {score.row_stride, score.column_stride, score.offset}, cells);
-  const Range along = product(name, score.key_stride, keys.least, keys.end);
-  const Range heads = product(name, score.head_stride, 0, attend.heads);
-  const std::int64_t least = own.least + along.least + heads.least, greatest = own.greatest + along.greatest + heads.greatest;
-  FASTGEN_CHECK(least >= 0 && greatest < program.buffers[program.operands[score.operand].buffer].channels, name,
-                ": addresses the channels ", least, " .. ", greatest, " of a buffer of ",
-                program.buffers[program.operands[score.operand].buffer].channels);
-}
-
-void check_attend(const Program& program, const std::string& what, const Instruction& instruction, const Attend& attend) {
-  const IterationDomain& cells = instruction.domain;
-  check_domain(what, cells, program.row_length, instruction.when == kPixel);
-  const std::int64_t operands = static_cast<std::int64_t>(program.operands.size());
-  for (std::int64_t operand : {attend.query, attend.key, attend.value, attend.out}) {
-    check_range(what, "operand", operand, 0, operands);
-  }
-  check_range(what, "groups", attend.groups, 1, 1 << 16);
-  check_range(what, "heads", attend.heads, attend.groups, 1 << 16);
-  check_range(what, "registers", attend.registers, 1, 1 << 10);
-  check_range(what, "softmax", attend.softmax, 0, 2);
-  check_range(what, "least", attend.least, -1, static_cast<std::int64_t>(program.constants.size()));
-  const Operand &query = program.operands[attend.query], &key = program.operands[attend.key];
-  const Operand &value = program.operands[attend.value], &out = program.operands[attend.out];
-  const bool fits = attend.heads % attend.groups == 0 && key.length % attend.groups == 0 && value.length % attend.groups == 0 &&
-                    query.length == key.length / attend.groups * attend.heads &&
-                    out.length == value.length / attend.groups * attend.heads;
-  FASTGEN_CHECK(fits, what, ": query, key, value and out of ", query.length, ", ", key.length, ", ", value.length, " and ",
-                out.length, " channels are not those of ", attend.heads, " heads in ", attend.groups, " groups");
-  for (const Operand* operand : {&query, &key, &value, &out}) {
-    FASTGEN_CHECK(operand->channel_stride == 1 || operand->length == 1, what, ": its operands must have channel_stride 1");
-  }
-  check_map(what, attend.keys);
-  const Rows sets = key_sets_of(attend, cells);
-  check_span(what, "key set", sets.begin, std::max(sets.begin, sets.end), program.key_sets.size());
-  for (std::int64_t s = sets.begin; s < sets.end; ++s) {
-    check_key_runs(program, text("key_sets[", s, "]"), cells, program.key_sets[s]);
-  }
-  const KeyBounds keys = key_bounds(program, attend, cells);
-  const IterationDomain along = {1, 1, 0, 0, 1, keys.least, std::max(keys.least, keys.end)};
-  for (std::int64_t operand : {attend.key, attend.value}) {
-    check_positions(program, what, along, operand);
-    check_whole(program, what, along, operand);
-    const Buffer& buffer = program.buffers[program.operands[operand].buffer];
-    const AccessMap& map = program.operands[operand].map;
-    FASTGEN_CHECK(buffer.where != kContext || (map.column_stride == 1 && map.offset == 0), what,
-                  ": the keys of a context must be its positions");
-    FASTGEN_CHECK(buffer.where == kContext || keys.count <= buffer.positions, what, ": ", keys.count,
-                  " keys are seen at once, of a buffer of ", buffer.positions, " positions");
-  }
-  check_positions(program, what, cells, attend.query);
-  check_positions(program, what, cells, attend.out);
-  check_written(program, what, attend.out);
-  check_span(what, "operation", attend.operation0, attend.operation1, program.operations.size());
-  check_span(what, "weighting", attend.weighting0, attend.weighting1, program.operations.size());
-  for (const auto& [begin, end] : {Rows{attend.operation0, attend.operation1}, Rows{attend.weighting0, attend.weighting1}}) {
-    for (std::int64_t o = begin; o < end; ++o) {
-      check_keywise(program, text("operations[", o, "]"), cells, attend, keys, program.operations[o]);
-    }
-  }
-  check_concurrent(program, what, instruction, program.buffers[out.buffer].positions);
-}
-
 }  // namespace
-
-Rows key_sets_of(const Attend& attend, const IterationDomain& cells) {
-  if (cells.empty()) return {0, 0};
-  const Range numbers = values_of("keys", attend.keys, cells);
-  return {numbers.least, numbers.greatest + 1};
-}
-
-KeyBounds key_bounds(const Program& program, const Attend& attend, const IterationDomain& cells) {
-  KeyBounds bounds = {kMostCells, 0, 0};
-  const Rows sets = key_sets_of(attend, cells);
-  for (std::int64_t s = sets.begin; s < sets.end; ++s) {
-    std::int64_t count = 0;
-    for (std::int64_t r = program.key_sets[s].run0; r < program.key_sets[s].run1; ++r) {
-      const KeyRun& run = program.key_runs[r];
-      const AccessMap between = {run.end.row_stride - run.start.row_stride, run.end.column_stride - run.start.column_stride,
-                                 run.end.offset - run.start.offset};
-      const std::int64_t most = std::min({run.high - run.low, values_of("key_runs", between, cells).greatest,
-                                          values_of("key_runs", run.end, cells).greatest - run.low,
-                                          run.high - values_of("key_runs", run.start, cells).least});
-      if (most <= 0) continue;
-      count += (most + run.step - 1) / run.step;
-      bounds.least = std::min(bounds.least, std::max(run.low, values_of("key_runs", run.start, cells).least));
-      bounds.end = std::max(bounds.end, std::min(run.high, values_of("key_runs", run.end, cells).greatest));
-    }
-    bounds.count = std::max(bounds.count, count);
-  }
-  if (bounds.count == 0) return {0, 0, 0};
-  return bounds;
-}
 
 std::vector<Instruction> instructions_of(const std::vector<Header>& headers, const std::vector<Compute>& computes,
                                          const std::vector<Draw>& draws, const std::vector<Attend>& attends) {

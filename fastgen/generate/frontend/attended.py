@@ -13,15 +13,17 @@ from fastgen.generate.errors import CompileError, UnsupportedOperator
 from fastgen.generate.frontend.score_operands import ScoreOperands
 from fastgen.generate.frontend.scores import Scores, lead_moved
 from fastgen.generate.ir.attend import attend
+from fastgen.generate.ir.channels import same_row
 from fastgen.generate.ir.graph import Graph, Value
-from fastgen.generate.ir.records import BATCH
+from fastgen.generate.ir.records import BATCH, Node
 
 
 def attended(graph: Graph, weights: Scores, values: Tensor) -> Value:
     """Returns ``weights @ values`` for ids ``[*lead, S, width]``."""
+    _leave_to_context(graph, weights, values)
     values = values.expand(*weights.shape[:-2], *values.shape[-2:])
     lead, (count, width) = weights.shape[:-2], (weights.shape[-2], values.shape[-1])
-    if math.isnan(weights.empty) and weights.softmaxed and not bool(weights.seen.any(-1).all()):
+    if weights.nan:
         raise CompileError(
             f"a query sees no key at {graph.place}, where the softmax is NaN: use scaled_dot_product_attention, "
             "which gives 0, or let the query see itself"
@@ -34,6 +36,24 @@ def attended(graph: Graph, weights: Scores, values: Tensor) -> Value:
     arranged, values = lead_moved(weights, layout.arranged), layout.arranged(values)
     ids = _of_heads(graph, arranged, values)  # [N, heads, blocks, T, width]
     return Value(layout.restored(ids).reshape(*lead, count, width))
+
+
+def _leave_to_context(graph: Graph, weights: Scores, values: Tensor) -> None:
+    """Raises CompileError where what only depends on contexts is better computed in PyTorch, once, at the start."""
+    if _of_context(graph, weights.queries) and _of_context(graph, weights.keys):
+        raise CompileError(f"attention of a context has no rule, at {graph.place}")
+    made = [node for ids in (weights.keys, values) for node in _of_context(graph, ids) if node.kind == "computed"]
+    if made:
+        error = CompileError(f"the keys of attention to a context are computed at {made[0].place}")
+        error.still = tuple({node.source for node in made})
+        raise error
+
+
+def _of_context(graph: Graph, ids: Tensor) -> list[Node]:
+    """Returns the nodes of ids that depend on contexts only; none where some depend on more."""
+    found = [graph.nodes[n] for n in np.unique(np.searchsorted(graph.bases, ids[ids > 0].numpy(), side="right") - 1)]
+    moving = any(run.ready.any() for node in found for run in node.runs)
+    return [] if moving or not any(node.uses.any() for node in found) else found
 
 
 # ---- the leading dimensions
@@ -91,24 +111,6 @@ def _splits_samples(graph: Graph, ids: Tensor, dim: int) -> bool:
     return found == [1, 2]
 
 
-def same_row(graph: Graph, ids: Tensor, dim: int) -> bool | None:
-    """Whether the ids along a dimension lie in one row of their node; None where that cannot be said."""
-    said = None
-    for at in (0.5, 0.999, 0.25):
-        index = [int(at * (n - 1) + 0.5) for n in ids.shape]
-        line = ids[tuple(slice(None) if d == dim % ids.dim() else i for d, i in enumerate(index))]
-        line = line[line > 0].unique().numpy()
-        if len(line) > 1:
-            number = np.searchsorted(graph.bases, line, side="right") - 1
-            rows = [
-                (i - graph.nodes[n].base) // (graph.nodes[n].channels + 1) for i, n in zip(line, number, strict=True)
-            ]
-            if len(set(rows)) > 1:
-                return False
-            said = True
-    return said
-
-
 # ---- heads, blocks and masks
 
 
@@ -144,11 +146,12 @@ def _of_one_mask(graph: Graph, weights: Scores, values: Tensor, mask: Tensor) ->
     keys, answers = flat(weights.keys), flat(values)
     if blocks > 1:
         keys, answers, seen = _each_once(graph, keys, answers, seen)
+    queries, keys = _in_rows(flat(weights.queries), keys)
     repeated = math.gcd(_repeats(keys), _repeats(answers))
     operands = ScoreOperands(graph, (batch, heads, blocks, count), seen)
     ids = attend(
         graph,
-        flat(weights.queries).flatten(2),
+        queries.flatten(2),
         keys[:, :, ::repeated].flatten(2),
         answers[:, :, ::repeated].flatten(2),
         heads=heads,
@@ -160,6 +163,18 @@ def _of_one_mask(graph: Graph, weights: Scores, values: Tensor, mask: Tensor) ->
         least=weights.least,
     )
     return ids.reshape(batch, blocks, count, heads, width).permute(0, 3, 1, 2, 4)
+
+
+def _in_rows(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns both with the channels of a head in the order in which they lie in their rows, where that is the same.
+
+    What rotates pairs of channels interleaves two tensors; a product may sum them in any order.
+    """
+    orders = [ids[0, ids.shape[1] // 2].argsort(dim=-1, stable=True) for ids in (queries, keys)]
+    order = orders[0][0]
+    if all(torch.equal(o, order.expand_as(o)) for o in orders):
+        return queries[..., order], keys[..., order]
+    return queries, keys
 
 
 def _repeats(ids: Tensor) -> int:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import warnings
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node as FxNode
+from torch.nn.modules import transformer
 from torch.utils._pytree import tree_map_only
 
 from fastgen.generate.errors import CompileError
@@ -155,9 +157,23 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * scale, equal_nan=True)
 
 
+@contextmanager
+def _traceable_attention() -> Iterator[None]:
+    """Keeps PyTorch's transformer layers from fused operators, and from asking whether a mask that they apply is
+    causal."""
+    fast, asked = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
+    torch.backends.mha.set_fastpath_enabled(False)
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        transformer._detect_is_causal_mask = asked
+
+
 def _program(network: nn.Module, arguments: tuple) -> ExportedProgram:
     try:
-        with redirect_stderr(io.StringIO()):  # where torch.export prints its graph
+        with redirect_stderr(io.StringIO()), _traceable_attention():  # stderr: where torch.export prints its graph
             program = torch.export.export(network, arguments)
             if not all(_has_rule(node) for node in program.graph.nodes):
                 program = program.run_decompositions(_decompositions(program))

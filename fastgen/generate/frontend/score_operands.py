@@ -11,7 +11,7 @@ from torch import Tensor
 from fastgen.generate.errors import UnsupportedOperator
 from fastgen.generate.frontend.scores import Step
 from fastgen.generate.ir.graph import Constant, Graph, Value, derive
-from fastgen.generate.ir.records import Piece, ScoreStep
+from fastgen.generate.ir.records import Node, Piece, ScoreStep
 
 
 class ScoreOperands:
@@ -63,8 +63,8 @@ class ScoreOperands:
             strides = [width if queries else 0, 1 if keys else 0, height * width if heads else 0]
         flat = derive(lambda t: t.reshape(1, -1), chosen)
         node = self.graph.constant_node((1,), flat.tensor.shape[1], flat.recipe)
-        piece = Piece(node, np.zeros(self.rows, np.int32), np.full(self.rows, offset, np.int32), 1, 1)
-        return ScoreStep(step.opcode, step.x, step.y, piece, *strides, swapped=step.swapped)
+        piece = _whole(node, np.zeros(self.rows, np.int32))
+        return ScoreStep(step.opcode, step.x, step.y, piece, offset, *strides, swapped=step.swapped)
 
     def _by_distance(self, table: Tensor) -> tuple[Tensor, Tensor] | None:
         """Returns a query and a key for every distance between them, where what is seen depends on that only."""
@@ -95,8 +95,7 @@ class ScoreOperands:
         table = full[:, :, 0].numpy()  # [N, heads, T, S]
         queries, keys = np.nonzero(seen)
         told = table[:, :, queries, keys]
-        number = int(np.searchsorted(graph.bases, told.max(), side="right")) - 1
-        node = graph.nodes[number]
+        node, told = self._one_node(told)
         row, slot = np.divmod(told - node.base, node.channels + 1)
         refused = UnsupportedOperator(graph, "attention with a computed bias that does not lie regularly")
         if (told < node.base).any() or (row != row[:, :1]).any():
@@ -112,10 +111,32 @@ class ScoreOperands:
         heads = np.arange(self.heads)[None, :, None]
         if (slot != first + query_stride * queries + key_stride * keys + head_stride * heads).any():
             raise refused
-        piece = Piece(node, rows.reshape(-1), np.full(self.rows, first, np.int32), 1, 1)
+        piece = _whole(node, rows.reshape(-1))
         return ScoreStep(
-            step.opcode, step.x, step.y, piece, query_stride, key_stride, head_stride, swapped=step.swapped
+            step.opcode, step.x, step.y, piece, first, query_stride, key_stride, head_stride, swapped=step.swapped
         )
+
+    def _one_node(self, told: np.ndarray) -> tuple[Node, np.ndarray]:
+        """Returns the node of some ids ``[N, heads, ...]``; where heads have nodes of their own, a joint one."""
+        graph = self.graph
+        nodes = [graph.nodes[int(np.searchsorted(graph.bases, ids.max(), side="right")) - 1] for ids in told[0]]
+        if all(node is nodes[0] for node in nodes):
+            return nodes[0], told
+        if len({(node.rows_shape, node.channels) for node in nodes}) > 1:
+            raise UnsupportedOperator(graph, "attention with a computed bias whose heads lie in different tensors")
+        joined = torch.cat([graph.ids(node) for node in nodes], -1)
+        graph.map("mulc", Value(joined), x=1.0, channel=joined.dim() - 1, ordered=True)
+        copied, moved = graph.nodes[-1], np.empty_like(told)
+        for head, node in enumerate(nodes):
+            row, slot = np.divmod(told[:, head] - node.base, node.channels + 1)
+            if (told[:, head] < node.base).any() or (row >= node.rows).any():
+                raise UnsupportedOperator(graph, "attention with a computed bias whose keys lie in different tensors")
+            moved[:, head] = copied.base + row * (copied.channels + 1) + head * node.channels + slot
+        return copied, moved
+
+
+def _whole(node: Node, rows: np.ndarray) -> Piece:
+    return Piece(node, rows, np.zeros(len(rows), np.int32), 1, node.channels)
 
 
 def _distinct(tensor: Tensor, sources: Sequence[str]) -> tuple[bool, bool, bool]:

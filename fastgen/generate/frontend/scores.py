@@ -18,6 +18,7 @@ from fastgen.generate.ir.graph import Constant, Graph, Value
 from fastgen.generate.ir.instructions import Operation
 from fastgen.generate.ir.opcodes import OPCODE
 from fastgen.generate.ir.operation_values import apply_operation
+from fastgen.generate.ir.records import Place
 
 UNDERFLOW = 104.0
 """exp(-104) is 0 in float32."""
@@ -53,10 +54,12 @@ class Scores:
     scores: tuple[Step, ...] = ()
     weighting: tuple[Step, ...] = ()
     softmaxed: bool = False
-    empty: float = math.nan
-    """The weights of a query that sees nothing."""
+    nan: bool = False
+    """Whether the softmax of a query that sees nothing is NaN."""
     least: float | None = None
     """What the greatest score of a query must reach, so that the softmax of a finite mask is 0."""
+    place: Place | None = None
+    """Of the product, where it may be written out."""
 
     @property
     def shape(self) -> torch.Size:
@@ -148,6 +151,7 @@ class Scores:
         if self.softmaxed:
             raise UnsupportedOperator(graph, "a softmax of weights of attention")
         least, seen = None, self.seen
+        empty = ~seen.any(-1, keepdim=True)
         everything = bool(seen.all())
         if not everything and self.hidden != -math.inf:
             if not self.hidden <= -LEAST_MASK:
@@ -156,9 +160,8 @@ class Scores:
                     "later elements are seen. Mask with float('-inf')"
                 )
             least = (self.hidden / 2 if self.added else self.hidden) + UNDERFLOW
-            empty = ~seen.any(-1, keepdim=True)
             seen = seen | empty  # what is masked all over with a finite number is weighed evenly
-        return replace(self, softmaxed=True, seen=seen, hidden=0.0, least=least)
+        return replace(self, softmaxed=True, seen=seen, hidden=0.0, least=least, nan=not bool(seen.any(-1).all()))
 
 
 def _nonzero(operand: Constant):
@@ -173,6 +176,8 @@ def _applied(step: Step, number: float) -> float:
     registers = [torch.tensor([number], dtype=torch.float64)]
     if step.operand is not None:
         if isinstance(step.operand, Value):
+            if number == 0 and (step.opcode == "mul" or (step.opcode == "div" and not step.swapped)):
+                return number
             return number if step.opcode in ("add", "sub") else math.nan
         tensor = step.operand.tensor.double()
         other = tensor.max() if step.opcode in ("add", "max") else tensor.abs().min()

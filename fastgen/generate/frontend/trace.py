@@ -23,7 +23,7 @@ from fastgen.generate.frontend.integers import CONVERSIONS, computed, is_moving
 from fastgen.generate.frontend.masks import finite_mask
 from fastgen.generate.frontend.ranges import TRUTH, UNKNOWN
 from fastgen.generate.frontend.rules import RULES
-from fastgen.generate.frontend.rules.attention import SCORE_RULES
+from fastgen.generate.frontend.rules.attention import SCORE_RULES, written_out
 from fastgen.generate.frontend.scores import Scores
 from fastgen.generate.ir.graph import ChannelRun, Constant, Graph, Node, Recipe, Value
 from fastgen.generate.ir.records import BATCH, Place
@@ -89,6 +89,7 @@ def trace(
                 continue
             if node.op == "output":
                 (output,) = (environment[n] for n in node.args[0])
+                output = written_out(graph, output) if isinstance(output, Scores) else output
                 if not isinstance(output, Value):
                     raise CompileError("the module's output does not depend on its input")
                 return Traced(graph, source, contexts, output, folded, graph.place)
@@ -185,12 +186,11 @@ def _apply(graph: Graph, node: FxNode, args, kwargs):
         return None
     _check_precision(graph, node)
     scored = tree_any(lambda a: isinstance(a, Scores), (args, kwargs))
-    if scored:
-        rule = SCORE_RULES.get(target)
-        if rule is None:
-            raise UnsupportedOperator(graph, f"operator {target} of scores of attention")
-    else:
-        rule = _conversion(node) if target in CONVERSIONS else RULES.get(target)
+    if scored and target not in SCORE_RULES:
+        args, kwargs = tree_map(lambda a: written_out(graph, a) if isinstance(a, Scores) else a, (args, kwargs))
+        scored = False
+    rules = SCORE_RULES if scored else RULES
+    rule = _conversion(node) if target in CONVERSIONS and not scored else rules.get(target)
     if rule is None:
         raise UnsupportedOperator(graph, f"operator {target}")
     wanted = inspect.signature(rule).parameters

@@ -231,11 +231,32 @@ def _work(network: CompiledNetwork, program: Program, analysis: Analysis | None)
         count = _multiply_adds(program, instruction, network.steps)
         sums[instruction.when] += count
         ahead += count if instruction.body.block > 1 else 0
+    for instruction in program.attends:
+        sums[instruction.when] += _attended(program, instruction, network.steps)
     parallel = None
     if analysis is not None:
         parallel = _forward_multiply_adds(analysis) * network.order.positions / analysis.order.positions
     row, pixel, ahead = (count / network.steps for count in (sums[ROW], sums[PIXEL], ahead))
     return Work(sums[PROLOGUE], row, pixel, ahead, parallel, network.steps)
+
+
+def _attended(program: Program, instruction: Instruction, steps: int) -> int:
+    """Counts the multiply-adds of attention over an event: products of queries and keys, and weighed values."""
+    domain, body = instruction.domain, instruction.body
+    last = domain.column1
+    if instruction.when == PIXEL and program.steps > steps:
+        last = min(last, -(-(steps - domain.delay) // domain.column_stride))
+    rows, columns = np.meshgrid(np.arange(domain.row0, domain.row1), np.arange(domain.column0, last), indexing="ij")
+    sets = body.keys.position(rows, columns)
+    keys = 0
+    for number in np.unique(sets).tolist():
+        chosen, here = program.key_sets[number], sets == number
+        for run in program.key_runs[chosen.run0 : chosen.run1]:
+            first = np.maximum(run.low, run.start.position(rows[here], columns[here]))
+            stop = np.minimum(run.high, run.end.position(rows[here], columns[here]))
+            keys += int(np.maximum(0, -(-(stop - first) // run.step)).sum())
+    depth, width = (program.operands[n].length // body.heads for n in (body.query, body.out))
+    return keys * body.heads * (depth + width)
 
 
 def _multiply_adds(program: Program, instruction: Instruction, steps: int) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastgen.generate.errors import CompileError
 from fastgen.generate.ir.graph import Graph, Value
 from fastgen.generate.ir.records import Attention, ChannelRun, KeyRows, Node, Piece, ScoreStep
 
@@ -39,16 +40,14 @@ def attend(
         least: what the greatest score of a query must reach.
     """
     batch, count, _ = queries.shape
-    asking, answers = whole_node(graph, queries), whole_node(graph, values)
+    asking, _ = whole_rows(graph, queries)
     rows = np.arange(batch * count, dtype=np.int32)
     piece = Piece(asking, rows, np.zeros(len(rows), np.int32), 1, asking.channels)
     order = np.arange(batch * keys.shape[1], dtype=np.int32).reshape(batch, -1)
-    attention = Attention(
-        heads, groups, piece, KeyRows(whole_node(graph, keys), order), KeyRows(answers, order), seen, list(scores),
-        list(weighting), softmax, least,
-    )  # fmt: skip
+    asked, answers = (_key_rows(graph, ids, order) for ids in (keys, values))
+    attention = Attention(heads, groups, piece, asked, answers, seen, list(scores), list(weighting), softmax, least)
     ready, uses = attention_times(graph, attention, len(rows))
-    channels = heads * (answers.channels // groups)
+    channels = heads * (answers.length // groups)
     node = graph.add(
         "computed", asking.rows_shape, channels, [ChannelRun(0, channels, ready, uses, attention=attention)]
     )
@@ -69,15 +68,31 @@ def attention_times(graph: Graph, attention: Attention, rows: int) -> tuple[np.n
     return ready, uses
 
 
-def whole_node(graph: Graph, ids: Tensor) -> Node:
-    """Returns the node of which ids ``[N, rows, channels]`` are all, in order; made of copies where there is none."""
+def _key_rows(graph: Graph, ids: Tensor, order: np.ndarray) -> KeyRows:
+    node, slot = whole_rows(graph, ids)
+    return KeyRows(node, order, slot, ids.shape[-1])
+
+
+def whole_rows(graph: Graph, ids: Tensor) -> tuple[Node, int]:
+    """Returns the node whose rows, in order, ids ``[N, rows, channels]`` are, and the slot of their first channel.
+
+    They are all channels of a computed node, which is made of copies where there is none; or some of a context.
+
+    Raises:
+        CompileError: a context has its channels in another dimension.
+    """
     first = int(ids[0, 0, 0])
     if first > 0:
         node = graph.nodes[int(np.searchsorted(graph.bases, first, side="right")) - 1]
-        channels = ids.shape[-1]
-        if node.channels == channels and node.rows == ids[..., 0].numel() and first == node.base:
-            rows = torch.arange(node.rows)[:, None] * (channels + 1) + node.base
+        channels, slot = ids.shape[-1], first - node.base
+        some = node.kind == "context" or channels == node.channels
+        if some and node.rows == ids[..., 0].numel() and 0 <= slot <= node.channels - channels:
+            rows = torch.arange(node.rows)[:, None] * (node.channels + 1) + first
             if torch.equal(ids.reshape(-1, channels), rows + torch.arange(channels)):
-                return node
-    copied = graph.map("mulc", Value(ids), x=1.0, channel=2)
-    return graph.nodes[int(np.searchsorted(graph.bases, int(copied.ids[0, 0, 0]), side="right")) - 1]
+                return node, slot
+        if node.kind == "context":
+            error = CompileError(f"keys of attention at {graph.place} lie in no order in {node.place}")
+            error.context = node.context
+            raise error
+    copied = graph.map("mulc", Value(ids), x=1.0, channel=2, ordered=True)
+    return graph.nodes[int(np.searchsorted(graph.bases, int(copied.ids[0, 0, 0]), side="right")) - 1], 0

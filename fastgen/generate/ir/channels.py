@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgen.generate.ir.ids import Ids
-from fastgen.generate.ir.records import Constant, Node, Value, derive
+from fastgen.generate.ir.records import BATCH, Constant, Node, Value
 
 _PROBES = 16
 
@@ -155,56 +155,65 @@ def channel_dim(graph: Ids, shape: Sequence[int], operands: Sequence[Value | Con
     return expanded if any(isinstance(o, Constant) for o in operands) else None
 
 
-def channel_dims(
-    graph: Ids, shape: Sequence[int], operands: Sequence[Value | Constant], grid: Sequence[int]
-) -> list[int]:
-    """Returns the dimensions that lie within one position: heads, and the channels of each, say.
+def same_row(graph: Ids, ids: Tensor, dim: int) -> bool | None:
+    """Whether the ids along a dimension lie side by side in time; None where that cannot be said.
 
-    Along them the operands' ids stay in one row of their nodes, or do not change; dimensions along which none changes
-    belong to them where only a constant varies, unless they are as long as one of the event's ``grid``.
+    They lie in one row of a node, or in the same rows of nodes of as many rows that are ready at the same step.
     """
-    values = [operand.ids.expand(shape) for operand in operands if isinstance(operand, Value)]
-    kinds = [[_along(graph, ids, d) for ids in values] for d in range(1, len(shape))]
-    within = [d for d, kind in enumerate(kinds, 1) if "position" not in kind and "channel" in kind]
-    if within and len(values) < len(operands):
-        within += [
-            d for d, kind in enumerate(kinds, 1) if set(kind) == {"none"} and shape[d] > 1 and shape[d] not in grid
-        ]
-    return sorted(within)
+    said = None
+    for at in (0.5, 0.999, 0.25):
+        index = [int(at * (n - 1) + 0.5) for n in ids.shape]
+        line = ids[tuple(slice(None) if d == dim % ids.dim() else i for d, i in enumerate(index))]
+        line = line[line > 0].unique().numpy()
+        if len(line) > 1:
+            places = set()
+            for number, node_ids in _by_node(graph, line):
+                node = graph.nodes[number]
+                rows, slots = np.divmod(node_ids - node.base, node.channels + 1)
+                ready = np.stack([run.ready for run in node.runs])[node.run_of_slot[slots], rows]
+                places |= {
+                    (node.rows_shape, row, when) for row, when in zip(rows.tolist(), ready.tolist(), strict=True)
+                }
+            if len(places) > 1:
+                return False
+            said = True
+    return said
 
 
-def _along(graph: Ids, ids: Tensor, dim: int) -> str:
-    """Returns what a dimension runs along: "channel" within positions, "position" across them, or "none" of both."""
-    if ids.shape[dim] == 1 or ids.stride(dim) == 0:
-        return "none"
-    lines = ids.movedim(dim, -1).reshape(-1, ids.shape[dim])
-    found = "none"
-    for line in lines[torch.linspace(0, len(lines) - 1, min(len(lines), _PROBES)).long()].numpy():
-        line = line[line > 0]
-        if len(line) < 2 or (line == line[0]).all():
-            continue
-        number = np.searchsorted(graph.bases, line, side="right") - 1
-        nodes = [graph.nodes[n] for n in np.unique(number).tolist()]
-        widths = np.array([graph.nodes[n].channels + 1 for n in number])
-        rows = (line - graph.bases[number]) // widths
-        if (rows != rows[0]).any() or len({node.rows for node in nodes}) > 1:
-            return "position"
-        found = "channel"
+def _by_node(graph: Ids, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    number = np.searchsorted(graph.bases, ids, side="right") - 1
+    for n in np.unique(number).tolist():
+        yield n, ids[number == n]
+
+
+def beside(
+    graph: Ids, shape: Sequence[int], operands: Sequence[Value | Constant], channel: int, grid: Sequence[int] = ()
+) -> list[int]:
+    """Returns the other dimensions along which the operands stay in one row of their node, heads for instance.
+
+    Those along which only a constant varies are among them, unless they are as long as one of the event's ``grid``.
+    """
+    tensors = [o.ids.expand(shape) for o in operands if isinstance(o, Value)]
+    found = []
+    for dim in (d for d in range(1, len(shape)) if d != channel and shape[d] > 1):
+        said = []
+        for ids in tensors:
+            said.append(same_row(graph, ids, dim))
+            if said[-1] is False:
+                break
+        alone = all(ids.stride(dim) == 0 for ids in tensors) and shape[dim] not in grid and len(tensors) < len(operands)
+        if False not in said and (True in said or alone):
+            found.append(dim)
     return found
 
 
-def flattened(operand: Value | Constant, shape: Sequence[int], dims: Sequence[int]) -> Value | Constant:
-    """Returns an operand expanded to ``shape``, its dimensions ``dims`` as one, the last."""
-    rest = [d for d in range(len(shape)) if d not in dims]
-
-    def turned(tensor: Tensor) -> Tensor:
-        return tensor.expand(shape).permute(*rest, *dims).flatten(len(rest))
-
-    return Value(turned(operand.ids)) if isinstance(operand, Value) else derive(turned, operand)
-
-
-def unflattened(value: Value, shape: Sequence[int], dims: Sequence[int]) -> Value:
-    """Undoes ``flattened``."""
-    order = [*(d for d in range(len(shape)) if d not in dims), *dims]
-    ids = value.ids.reshape([shape[d] for d in order])
-    return Value(ids.permute([order.index(d) for d in range(len(shape))]))
+def heads_in_batch(graph: Ids, shape: Sequence[int], operands: Sequence[Value | Constant]) -> bool:
+    """Whether the first dimension holds samples times heads: its halves are in the rows of one sample each."""
+    if len(shape) < 3 or shape[0] <= BATCH or shape[0] % BATCH:
+        return False
+    said = []
+    for operand in operands:
+        if isinstance(operand, Value):
+            ids = operand.ids.expand(shape).unflatten(0, (BATCH, -1))
+            said += [same_row(graph, ids, 1), None if same_row(graph, ids, 0) is not True else False]
+    return True in said and False not in said

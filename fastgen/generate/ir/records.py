@@ -129,10 +129,15 @@ class Term:
 
 @dataclass(eq=False)
 class KeyRows:
-    """The rows of a node that attention reads: ``rows[n, s]`` is that of key s of sample n."""
+    """The rows of a node that attention reads: ``rows[n, s]`` is that of key s of sample n.
+
+    It reads ``length`` channels, from ``slot`` on.
+    """
 
     node: Node
     rows: np.ndarray
+    slot: int
+    length: int
 
     def read_by(self, readers: np.ndarray, seen: np.ndarray) -> np.ndarray:
         """Returns the rows that some rows (bool ``[rows of the reader]``) read, sorted."""
@@ -156,14 +161,15 @@ class KeyRows:
 class ScoreStep:
     """One operation of a lane program over the keys: of the score so far, and of ``piece`` where there is one.
 
-    At query t, key s and head h the piece gives channel ``slots[t row] + query_stride * t + key_stride * s +
-    head_stride * h``; ``swapped``: it is the first operand.
+    At query t, key s and head h the piece, which is whole rows, gives channel ``offset + query_stride * t + key_stride
+    * s + head_stride * h``; ``swapped``: it is the first operand.
     """
 
     opcode: str
     x: float = 0.0
     y: float = 0.0
     piece: Piece | None = None
+    offset: int = 0
     query_stride: int = 0
     key_stride: int = 0
     head_stride: int = 0
@@ -234,7 +240,7 @@ class ChannelRun:
         found = self.pieces()
         for keys in self.key_rows():
             rows = keys.latest(self.attention.seen)
-            found.append(Piece(keys.node, rows, np.zeros(len(rows), np.int32), 1, keys.node.channels))
+            found.append(Piece(keys.node, rows, np.full(len(rows), keys.slot, np.int32), 1, keys.length))
         return found
 
 

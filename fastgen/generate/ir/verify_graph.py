@@ -139,7 +139,7 @@ def _check_attention(node: Node, attention: Attention, known: set[Node]) -> None
     heads, groups, (queries, keys) = attention.heads, attention.groups, attention.seen.shape
     _require(heads >= 1 and heads % groups == 0, node, f"attends with {heads} heads in {groups} groups")
     _require(node.rows % queries == 0, node, f"has {node.rows} rows for {queries} queries")
-    depth, width = attention.keys.node.channels // groups, attention.values.node.channels // groups
+    depth, width = attention.keys.length // groups, attention.values.length // groups
     _require(attention.queries.length == heads * depth, node, f"has queries that are not {heads} x {depth}")
     _require(node.channels == heads * width, node, f"has {node.channels} channels for {heads} x {width}")
     for read in (attention.keys, attention.values):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from fastgen.generate.errors import CompileError
@@ -60,7 +58,7 @@ class AttentionLowering:
         if found is None:
             raise CompileError(f"the keys of attention do not lie regularly in {keys.node.name}, {keys.node.where}")
         operands = self.tables.program.operands
-        operands.append(Operand(self.tables.buffer(keys.node), 0, 1, keys.node.channels, found, Box()))
+        operands.append(Operand(self.tables.buffer(keys.node), keys.slot, 1, keys.length, found, Box()))
         return len(operands) - 1
 
     def _program(self, steps: list[ScoreStep], accesses: dict[ScoreStep, Access | None], task: Task) -> tuple[int, int]:
@@ -79,8 +77,8 @@ class AttentionLowering:
         domain, target = task.domain, task.domain.target
         if access is None:
             raise CompileError(f"attention reads nothing of {step.piece.node.name}, {step.piece.node.where}")
-        offset = access.slot + step.query_stride * target.offset
-        operand = self.tables.operand(self.tables.buffer(step.piece.node), replace(access, slot=0), 1, 1, domain)
+        offset = step.offset + step.query_stride * target.offset
+        operand = self.tables.operand(self.tables.buffer(step.piece.node), access, 1, step.piece.length, domain)
         rows, columns = step.query_stride * target.row_stride, step.query_stride * target.column_stride
         record = ScoreOperand(operand, offset, rows, columns, step.key_stride, step.head_stride)
         self.tables.program.score_operands.append(record)

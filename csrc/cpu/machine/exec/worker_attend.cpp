@@ -51,7 +51,7 @@ void Worker::list_rows(const BoundOperand& operand, const GenerationBatch& run, 
       Address address;
       resolve(&operand, 1, {0, keys.first + done * keys.step}, run, step, &address);
       std::int64_t here = keys.count - done;
-      if (operand.wraps) {
+      if (operand.wraps && operand.where != kContext) {
         const std::int64_t position = operand.position_of({0, keys.first + done * keys.step}) % operand.positions;
         here = advance > 0 ? std::min(here, (operand.positions - position + advance - 1) / advance) : 1;
       }

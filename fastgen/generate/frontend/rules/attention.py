@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from fastgen.generate.errors import UnsupportedOperator
-from fastgen.generate.frontend.attended import attended, same_row
+from fastgen.generate.frontend.attended import attended
 from fastgen.generate.frontend.rules import contraction
 from fastgen.generate.frontend.rules.elementwise import constant, scalar
 from fastgen.generate.frontend.rules.registry import RULES, register_rule
 from fastgen.generate.frontend.scores import Scores, lead_moved
+from fastgen.generate.ir.channels import same_row
 from fastgen.generate.ir.graph import Constant, Graph, Value, derive
 
 aten = torch.ops.aten
@@ -47,12 +48,27 @@ def product(graph: Graph, a: Value, b: Value) -> Value | Scores:
     lead = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     queries = a.ids.expand(*lead, *a.shape[-2:])
     keys = b.ids.transpose(-1, -2).expand(*lead, b.shape[-1], b.shape[-2])
+    scores = Scores(queries, keys, torch.ones(1, 1, dtype=torch.bool), place=graph.place)
     if same_row(graph, keys, -2) is False and same_row(graph, keys, -1) is not False:
-        return Scores(queries, keys, torch.ones(1, 1, dtype=torch.bool))
-    if math.prod((*lead, *a.shape[-2:], b.shape[-1])) > _MOST_PRODUCTS:
-        raise UnsupportedOperator(graph, contraction.TWO_TENSORS)
+        return scores
+    return written_out(graph, scores)
+
+
+def written_out(graph: Graph, scores: Scores) -> Value:
+    """Returns a product as a tensor of its own, where nothing was done to it and it is small.
+
+    Raises:
+        UnsupportedOperator: it is none such.
+    """
+    *lead, _, depth = scores.queries.shape
+    plain = not (scores.scores or scores.softmaxed) and bool(scores.seen.all())
+    across = any(same_row(graph, ids, -1) is False for ids in (scores.queries, scores.keys))
+    if not plain or across or scores.shape.numel() * depth > _MOST_PRODUCTS:
+        with graph.at(scores.place or graph.place):
+            raise UnsupportedOperator(graph, contraction.TWO_TENSORS)
     names = "".join(chr(ord("a") + d) for d in range(len(lead)))
-    return contraction.multiply_and_sum(graph, Value(queries), Value(keys), f"{names}xz", f"{names}yz", f"{names}xy")
+    pair = Value(scores.queries), Value(scores.keys)
+    return contraction.multiply_and_sum(graph, *pair, f"{names}xz", f"{names}yz", f"{names}xy")
 
 
 @register_rule(aten.matmul.default, aten.mm.default, aten.bmm.default)
@@ -170,7 +186,7 @@ def scaled_dot_product_attention(
         ids[1:] = [t.repeat_interleave(ids[0].shape[-3] // t.shape[-3], -3) for t in ids[1:]]
     lead = torch.broadcast_shapes(*[t.shape[:-2] for t in ids])
     queries, keys, values = (t.expand(*lead, *t.shape[-2:]) for t in ids)
-    scores = Scores(queries, keys, torch.ones(1, 1, dtype=torch.bool), empty=0.0)
+    scores = Scores(queries, keys, torch.ones(1, 1, dtype=torch.bool))
     scores = scores.unary("mulc", x=query.shape[-1] ** -0.5 if scale is None else float(scale))
     if is_causal:
         scores = replace(scores, seen=torch.ones(scores.shape[-2:], dtype=torch.bool).tril())
@@ -179,7 +195,7 @@ def scaled_dot_product_attention(
             scores = scores.masked(graph, derive(torch.logical_not, mask), -math.inf)
         else:
             scores = scores.binary(graph, "add", mask)
-    return attended(graph, replace(scores.softmax(graph), empty=0.0), values)
+    return attended(graph, replace(scores.softmax(graph), nan=False), values)
 
 
 def _ids(graph: Graph, operand: Value | Constant, beside: Value) -> Tensor:
@@ -271,7 +287,7 @@ def softmax(graph: Graph, x: Scores, dim: int, *_, **__) -> Scores:
 def nan_to_num(graph: Graph, x: Scores, nan: float | None = None, *_, **__) -> Scores:
     if not x.softmaxed or nan:
         raise UnsupportedOperator(graph, "nan_to_num of scores of attention")
-    return replace(x, empty=0.0)
+    return replace(x, nan=False)
 
 
 @score_rule(aten.sum.dim_IntList)

@@ -10,7 +10,7 @@ import torch
 from fastgen.generate.errors import UnsupportedOperator
 from fastgen.generate.frontend.rules.elementwise import add, constant, div, mul
 from fastgen.generate.frontend.rules.registry import register_rule
-from fastgen.generate.ir.channels import Table, channel_dims, channel_runs, flattened, unflattened
+from fastgen.generate.ir.channels import Table, beside, channel_runs
 from fastgen.generate.ir.graph import Constant, Graph, Value, derive
 
 aten = torch.ops.aten
@@ -23,16 +23,15 @@ def over(graph: Graph, opcode: str, x: Value, dim: int, group: int | None = None
     size = x.shape[dim]
     if size == 1:
         return x
-    dims = channel_dims(graph, x.shape, [x], graph.grid)
-    if dim in dims and len(dims) > 1 and group is None:  # of each head, say: neighbours among all channels
-        dims = [*(d for d in dims if d != dim), dim]
-        flat = flattened(x, x.shape, dims)
-        return unflattened(over(graph, opcode, flat, -1, size), x.shape, dims)
     runs = channel_runs(graph, [Table.of(graph, x.ids.movedim(dim, -1))])
     if len(runs) > 64:
         raise UnsupportedOperator(graph, f"a reduction over {size} elements that are not the channels of one position")
+    dims = [*beside(graph, x.shape, [x], dim), dim]  # of each head, say: neighbours among all channels
+    if len(dims) > 1:
+        flat = x.ids.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims))
+        runs = channel_runs(graph, [Table.of(graph, flat)])
     if len(runs) > 1 or runs[0][2] != (1,):
-        x = graph.map("addc", x, x=0.0, channel=dim)
+        x = graph.map("addc", x, x=0.0, channel=dim, ordered=True)
     return graph.map(opcode, x, x=float(group or size), channel=dim)
 
 
@@ -43,7 +42,7 @@ def reduce(graph: Graph, opcode: str, x: Value, dims, keepdim: bool) -> Value:
     for dim in dims:
         lines = Table.of(graph, x.ids.movedim(dim, -1))
         runs = channel_runs(graph, [lines])
-        spread = len(runs) == 1 and runs[0][2] != (1,) and dim in channel_dims(graph, x.shape, [x], graph.grid)
+        spread = len(runs) == 1 and runs[0][2] != (1,) and bool(beside(graph, x.shape, [x], dim))
         apart = x.shape[dim] <= 64 and (len(runs) == x.shape[dim] or spread)
         if x.shape[dim] > 1 and (apart or opcode == "prod"):
             parts = x.ids.split(1, dim)  # elements of different positions, or of different tensors: one by one
