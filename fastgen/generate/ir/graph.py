@@ -205,8 +205,9 @@ class Graph(Ids):
         if channel is None and heads_in_batch(self, shape, operands):
             apart = [_with_heads(operand, shape) for operand in operands]
             return Value(self.map(opcode, *apart, x=x, y=y, ordered=ordered).ids.flatten(0, 1))
-        channel = channel_dim(self, shape, operands) if channel is None else channel
-        dims = [] if channel is None else [*beside(self, shape, operands, channel, self.grid), channel]
+        found = channel_dim(self, shape, operands) if channel is None else channel
+        dims = [] if found is None else [*beside(self, shape, operands, found, self.grid), found]
+        dims = sorted(dims) if channel is None else dims
         tables = [self._table(o, shape, dims) for o in operands]
         rows_shape = [n for d, n in enumerate(shape) if d not in dims]
         channels = math.prod(shape[d] for d in dims)
