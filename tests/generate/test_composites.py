@@ -1,4 +1,4 @@
-"""Operators that PyTorch decomposes, and recurrent layers, which it unrolls: no rule of their own is needed."""
+"""Operators that PyTorch decomposes, and recurrent layers, whose copies in time are rolled up."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Recurrent(Tokens):
 
 
 @pytest.mark.parametrize("kind", ["LSTM", pytest.param("GRU", marks=pytest.mark.slow), "RNN", "LSTMCell", "GRUCell"])
-def test_recurrent_layers_are_unrolled(kind):
+def test_recurrent_layers(kind):
     torch.manual_seed(0)
     assert is_exact(compiled(Recurrent(kind), 5))
 

@@ -121,8 +121,10 @@ def test_work_is_less_than_the_textbook_loop_s(name):
     assert work.steps == compiled.steps
     assert work.total == pytest.approx(work.prologue + work.steps * (work.row + work.pixel))
     assert work.textbook == work.steps * work.parallel
-    norms = [m.weight.numel() for m in compiled.module.modules() if isinstance(m, nn.LayerNorm | nn.BatchNorm2d)]
-    rows = [m.embedding_dim for m in compiled.module.modules() if isinstance(m, nn.Embedding)]
+    modules = list(compiled.module.modules())
+    norms = [m.weight.numel() for m in modules if isinstance(m, nn.LayerNorm | nn.BatchNorm2d)]
+    norms += [p.numel() for m in modules if not type(m).__module__.startswith("torch") for p in m._parameters.values()]
+    rows = [m.embedding_dim for m in modules if isinstance(m, nn.Embedding)]
     scales = (2 * sum(norms) + sum(rows)) * compiled.steps
     assert 0 < work.total <= work.parallel + scales, "every activation once: at most one forward pass"
 
