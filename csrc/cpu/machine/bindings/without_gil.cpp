@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <exception>
+#include <stdexcept>
 #include <thread>
 
 #if defined(__GLIBCXX__)
@@ -56,6 +57,26 @@ void without_gil(const std::function<void()>& job) {
   take_lock(released);
   released = before;
   if (PyErr_Occurred()) throw py::error_already_set();
+  if (failure) std::rethrow_exception(failure);
+}
+
+void with_gil(const std::function<void()>& job) {
+  take_lock(released);
+  std::exception_ptr failure;
+  {
+    py::error_scope
+        pending;  // of an interrupt that ends the work after this step: Python runs without an error, then has it again
+    try {
+      job();
+    } catch (py::error_already_set& error) {
+      failure = std::make_exception_ptr(std::runtime_error("Python's error is set"));
+      error.restore();
+      if (pending.type == nullptr) PyErr_Fetch(&pending.type, &pending.value, &pending.trace);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+  }
+  released = PyEval_SaveThread();
   if (failure) std::rethrow_exception(failure);
 }
 
