@@ -75,9 +75,11 @@ class BivariateGaussianMixture(Head):
 
     def group_log_prob(self, parameters: Tensor, levels: Tensor) -> Tensor:
         logits, means, log_scales, r = self._split(parameters)
-        values, joint = levels.to(parameters.dtype), logits
+        standard = (levels.to(parameters.dtype)[..., None] - means) * torch.exp(-log_scales)
+        joint = logits
         for channel in range(2):
-            joint = joint + _log_density(*_given_earlier(channel, means, log_scales, r, values), values[..., channel])
+            shift, log_spread = _given_x(channel, standard[..., 0, :], r)
+            joint = joint + _log_density(standard[..., channel, :], shift, log_spread) - log_scales[..., channel, :]
         return torch.logsumexp(joint, -1) - torch.logsumexp(logits, -1)
 
     def draw_groups(
@@ -88,32 +90,34 @@ class BivariateGaussianMixture(Head):
         weights, log_scales = logits / options.temperature, log_scales + math.log(options.temperature)
         component = torch.zeros_like(weights[..., 0], dtype=torch.int64)
         chosen, proposal = levels.clone(), torch.zeros_like(weights[..., 0])
+        x = torch.zeros_like(weights)
         for channel in range(2):
             channels = [2 * group + channel for group in range(parameters.shape[1])]
             pick = torch.stack([noise.uniform(c, 0) for c in channels], 1)
             drawn = inverse_cdf(torch.exp(weights - weights.amax(-1, keepdim=True)), pick)
             component = torch.where(known[..., 0], drawn, component) if channel else drawn
-            mean, log_scale = _given_earlier(channel, means, log_scales, r, chosen)
-            at = component[..., None]
-            scale = log_scale.gather(-1, at)[..., 0].exp()
-            value = mean.gather(-1, at)[..., 0] + scale * draw_normal(noise, channels)
-            chosen[..., channel] = torch.where(known[..., channel], chosen[..., channel], value).float().double()
+            shift, log_spread = _given_x(channel, x, r)
+            mean, log_scale = means[..., channel, :], log_scales[..., channel, :]
+            of_component = (v.gather(-1, component[..., None])[..., 0] for v in (mean, log_scale, shift, log_spread))
+            at, log_unit, shifted, log_width = of_component
+            value = at + log_unit.exp() * (shifted + log_width.exp() * draw_normal(noise, channels))
+            kept = known[..., channel]
+            chosen[..., channel] = torch.where(kept, chosen[..., channel], value).float().double()
             check_values(chosen[..., channel], noise.position)
-            after = weights + _log_density(mean, log_scale, chosen[..., channel])
+            standard = (chosen[..., channel, None] - mean) * torch.exp(-log_scale)
+            after = weights + _log_density(standard, shift, log_spread) - log_scale
             gained = torch.logsumexp(after, -1) - torch.logsumexp(weights, -1)
-            proposal = proposal + gained.masked_fill(known[..., channel], 0)
-            weights = after
+            proposal = proposal + gained.masked_fill(kept, 0)
+            weights, x = after, standard
         return chosen, None, proposal.sum(-1)
 
 
-def _given_earlier(channel: int, means: Tensor, log_scales: Tensor, r: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns mean and log-scale ``[..., M]`` of x, or of y given x, in each component; ``values`` is ``[..., 2]``."""
-    mean, log_scale = means[..., channel, :], log_scales[..., channel, :]
+def _given_x(channel: int, x: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns mean and log-scale of the standardised x, or y given the standardised x, in each component."""
     if channel == 0:
-        return mean, log_scale
-    x = (values[..., 0, None] - means[..., 0, :]) * torch.exp(-log_scales[..., 0, :])
-    return mean + log_scale.exp() * torch.tanh(r) * x, log_scale - torch.log(torch.cosh(r))
+        return torch.zeros_like(r), torch.zeros_like(r)
+    return torch.tanh(r) * x, -torch.log(torch.cosh(r))
 
 
-def _log_density(mean: Tensor, log_scale: Tensor, value: Tensor) -> Tensor:
-    return normal_log_density((value[..., None] - mean) * torch.exp(-log_scale)) - log_scale
+def _log_density(standard: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    return normal_log_density((standard - mean) * torch.exp(-log_scale)) - log_scale

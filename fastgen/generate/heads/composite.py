@@ -114,9 +114,8 @@ class Composite(Head):
         for part, channels, _ in self.runs():
             own = levels[:, channels]
             if part.levels and not bool(part.holds(own).all()):
-                among = f"channels {channels.start} .. {channels.stop - 1}, those of {part}"
                 wrong = float(own[~part.holds(own)][0])
-                raise ValueError(f"{name} must be whole numbers in 0 .. {part.levels - 1} in {among}, got {wrong}")
+                raise ValueError(f"{name} must be {part.allowed()} in {among(channels)} ({part}), got {wrong}")
 
     def fed(self, levels: Tensor) -> Tensor:
         return torch.cat([part.fed(levels[:, channels]) for part, channels, _ in self.runs()], 1)
@@ -125,9 +124,7 @@ class Composite(Head):
         return torch.cat([part.holds(levels[:, channels]) for part, channels, _ in self.runs()], 1)
 
     def allowed(self) -> str:
-        return ", ".join(
-            f"{part.allowed()} in channels {channels.start} .. {channels.stop - 1}" for part, channels, _ in self.runs()
-        )
+        return ", ".join(f"{part.allowed()} in {among(channels)}" for part, channels, _ in self.runs())
 
     def random_levels(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         drawn = []
@@ -149,6 +146,12 @@ class Composite(Head):
 
     def __repr__(self) -> str:
         return f"Composite({', '.join(map(repr, self.parts))})"
+
+
+def among(channels: slice) -> str:
+    """Returns the channels as a message names them."""
+    last = channels.stop - 1
+    return f"channel {last}" if channels.start == last else f"channels {channels.start} .. {last}"
 
 
 def _check_part(part: Head) -> None:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastgen.generate.compile.pipeline import Analysis
 from fastgen.generate.compiled_network import CompiledNetwork
 from fastgen.generate.heads import Composite, Head
+from fastgen.generate.heads.composite import among
 from fastgen.generate.inspect.receptive_field import ReceptiveField, receptive_field
 from fastgen.generate.ir.instructions import CONSTANT, DENSE, PIXEL, PROLOGUE, ROW, STATE, Instruction
 from fastgen.generate.ir.opcodes import OPCODE
@@ -189,7 +190,7 @@ def _input(head: Head) -> str:
         told = []
         for part, channels, _ in head.runs():
             read = part.reading("float") if part.to_input_name in (None, "index") else part
-            told.append(f"in channels {channels.start} .. {channels.stop - 1} {_input(read)}")
+            told.append(f"in {among(channels)} {_input(read)}")
         return "; ".join(told)
     most = head.levels - 1
     words = {
