@@ -23,11 +23,6 @@ double normal_log_density(double z) { return -0.5 * z * z - 0.5 * std::log(2 * k
 
 double logistic_log_density(double z) { return log_sigmoid(z) + log_sigmoid(-z); }
 
-// Where x lies, and how widely, in component m; or y, given x.
-struct Component {
-  double mean, log_scale;
-};
-
 // One pair of channels, from `first` on.
 DrawStatus draw_pair(const DrawContext& context, const float* parameters, int first, double* scratch) {
   const DrawArguments& arguments = context.arguments;
@@ -41,13 +36,21 @@ DrawStatus draw_pair(const DrawContext& context, const float* parameters, int fi
   if (!std::isfinite(maximum(model, mixtures))) return DrawStatus::not_a_number;
   const bool score = arguments.log_prob != nullptr, score_proposal = arguments.proposal_log_prob != nullptr;
   const double log_total = score ? log_sum_exp(model, mixtures) : 0;
-  const auto component = [&](int channel, int m, double log_factor) {
-    const auto value = [&](int block) { return static_cast<double>(parameters[block * mixtures + m]); };
-    const auto log_scale = [&](int c) { return std::max(value(3 + c), context.spec.min_log_scale) + log_factor; };
-    if (channel == 0) return Component{value(1), log_scale(0)};
-    const double r = std::clamp(value(5), -kMostArctanh, kMostArctanh);
-    const double x = (context.level(first) - value(1)) * std::exp(-log_scale(0));
-    return Component{value(2) + std::exp(log_scale(1)) * std::tanh(r) * x, log_scale(1) - std::log(std::cosh(r))};
+  // In component m: the standardised level of a channel, and mean and log-scale of the standardised x, or of y given x.
+  const auto parameter = [&](int block, int m) { return static_cast<double>(parameters[block * mixtures + m]); };
+  const auto log_scale = [&](int channel, int m) { return std::max(parameter(3 + channel, m), context.spec.min_log_scale); };
+  const auto standard = [&](int channel, int m, double log_factor) {
+    return (context.level(first + channel) - parameter(1 + channel, m)) * std::exp(-(log_scale(channel, m) + log_factor));
+  };
+  const auto correlated = [&](int m) { return std::clamp(parameter(5, m), -kMostArctanh, kMostArctanh); };
+  const auto shift = [&](int channel, int m, double log_factor) {
+    return channel == 0 ? 0.0 : std::tanh(correlated(m)) * standard(0, m, log_factor);
+  };
+  const auto log_spread = [&](int channel, int m) { return channel == 0 ? 0.0 : -std::log(std::cosh(correlated(m))); };
+  const auto log_density = [&](int channel, int m, double log_factor) {
+    const double spread = log_spread(channel, m);
+    const double z = (standard(channel, m, log_factor) - shift(channel, m, log_factor)) * std::exp(-spread);
+    return normal_log_density(z) - spread - (log_scale(channel, m) + log_factor);
   };
   int drawn = 0;
   for (int channel = 0; channel < 2; ++channel) {
@@ -57,20 +60,17 @@ DrawStatus draw_pair(const DrawContext& context, const float* parameters, int fi
       if (channel == 0 || context.known(first)) {
         drawn = draw_from_logits(altered, mixtures, context.uniform(at, 0), weights);
       }
-      const Component chosen = component(channel, drawn, log_temperature);
-      context.level(at) = static_cast<float>(chosen.mean + std::exp(chosen.log_scale) * draw_normal(context, at));
+      const double unit = std::exp(log_scale(channel, drawn) + log_temperature);
+      const double z = shift(channel, drawn, log_temperature) + std::exp(log_spread(channel, drawn)) * draw_normal(context, at);
+      context.level(at) = static_cast<float>(parameter(1 + channel, drawn) + unit * z);
     }
     if (!std::isfinite(context.level(at))) return DrawStatus::not_a_number;
     context.set_input(at, 0);
-    const double value = context.level(at), before = score_proposal && !known ? log_sum_exp(altered, mixtures) : 0;
+    const double before = score_proposal && !known ? log_sum_exp(altered, mixtures) : 0;
     const bool reweight = score_proposal || (channel == 0 && known);
     for (int m = 0; m < mixtures && (reweight || score); ++m) {
-      const auto log_density = [&](double log_factor) {
-        const Component of = component(channel, m, log_factor);
-        return normal_log_density((value - of.mean) * std::exp(-of.log_scale)) - of.log_scale;
-      };
-      if (reweight) altered[m] += log_density(log_temperature);
-      if (score) model[m] += log_density(0);
+      if (reweight) altered[m] += log_density(channel, m, log_temperature);
+      if (score) model[m] += log_density(channel, m, 0);
     }
     if (score_proposal && !known) context.score_proposal(log_sum_exp(altered, mixtures) - before);
   }

@@ -34,7 +34,7 @@ thread_local PyThreadState* released = nullptr;
 
 bool wants_to_stop() {
   take_lock(released);
-  const bool stop = PyErr_CheckSignals() != 0;
+  const bool stop = PyErr_Occurred() != nullptr || PyErr_CheckSignals() != 0;  // with_gil() may have heard of it before
   released = PyEval_SaveThread();
   return stop;
 }
@@ -64,8 +64,9 @@ void with_gil(const std::function<void()>& job) {
   take_lock(released);
   std::exception_ptr failure;
   {
-    py::error_scope
-        pending;  // of an interrupt that ends the work after this step: Python runs without an error, then has it again
+    // The error of an interrupt that ends the work soon: the job runs without it, then it is set again.
+    py::error_scope pending;
+    if (pending.type == nullptr && PyErr_CheckSignals() != 0) PyErr_Fetch(&pending.type, &pending.value, &pending.trace);
     try {
       job();
     } catch (py::error_already_set& error) {

@@ -19,7 +19,7 @@ std::function<bool()> signals();
 void without_gil(const std::function<void()>& job);
 
 // Runs job with Python's lock, within work that runs without it, on the thread that gave it up. Throws what job throws; where that
-// is Python's error, it is set, as wants_to_stop() sets it.
+// is Python's error, it is set, as wants_to_stop() sets it. A signal that came before the job waits until wants_to_stop().
 void with_gil(const std::function<void()>& job);
 
 }  // namespace fastgen
