@@ -104,6 +104,9 @@ class Worker {
   void apply(const Tile& tile);
   void draw_cell(const PlannedDraw& draw, Cell cell, std::int64_t t, Span samples, const GenerationBatch& run,
                  bool inputs_written);
+  void draw_in_python(const PlannedDraw& planned, std::int64_t position, std::int64_t t, Span samples, const GenerationBatch& run,
+                      bool inputs_written);
+  void report_status(DrawStatus status, std::int64_t step, std::int64_t position, std::int64_t b);
   void keep_parameters(const PlannedDraw& planned, std::int64_t place, std::int64_t b, const GenerationBatch& run);
   template <typename Function>
   void each_draw(std::int64_t t, Function function);
@@ -122,6 +125,7 @@ class Worker {
   bool asks_ = false, together_ = false, stopped_ = false;
   std::int64_t work_ = 0;  // since the last question
   Arena inputs_, registers_, parameters_, values_, scratch_;
+  std::vector<float> batch_parameters_, batch_inputs_;  // of a draw in Python
   std::vector<const float*> input_pointers_;
   std::vector<Address> addresses_;
   std::vector<std::vector<Cell>> domain_cells_;
