@@ -14,7 +14,7 @@ import fastgen
 from fastgen.generate.compile import any_length as compiling
 from fastgen.generate.errors import VerificationError
 from fastgen.generate.frontend.rules import RULES
-from fastgen.generate.heads import Categorical, Gaussian
+from fastgen.generate.heads import Categorical, DiscretizedLogisticMixture, Gaussian
 from fastgen.generate.verification.self_check import self_check
 from tests.generate.seeded import built
 
@@ -64,6 +64,7 @@ def image(**options) -> fastgen.Sampler:
 def broken_at(call) -> str:
     with pytest.raises(VerificationError) as caught:
         call()
+    assert "The layer was not found" not in str(caught.value)
     return re.search(r"at position (\d+|\(.*?\))", str(caught.value))[1]
 
 
@@ -232,6 +233,14 @@ def test_no_false_alarm(kind):
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
 def test_rounded_weights_are_verified_before_they_are_rounded(weights):
     tokens(weights=weights)
+
+
+def test_a_head_that_feeds_raw_draws_is_verified():
+    network = built(lambda: fastgen.nn.MaskedConv2d(3, 30, 3, mask="A"))
+    head = DiscretizedLogisticMixture(3, 16, feed_raw=True)
+    sampler = fastgen.Sampler(network, (3, 4, 3), head)
+    sampler.program.constants += 1e-3
+    assert broken_at(lambda: self_check(reloaded(sampler))) == "(0, 0)"
 
 
 def test_a_double_module_is_accepted():

@@ -49,6 +49,8 @@ class Outputs:
     def __init__(self, request: CompileRequest, batch: int) -> None:
         self.request, self.order, self.head = request, request.order, request.head
         self.batch = batch
+        self.only_pairs = False
+        """Whether the module takes no other batch than one of two, as an exported one does."""
         example = None if request.layout is None else request.layout.example(batch)
         self.leaves: list[Tensor] = tree_flatten(example)[0] if example is not None else []
 
@@ -76,6 +78,7 @@ class Outputs:
                     "head's parameters from it, such as adapter=lambda output: output[0]"
                 )
             request.head.arrange(output, request.event_shape)
+            outputs.only_pairs = size != batch
             return outputs
         shape, context = (2, *request.event_shape), None if request.layout is None else request.layout.example(2)
         raise CompileError(

@@ -19,7 +19,8 @@ FAR = 1e3
 """The lowest and the highest value of a continuous head."""
 _ROUNDING = 2.0**-14
 """A change that is so much smaller in float64 than in float32, or more, is one of rounding: that shrinks by 2^-29."""
-_STEPS_OF_ROWS = 8
+_ROWS = 8
+"""Of an image, whose first and last steps are tried."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ def mixes_samples(outputs: Outputs, generator: torch.Generator) -> bool:
     for kept in (0, -1):
         changed = other.clone()
         changed[kept] = one[kept]
-        if bool(_changes(outputs, one, changed, before)[kept].any()):
+        compared = torch.zeros(outputs.batch, 1, 1, dtype=torch.bool)
+        compared[kept] = True
+        if bool(_changes(outputs, one, changed, before, compared).any()):
             return True
     return False
 
@@ -99,7 +102,7 @@ def find_leaks(outputs: Outputs, generator: torch.Generator, rows: int) -> Leaks
         for row, kind in enumerate(kinds):
             changed[row][later[row]] = other_levels(head, start[row], kind, generator)[later[row]]
         used = outputs.steps() <= steps[:, None, None]
-        size = torch.where(used, _changes(outputs, start, changed, before), 0.0)
+        size = _changes(outputs, start, changed, before, used)
         if not bool(size.any()):
             continue
         if first is None:
@@ -109,9 +112,9 @@ def find_leaks(outputs: Outputs, generator: torch.Generator, rows: int) -> Leaks
             row, at = divmod(int(size.argmax()), sizes.numel())
             greatest = start[row], changed[row], at
         sizes = torch.maximum(sizes, size.amax(0))
-    shown = dict.fromkeys(_localised(outputs, *case) for case in (first, greatest) if case is not None)
+    shown = {(leak.output, leak.seen): leak for leak in (_localised(outputs, *c) for c in (greatest, first) if c)}
     reached = _reached(outputs, start, before, tested, sizes) if head.to_input(start).is_floating_point() else 0
-    return Leaks(tuple(tested), order.length, outputs.per_element(sizes), tuple(shown), reached)
+    return Leaks(tuple(tested), order.length, outputs.per_element(sizes), tuple(shown.values())[::-1], reached)
 
 
 def chosen_steps(order: Order, most: int, generator: torch.Generator) -> list[int]:
@@ -119,13 +122,15 @@ def chosen_steps(order: Order, most: int, generator: torch.Generator) -> list[in
     last = order.length - 1
     if last < most:
         return list(range(order.length))
-    chosen = {0, 1, last - 1, last}
+    ends: list[int] = []
     if len(order.grid) == 2:
-        width = order.grid[1]
-        rows = torch.linspace(0, order.grid[0] - 1, min(order.grid[0], _STEPS_OF_ROWS)).long().unique().tolist()
-        ends = [position for row in rows for position in (row * width, row * width + width - 1)]
-        chosen |= {int(step) for step in order.steps[:, ends[: max(most // 2, 0)]].flatten()}
-    for step in torch.randperm(order.length, generator=generator).tolist():
+        height, width = order.grid
+        rows = torch.linspace(0, height - 1, min(height, _ROWS)).long().tolist()
+        ends = order.steps[
+            0, [position for row in rows for position in (row * width, row * width + width - 1)]
+        ].tolist()
+    chosen = {0, 1, last - 1, last}
+    for step in ends + torch.randperm(order.length, generator=generator).tolist():
         if len(chosen) >= most:
             break
         chosen.add(step)
@@ -143,13 +148,13 @@ def other_levels(head: Head, levels: Tensor, kind: str, generator: torch.Generat
     return torch.full_like(levels, low if kind == "lowest" else high)
 
 
-def _changes(outputs: Outputs, levels: Tensor, changed: Tensor, before: Tensor) -> Tensor:
-    """``[batch, P, n]``: by how much the parameters ``before`` change with the levels; 0 where only by rounding.
+def _changes(outputs: Outputs, levels: Tensor, changed: Tensor, before: Tensor, compared: Tensor) -> Tensor:
+    """``[batch, P, n]``: by how much compared parameters ``before`` change with the levels; 0 where only by rounding.
 
     Numbers that a continuous head's farthest values make infinite or NaN are left out.
     """
     after = outputs(changed)
-    size = apart(after, before)
+    size = torch.where(compared, apart(after, before), 0.0)
     if not outputs.head.levels:
         size = torch.where(after.isfinite() | ~before.isfinite(), size, 0.0)
     if not bool(size.any()):
@@ -161,12 +166,12 @@ def _changes(outputs: Outputs, levels: Tensor, changed: Tensor, before: Tensor) 
     return torch.where(double > single * _ROUNDING, size, 0.0)
 
 
-def _batches(tested: list[int], batch: int) -> Iterator[tuple[Tensor, list[str]]]:
+def _batches(tested: list[int], batch: int, kinds: tuple[str, ...] = KINDS) -> Iterator[tuple[Tensor, list[str]]]:
     """Yields (the step of every row, the kind of its change)."""
-    tests = [(step, kind) for step in tested for kind in KINDS]
+    tests = [(step, kind) for step in tested for kind in kinds]
     for first in range(0, len(tests), batch):
         part = tests[first : first + batch]
-        part += [part[i % 2 - 2] for i in range(batch - len(part))]
+        part += [part[-1]] * (batch - len(part))
         yield torch.tensor([step for step, _ in part]), [kind for _, kind in part]
 
 
@@ -227,7 +232,7 @@ def _localised(outputs: Outputs, before: Tensor, after: Tensor, at: int) -> Leak
 def _reached(outputs: Outputs, start: Tensor, before: Tensor, tested: list[int], sizes: Tensor) -> int:
     """Counts the elements whose outputs become NaN with elements that are not drawn yet, and do not change else."""
     reached = torch.zeros_like(sizes)
-    for steps, _ in _batches(tested, outputs.batch):
+    for steps, _ in _batches(tested, outputs.batch, kinds=("NaN",)):
         inputs = outputs.head.to_input(start).clone()
         inputs[_later(outputs.order, steps)] = torch.nan
         found = outputs.of_inputs(inputs).isnan() & ~before.isnan() & (outputs.steps() <= steps[:, None, None])

@@ -83,7 +83,7 @@ def _image_of_leaks(axes, order: Order, leaks: Leaks) -> None:
     found = (leaks.sizes > 0).any(0).numpy()
     picture = np.where(found[:, None], to_rgb(_LEAK), to_rgb(_FREE))
     axes.imshow(picture.reshape(*order.grid, 3))
-    kinds = {"sees elements that are not drawn yet": found, "does not": ~found}
+    kinds = {"sees elements that are not drawn yet": found, "sees nothing that is not drawn yet": ~found}
     _finish_image(axes, _leak_title(leaks), {name: mask for name, mask in kinds.items() if mask.any()})
 
 
@@ -96,7 +96,7 @@ def _finish_image(axes, title: str, kinds: dict[str, np.ndarray]) -> None:
 def _legend(axes, kinds: dict[str, np.ndarray]) -> None:
     from matplotlib.patches import Patch
 
-    colours = _COLOURS | {"sees elements that are not drawn yet": _LEAK, "does not": _FREE}
+    colours = _COLOURS | {"sees elements that are not drawn yet": _LEAK, "sees nothing that is not drawn yet": _FREE}
     patches = [Patch(facecolor=colours[name], edgecolor="0.6", label=name) for name in kinds]
     axes.legend(handles=patches, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=3, frameon=False)
 

@@ -30,6 +30,8 @@ class ProgramCheck:
     """The program's greatest error."""
     samples: SampleComparison | None = None
     """Its samples beside the textbook loop's."""
+    not_drawn: str = ""
+    """Why there are no samples: where the network's output is no distribution; empty where there are some."""
 
     @property
     def compiled(self) -> bool:
@@ -44,7 +46,7 @@ class ProgramCheck:
 
     def __str__(self) -> str:
         if not self.compiled:
-            return f"not compiled: {self.not_compiled or 'the network is not causal'}"
+            return f"not compiled: {self.not_compiled or 'see ready times'}"
         if self.mismatch or self.agreement is None:
             return f"WRONG: {self.mismatch}"
         found = self.agreement
@@ -79,5 +81,9 @@ def check_program(
         self_check(sampler)
     except VerificationError as error:
         return ProgramCheck(causality=causality, mismatch=str(error)), sampler
-    drawn = compare_with_loop(sampler, samples, seed, steps)
-    return ProgramCheck(causality=causality, agreement=greatest_error(sampler), samples=drawn), sampler
+    drawn, not_drawn = None, ""
+    try:
+        drawn = compare_with_loop(sampler, samples, seed, steps)
+    except ValueError as error:
+        not_drawn = str(error)
+    return ProgramCheck("", "", causality, "", greatest_error(sampler), drawn, not_drawn), sampler

@@ -59,7 +59,9 @@ class Report:
             return "FAILED: the samples of a batch mix"
         if not self.causal or self.program is None:
             return "FAILED: not causal"
-        return "FAILED: the program is not the module" if self.program.compiled else "causal, but NOT COMPILED"
+        if not self.program.compiled:
+            return "causal, but NOT COMPILED"
+        return "FAILED: no samples" if self.program.not_drawn else "FAILED: the program is not the module"
 
     def __str__(self) -> str:
         rows = [("repeatable", "yes" if self.repeatable else "NO: the same input gives different outputs")]
@@ -71,7 +73,7 @@ class Report:
                 ("blind spots", _blind_text(self.influence)),
                 ("ready times", self.program.not_causal or self.program.causality or "unknown"),
                 ("program", str(self.program)),
-                ("samples", str(self.program.samples or "not drawn")),
+                ("samples", str(self.program.samples or self.program.not_drawn or "not drawn")),
             ]
         return "\n".join([f"{self.title}: {self.verdict}", *(f"  {name:<12} {text}" for name, text in rows)])
 

@@ -43,10 +43,9 @@ class SampleComparison:
             return f"NOT those of the textbook loop{reach}: element {self.wrong} is not what the module draws there"
         if self.equal == self.samples:
             return f"all {self.samples} are the textbook loop's, element by element{reach}"
-        apart = self.samples - self.equal
         return (
-            f"{self.equal} of {self.samples} are the textbook loop's{reach}; {apart} part from it where a draw turns "
-            "on float32 rounding, and every element is drawn as the module draws it"
+            f"{self.equal} of {self.samples} are the textbook loop's, bit for bit{reach}; the others part from it by "
+            "float32 rounding alone: every element is what the module draws there"
         )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from fastgen.generate.arguments import check_integer
 from fastgen.generate.compile.inputs import with_input
 from fastgen.generate.contexts import ContextLayout
+from fastgen.generate.frontend.adapted import check_made
 from fastgen.generate.frontend.untouched import borrowed
 from fastgen.generate.heads import Head
 from fastgen.generate.inspect.receptive_field import receptive_field, shown_position
@@ -24,7 +25,7 @@ from fastgen.generate.report.report import Report
 from fastgen.generate.request import CompileRequest
 from fastgen.generate.sampler import Sampler
 
-_MOST_ELEMENTS = 1 << 20
+_MOST_ELEMENTS = 1 << 18
 """Of all events of the leak test together; at least so many events, and at most:"""
 _FEWEST, _MOST = 64, 1024
 _BATCH = 32
@@ -91,6 +92,7 @@ def verify(
     samples, seed = check_integer("samples", samples, 1), check_integer("seed", seed, 0, (1 << 63) - 1)
     if not isinstance(module, nn.Module):
         raise ValueError(f"module must be a torch.nn.Module, got a {type(module).__name__}")
+    check_made(module)
     layout = ContextLayout(example_context) if example_context is not None else None
     request = replace(
         CompileRequest.checked(None, event_shape, head, order, predicts, adapter, layout, start), module=module
@@ -111,7 +113,8 @@ def verify(
     }  # fmt: skip
     program, sampler = None, None
     if repeatable:
-        program, sampler = check_program(module, event_shape, head, options, samples, seed, max(rows // samples, 1))
+        drawn = 2 if outputs.only_pairs else samples
+        program, sampler = check_program(module, event_shape, head, options, drawn, seed, max(rows // drawn, 1))
     if influence is not None and sampler is not None:
         influence = _structural(influence, sampler)
     title = f"{type(module).__name__}, event {request.event_shape}, order {request.order.name!r}"

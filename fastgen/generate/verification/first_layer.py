@@ -78,7 +78,7 @@ def _of_module(
     handles.append(network.module.register_forward_pre_hook(lambda _, arguments: given.append(arguments)))
     try:
         with torch.no_grad(), Precision(torch.float64):
-            output = network.forward(inputs, leaves)
+            output = network.request.forward(inputs, leaves)
     finally:
         for handle in handles:
             handle.remove()

@@ -173,7 +173,8 @@ def _taught(network: CompiledNetwork, levels: Tensor, leaves: list[Tensor]) -> t
     known = levels.reshape(len(levels), channels, -1).float().contiguous()
     context = None if network.request.layout is None else network.request.layout.module_context(leaves)
     everything = torch.ones_like(known, dtype=torch.bool)
-    run = start_state(network, len(levels), 0, known, everything, SamplingOptions(context, log_prob=True)).run
+    run = start_state(network, len(levels), 0, known, everything, SamplingOptions(context)).run
+    run.log_prob = torch.zeros(len(levels), dtype=torch.float64)  # so that the parameters are computed
     if machine is not network.machine:
         machine.prologue(run)
     return run, machine
