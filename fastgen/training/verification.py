@@ -22,8 +22,8 @@ from fastgen.training.run import load_run
 @dataclass(frozen=True)
 class VerifyConfig:
     network: Positional[str]
-    """Run directory that `fastgen train` wrote; or FILE.py:NAME, where NAME is a module, or a function or class that
-    makes one without arguments. The file is yours, and is executed."""
+    """Run directory that `fastgen train` wrote; or FILE.py:NAME: a module, or a function or class that makes one
+    without arguments. The file is yours, and is executed."""
     event_shape: tuple[int, ...] | None = None
     """FILE.py: the shape of one event, as in `--event-shape 1 28 28`."""
     head: Literal["categorical", "bernoulli", "discretized_logistic_mixture", "gaussian"] = "categorical"
