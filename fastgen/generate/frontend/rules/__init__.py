@@ -13,6 +13,7 @@ from fastgen.generate.frontend.rules import (
     elementwise,
     hyperbolic,
     movement,
+    ordering,
     pooling,
     reduction,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "elementwise",
     "hyperbolic",
     "movement",
+    "ordering",
     "pooling",
     "reduction",
     "register_rule",
