@@ -98,7 +98,7 @@ ROOMS = {
     "generate": (
         "errors arguments orders noise progress on_cpu contexts context_network heads ir options known "
         "frontend request schedule lower machines passes compile compiled_network files inspect "
-        "state streaming textbook verification sampler"
+        "state streaming textbook verification sampler report"
     ),
     "nn": (
         "derived_buffers recomputation value_checks flow normalization linear elementwise causal networks reshape "

@@ -28,7 +28,7 @@ from fastgen.generate.request import CompileRequest
 from fastgen.generate.state import State, check_state, load_state, start_state
 from fastgen.generate.streaming import stream
 from fastgen.generate.textbook import sample_naive
-from fastgen.generate.verification.verify import verify as verify_sampler
+from fastgen.generate.verification.self_check import self_check
 
 _PROGRESS_PARTS = 200
 
@@ -104,7 +104,7 @@ class Sampler(CompiledNetwork):
             check_start(compiled.analysis.traced, request.start)
         self.verify = bool(verify)
         if verify:
-            verify_sampler(self)
+            self_check(self)
 
     # ---- generating
 
@@ -274,7 +274,7 @@ class Sampler(CompiledNetwork):
         self._take(*refreshed(self.compiled, network))
         if self.verify:
             try:
-                verify_sampler(self)
+                self_check(self)
             except VerificationError:
                 self._take(*old)
                 raise

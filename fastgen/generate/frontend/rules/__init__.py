@@ -14,6 +14,7 @@ from fastgen.generate.frontend.rules import (
     elementwise,
     hyperbolic,
     movement,
+    ordering,
     pooling,
     reduction,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "elementwise",
     "hyperbolic",
     "movement",
+    "ordering",
     "pooling",
     "reduction",
     "register_rule",
