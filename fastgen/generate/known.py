@@ -50,7 +50,10 @@ def known_levels(
     shape = (batch, order.channels, order.positions)
     mask = mask.expand(batch, *event_shape).reshape(shape).contiguous()
     head.check_known_mask(mask)
-    return torch.where(mask, levels.reshape(shape), 0).contiguous(), mask
+    kept = torch.where(mask, levels.reshape(shape), 0).contiguous()
+    if not head.holds(kept).all():
+        raise ValueError(f"known must be {head.allowed()} where known_mask is True, got {kept[~head.holds(kept)][0]}")
+    return kept, mask
 
 
 def known_spans(known: Tensor | None, order: Order, first: int, end: int) -> Iterator[tuple[int, int, bool]]:

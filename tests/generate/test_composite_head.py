@@ -143,6 +143,32 @@ def test_known_channels_are_kept_whichever_they_are(pattern):
         assert torch.equal(other[:, 2], drawn[:, 2])
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("name", ["gaussian", "strokes"])
+def test_known_values_are_finite(name, machine):
+    compiled, known = sampler(name, machine), case(name).levels(1)
+    known[0, 0, 0] = torch.inf
+    everything = torch.ones_like(known, dtype=torch.bool)
+    for use in (compiled.sample, compiled.sample_naive):
+        with pytest.raises(ValueError, match=r"known must be finite .*where known_mask is True, got inf"):
+            use(1, known=known, known_mask=everything)
+
+
+def test_what_is_not_known_may_be_nan():
+    compiled, known = sampler("gaussian"), case("gaussian").levels(1)
+    mask = torch.rand(known.shape) < 0.5
+    drawn = compiled.sample(1, known=known.masked_fill(~mask, torch.nan), known_mask=mask)
+    assert torch.equal(drawn, compiled.sample(1, known=known, known_mask=mask))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_prompt_that_is_not_finite_is_refused_though_nothing_is_scored(machine):
+    prompt = case("strokes").levels(1)[..., :6]
+    prompt[0, 1, 3] = torch.nan
+    with pytest.raises(ValueError, match=r"a known (level|value) .*position 3"):
+        sampler("strokes", machine).stream(1, steps=4, prompt=prompt)
+
+
 def test_a_stream_is_the_sample_in_chunks():
     compiled = sampler("strokes")
     chunks = list(itertools.islice(compiled.stream(2, chunk=16, seed=3), 3))

@@ -300,3 +300,25 @@ def test_cpp_statuses():
         draw(torch.zeros(1, 5))
     with pytest.raises(ValueError, match=r"head kind must be .*, got 'poisson'"):
         draw(torch.zeros(1, 4), spec=head.spec() | {"kind": "poisson"})
+
+
+PEN = heads.Composite(heads.BivariateGaussianMixture(1), heads.Bernoulli()).spec()
+WRONG_SPECS = [
+    (PEN | {"coupled_channels": 2}, "coupled_channels must be the channels of all parts"),
+    (PEN | {"parts": []}, "coupled_channels must be the channels of all parts"),
+    (PEN | {"parts": [PEN, PEN], "coupled_channels": 6}, "parts must say how many channels they draw"),
+    (PEN | {"parts": [PEN["parts"][0] | {"coupled_channels": 1}]}, "coupled_channels must be 2"),
+    (PEN | {"parameters": 7}, "parameters must be 1 or more for a custom head, 0 for any other"),
+    (heads.Gaussian().spec() | {"parts": PEN["parts"]}, "only a composite head has parts"),
+    (heads.LogisticMixture(2).spec() | {"levels": 4}, "a head has 2 levels or more, a continuous one has 0"),
+]
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize(("spec", "message"), WRONG_SPECS, ids=[message for _, message in WRONG_SPECS])
+def test_cpp_checks_what_a_head_is_made_of(spec, message):
+    from fastgen import _C
+
+    arrays = torch.zeros(1, 7).numpy(), 0, torch.zeros(1).long().numpy(), 8, 0, None, torch.zeros(1, 3).numpy()
+    with pytest.raises(ValueError, match=message):
+        _C.draw(spec, *arrays)

@@ -25,8 +25,8 @@ class Custom(Head):
 
     All randomness must come from the noise that ``draw`` is given: then a sample depends on its seed and index only.
     Each row of the results must be computed from the same row of the arguments alone, by the same arithmetic in a batch
-    of any size. An exception of the functions reaches the caller as it is, and the state is lost, as where Ctrl-C
-    meets them.
+    of any size. An exception that they raise (Ctrl-C, too, while they run) reaches the caller as it is, and the
+    generation cannot go on.
 
     Args:
         draw: ``draw(parameters, noise, temperature)`` returns the values ``[B, C]``, finite floats (or whole numbers

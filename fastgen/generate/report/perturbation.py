@@ -234,12 +234,21 @@ def _localised(outputs: Outputs, before: Tensor, after: Tensor, at: int) -> Leak
     )
 
 
+def reads_numbers(head: Head, inputs: Tensor) -> Tensor:
+    """Returns where the network is fed numbers that may be NaN: not where it may look levels up in a table."""
+    free = torch.ones_like(inputs, dtype=torch.bool)
+    if isinstance(head, Composite):
+        for part, channels, _ in head.runs():
+            free[:, channels] = not part.levels
+    return free
+
+
 def _reached(outputs: Outputs, start: Tensor, before: Tensor, tested: list[int], sizes: Tensor) -> int:
     """Counts the elements whose outputs become NaN with elements that are not drawn yet, and do not change else."""
     reached = torch.zeros_like(sizes)
     for steps, _ in _batches(tested, outputs.batch, kinds=("NaN",)):
         inputs = outputs.head.to_input(start).clone()
-        inputs[_later(outputs.order, steps)] = torch.nan
+        inputs[_later(outputs.order, steps) & reads_numbers(outputs.head, inputs)] = torch.nan
         found = outputs.of_inputs(inputs).isnan() & ~before.isnan() & (outputs.steps() <= steps[:, None, None])
         reached = torch.maximum(reached, found.any(0).double())
     return int((outputs.per_element(reached) > outputs.per_element((sizes > 0).double())).sum())
