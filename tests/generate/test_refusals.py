@@ -110,7 +110,19 @@ def branch(h: Tensor) -> Tensor:
     return h if h.sum() > 0 else -h
 
 
+def under_autocast(h: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return h @ torch.eye(8)
+
+
+def without_gradients(h: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.lgamma(h)
+
+
 REFUSALS = {
+    "autocast": (under_autocast, "computes in torch.bfloat16", "without torch.autocast in forward"),
+    "no_grad": (without_gradients, "has no rule", "docs/generate.md lists them"),
     "instance_norm": (F.instance_norm, "takes its statistics over positions", "Normalise over the channels"),
     "group_norm": (lambda h: F.group_norm(h, 2), "takes its statistics over positions", "Normalise over the channels"),
     "layer_norm": (lambda h: F.layer_norm(h, h.shape[1:]), "normalises over positions", "Normalise over the channels"),

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from fastgen.generate.errors import CompileError
 from fastgen.generate.frontend.adapted import Adapted, attributes_of, tensors_of
+from fastgen.generate.frontend.fx_info import places_within, restore_places
 from fastgen.generate.frontend.raised import where_raised
 from fastgen.generate.frontend.rules import RULES
 from fastgen.generate.frontend.untouched import borrowed
@@ -177,7 +178,9 @@ def _program(network: nn.Module, arguments: tuple) -> ExportedProgram:
         with redirect_stderr(io.StringIO()), _traceable_attention():  # stderr: where torch.export prints its graph
             program = torch.export.export(network, arguments)
             if not all(_has_rule(node) for node in program.graph.nodes):
+                places = places_within(program.graph_module)
                 program = program.run_decompositions(_decompositions(program))
+                restore_places(program.graph_module, places)
     except CompileError:
         raise
     except Exception as error:
