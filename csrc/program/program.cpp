@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <set>
 #include <string>
 
 #include "common/check.h"
@@ -122,6 +123,22 @@ void check_draw(const Program& program, const std::string& what, const Instructi
   }
 }
 
+// That the instructions of a loop lie side by side, and are computed at steps.
+void check_loops(const Program& program) {
+  std::set<std::int64_t> seen;
+  std::int64_t before = 0;
+  for (std::size_t i = 0; i < program.instructions.size(); ++i) {
+    const Instruction& instruction = program.instructions[i];
+    const std::string what = text("instructions[", i, "]");
+    check_range(what, "loop", instruction.loop, 0, kFar);
+    FASTGEN_CHECK(instruction.loop == 0 || (instruction.kind != kDraw && instruction.when == kPixel), what,
+                  ": a loop has no such instruction");
+    FASTGEN_CHECK(instruction.loop == 0 || instruction.loop == before || seen.insert(instruction.loop).second, what,
+                  ": the instructions of its loop do not lie side by side");
+    before = instruction.loop;
+  }
+}
+
 }  // namespace
 
 std::vector<Instruction> instructions_of(const std::vector<Header>& headers, const std::vector<Compute>& computes,
@@ -177,6 +194,7 @@ void check(const Program& program) {
                   " weights");
   }
   for (std::size_t i = 0; i < program.operands.size(); ++i) check_operand(program, i);
+  check_loops(program);
   for (std::size_t i = 0; i < program.instructions.size(); ++i) {
     const Instruction& instruction = program.instructions[i];
     const std::string what = text("instructions[", i, "]");

@@ -89,9 +89,9 @@ static_assert(std::is_same_v<std::variant_alternative_t<kCompute, Body>, Compute
 static_assert(std::is_same_v<std::variant_alternative_t<kDraw, Body>, Draw>);
 static_assert(std::is_same_v<std::variant_alternative_t<kAttend, Body>, Attend>);
 
-// What all instructions share; `kind` is a Kind.
+// What all instructions share; `kind` is a Kind, `loop` the number of a loop or 0.
 struct Header {
-  std::int64_t kind, when, level;
+  std::int64_t kind, when, level, loop;
   IterationDomain domain;
 };
 struct Instruction : Header {

@@ -92,6 +92,7 @@ class Assembler:
         block: int = 1,
         when: int = PIXEL,
         level: int = 0,
+        loop: int = 0,
         **domain: int,
     ) -> None:
         program = self.program
@@ -110,14 +111,14 @@ class Assembler:
             registers=registers,
             block=block,
         )
-        program.instructions.append(Instruction(when, level, self._domain(domain), body))
+        program.instructions.append(Instruction(when, level, loop, self._domain(domain), body))
 
     def draw(
         self, first: int, last: int, row: int = 0, column: int = 1, offset: int = 0, channels: int = 1, **domain: int
     ) -> None:
         """Operands ``first .. last`` are the parameters, the next ``channels`` of them the inputs."""
         body = Draw(first, last, AccessMap(row, column, offset), 0, channels, last, last + channels)
-        self.program.instructions.append(Instruction(PIXEL, 0, self._domain(domain), body))
+        self.program.instructions.append(Instruction(PIXEL, 0, 0, self._domain(domain), body))
 
     def _domain(self, changes: dict[str, int]) -> IterationDomain:
         ends = {"row0": 0, "row1": 1, "column0": 0, "column1": self.program.steps}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tests.generate import public_attention as attention
 from tests.generate import public_images as images
+from tests.generate import public_recurrent as recurrent
 from tests.generate import public_sequences as sequences
 
 NETWORKS = {
@@ -26,6 +27,17 @@ NETWORKS = {
         sequences.temporal_conv_net,
         sequences.causal_unet,
         sequences.bytenet,
+        recurrent.char_lstm,
+        recurrent.gru_sequence_first,
+        recurrent.relu_rnn,
+        recurrent.cells,
+        recurrent.own_cell,
+        recurrent.sequence_first_loop,
+        recurrent.averages,
+        recurrent.linear_attention,
+        recurrent.retention,
+        recurrent.rwkv,
+        recurrent.mamba,
         attention.gpt,
         attention.llama,
         attention.transformer_xl,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastgen.generate.ir.graph import ChannelRun, Constant, Graph, Node, Piece, Recipe, Value
+from fastgen.generate.ir.loops import loops_of
 from fastgen.generate.schedule.scheduler import DrawSite
 
 STEPS = 6
@@ -66,8 +67,13 @@ def values(graph: Graph, event: Tensor) -> dict[Node, Tensor]:
         taken = computed[piece.node][source[:, None], torch.where(inside[:, None], slots, 0).long()]
         return torch.where(inside[:, None], taken, 0.0)
 
-    for node in sorted(graph.nodes, key=lambda node: (node.kind == "computed", node.index)):
-        out = torch.zeros(node.rows, node.channels, dtype=torch.float64)
+    zeros = {node: torch.zeros(node.rows, node.channels, dtype=torch.float64) for node in graph.nodes}
+    computed.update((node, zeros[node]) for node in graph.nodes if node.loop)
+    order = [node for node in graph.nodes if node.kind != "computed"]
+    for members in loops_of(graph):  # of a loop all again, until the last row has what it reads
+        order += [n for n in members if n.kind == "computed"] * (members[0].rows if members[0].loop else 1)
+    for node in order:
+        out = zeros[node].clone()
         if node.kind == "input":
             out = event.reshape(node.rows, node.channels).double()
         elif node.kind == "constant":
@@ -82,6 +88,8 @@ def values(graph: Graph, event: Tensor) -> dict[Node, Tensor]:
 def _run(graph: Graph, run: ChannelRun, read) -> Tensor:
     if run.terms is None:
         operands = [sum(map(read, pieces)) for pieces in run.operands]
+        if run.opcode == "mulc":
+            return operands[0] * run.x
         return {"add": torch.add, "mul": torch.mul, "tanh": torch.tanh, "sigmoid": torch.sigmoid}[run.opcode](*operands)
     matrix = run.matrix(graph.constants).double()[:, torch.from_numpy(run.columns)]
     total = sum(read(term.piece) @ matrix[torch.from_numpy(term.weight_rows)] for term in run.terms)

@@ -130,7 +130,7 @@ def lanes_out_of_nothing(p):
         operation1=operation + 1,
     )  # fmt: skip
     domain = dataclasses.replace(first.domain, row1=0)
-    p.instructions.append(Instruction(first.when, first.level, domain, body))
+    p.instructions.append(Instruction(first.when, first.level, 0, domain, body))
 
 
 def one_matrix_many_times(p):
@@ -157,6 +157,18 @@ def a_draw_of_a_level(p):
     p.draws[0].level = 1
 
 
+def a_draw_in_a_loop(p):
+    p.draws[0].loop = 1
+
+
+def a_loop_in_two_places(p):
+    p.computes[0].loop = p.computes[-1].loop = 1
+
+
+def a_loop_before_the_first_step(p):
+    p.computes[0].when, p.computes[0].loop = 0, 1
+
+
 def no_modulus(p):
     at = p.instructions[0].body.operation0
     p.operations[at] = Operation(OPCODE["mulmod"], 0, 0, 0, 0, x=0.0)
@@ -174,7 +186,8 @@ CRAFTED = [
     prologue, row, overflow_read, overflow_write, wrap, unused_length, before_the_first, box_that_is_far,
     ring_outside_the_state, large_state, many_steps_of_a_row, rows_beyond_the_matrix, many_registers,
     lanes_out_of_nothing, one_matrix_many_times, segments_that_overlap, a_draw_before_the_first_step,
-    a_draw_of_a_level, no_modulus, draws_beyond_the_event, steps_before_the_event,
+    a_draw_of_a_level, a_draw_in_a_loop, a_loop_in_two_places, a_loop_before_the_first_step, no_modulus,
+    draws_beyond_the_event, steps_before_the_event,
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import fastgen
 from fastgen.generate.compile import any_length as compiling
-from fastgen.generate.compile.lengths import departure
+from fastgen.generate.compile.lengths import calls_of, departure
 from fastgen.generate.heads import Categorical
 from tests.generate.seeded import built
 
@@ -127,4 +127,5 @@ def test_departure(change, departs):
         def forward(self, x, context):
             return self.network(x)
 
-    assert bool(departure(Alone().eval(), inputs(128), inputs(128 + 64 * 101), 101)) == departs
+    net = Alone().eval()
+    assert bool(departure(net, calls_of(net, inputs(128)), inputs(128 + 64 * 101), 101)) == departs

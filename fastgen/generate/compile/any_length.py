@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.generate.compile.inputs import with_input
-from fastgen.generate.compile.lengths import departure
+from fastgen.generate.compile.lengths import calls_of, departure
 from fastgen.generate.compile.pipeline import Analysis, analyse
 from fastgen.generate.compile.tap_distances import distances_by_kind
 from fastgen.generate.context_network import ContextNetwork
@@ -30,6 +30,8 @@ _GRAIN = 64
 _LONGEST = 1 << 16
 _FAR = 1 << 16
 """Steps up to which, at least, a network must be seen to stay the same to have a program without an end."""
+_LOOPED = 3
+"""Periods beyond the longer analysis up to which a network with a loop over positions is followed."""
 
 
 @dataclass
@@ -146,8 +148,9 @@ def _departs(request: CompileRequest, known: int, grain: int) -> str:
     steps, network = request.event_shape[-1], request.network
     framed = request.layout is not None and bool(request.layout.frames())
     periods = (steps - known) // grain if framed else prime((max(steps, _FAR) - known) // grain)
-    inputs, read = [], None
-    for n in (known, known + periods * grain):
+    calls, read = None, None
+    for further in (0, 1):
+        n = known + periods * grain * further
         shape, context = (2, *request.event_shape[:-1], n), None
         if request.layout is not None:
             context = _context_at(request, n)
@@ -159,8 +162,11 @@ def _departs(request: CompileRequest, known: int, grain: int) -> str:
             except CompileError as error:
                 return f"at {n} steps, {error}"
         levels = torch.zeros(shape, dtype=torch.int64 if request.head.levels else torch.float32)
-        inputs.append((read.to_input(levels), context))
-    found = departure(network, *inputs, periods)
+        inputs = read.to_input(levels), context
+        if not further:
+            calls = calls_of(network, inputs)
+            periods = min(periods, _LOOPED) if calls is not None and calls.any and not framed else periods
+    found = departure(network, calls, inputs, periods)
     return found and f"at {known + periods * grain} steps the network is another than at {known}: {found}"
 
 

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fastgen.generate.compile.call_loops import Call, CalledLoops, departure_of_loops
 from fastgen.generate.frontend.untouched import borrowed
 
 _MOST = 1 << 24
 """Elements of a constant that is still computed to be compared."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """An operator that took part in computing the output."""
-
-    operator: object
-    leaves: list
-    """Its arguments: tensors that depend on the input as (number of the call, of its output), others as they are."""
-    shapes: list[torch.Size]
-    where: str
 
 
 class _Departs(Exception):
@@ -54,7 +44,11 @@ class _Calls(TorchDispatchMode):
             )
         args, kwargs = tree_map(self._meta, (args, kwargs))
         result = operator(*args, **kwargs)
-        outputs = [r for r in tree_leaves(result) if isinstance(r, Tensor)]
+        self.note(operator, leaves, [r for r in tree_leaves(result) if isinstance(r, Tensor)])
+        return result
+
+    def note(self, operator, leaves: list, outputs: list[Tensor]) -> None:
+        """Lists a call."""
         told = [self._told(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         for number, output in enumerate(outputs):
             self._from[id(output)] = (len(self.calls), number)
@@ -66,7 +60,6 @@ class _Calls(TorchDispatchMode):
             number < len(self.expected) and _alike(self.expected[number], call, self.periods)
         ):
             raise _Departs(f"{operator}, {call.where}")
-        return result
 
     def _told(self, tensor: Tensor) -> object:
         return self._from.get(id(tensor), "input") if tensor.is_meta else tensor
@@ -78,6 +71,25 @@ class _Calls(TorchDispatchMode):
             self._alive.append(leaf)
             self._without_values[id(leaf)] = leaf.to("meta")
         return self._without_values[id(leaf)]
+
+
+class _WholeRecurrences(TorchFunctionMode):
+    """Lists a recurrence of PyTorch as one call, not as those of its positions."""
+
+    def __init__(self, calls: _Calls) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = sys.intern(getattr(function, "__name__", ""))
+        if name not in ("lstm", "gru", "rnn_tanh", "rnn_relu") or not args[0].is_meta or len(args) != 9:
+            return function(*args, **(kwargs or {}))
+        x, states, *_, bidirectional, _ = args
+        states = [states] if isinstance(states, Tensor) else [*states]
+        output = x.new_empty(*x.shape[:-1], states[0].shape[-1] * (2 if bidirectional else 1))
+        outputs = [output, *(state.to("meta", copy=True) for state in states)]
+        self.calls.note(name, tree_leaves(args), outputs)
+        return tuple(outputs)
 
 
 def _elements(leaves: list) -> int:
@@ -102,28 +114,48 @@ def _line() -> str:
     return "an unknown line" if frame is None else f'File "{frame.f_code.co_filename}", line {frame.f_lineno}'
 
 
-def departure(network: nn.Module, known: tuple, other: tuple, periods: int) -> str:
-    """Returns why a network is not the same for the inputs ``other`` as for ``known``, so many periods shorter.
+def calls_of(network: nn.Module, inputs: tuple) -> CalledLoops | None:
+    """Returns the operators that a network calls; None where it cannot be followed."""
+    calls = _called(network, _without_values(inputs))
+    return None if calls is None else CalledLoops(calls)
 
-    It is the same where the same operators are called on the same results, where sizes and whole numbers grow by as
-    much in every period, and where constants go on as they began. Returns "" where it is, or where that cannot be
-    said.
+
+def departure(network: nn.Module, known: CalledLoops | None, other: tuple, periods: int) -> str:
+    """Returns why a network is not the same for the inputs ``other`` as where it made the calls ``known``.
+
+    The inputs are so many periods longer. The network is the same where the same operators are called on the same
+    results, where sizes and whole numbers grow by as much in every period, and where constants go on as they began; a
+    loop may go on longer, by as many iterations for every period. Returns "" where it is, or where that cannot be said.
     """
-    known, other = _without_values(known), _without_values(other)
+    if known is None:
+        return ""
+    try:
+        there = _called(network, _without_values(other), None if known.any else known.calls, periods)
+    except _Departs as found:
+        return str(found)
+    except Exception as error:  # whatever a module raises at a length that it does not take
+        return f"{type(error).__name__}: {error}"
+    found = known.calls[-1]
+    if known.any:
+        found = departure_of_loops(known, CalledLoops(there), periods, _goes_on)
+    elif len(known.calls) == len(there):
+        return ""
+    return "" if found is None else f"{found.operator}, {found.where}"
+
+
+def _called(
+    network: nn.Module, inputs: tuple, expected: list[Call] | None = None, periods: int = 0
+) -> list[Call] | None:
+    """Returns the calls of a network; None where it cannot be followed, unless it is compared with what is expected."""
     with borrowed(network):
         try:
-            with _Calls() as here:
-                network(*known)
+            with _Calls(expected, periods) as found, _WholeRecurrences(found):
+                network(*inputs)
         except Exception:  # whatever a module raises that wants values: not every network can be followed
-            return ""
-        try:
-            with _Calls(here.calls, periods) as there:
-                network(*other)
-        except _Departs as found:
-            return str(found)
-        except Exception as error:  # whatever a module raises at a length that it does not take
-            return f"{type(error).__name__}: {error}"
-    return "" if len(here.calls) == len(there.calls) else f"{here.calls[-1].operator}, {here.calls[-1].where}"
+            if periods:
+                raise
+            return None
+    return found.calls
 
 
 def _without_values(inputs: tuple):

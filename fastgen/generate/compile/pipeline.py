@@ -17,11 +17,14 @@ from fastgen.generate.frontend.context_plan import ContextPlan
 from fastgen.generate.frontend.export import Exported, export, state_of
 from fastgen.generate.frontend.trace import Traced, check_finite, trace
 from fastgen.generate.ir.graph import ChannelRun, Graph, Node, Value
+from fastgen.generate.ir.loops import order_loops
 from fastgen.generate.lower.lowering import Lowered, Lowering
 from fastgen.generate.orders import Order
 from fastgen.generate.passes.causality import check_causal
 from fastgen.generate.passes.fold_constant_cells import fold_constant_cells
 from fastgen.generate.passes.merge_sums import merge_sums
+from fastgen.generate.passes.roll_up_loops import roll_up_loops
+from fastgen.generate.passes.samples_first import samples_first
 from fastgen.generate.passes.split_channel_runs import split_channel_runs
 from fastgen.generate.request import CompileRequest
 from fastgen.generate.schedule.rings import LOOKAHEAD
@@ -84,6 +87,7 @@ def _analysed(
     order, head, shift = request.order, request.head, request.shift
 
     def event(graph: Graph, example: Tensor) -> tuple[Node, Value]:
+        graph.grid = tuple(order.grid)
         node, value = _event_node(graph, order, shift)
         return node, replace(value, **_input_range(head, request.start))
 
@@ -95,12 +99,20 @@ def _analysed(
         raise CompileError(str(error)) from error
     with graph.at(traced.place):
         draws = draw_sites(graph, parameters, order)
+    order_loops(graph)
     _ran("trace", graph, draws)
+
+    samples_first(graph, draws)
+    _ran("samples_first", graph, draws)
 
     check_causal(draws, order, traced.input, shift, graph.remark)
 
     traced.folded += fold_constant_cells(graph, order, draws)
     _ran("fold_constant_cells", graph, draws)
+
+    if order.regular:
+        roll_up_loops(graph, draws)
+        _ran("roll_up_loops", graph, draws)
 
     split_channel_runs(graph)
     _ran("split_channel_runs", graph, draws)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.fx import Node as FxNode
 
 from fastgen.generate.frontend.export import Exported
 from fastgen.generate.frontend.fx_info import arguments_of
+from fastgen.generate.ir.repetitions import repetitions
 
 aten = torch.ops.aten
 _CONVOLUTIONS = (
@@ -29,8 +31,9 @@ def distances_by_kind(short: Exported, long: Exported, grain: int) -> dict[str, 
     the two, and what a size is derived from differs too; a distance is the same in both.
     """
     found: dict[str, list[int]] = {}
+    moving = _moved_by_loops(short)
     for a, b in zip(short.graph_module.graph.nodes, long.graph_module.graph.nodes, strict=False):
-        if a.target is not b.target or not (shared := _bridged(a) & _bridged(b)):
+        if a in moving or a.target is not b.target or not (shared := _bridged(a) & _bridged(b)):
             continue
         sizes = [node.args[0].meta["val"].shape for node in (a, b)]
         for dim, kind, distance in shared:
@@ -38,6 +41,36 @@ def distances_by_kind(short: Exported, long: Exported, grain: int) -> dict[str, 
             if growth > 0:
                 found.setdefault(kind, []).append(distance * -(-grain // growth))
     return found
+
+
+def _moved_by_loops(exported: Exported) -> set[FxNode]:
+    """Returns the nodes that a loop over positions calls with another place each time, which is no distance."""
+    nodes = [node for node in exported.graph_module.graph.nodes if node.op == "call_function"]
+    known: dict[tuple, int] = {}
+    tokens = np.array([known.setdefault(_token(node), len(known)) for node in nodes], np.int64)
+    found: set[FxNode] = set()
+    for start, stop, period in repetitions(tokens):
+        for place in range(start, start + period):
+            copies = nodes[place:stop:period]
+            takes = copies[0].target in (aten.slice.Tensor, aten.select.int)
+            if takes and any(_numbers(copy) != _numbers(copies[0]) for copy in copies):
+                found.update(copies)
+    return found
+
+
+def _token(node: FxNode) -> tuple:
+    """Returns what is equal for the calls of a loop: the operator, the parameters, what is no number."""
+    return node.target, *(_kind(argument) for argument in (*node.args, *node.kwargs.values()))
+
+
+def _kind(argument) -> object:
+    if isinstance(argument, FxNode):
+        return argument.name if argument.op == "placeholder" else FxNode
+    return type(argument) if isinstance(argument, (int, float)) else str(type(argument))
+
+
+def _numbers(node: FxNode) -> list:
+    return [argument for argument in node.args if isinstance(argument, int)]
 
 
 def _bridged(node: FxNode) -> set[tuple[int, str, int]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Node as FxNode
-from torch.utils._pytree import tree_any, tree_leaves, tree_map
+from torch.utils._pytree import tree_any, tree_flatten, tree_leaves, tree_map
 
 from fastgen.generate.context_network import Result
 from fastgen.generate.contexts import MOST_OF_CONTEXT
@@ -56,6 +56,9 @@ def trace(
     """
     graph = Graph()
     environment: dict[FxNode, object] = {}
+    evaluated: dict[
+        tuple, tuple
+    ] = {}  # what a loop evaluates again and again; with the arguments, which keep their ids
     folded: list[tuple[str, Callable]] = []
     contexts: list[Node] = []
     source = None
@@ -106,7 +109,10 @@ def trace(
                 lambda n: environment[n] if isinstance(n, FxNode) else n, (list(node.args), dict(node.kwargs))
             )
             if not tree_any(is_moving, arguments):
-                environment[node] = _fold(graph, node, arguments, folded)
+                call = _call(node, arguments)
+                if call not in evaluated:
+                    evaluated[call] = arguments, _fold(graph, node, arguments, folded)
+                environment[node] = evaluated[call][1]
             else:
                 try:
                     environment[node] = _apply(graph, node, *arguments)
@@ -130,6 +136,12 @@ def _draws_noise(node: FxNode) -> bool:
 
 def _constant(name: str, tensor: Tensor) -> Constant:
     return Constant(tensor, Recipe((name,), lambda t: t))
+
+
+def _call(node: FxNode, arguments) -> tuple:
+    """Returns what is equal for calls of one operator with the same arguments."""
+    leaves, form = tree_flatten(arguments)
+    return node.target, str(form), *((type(a), id(a) if isinstance(a, Constant) else str(a)) for a in leaves)
 
 
 def _fold(graph: Graph, node: FxNode, arguments, folded: list):

@@ -186,8 +186,13 @@ def _by_node(graph: Ids, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield n, ids[number == n]
 
 
-def beside(graph: Ids, shape: Sequence[int], operands: Sequence[Value | Constant], channel: int) -> list[int]:
-    """Returns the other dimensions along which the operands stay in one row of their node, heads for instance."""
+def beside(
+    graph: Ids, shape: Sequence[int], operands: Sequence[Value | Constant], channel: int, grid: Sequence[int] = ()
+) -> list[int]:
+    """Returns the other dimensions along which the operands stay in one row of their node, heads for instance.
+
+    Those along which only a constant varies are among them, unless they are as long as one of the event's ``grid``.
+    """
     tensors = [o.ids.expand(shape) for o in operands if isinstance(o, Value)]
     found = []
     for dim in (d for d in range(1, len(shape)) if d != channel and shape[d] > 1):
@@ -196,7 +201,8 @@ def beside(graph: Ids, shape: Sequence[int], operands: Sequence[Value | Constant
             said.append(same_row(graph, ids, dim))
             if said[-1] is False:
                 break
-        if True in said and False not in said:
+        alone = all(ids.stride(dim) == 0 for ids in tensors) and shape[dim] not in grid and len(tensors) < len(operands)
+        if False not in said and (True in said or alone):
             found.append(dim)
     return found
 

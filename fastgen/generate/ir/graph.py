@@ -36,6 +36,8 @@ class Graph(Ids):
         self._value_nodes: dict[float, Node] = {}
         self.remark = ""
         """What a refusal for want of causality should add."""
+        self.grid: tuple[int, ...] = ()
+        """Sizes of the event's dimensions."""
 
     def __str__(self) -> str:
         """Returns the graph for people to read: one line a node, one line a run of its channels."""
@@ -203,8 +205,9 @@ class Graph(Ids):
         if channel is None and heads_in_batch(self, shape, operands):
             apart = [_with_heads(operand, shape) for operand in operands]
             return Value(self.map(opcode, *apart, x=x, y=y, ordered=ordered).ids.flatten(0, 1))
-        channel = channel_dim(self, shape, operands) if channel is None else channel
-        dims = [] if channel is None else [*beside(self, shape, operands, channel), channel]
+        found = channel_dim(self, shape, operands) if channel is None else channel
+        dims = [] if found is None else [*beside(self, shape, operands, found, self.grid), found]
+        dims = sorted(dims) if channel is None else dims
         tables = [self._table(o, shape, dims) for o in operands]
         rows_shape = [n for d, n in enumerate(shape) if d not in dims]
         channels = math.prod(shape[d] for d in dims)

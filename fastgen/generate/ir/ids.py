@@ -51,6 +51,16 @@ class Ids:
         self.widest = max(self.widest, channels)
         return node
 
+    def reorder(self, nodes: list[Node]) -> None:
+        """Puts the nodes in another order, without those that are left out; earlier ids stand for nothing any more."""
+        self.nodes, self.bases, self._next = [], np.empty(len(nodes), np.int64), 1
+        self._owners.clear()
+        for node in nodes:
+            node.index, node.base = len(self.nodes), self._next
+            self.bases[node.index] = node.base
+            self.nodes.append(node)
+            self._next += node.rows * (node.channels + 1)
+
     def ids(self, node: Node) -> Tensor:
         """``[*rows_shape, channels]``"""
         rows = torch.arange(node.rows, dtype=torch.int64) * (node.channels + 1) + node.base

@@ -260,11 +260,13 @@ A new kind of instruction is a record here and in ``Body`` of csrc/program/progr
 class Instruction:
     """A header, which all kinds share, and a body, whose type is the kind.
 
-    ``when`` is PROLOGUE, ROW or PIXEL, ``level`` the depth in the dependencies of that phase.
+    ``when`` is PROLOGUE, ROW or PIXEL, ``level`` the depth in the dependencies of that phase, ``loop`` the number of a
+    loop that it belongs to, or 0.
     """
 
     when: int
     level: int
+    loop: int
     domain: IterationDomain
     body: Compute | Draw | Attend
 
@@ -276,6 +278,7 @@ class Header:
     kind: int
     when: int
     level: int
+    loop: int
     domain: IterationDomain
 
 

@@ -18,7 +18,11 @@ Iteration domain and schedule
       step of cell column, where column - column0 is a multiple of ``block``.
 
     Within one row start, and within one step, instructions run in the order of the list; ``level`` is their depth in
-    the dependencies of that phase: instructions of one level never depend on each other.
+    the dependencies of that phase: instructions of one level never depend on each other at one step.
+
+    Several steps may run at once, each instruction over all of them, but for a *loop*: instructions that lie side by
+    side, of one number ``loop`` that is not 0, and that read what one of them computed at an earlier step. These run
+    one step after the other.
 
 Operands and access maps
     Every buffer holds positions x channels, a position's channels contiguous. An operand's *access map* gives for a
@@ -152,7 +156,8 @@ class Program:
         """
         kinds = {body: kind for kind, body in enumerate(BODIES.values())}
         rows = {name: getattr(self, name) for name in _RECORDS if name not in BODIES}
-        rows["instructions"] = [Header(kinds[type(i.body)], i.when, i.level, i.domain) for i in self.instructions]
+        headers = [Header(kinds[type(i.body)], i.when, i.level, i.loop, i.domain) for i in self.instructions]
+        rows["instructions"] = headers
         for name, body in BODIES.items():
             rows[name] = [i.body for i in self.instructions if type(i.body) is body]
         tables = {
@@ -182,7 +187,7 @@ class Program:
         bodies: list[Iterator] = [iter(records.pop(name)) for name in BODIES]
         headers: list[Header] = records.pop("instructions")
         program = cls(*tensors["header"].tolist(), **records)
-        program.instructions = [Instruction(h.when, h.level, h.domain, next(bodies[h.kind])) for h in headers]
+        program.instructions = [Instruction(h.when, h.level, h.loop, h.domain, next(bodies[h.kind])) for h in headers]
         program.weights, program.constants = tensors["weights"], tensors["constants"]
         return program
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastgen.generate.heads import Head
 from fastgen.generate.ir.attend_checks import check_attends
-from fastgen.generate.ir.instructions import CONTEXT, DENSE, INDEX, PIXEL, PROLOGUE, ROW, STATE
+from fastgen.generate.ir.instructions import BODIES, CONTEXT, DENSE, INDEX, PIXEL, PROLOGUE, ROW, STATE
 from fastgen.generate.ir.opcodes import OPCODE, OPCODES, REDUCTIONS
 from fastgen.generate.ir.program import Program
 from fastgen.generate.ir.program_tables import FAR, FARTHER, Cells, Tables
@@ -34,6 +34,7 @@ def check_program(program: Program, head: Head, order: Order, contexts: Sequence
     _check_header(program, order)
     _check_buffers(tables, order, contexts)
     _check_operands(tables)
+    _check_loops(tables)
     _check_computes(tables)
     _check_segments(tables)
     _check_operations(tables)
@@ -84,6 +85,18 @@ def _check_operands(tables: Tables) -> None:
     inside = (border < 0) | (border + length <= len(tables.program.constants))
     tables.require("operands", inside, "its border is outside the constants")
     tables.in_proportion("the length of an operand", length.max(initial=0))
+
+
+def _check_loops(tables: Tables) -> None:
+    """Checks that a loop has no draws, nor what does not run step by step, and that its instructions are neighbours."""
+    kind, when, loop = (tables.instructions[f] for f in ("kind", "when", "loop"))
+    tables.between("instructions", "loop", 0, FAR)
+    looped, draws = loop > 0, list(BODIES).index("draws")
+    tables.require("instructions", ~looped | ((kind != draws) & (when == PIXEL)), "a loop has no such instruction")
+    first = np.flatnonzero(looped & (np.diff(loop, prepend=0) != 0))
+    begins = first[np.unique(loop[first], return_index=True)[1]]
+    neighbours = ~np.isin(np.arange(len(loop)), np.setdiff1d(first, begins))
+    tables.require("instructions", neighbours, "the instructions of its loop do not lie side by side")
 
 
 def _check_computes(tables: Tables) -> None:

@@ -1,10 +1,10 @@
 """Step programs as text: one line a buffer, one line an instruction.
 
-An instruction's line has its phase and level, the cells (rows x columns) of its domain and its schedule, then what it
-does. ``b3[column - 2]`` is buffer 3 at a position, with ``[0:6]`` its channels where not all of them are meant and
-``{column >= 2, else c8}`` the box of cells outside which the constants from 8 on are read; ``W1[6:12]`` are rows of a
-weight matrix, and ``W1[6:12][b0[column]]`` the one of them that an index chooses; ``s0``, ``s1`` are the parts of the
-sums; ``r0``, ``r1`` are values of the lane program that are used more than once.
+An instruction's line has its phase and level, the cells (rows x columns) of its domain and its schedule, the loop that
+it is in, then what it does. ``b3[column - 2]`` is buffer 3 at a position, with ``[0:6]`` its channels where not all of
+them are meant and ``{column >= 2, else c8}`` the box of cells outside which the constants from 8 on are read;
+``W1[6:12]`` are rows of a weight matrix, and ``W1[6:12][b0[column]]`` the one of them that an index chooses; ``s0``,
+``s1`` are the parts of the sums; ``r0``, ``r1`` are values of the lane program that are used more than once.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class ProgramText:
         else:
             does = self._compute(body) if isinstance(body, Compute) else self._draw(body)
         block = f", {body.block} columns at once" if isinstance(body, Compute) and body.block > 1 else ""
+        block += f", loop {instruction.loop}" if instruction.loop else ""
         when = f"{_WHEN[instruction.when]} {instruction.level}"
         return f"{number:<5} {when:<10} {self._domain(instruction.when, instruction.domain)}{block}: {does}"
 

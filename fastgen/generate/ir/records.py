@@ -26,6 +26,18 @@ class Recipe:
         return self.function(*[constants[s] for s in self.sources]).to(torch.float32)
 
 
+def same_values(a: Recipe, b: Recipe, constants: dict[str, Tensor]) -> bool:
+    """Whether two recipes give the same values, whatever those of the constants are."""
+    if a is b or a.sources != b.sources:
+        return a is b
+    probes = []
+    for number, name in enumerate(a.sources):
+        shape = constants[name].shape
+        probes.append((torch.arange(shape.numel(), dtype=torch.float64) * 0.37 + number).sin().reshape(shape) + 2)
+    first, second = a.function(*probes), b.function(*probes)
+    return first.shape == second.shape and torch.equal(first, second)
+
+
 @dataclass(frozen=True)
 class Constant:
     """A tensor that depends on no input, and how to make it again when the parameters change."""
@@ -246,7 +258,7 @@ class Place(NamedTuple):
 @dataclass(eq=False)
 class Node:
     index: int
-    kind: str  # "input", "context", "constant", "computed"
+    kind: str  # "input", "context", "constant", "computed"; "replaced": another node is read in its place
     place: Place
     rows_shape: tuple[int, ...]
     channels: int
@@ -254,6 +266,8 @@ class Node:
     runs: list[ChannelRun] = field(repr=False)
     values: Recipe | None = None  # of a constant: [rows, channels]
     context: int = 0  # number of a context
+    loop: int = 0
+    """Number of the loop of nodes that read one another at earlier rows, and lie side by side; 0 for none."""
     one_hot: list[Term] | None = field(default=None, repr=False)
     """Index terms of a one-hot encoding, whose classes are the slots."""
     run_of_slot: np.ndarray = field(init=False)

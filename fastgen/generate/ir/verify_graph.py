@@ -8,6 +8,7 @@ import numpy as np
 
 from fastgen.generate.ir.attend import attention_times
 from fastgen.generate.ir.graph import ChannelRun, Graph, Node, Piece
+from fastgen.generate.ir.loops import loops_of
 from fastgen.generate.ir.opcodes import OPCODES, REDUCTIONS
 from fastgen.generate.ir.records import Attention
 
@@ -19,7 +20,8 @@ class GraphError(AssertionError):
 
 
 def verify(graph: Graph, read: Iterable[Piece] = ()) -> None:
-    """Checks that nodes own their ids, that runs share out the channels, and that pieces lie in what is defined before.
+    """Checks that nodes own their ids, that runs share out the channels, and that pieces lie in what is defined before,
+    or in the same loop, whose cells have an order.
 
     Args:
         graph: the graph, between two passes.
@@ -44,6 +46,9 @@ def verify(graph: Graph, read: Iterable[Piece] = ()) -> None:
             else:
                 given = run.terms is None and run.opcode is None and not run.operands and run.attention is None
                 _require(given, node, "is given, and yet computed")
+    for members in loops_of(graph):
+        if members[0].loop:
+            _check_loop(members)
     for piece in read:
         _require(piece.node in known, piece.node, "is read from outside and is not in the graph")
         _check_piece(piece.node, piece)
@@ -86,6 +91,7 @@ def _check_computed(graph: Graph, node: Node, run: ChannelRun, known: set[Node])
     for piece in pieces:
         _require(piece.node in known, node, f"reads a node in {slots} that is not in the graph")
         before = piece.node.index < node.index or piece.node.kind == "constant"
+        before |= node.loop > 0 and piece.node.loop == node.loop
         _require(before, node, f"reads %{piece.node.index} in {slots}, which is defined later")
         _require(len(piece.rows) == node.rows, node, f"has {node.rows} rows; a piece of {slots} has {len(piece.rows)}")
         _check_piece(node, piece)
@@ -100,6 +106,22 @@ def _check_computed(graph: Graph, node: Node, run: ChannelRun, known: set[Node])
         _check_terms(graph, node, run)
     elif run.opcode is not None:
         _check_operation(node, run)
+
+
+def _check_loop(members: list[Node]) -> None:
+    """Checks that the cells of a loop can be computed one after the other."""
+    computed = {node: np.zeros(node.rows, bool) for node in members}
+    advances = True
+    while advances:
+        advances = False
+        for node in members:
+            there = np.ones(node.rows, bool)
+            for piece in (piece for run in node.runs for piece in run.pieces() if piece.node in computed):
+                there &= (piece.rows < 0) | computed[piece.node][piece.rows]
+            advances |= bool((there & ~computed[node]).any())
+            computed[node] = there
+    for node, there in computed.items():
+        _require(bool(there.all()), node, "has cells that depend on themselves")
 
 
 def _check_piece(reader: Node, piece: Piece) -> None:

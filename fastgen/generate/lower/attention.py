@@ -46,7 +46,8 @@ class AttentionLowering:
             queries, key, value, out, attention.heads, attention.groups, sets, *scores, *weighting, 2,
             int(attention.softmax), least,
         )  # fmt: skip
-        return Instruction(domain.when, tables.level(group), tables.domain(domain, domain.when), body)
+        when = domain.when
+        return Instruction(when, tables.level(group), group.loop_in(when), tables.domain(domain, when), body)
 
     def _keys(self, keys: KeyRows, seen: np.ndarray) -> int:
         """Returns the operand of the keys (or values): the one of key s at the cell (0, s)."""

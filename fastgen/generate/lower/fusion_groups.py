@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from fastgen.generate.ir.graph import ChannelRun, Graph, Node, Piece, Term
+from fastgen.generate.ir.instructions import PIXEL
 from fastgen.generate.ir.opcodes import REDUCTIONS
 from fastgen.generate.schedule.iteration_domain import Access, ScheduledDomain
 from fastgen.generate.schedule.scheduler import DrawSite, Placed
@@ -35,8 +36,14 @@ class Group:
     order: int
     domain: ScheduledDomain
     lanes: int
+    loop: int = 0
+    """Number of the loop whose nodes it computes; 0 for none."""
     tasks: list[Task] = field(default_factory=list)
     level: int = 0
+
+    def loop_in(self, when: int) -> int:
+        """Returns the loop of its instruction: what runs by rows or in the prologue reads nothing of its own phase."""
+        return self.loop if when == PIXEL else 0
 
     @property
     def attention(self) -> Task | None:
@@ -56,10 +63,10 @@ class Grouping:
         self.groups: list[Group] = []
         for node in graph.nodes:
             for number, run in enumerate(node.runs):
-                tasks = [Task(node, run, domain) for domain in placed[node].domains[number]]
-                self.tasks[node, number] = tasks
-                for task in tasks:
-                    self._join(task)
+                self.tasks[node, number] = [Task(node, run, domain) for domain in placed[node].domains[number]]
+        for tasks in self.tasks.values():
+            for task in tasks:
+                self._join(task)
         self._mark_stored(draws)
         self._levels()
 
@@ -89,12 +96,12 @@ class Grouping:
         )
 
     def _join(self, task: Task) -> None:
-        sources = [(p, a, s) for p, a, tasks in self.sources(task) for s in tasks]
+        sources = [(p, a, s) for p, a, tasks in self.sources(task) for s in tasks if s.group is not None]
         before = [s.group for _, _, s in sources if _follows(task, s)]
         latest = max(before, key=lambda group: group.order, default=None)
         group = self._twin(task, latest) if task.run.terms is not None else latest
         if group is None or (task.run.terms is None and not _fits(task, group, sources)):
-            group = Group(len(self.groups), task.domain, task.run.length)
+            group = Group(len(self.groups), task.domain, task.run.length, task.node.loop)
             self.groups.append(group)
         task.group = group
         group.tasks.append(task)
@@ -107,6 +114,7 @@ class Grouping:
             twins = group.contractions
             if (
                 twins
+                and group.loop == task.node.loop
                 and group.lanes == task.run.length
                 and group.domain.key == task.domain.key
                 and twins[0].domain.operands == task.domain.operands
@@ -131,11 +139,31 @@ class Grouping:
                 source.stored = True
 
     def _levels(self) -> None:
+        """Gives every group its depth in the dependencies of its phase, and those of a loop levels of their own."""
+        before = {group: self._before(group) for group in self.groups}
+        depth: dict[Hashable, int] = {}
         for group in self.groups:
-            for task in group.tasks:
-                for source in self.feeding(task):
-                    if source.group is not group and _follows(task, source):
-                        group.level = max(group.level, source.group.level + 1)
+            outside = [depth[_block(other)] + 1 for other in before[group] if _block(other) != _block(group)]
+            depth[_block(group)] = max([depth.get(_block(group), 0), *outside])
+        sharing: dict[tuple[int, int, int], list[Group]] = {}
+        for group in self.groups:
+            sharing.setdefault((group.domain.when, depth[_block(group)], group.loop), []).append(group)
+        free = dict.fromkeys((group.domain.when for group in self.groups), 0)
+        for (when, _, loop), groups in sorted(sharing.items()):
+            for group in groups:
+                inside = [other.level + 1 for other in before[group] if loop and other.loop == loop]
+                group.level = max([free[when], *inside])
+            free[when] = max(group.level for group in groups) + 1
+
+    def _before(self, group: Group) -> list[Group]:
+        """Returns the groups of the same phase whose results the group reads, of a loop those that come before it."""
+        read = [(task, s) for task in group.tasks for s in self.feeding(task)]
+        return [s.group for task, s in read if s.group.order < group.order and _follows(task, s)]
+
+
+def _block(group: Group) -> Hashable:
+    """Returns what is equal for groups that stand together in the list of instructions: those of a loop and a phase."""
+    return (group.loop, group.domain.when) if group.loop else group
 
 
 def _follows(task: Task, source: Task) -> bool:
@@ -145,7 +173,7 @@ def _follows(task: Task, source: Task) -> bool:
 
 def _fits(task: Task, group: Group, sources: list[tuple[Piece, Access, Task]]) -> bool:
     """Whether an elementwise run may stand behind a group: equal lanes and cells, the rest computed before."""
-    if group.lanes != task.run.length or group.domain.key != task.domain.key:
+    if group.lanes != task.run.length or group.domain.key != task.domain.key or task.node.loop not in (0, group.loop):
         return False
     if task.run.attention is not None or group.attention is not None:
         return False

@@ -25,6 +25,7 @@ from fastgen.generate.ir.instructions import (
 from fastgen.generate.ir.opcodes import OPCODE, REDUCTIONS
 from fastgen.generate.ir.program import Program
 from fastgen.generate.lower.attention import AttentionLowering
+from fastgen.generate.lower.borders import border_beyond
 from fastgen.generate.lower.fusion_groups import Group, Grouping, Task
 from fastgen.generate.lower.hoisted_taps import SplitTerms, split_terms
 from fastgen.generate.lower.program_tables import Constants, ProgramTables
@@ -104,7 +105,8 @@ class Lowering(ProgramTables):
             *self.append(segments, "segments"), weight, bias, accumulator, parts, lanes,
             *self.append(operations, "operations"), registers,
         )  # fmt: skip
-        emitted.append(Instruction(domain.when, self.level(group), self.domain(domain, domain.when), body))
+        when = domain.when
+        emitted.append(Instruction(when, self.level(group), group.loop_in(when), self.domain(domain, when), body))
         return emitted
 
     def _emit_hoisted(self, group: Group, split: SplitTerms, bias: int) -> tuple[Instruction, int]:
@@ -136,7 +138,8 @@ class Lowering(ProgramTables):
             *self.append(segments, "segments"), weight, bias, -1, parts, lanes,
             *self.append(operations, "operations"), parts, split.block,
         )  # fmt: skip
-        instruction = Instruction(split.when, level, self.domain(domain, split.when), body)
+        loop = group.loop_in(split.when)
+        instruction = Instruction(split.when, level, loop, self.domain(domain, split.when), body)
         return instruction, self.operand(buffer, Access(sums, 0, box), 1, parts * lanes, domain)
 
     def _segments(
@@ -164,10 +167,17 @@ class Lowering(ProgramTables):
         if not merged:
             return [], -1
         segments, chosen, row = [], [], 0
-        for term, access, length, rows in merged:
+        borders = self._borders(merged, domain)
+        for number, (term, access, length, rows) in enumerate(merged):
+            if number in borders.values():
+                continue
             buffer = self.buffer(term.piece.node)
             count = 1 if term.index else length
             operand = self.operand(buffer, access, term.piece.stride, count, domain)
+            if number in borders:
+                constant, outside, *_ = merged[borders[number]]
+                values = border_beyond(domain, (term.piece, access), (constant.piece, outside), self.graph.constants)
+                self.program.operands[operand].border = self.constant(values, length)
             if term.index and access.box != domain.box:  # outside the box stands the number of a row of zeros
                 self.program.operands[operand].border = self.constant(Constant.literal(float(len(rows))).recipe, 1)
                 rows = np.append(rows, -1)
@@ -176,6 +186,18 @@ class Lowering(ProgramTables):
             chosen.append(rows)
         rows = np.concatenate(chosen)
         return segments, self.weight([(t.run.matrix, rows, t.run.columns) for t in contractions])
+
+    def _borders(self, merged: list[list], domain: ScheduledDomain) -> dict[int, int]:
+        """Returns for terms the number of the constant term that meets the same weights at all other cells."""
+        found: dict[int, int] = {}
+        for number, (term, access, length, rows) in enumerate(merged):
+            for other, (constant, outside, count, same) in enumerate(merged):
+                alike = not term.index and not constant.index and length == count and np.array_equal(rows, same)
+                reads = (term.piece, access), (constant.piece, outside)
+                alike = alike and number != other and term.piece.length == length
+                if alike and border_beyond(domain, *reads, self.graph.constants) is not None:
+                    found[number] = other
+        return found
 
     def _lane_program(self, group: Group, parts: int) -> tuple[list[Operation], int]:
         operations: list[Operation] = []
@@ -236,7 +258,7 @@ class Lowering(ProgramTables):
                 access = Access(written, draw.channel0 + channel, domain.box)
             self.operand(self.buffers[self.event], access, 1, 1, domain)
         body = Draw(first, last, replace(target), draw.channel0, draw.channels, last, len(program.operands))
-        program.instructions.append(Instruction(PIXEL, 0, self.domain(domain, PIXEL), body))
+        program.instructions.append(Instruction(PIXEL, 0, 0, self.domain(domain, PIXEL), body))
 
 
 def _joined_bias(recipes: list[Recipe | None], columns: list[np.ndarray]) -> Recipe:

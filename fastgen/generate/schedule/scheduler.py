@@ -3,56 +3,31 @@
 Time is counted in phases: the prologue is -1, the start of the row of step t is 2 t, step t itself 2 t + 1. A cell is
 computed in a phase no earlier than it is ready and no later than its first consumer; within a phase, in the order of
 the graph. Nodes are placed from the outputs back, each run of channels as late as its deadlines allow, on a domain
-whose cells keep one affine relation to time: whole rows where that is legal, one offset from the step otherwise.
+whose cells keep one affine relation to time: whole rows where that is legal, one offset from the step otherwise. What a
+node of a loop reads of a later one, or of itself, must be computed in an earlier phase.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from fastgen.generate.errors import CompileError, NotCausalError
 from fastgen.generate.ir.graph import ChannelRun, Graph, Node, Piece
 from fastgen.generate.ir.instructions import PIXEL, PROLOGUE, ROW
-from fastgen.generate.ir.records import KeyRows, halves
+from fastgen.generate.ir.loops import loops_of
+from fastgen.generate.ir.records import halves
 from fastgen.generate.orders import Order
 from fastgen.generate.schedule.affine_fit import affine, regular_times
+from fastgen.generate.schedule.check_schedule import check_schedule
 from fastgen.generate.schedule.iteration_domain import INFINITE, Access, Cells, ScheduledDomain
 from fastgen.generate.schedule.key_reads import first_reads
+from fastgen.generate.schedule.placed import DrawSite, Placed, follows, source_positions
+from fastgen.generate.schedule.unplaced import unplaced
 
 _PERIODS_2D = [(1, 1), (2, 2), (1, 2), (2, 1), (4, 4), (3, 3), (1, 3), (1, 4), (2, 4), (4, 2), (8, 8), (6, 6), (2, 6)]
 _PERIODS_1D = [(1, m) for m in (*range(1, 33), 40, 48, 64, 80, 96, 100, 128, 160, 200, 256, 320, 400, 441, 512)]
-
-
-@dataclass(eq=False)
-class Placed:
-    """A node with the positions of the first sample and the deadlines that its consumers set."""
-
-    node: Node
-    position: np.ndarray  # [rows] position of the row in sample 0, else -1
-    row: np.ndarray  # [positions] row
-    width: int
-    deadline: list[np.ndarray]  # per run, [positions]
-    soft_deadline: list[np.ndarray]
-    domains: list[list[ScheduledDomain]]
-
-    @property
-    def positions(self) -> int:
-        return len(self.row)
-
-
-@dataclass(eq=False)
-class DrawSite:
-    """One draw pattern: its parameters are a run of pieces over the rows of its domain."""
-
-    channel0: int
-    channels: int
-    positions: np.ndarray  # natural position per row
-    steps: np.ndarray
-    pieces: list[Piece]
-    domain: ScheduledDomain | None = None
 
 
 class Scheduler:
@@ -67,84 +42,41 @@ class Scheduler:
             self.placed[node] = self._enter(node)
         for draw in self.draws:
             self._place_draw(draw)
-        for node in reversed(self.graph.nodes):
-            placed = self.placed[node]
-            if node.kind == "computed":
-                for number, run in enumerate(node.runs):
-                    if (placed.deadline[number] < INFINITE).any():
-                        placed.domains[number] = self._place(placed, number, run)
-        self._check()
+        for members in reversed(loops_of(self.graph)):
+            if members[0].loop:
+                self._place_loop(members)
+            elif members[0].kind == "computed":
+                self._place_node(members[0])
+        check_schedule(self.graph, self.placed)
         return self.placed
 
-    def _check(self) -> None:
-        """Checks that nothing is computed before it is ready, or after it is read."""
-        for placed in self.placed.values():
-            for run, domains in zip(placed.node.runs, placed.domains, strict=True):
-                for domain in domains:
-                    rows = placed.row[domain.positions]
-                    sound = (2 * run.ready[rows].astype(np.int64) - (domain.when == PROLOGUE) <= domain.phases).all()
-                    for piece in run.pieces():
-                        sound = sound and self._computed(piece, rows, domain.phases)
-                    for keys in run.key_rows():
-                        sound = sound and self._keys_computed(keys, run.attention.seen, rows, domain.phases)
-                    if not sound:
-                        raise self._unplaced(placed.node)
+    def _place_loop(self, members: list[Node]) -> None:
+        """Places nodes that read one another: again, until what they ask of each other no longer changes."""
+        placing = self._pass_on_deadlines
+        while True:
+            before = [deadline.copy() for node in members for deadline in self.placed[node].deadline]
+            for node in reversed(members):
+                placing(node)
+            after = [deadline for node in members for deadline in self.placed[node].deadline]
+            if all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)):
+                if placing == self._place_node:
+                    return
+                placing = self._place_node
 
-    def _unplaced(self, node: Node) -> CompileError:
-        """Returns the error for a node without a schedule, with the use of a context or positions that may be why."""
-        across = [p.node for run in node.runs for p in run.pieces() if p.node.kind == "context" and p.varies]
-        if across:
-            reason = (
-                "it reads the channels of a context, one a position. A context with a value for "
-                "every position must be [N, C, *positions], its frames the last dimension"
-            )
-        else:
-            reader = self._contracted_at(node)
-            read = f" (summed at {reader.name}, {reader.where})" if reader is not None else ""
-            reason = (
-                f"its cells{read} do not keep one distance from the steps of the order. A layer with a weight for "
-                "every pair of positions (a matrix along the sequence, as in gMLP) is not supported"
-            )
-        error = CompileError(f"no regular schedule was found for {node.name}, {node.where}: {reason}")
-        error.node, error.context = node.source, across[0].context if across else None
-        return error
+    def _pass_on_deadlines(self, node: Node) -> None:
+        """Gives what a node of a loop reads there the node's own deadlines, the latest that it may have."""
+        placed = self.placed[node]
+        for run, deadline in zip(node.runs, placed.deadline, strict=True):
+            live = np.flatnonzero(deadline < INFINITE)
+            for piece in run.pieces() if len(live) else ():
+                if piece.node.loop == node.loop:
+                    self._constrain(piece, placed.row[live], deadline[live] - follows(piece, node))
 
-    def _contracted_at(self, node: Node) -> Node | None:
-        """Returns the first contraction that reads the node, or what is computed of it."""
-        derived = {node}
-        for other in self.graph.nodes[node.index + 1 :]:
-            if any(piece.node in derived for run in other.runs for piece in run.pieces()):
-                if any(run.terms is not None for run in other.runs):
-                    return other
-                derived.add(other)
-        return None
-
-    def _computed(self, piece: Piece, rows: np.ndarray, phases: np.ndarray) -> bool:
-        if piece.node.kind != "computed":
-            return True
-        source = self.placed[piece.node]
-        positions = self.sources(piece, rows)
-        valid = positions >= 0
-        slots = piece.slots[rows]
-        for run in piece.source_runs():
-            number = piece.node.runs.index(run)
-            at = np.full(source.positions, INFINITE)
-            for domain in source.domains[number]:
-                at[domain.positions] = domain.phases
-            here = valid & (piece.node.run_of_slot[slots] == number) if piece.varies else valid
-            if (at[positions[here]] > phases[here]).any():
-                return False
-        return True
-
-    def _keys_computed(self, keys: KeyRows, seen: np.ndarray, rows: np.ndarray, phases: np.ndarray) -> bool:
-        source = self.placed[keys.node]
-        positions, first = first_reads(source.position, keys, seen, rows, phases)
-        for domain in (domain for domains in source.domains for domain in domains):
-            at = np.full(source.positions, -2)
-            at[domain.positions] = domain.phases
-            if (at[positions] > first).any():
-                return False
-        return True
+    def _place_node(self, node: Node) -> None:
+        placed = self.placed[node]
+        for number, run in enumerate(node.runs):
+            if (placed.deadline[number] < INFINITE).any():
+                placed.domains[number] = self._place(placed, number, run)
 
     # ---- positions
 
@@ -162,9 +94,11 @@ class Scheduler:
         position[row] = np.arange(len(row))
         runs = len(node.runs)
         far = [np.full(len(row), INFINITE) for _ in range(runs)]
+        before = [self.placed[piece.node] for run in node.runs for piece in run.pieces() if piece.node in self.placed]
         return Placed(
-            node, position, row, self._width(node, len(row)), far, [f.copy() for f in far], [[] for _ in range(runs)]
-        )
+            node, position, row, self._width(node, len(row)), far, [f.copy() for f in far], [[] for _ in range(runs)],
+            node.kind == "input" or any(source.fed for source in before),
+        )  # fmt: skip
 
     def _width(self, node: Node, positions: int) -> int:
         dims = [
@@ -174,23 +108,12 @@ class Scheduler:
             return dims[-1]
         for run in node.runs:
             for piece in run.pieces():
-                if piece.node.kind != "constant" and self.placed[piece.node].positions == positions:
-                    return self.placed[piece.node].width
+                source = self.placed.get(piece.node)
+                if source is not None and piece.node.kind != "constant" and source.positions == positions:
+                    return source.width
         if self.has_rows and positions % self.row_length == 0:
             return self.row_length
         return max(positions, 1)
-
-    def sources(self, piece: Piece, rows: np.ndarray) -> np.ndarray:
-        """Positions in ``piece.node`` that the reader's ``rows`` read, -1 for none."""
-        source = piece.rows[rows]
-        position = self.placed[piece.node].position[source]
-        lost = (source >= 0) & (position < 0)
-        if lost.any():
-            node = piece.node
-            if any((run.uses[source[lost]] & 2).any() for run in node.runs):
-                raise NotCausalError(f"the network mixes the samples of the batch at {node.name}, {node.where}")
-            raise CompileError(f"cells that depend on no input have no place in time at {node.name}, {node.where}")
-        return np.where(source >= 0, position, -1)
 
     # ---- deadlines
 
@@ -198,7 +121,7 @@ class Scheduler:
         node = piece.node
         if node.kind == "constant":
             return
-        positions = self.sources(piece, rows)
+        positions = source_positions(self.placed, piece, rows)
         valid = positions >= 0
         if not valid.any():
             return
@@ -245,19 +168,20 @@ class Scheduler:
             early = self._fit(placed, run, live, ready, np.minimum(deadline, soft_deadline)[live])
             domains = early if early is not None and len(early) <= len(domains) else domains
         if domains is None:
-            raise self._unplaced(placed.node)
+            raise unplaced(self.graph, placed.node)
         for domain in domains:
             rows = placed.row[domain.positions]
             for keys in (k for k in run.key_rows() if k.node.kind != "constant"):
                 source = self.placed[keys.node]
-                positions, first = first_reads(source.position, keys, run.attention.seen, rows, domain.phases)
+                phases = domain.phases - follows(keys, placed.node)
+                positions, first = first_reads(source.position, keys, run.attention.seen, rows, phases)
                 for deadlines in source.deadline:
                     np.minimum.at(deadlines, positions, first)
             starts = self._row_starts(domain) if run.terms is not None else None
             for piece, access in zip(run.pieces(), domain.operands, strict=True):
                 if access is None:
                     continue
-                self._constrain(piece, rows, domain.phases)
+                self._constrain(piece, rows, domain.phases - follows(piece, placed.node))
                 if starts is not None and self._ready_at(piece, rows, starts):
                     self._constrain(piece, rows, 2 * starts, soft=True)
         return domains
@@ -269,7 +193,7 @@ class Scheduler:
         return domain.first_steps() // self.row_length * self.row_length
 
     def _ready_at(self, piece: Piece, rows: np.ndarray, steps: np.ndarray) -> bool:
-        positions = self.sources(piece, rows)
+        positions = source_positions(self.placed, piece, rows)
         valid = positions >= 0
         source = self.placed[piece.node]
         return bool(valid.any()) and all(
@@ -329,9 +253,12 @@ class Scheduler:
         self, placed: Placed, pieces, positions, cells: Cells, ready, deadline, likely
     ) -> ScheduledDomain | None:
         rows = placed.row[positions]
+        if len(positions) == 1 and not self.has_rows:
+            likely = 0, 1  # one cell advances no further in a longer event
         for when in (PROLOGUE, ROW, PIXEL):
             if when == PROLOGUE:
-                times = (0, 0, 0) if not ready.any() and (placed.positions == 1 or (deadline < 0).any()) else None
+                once = placed.positions == 1 and not placed.fed  # what is fed may wait for the step that it belongs to
+                times = (0, 0, 0) if not ready.any() and (once or (deadline < 0).any()) else None
             elif when == ROW:
                 times = self._row_times(cells.row, ready, deadline, likely[0] // self.row_length)
             else:
@@ -374,7 +301,7 @@ class Scheduler:
 
     def _access(self, piece: Piece, rows, cells: Cells) -> Access | bool | None:
         """Finds where the piece lies for each cell; None: nowhere; False: not regularly."""
-        positions = self.sources(piece, rows)
+        positions = source_positions(self.placed, piece, rows)
         valid = positions >= 0
         if not valid.any():
             return None

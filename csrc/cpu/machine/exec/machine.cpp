@@ -90,9 +90,22 @@ class Machine::TeamMember {
       for (std::int64_t i = t; i < end - 1; ++i) worker_.write_known(i, mine_, run_);
       dirty_ = true;
       barrier_wait();
-      for (int number : worker_.collect(t, end)) {
-        run_compute(number, worker_.cells_of(number), t);
-        if (end - t > 1) barrier_wait();  // those of one level may depend on each other across steps
+      const std::vector<int>& active = worker_.collect(t, end);
+      for (std::size_t i = 0; i < active.size();) {
+        const std::int64_t loop = machine_.plan_.computes[active[i]].loop;
+        if (loop == 0) {
+          run_compute(active[i], worker_.cells_of(active[i]), t);
+          if (end - t > 1) barrier_wait();  // those of one level may depend on each other across steps
+          ++i;
+          continue;
+        }
+        std::size_t last = i;
+        while (last < active.size() && machine_.plan_.computes[active[last]].loop == loop) ++last;
+        for (std::int64_t step = t; step < end; ++step) {
+          for (std::size_t j = i; j < last; ++j) run_compute(active[j], worker_.cells_at(active[j], step), step);
+          barrier_wait();  // what one step computes the next one reads
+        }
+        i = last;
       }
       barrier_wait();
       if (run_.log_prob || run_.proposal_log_prob || run_.parameters) {

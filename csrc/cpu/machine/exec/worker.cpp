@@ -63,6 +63,17 @@ const std::vector<Cell>& Worker::cells_of(int number) {
   return once_cell_;
 }
 
+const std::vector<Cell>& Worker::cells_at(int number, std::int64_t t) {
+  const PlannedCompute& planned = plan_.computes[number];
+  step_cells_.clear();
+  if (planned.domain >= 0) {
+    plan_.domains[planned.domain].cells_at(t, step_cells_);
+  } else if (planned.step == t) {
+    step_cells_.push_back(planned.only);
+  }
+  return step_cells_;
+}
+
 void Worker::resolve(const BoundOperand* operands, std::size_t count, Cell cell, const GenerationBatch& run, std::int64_t step,
                      Address* addresses) {
   for (std::size_t i = 0; i < count; ++i) {

@@ -63,6 +63,9 @@ class Worker {
   const std::vector<int>& collect(std::int64_t t0, std::int64_t t1);
   const std::vector<Cell>& cells_of(int number);
 
+  // The cells of one of them at step t.
+  const std::vector<Cell>& cells_at(int number, std::int64_t t);
+
  private:
   struct Tile {
     const PlannedCompute* planned;
@@ -129,7 +132,7 @@ class Worker {
   std::vector<const float*> input_pointers_;
   std::vector<Address> addresses_;
   std::vector<std::vector<Cell>> domain_cells_;
-  std::vector<Cell> once_cell_, draw_cells_;
+  std::vector<Cell> once_cell_, step_cells_, draw_cells_;
   const unsigned char* ahead_;  // in the packed weights, or a little beyond them
   std::vector<int> active_, once_active_;
   std::vector<KeySpan> keys_;  // of the query at hand, their number, and where they and their values lie

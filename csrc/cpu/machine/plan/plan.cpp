@@ -77,6 +77,7 @@ PlannedCompute plan_compute(Program& program, const PackedWeights& weights, cons
                             const Compute& compute, std::size_t number, Plan& plan) {
   PlannedCompute planned{};
   planned.level = instruction.level;
+  planned.loop = instruction.loop;
   planned.parts = compute.parts;
   planned.lanes = compute.lanes;
   planned.lane_tiles = (compute.lanes + kTile - 1) / kTile;
@@ -148,6 +149,7 @@ PlannedCompute plan_attend(Program& program, const Instruction& instruction, con
   PlannedCompute planned{};
   PlannedAttend own{};
   planned.level = instruction.level;
+  planned.loop = instruction.loop;
   planned.attend = static_cast<int>(plan.attends.size());
   planned.accumulator = planned.hoisted = planned.matrix = -1;
   planned.units = attend.groups;
@@ -277,7 +279,8 @@ Plan::Plan(Program& program, const PackedWeights& weights, const HeadSpec& head)
       const TimedDomain timed = TimedDomain::of(cells, program.row_length, compute ? compute->block : 1);
       if (timed.single()) {
         planned.only = {cells.row0, cells.column0};
-        computes_once.push_back({timed.first_step(), number});
+        planned.step = timed.first_step();
+        computes_once.push_back({planned.step, number});
       } else if (!timed.empty()) {
         const auto [found, is_new] = domain_numbers.emplace(timed.key(), static_cast<int>(domains.size()));
         planned.domain = found->second;

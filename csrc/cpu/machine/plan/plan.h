@@ -53,12 +53,13 @@ struct PlannedAttend {
 };
 
 struct PlannedCompute {
-  std::int64_t level, parts, lanes, lane_tiles, registers;
+  std::int64_t level, loop, parts, lanes, lane_tiles, registers;
   std::int64_t unit_tiles;  // lane tiles that threads never split
   std::int64_t units;
   bool whole;               // a reduction needs all lanes on one thread
   int domain;               // number among Plan::domains, or -1 where the instruction runs at one step only
   Cell only;                // that step's cell
+  std::int64_t step;        // that step
   std::vector<BoundOperand> operands;
   int accumulator;          // in operands, or -1
   int hoisted;              // the Compute that runs blocks of cells to sum what the accumulator holds, or -1

@@ -11,11 +11,13 @@ from fastgen.generate.frontend.rules import (
     attention,
     bits,
     contraction,
+    cumulative,
     elementwise,
     hyperbolic,
     movement,
     ordering,
     pooling,
+    recurrent,
     reduction,
 )
 from fastgen.generate.frontend.rules.registry import RULES, register_rule
@@ -26,11 +28,13 @@ __all__ = [
     "attention",
     "bits",
     "contraction",
+    "cumulative",
     "elementwise",
     "hyperbolic",
     "movement",
     "ordering",
     "pooling",
+    "recurrent",
     "reduction",
     "register_rule",
 ]

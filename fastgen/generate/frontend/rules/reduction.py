@@ -8,14 +8,13 @@ from collections.abc import Callable
 import torch
 
 from fastgen.generate.errors import UnsupportedOperator
-from fastgen.generate.frontend.rules.contraction import contract_last, embedding
+from fastgen.generate.frontend.rules.contraction import embedding
 from fastgen.generate.frontend.rules.elementwise import add, constant, div, mul
-from fastgen.generate.frontend.rules.registry import RULES, register_rule
-from fastgen.generate.ir.channels import Table, channel_runs
-from fastgen.generate.ir.graph import Constant, Graph, Recipe, Value, derive
+from fastgen.generate.frontend.rules.registry import register_rule
+from fastgen.generate.ir.channels import Table, beside, channel_runs
+from fastgen.generate.ir.graph import Constant, Graph, Value, derive
 
 aten = torch.ops.aten
-_MOST_POSITIONS = 256
 _OVER_CHANNELS = "Normalise over the channels of each position: move them last, then layer_norm or rms_norm over them"
 _FOLD = {"sum": "add", "amax": "max", "amin": "min"}
 
@@ -33,8 +32,12 @@ def over(graph: Graph, opcode: str, x: Value, dim: int, group: int | None = None
             f"a reduction over {size} elements that are not the channels of one position",
             change="Reduce over channels; a sum of earlier positions is cumsum",
         )
+    dims = [*beside(graph, x.shape, [x], dim), dim]  # of each head, say: neighbours among all channels
+    if len(dims) > 1:
+        flat = x.ids.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims))
+        runs = channel_runs(graph, [Table.of(graph, flat)])
     if len(runs) > 1 or runs[0][2] != (1,):
-        x = graph.map("addc", x, x=0.0, channel=dim)
+        x = graph.map("addc", x, x=0.0, channel=dim, ordered=True)
     return graph.map(opcode, x, x=float(group or size), channel=dim)
 
 
@@ -44,7 +47,9 @@ def reduce(graph: Graph, opcode: str, x: Value, dims, keepdim: bool) -> Value:
     dims = sorted({d % rank for d in dims}) if dims else list(range(rank))
     for dim in dims:
         lines = Table.of(graph, x.ids.movedim(dim, -1))
-        apart = x.shape[dim] <= 64 and len(channel_runs(graph, [lines])) == x.shape[dim]
+        runs = channel_runs(graph, [lines])
+        spread = len(runs) == 1 and runs[0][2] != (1,) and bool(beside(graph, x.shape, [x], dim))
+        apart = x.shape[dim] <= 64 and (len(runs) == x.shape[dim] or spread)
         if x.shape[dim] > 1 and (apart or opcode == "prod"):
             parts = x.ids.split(1, dim)  # elements of different positions, or of different tensors: one by one
             x = Value(parts[0])
@@ -149,52 +154,6 @@ def any_(graph: Graph, x: Value, dims=None, keepdim: bool = False) -> Value:
 @register_rule(aten.all.dim, aten.all.dims, aten.all.default)
 def all_(graph: Graph, x: Value, dims=None, keepdim: bool = False) -> Value:
     return reduce(graph, "amin", graph.map("ne", x, constant(0.0)), dims, keepdim)
-
-
-@register_rule(aten.cumsum.default)
-def cumsum(graph: Graph, x: Value, dim: int, **_) -> Value:
-    """Over channels a product with a triangle of ones; over positions a sum that grows from one to the next."""
-    size = x.shape[dim]
-    if len(channel_runs(graph, [Table.of(graph, x.ids.movedim(dim, -1))])) < size:
-        ones = Recipe((), lambda: torch.ones(size, size).triu())
-        return Value(contract_last(graph, Value(x.ids.movedim(dim, -1)), ones).ids.movedim(-1, dim))
-    return _scan(graph, x, dim, lambda a, b: graph.map("add", a, b))
-
-
-def _scan(graph: Graph, x: Value, dim: int, join: Callable[[Value, Value], Value]) -> Value:
-    """Joins every element along ``dim`` with what the ones before it came to."""
-    size = x.shape[dim]
-    if size > _MOST_POSITIONS:
-        raise UnsupportedOperator(
-            graph,
-            f"a sum, product or maximum that grows over {size} elements",
-            f"has a rule for at most {_MOST_POSITIONS}",
-            "Use a shorter event_shape",
-        )
-    parts = [Value(part) for part in x.ids.split(1, dim)]
-    for number in range(1, size):
-        parts[number] = join(parts[number - 1], parts[number])
-    return Value(torch.cat([part.ids for part in parts], dim))
-
-
-@register_rule(aten.cumprod.default)
-def cumprod(graph: Graph, x: Value, dim: int, **_) -> Value:
-    return _scan(graph, x, dim, lambda a, b: graph.map("mul", a, b))
-
-
-@register_rule(aten.logcumsumexp.default)
-def logcumsumexp(graph: Graph, x: Value, dim: int) -> Value:
-    return _scan(graph, x, dim, lambda a, b: RULES[aten.logaddexp.default](graph, a, b))
-
-
-@register_rule(aten.cummax.default)
-def cummax(graph: Graph, x: Value, dim: int):
-    return _scan(graph, x, dim, lambda a, b: graph.map("max", a, b)), None
-
-
-@register_rule(aten.cummin.default)
-def cummin(graph: Graph, x: Value, dim: int):
-    return _scan(graph, x, dim, lambda a, b: graph.map("min", a, b)), None
 
 
 @register_rule(aten.var.correction, aten.var.dim)
