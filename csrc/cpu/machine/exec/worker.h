@@ -94,8 +94,8 @@ class Worker {
                Address* addresses);
   void resolve(const Tile& tile);
   // Runs an Attend at cells for some samples and groups of heads.
-  void attend(const PlannedCompute& planned, const Cell* cells, std::int64_t count, const Share& share, const GenerationBatch& run,
-              std::int64_t step);
+  void attend(const PlannedCompute& planned, const Cell* cells, std::int64_t count, const Share& share,
+              const GenerationBatch& run, std::int64_t step);
   void list_keys(const PlannedAttend& planned, Cell cell, const GenerationBatch& run);
   void list_rows(const BoundOperand& operand, const GenerationBatch& run, std::int64_t step, std::vector<KeyRows>& rows);
   void attend_head(const PlannedAttend& planned, std::int64_t head, Cell cell, std::int64_t sample, std::int64_t step);
