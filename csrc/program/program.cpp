@@ -5,81 +5,10 @@
 #include <string>
 
 #include "common/check.h"
+#include "program/checks.h"
 
 namespace fastgen {
 namespace {
-
-constexpr std::int64_t kMostCells = std::int64_t{1} << 31;
-constexpr std::int64_t kFar = std::int64_t{1} << 41;  // beyond UNBOUNDED
-constexpr std::int64_t kFarther = std::int64_t{1}
-                                  << 52;  // of every term of a position or a time: doubles hold their sums exactly
-
-void check_range(const std::string& what, const char* field, std::int64_t value, std::int64_t low, std::int64_t high) {
-  FASTGEN_CHECK(value >= low && value < high, what, ": ", field, " is ", value, ", allowed are ", low, " .. ", high - 1);
-}
-
-void check_span(const std::string& what, const char* field, std::int64_t begin, std::int64_t end, std::size_t size) {
-  FASTGEN_CHECK(0 <= begin && begin <= end && end <= static_cast<std::int64_t>(size), what, ": ", field, " range ", begin, " .. ",
-                end, " is outside the table of ", size);
-}
-
-bool beyond(std::int64_t coefficient, std::int64_t value, std::int64_t limit) {
-  const __int128 product = static_cast<__int128>(coefficient) * value;
-  return product > limit || product < -limit;
-}
-
-void check_domain(const std::string& what, const IterationDomain& cells, std::int64_t row_length, bool timed) {
-  FASTGEN_CHECK(cells.row0 <= cells.row1 && cells.column0 <= cells.column1, what, ": the domain of rows ", cells.row0, " .. ",
-                cells.row1, " and columns ", cells.column0, " .. ", cells.column1, " runs backwards");
-  for (std::int64_t value : {cells.row0, cells.row1, cells.column0, cells.column1, cells.delay}) {
-    check_range(what, "domain", value, -kFar, kFar);
-  }
-  check_range(what, "row_stride", cells.row_stride, cells.row1 - cells.row0 > 1 ? 1 : 0, 1 << 20);
-  check_range(what, "column_stride", cells.column_stride, cells.column1 - cells.column0 > 1 ? 1 : 0, 1 << 20);
-  if (!timed) return;
-  constexpr std::int64_t kLongest = std::int64_t{1} << 60;
-  for (std::int64_t row : {cells.row0, cells.row1}) {
-    FASTGEN_CHECK(!beyond(cells.row_stride, row_length, kLongest) && !beyond(cells.row_stride * row_length, row, kLongest), what,
-                  ": rows of ", row_length, " steps are too long for rows ", cells.row0, " .. ", cells.row1);
-  }
-  for (std::int64_t column : {cells.column0, cells.column1}) {
-    FASTGEN_CHECK(!beyond(cells.column_stride, column, kLongest), what, ": columns of ", cells.column_stride,
-                  " steps are too long for columns ", cells.column0, " .. ", cells.column1);
-  }
-}
-
-// The least and greatest value of coefficient * i for begin <= i < end.
-struct Range {
-  std::int64_t least, greatest;
-};
-Range product(const std::string& what, std::int64_t coefficient, std::int64_t begin, std::int64_t end) {
-  FASTGEN_CHECK(!beyond(coefficient, begin, kFarther) && !beyond(coefficient, end - 1, kFarther), what, ": ", coefficient, " * ",
-                begin, " .. ", end - 1, " is too large for a position");
-  const std::int64_t first = coefficient * begin, last = coefficient * (end - 1);
-  return {std::min(first, last), std::max(first, last)};
-}
-
-// The least position of some cells.
-std::int64_t least_position(const std::string& what, const AccessMap& map, const Box& cells) {
-  const Range rows = product(what, map.row_stride, cells.row0, cells.row1);
-  const Range columns = product(what, map.column_stride, cells.column0, cells.column1);
-  return rows.least + columns.least + map.offset;
-}
-
-// That no cell of the domain, inside the operand's box, addresses a position before the first.
-void check_positions(const Program& program, const std::string& what, const IterationDomain& cells, std::int64_t index) {
-  const Operand& operand = program.operands[index];
-  const Box inside = {std::max(cells.row0, operand.box.row0), std::min(cells.row1, operand.box.row1),
-                      std::max(cells.column0, operand.box.column0), std::min(cells.column1, operand.box.column1)};
-  if (inside.row0 >= inside.row1 || inside.column0 >= inside.column1) return;
-  const std::int64_t least = least_position(what, operand.map, inside);
-  FASTGEN_CHECK(least >= 0, what, ": operand ", index, " addresses position ", least);
-}
-
-void check_map(const std::string& what, const AccessMap& map) {
-  for (std::int64_t stride : {map.row_stride, map.column_stride}) check_range(what, "stride", stride, -(1 << 21), 1 << 21);
-  check_range(what, "offset", map.offset, -kFar, kFar);
-}
 
 void check_operand(const Program& program, std::size_t index) {
   const Operand& operand = program.operands[index];
@@ -99,14 +28,6 @@ void check_operand(const Program& program, std::size_t index) {
   const std::int64_t constants = static_cast<std::int64_t>(program.constants.size());
   FASTGEN_CHECK(operand.border == -1 || (operand.border >= 0 && operand.border + operand.length <= constants), what, ": border ",
                 operand.border, " + ", operand.length, " is outside the ", constants, " constants");
-}
-
-void check_written(const Program& program, const std::string& what, std::int64_t index) {
-  const Operand& operand = program.operands[index];
-  FASTGEN_CHECK(program.buffers[operand.buffer].where == kState, what, ": operand ", index,
-                " is written but lies outside the state");
-  FASTGEN_CHECK(operand.channel_stride > 0 || operand.length == 1, what, ": operand ", index,
-                " is written with channel_stride 0");
 }
 
 void check_operation(const Program& program, const Instruction& instruction, const Compute& compute, const std::string& what,
@@ -129,20 +50,6 @@ void check_operation(const Program& program, const Instruction& instruction, con
     FASTGEN_CHECK(operation.b > 0 && compute.lanes % operation.b == 0, what, ": groups of ", operation.b, " do not divide ",
                   compute.lanes, " lanes");
   }
-}
-
-// How many cells of a PIXEL domain answer to one step, at most.
-std::int64_t cells_of_a_step(const IterationDomain& cells, std::int64_t row_length) {
-  const std::int64_t rows = cells.row1 - cells.row0, columns = cells.column1 - cells.column0;
-  const std::int64_t row = std::max<std::int64_t>(cells.row_stride * row_length, 1);
-  return columns > 0 ? std::min(rows, cells.column_stride * (columns - 1) / row + 1) : 0;
-}
-
-// Cells that run together: all of a PROLOGUE instruction, a row of a ROW one, those of one step of others. As each has a place in
-// the buffers that the instruction writes, there are no more of them than of the places.
-void check_cells(const std::string& what, __int128 cells, std::int64_t places) {
-  FASTGEN_CHECK(cells <= places, what, ": the domain has more cells that run together than the ", places,
-                " positions of the buffers that are written");
 }
 
 void check_compute(const Program& program, const std::string& what, const Instruction& instruction, const Compute& compute) {
@@ -187,11 +94,7 @@ void check_compute(const Program& program, const std::string& what, const Instru
     if (program.operations[o].opcode != kStore) continue;
     places = std::max(places, program.buffers[program.operands[program.operations[o].b].buffer].positions);
   }
-  check_cells(what,
-              instruction.when == kPrologue ? static_cast<__int128>(cells.row1 - cells.row0) * (cells.column1 - cells.column0)
-              : instruction.when == kRow    ? cells.column1 - cells.column0
-                                            : cells_of_a_step(cells, program.row_length),
-              places);
+  check_concurrent(program, what, instruction, places);
 }
 
 void check_draw(const Program& program, const std::string& what, const Instruction& instruction, const Draw& draw) {
@@ -222,21 +125,25 @@ void check_draw(const Program& program, const std::string& what, const Instructi
 }  // namespace
 
 std::vector<Instruction> instructions_of(const std::vector<Header>& headers, const std::vector<Compute>& computes,
-                                         const std::vector<Draw>& draws) {
+                                         const std::vector<Draw>& draws, const std::vector<Attend>& attends) {
   std::vector<Instruction> instructions;
-  std::size_t compute = 0, draw = 0;
+  std::size_t compute = 0, draw = 0, attend = 0;
   for (const Header& header : headers) {
     check_range(text("instructions[", instructions.size(), "]"), "kind", header.kind, 0, std::variant_size_v<Body>);
     if (header.kind == kCompute) {
       FASTGEN_CHECK(compute < computes.size(), "computes has ", computes.size(), " rows, more instructions are of this kind");
       instructions.push_back({header, computes[compute++]});
+    } else if (header.kind == kAttend) {
+      FASTGEN_CHECK(attend < attends.size(), "attends has ", attends.size(), " rows, more instructions are of this kind");
+      instructions.push_back({header, attends[attend++]});
     } else {
       FASTGEN_CHECK(draw < draws.size(), "draws has ", draws.size(), " rows, more instructions are of this kind");
       instructions.push_back({header, draws[draw++]});
     }
   }
-  FASTGEN_CHECK(compute == computes.size() && draw == draws.size(), "instructions has ", compute, " of kind compute and ", draw,
-                " of kind draw, their tables have ", computes.size(), " and ", draws.size(), " rows");
+  FASTGEN_CHECK(compute == computes.size() && draw == draws.size() && attend == attends.size(), "instructions has ", compute,
+                " of kind compute, ", draw, " of kind draw and ", attend, " of kind attend, their tables have ", computes.size(),
+                ", ", draws.size(), " and ", attends.size(), " rows");
   return instructions;
 }
 
@@ -276,6 +183,7 @@ void check(const Program& program) {
     check_range(what, "when", instruction.when, kPrologue, kPixel + 1);
     if (const Compute* compute = std::get_if<Compute>(&instruction.body)) check_compute(program, what, instruction, *compute);
     if (const Draw* draw = std::get_if<Draw>(&instruction.body)) check_draw(program, what, instruction, *draw);
+    if (const Attend* attend = std::get_if<Attend>(&instruction.body)) check_attend(program, what, instruction, *attend);
   }
 }
 

@@ -52,6 +52,23 @@ struct Operation : OperationRow {
   float x, y;
 };
 
+// The keys that a query sees: those of the runs run0 .. run1.
+struct KeySet {
+  std::int64_t run0, run1;
+};
+// The keys first, first + step, ... below stop: first = max(low, start(cell)), stop = min(high, end(cell)).
+struct KeyRun {
+  AccessMap start;
+  std::int64_t low;
+  AccessMap end;
+  std::int64_t high, step;
+};
+// For a query, a key and a head the channel offset + row_stride row + column_stride column + key_stride key + head_stride head of
+// the operand's buffer, at the position that the operand's access map gives the cell.
+struct ScoreOperand {
+  std::int64_t operand, offset, row_stride, column_stride, key_stride, head_stride;
+};
+
 // The bodies of instructions.
 struct Compute {
   std::int64_t segment0, segment1, weight, bias, accumulator, parts, lanes, operation0, operation1, registers, block;
@@ -61,10 +78,16 @@ struct Draw {
   AccessMap map;
   std::int64_t channel0, channels, input0, input1;
 };
-using Body = std::variant<Compute, Draw>;
-enum Kind : std::int64_t { kCompute = 0, kDraw = 1 };
+struct Attend {
+  std::int64_t query, key, value, out, heads, groups;
+  AccessMap keys;
+  std::int64_t operation0, operation1, weighting0, weighting1, registers, softmax, least;
+};
+using Body = std::variant<Compute, Draw, Attend>;
+enum Kind : std::int64_t { kCompute = 0, kDraw = 1, kAttend = 2 };
 static_assert(std::is_same_v<std::variant_alternative_t<kCompute, Body>, Compute>);
 static_assert(std::is_same_v<std::variant_alternative_t<kDraw, Body>, Draw>);
+static_assert(std::is_same_v<std::variant_alternative_t<kAttend, Body>, Attend>);
 
 // What all instructions share; `kind` is a Kind.
 struct Header {
@@ -82,6 +105,9 @@ struct Program {
   std::vector<Segment> segments;
   std::vector<Weight> weight_table;
   std::vector<Operation> operations;
+  std::vector<KeySet> key_sets;
+  std::vector<KeyRun> key_runs;
+  std::vector<ScoreOperand> score_operands;
   std::vector<Instruction> instructions;
   std::vector<float> constants;
   std::int64_t weights_size = 0;
@@ -99,7 +125,19 @@ void each_of_kind(const Program& program, Function function) {
 // The instructions of a program from their headers and the bodies of each kind, both in the order of the program. Throws
 // std::invalid_argument unless every header has a body.
 std::vector<Instruction> instructions_of(const std::vector<Header>& headers, const std::vector<Compute>& computes,
-                                         const std::vector<Draw>& draws);
+                                         const std::vector<Draw>& draws, const std::vector<Attend>& attends);
+
+// The rows of a table.
+struct Rows {
+  std::int64_t begin, end;
+};
+// The key sets that an Attend chooses from at the cells of its domain.
+Rows key_sets_of(const Attend& attend, const IterationDomain& cells);
+// The keys that may be seen, from the least to the greatest, and how many of them at once, at most.
+struct KeyBounds {
+  std::int64_t least, end, count;
+};
+KeyBounds key_bounds(const Program& program, const Attend& attend, const IterationDomain& cells);
 
 // Throws std::invalid_argument that names the record and the field unless every index of the program is inside its table, every
 // operand inside its buffer at every cell of the domains that use it, every weight row inside its matrix, and every register inside

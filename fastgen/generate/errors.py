@@ -10,6 +10,8 @@ class CompileError(ValueError):
     """The node of the exported graph that has no rule or no schedule."""
     context: int | None = None
     """The context that it reads across positions."""
+    still: tuple[str, ...] = ()
+    """Nodes of the exported graph that depend on contexts only and should be computed before the program."""
     final = False
     """Whether the node cannot be computed however its operands lie."""
 

@@ -49,6 +49,7 @@ def known_levels(
         raise ValueError(f"known_mask must have shape [{batch} or 1, {sizes}], got {list(mask.shape)}")
     shape = (batch, order.channels, order.positions)
     mask = mask.expand(batch, *event_shape).reshape(shape).contiguous()
+    head.check_known_mask(mask)
     return torch.where(mask, levels.reshape(shape), 0).contiguous(), mask
 
 

@@ -290,15 +290,17 @@ class Sampler(CompiledNetwork):
         write_sampler(self, path)
 
     @classmethod
-    def load(cls, path, machine: str | None = None, threads: int | None = None) -> Sampler:
+    def load(cls, path, machine: str | None = None, threads: int | None = None, head: Head | None = None) -> Sampler:
         """Reads a sampler from ``save``'s file. It has no module: ``sample_naive``, ``log_prob`` and ``refresh`` raise.
+
+        ``head`` is the ``Custom`` head of a sampler that was made with one: a file holds no functions.
 
         Raises:
             ValueError: the file holds no sampler, or is damaged, or of another version; the machine or the number of
-                threads is none that there is.
+                threads is none that there is; a ``Custom`` head is missing, or another than the file's.
             OSError: the file cannot be read.
         """
-        request, compiled, weights = read_sampler(path)
+        request, compiled, weights = read_sampler(path, head)
         sampler = cls.__new__(cls)
         CompiledNetwork.__init__(sampler, request, compiled, weights, machine, threads)
         sampler.verify = False

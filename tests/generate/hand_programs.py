@@ -272,4 +272,7 @@ CASES = {
     "logistic-mixture": lambda: image(heads.DiscretizedLogisticMixture(2, 9), 3),
     "raw-logistic-mixture": lambda: image(heads.DiscretizedLogisticMixture(2, 9, feed_raw=True), 3),
     "gaussian": lambda: image(heads.Gaussian(2), 1),
+    "logistic": lambda: image(heads.LogisticMixture(2), 2),
+    "bivariate": lambda: image(heads.BivariateGaussianMixture(2), 4),
+    "composite": lambda: image(heads.Composite(heads.BivariateGaussianMixture(2), heads.Bernoulli("symmetric")), 3),
 }

@@ -1,11 +1,12 @@
 """Small causal networks that follow the structure of public code which knows nothing of fastgen.
 
-``NETWORKS[name]()`` gives ``(module, event_shape, head, order, predicts, adapter)``; the module is in eval mode and its
-weights are seeded. Sequence networks take any length. ``order`` is a name, or the flat elements in their order.
+``NETWORKS[name]()`` gives ``(module, event_shape, head, order, predicts, adapter[, context])``; the module is in eval
+mode and its weights are seeded. ``order`` is a name, or the flat elements in their order.
 """
 
 from __future__ import annotations
 
+from tests.generate import public_attention as attention
 from tests.generate import public_images as images
 from tests.generate import public_sequences as sequences
 
@@ -25,5 +26,14 @@ NETWORKS = {
         sequences.temporal_conv_net,
         sequences.causal_unet,
         sequences.bytenet,
+        attention.gpt,
+        attention.llama,
+        attention.transformer_xl,
+        attention.sparse_transformer,
+        attention.retnet,
+        attention.translator,
+        attention.pixelsnail,
+        attention.image_gpt,
+        attention.image_transformer,
     )
 }

@@ -10,9 +10,9 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from fastgen.generate.frontend.attention import ATTENTION
 from fastgen.generate.frontend.integers import CONVERSIONS
 from fastgen.generate.frontend.rules import RULES
+from fastgen.generate.frontend.rules.attention import SCORE_RULES
 
 PAGE = Path(__file__).parents[2] / "docs" / "generate.md"
 BEGIN, END = "<!-- written by `python -m tests.generate.operator_table` -->", "<!-- end of what it writes -->"
@@ -36,7 +36,7 @@ def table() -> str:
         subject = (sys.modules[module].__doc__ or "").splitlines()[0].rstrip(".")
         rows.append(f"| {subject} (`{module.replace('.', '/')}.py`) | {names(files[module])} |")
     rows.append(f"| Conversions between dtypes | {names(CONVERSIONS)} |")
-    rows.append(f"| Attention: refused, there is no rule yet | {names(ATTENTION)} |")
+    rows.append(f"| On scores of attention | {names(SCORE_RULES)} |")
     return "\n".join(rows)
 
 

@@ -342,9 +342,9 @@ def test_every_instruction_needs_a_body_of_its_kind():
     program, head = causal(2)
     tables = program.tables()
     unknown, swapped = tables["instructions"].copy(), tables["instructions"].copy()
-    unknown[1, 0], swapped[0, 0] = 2, 1
+    unknown[1, 0], swapped[0, 0] = 3, 1
     for changes, said in (
-        ({"instructions": unknown}, r"instructions\[1\]: kind is 2, allowed are 0 \.\. 1"),
+        ({"instructions": unknown}, r"instructions\[1\]: kind is 3, allowed are 0 \.\. 2"),
         ({"instructions": swapped}, "draws has 1 rows, more instructions are of this kind"),
         ({"computes": tables["computes"][1:]}, "computes has .* rows, more instructions are of this kind"),
         ({"instructions": tables["instructions"][1:]}, "instructions has .* of kind compute"),

@@ -208,9 +208,9 @@ def test_the_cpu_machine_does_not_rely_on_others_checks(change, good):
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_compiled_passes(name):
     compiled = sampler(name)
-    contexts = (
-        [] if compiled.request.layout is None else [s[2] for s in compiled.request.layout.position_major_shapes(1)]
-    )
+    layout, outside = compiled.request.layout, compiled.compiled.context_network
+    contexts = [] if layout is None else [s[2] for s in layout.position_major_shapes(1)]
+    contexts += [] if outside is None else [channels for _, channels in outside.sizes]
     check_program(compiled.program, compiled.head, compiled.order, contexts)
 
 

@@ -165,7 +165,7 @@ WRONG: dict[Callable, str] = {
     runs_replaced_past_the_node: "looks up another run than run [1:2]",
     ready_too_early: "is ready before what it reads",
     a_sample_forgotten: "depends on less than what it reads",
-    terms_and_an_operation: "by terms and by an operation",
+    terms_and_an_operation: "computes run [0:3] in 2 ways",
     too_few_operands: "gives 1 operands to mul, not 2",
     an_unknown_operation: "unknown operation 'tanhh'",
     rows_beyond_the_matrix: "beyond the 2 rows of its matrix",

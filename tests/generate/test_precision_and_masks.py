@@ -71,31 +71,6 @@ def test_a_float64_module_is_computed_in_float32():
 # ---- attention
 
 
-def _heads(s: Tokens, h: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(*s.qkv(h).chunk(3, -1), is_causal=True)
-
-
-class Encoder(Tokens):
-    def __init__(self) -> None:
-        super().__init__(
-            lambda s, h: s.layer(h, is_causal=True, src_mask=nn.Transformer.generate_square_subsequent_mask(8))
-        )
-        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-
-
-class MultiHead(Tokens):
-    def __init__(self) -> None:
-        super().__init__(lambda s, h: s.layer(h, h, h, need_weights=False)[0])
-        self.layer = nn.MultiheadAttention(8, 2, batch_first=True)
-
-
-@pytest.mark.parametrize("make", [lambda: Tokens(_heads), Encoder, MultiHead], ids=["sdpa", "encoder", "multihead"])
-def test_attention_is_refused_as_attention(make):
-    """Fault generation_09: it was called random."""
-    with pytest.raises(CompileError, match=r"attention .*has no rule yet, at "):
-        compiled(make())
-
-
 def test_attention_with_dropout_is_random():
     module = Tokens(lambda s, h: F.scaled_dot_product_attention(h, h, h, is_causal=True, dropout_p=0.5))
     with pytest.raises(CompileError, match=r"random numbers"):

@@ -21,6 +21,7 @@ from fastgen.generate.contexts import probes
 from fastgen.generate.errors import CompileError, NotCausalError
 from fastgen.generate.frontend.export import Exported
 from fastgen.generate.frontend.fx_info import name_of, where_of
+from fastgen.generate.frontend.rules.movement import MOVEMENT, VIEWS
 
 
 class ContextPlan:
@@ -50,6 +51,8 @@ class ContextPlan:
 
     def absorb(self, error: CompileError) -> bool:
         """Moves what the error is about into PyTorch, or reads a result's channels elsewhere; whether it could."""
+        if error.still:
+            return self._force([name for name in error.still if name in self.still])
         names = [result.name for result in self.results]
         if error.context is not None:
             number = error.context - len(self.contexts)
@@ -139,7 +142,8 @@ class ContextPlan:
         graph = networkx.DiGraph()  # from the event back to the forced nodes
         graph.add_nodes_from(("event", "forced"))
         for name, node in self.still.items():
-            size = {} if self._batch[name] is None else {"capacity": node.meta["val"].numel()}
+            kept = self._batch[name] is None or _is_view(node)
+            size = {} if kept else {"capacity": node.meta["val"].numel()}
             graph.add_edge((name, "out"), (name, "in"), **size)
             for user in node.users:
                 graph.add_edge((user.name, "in") if user.name in self.still else "event", (name, "out"))
@@ -186,6 +190,15 @@ class ContextPlan:
         """Returns the layers whose operators run in PyTorch, in order."""
         calls = self._network(self.results).calls if self.results else []
         return list(dict.fromkeys(name_of(self.nodes[call.name]).split(" (")[0] for call in calls))
+
+
+def _is_view(node: FxNode) -> bool:
+    """Whether the node has the elements of another one, which is then what is kept."""
+    read = node.all_input_nodes
+    if node.target not in (*MOVEMENT, *VIEWS) or len(read) != 1:
+        return False
+    before, after = (n.meta.get("val") for n in (read[0], node))
+    return isinstance(before, Tensor) and isinstance(after, Tensor) and before.numel() == after.numel()
 
 
 def _batch_dimension(value: Tensor, exchanged: Tensor, alike: Tensor) -> int | None:

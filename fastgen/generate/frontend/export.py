@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import io
 import warnings
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node as FxNode
+from torch.nn.modules import transformer
 from torch.utils._pytree import tree_map_only
 
 from fastgen.generate.errors import CompileError
 from fastgen.generate.frontend.adapted import Adapted, attributes_of, tensors_of
-from fastgen.generate.frontend.attention import ATTENTION
 from fastgen.generate.frontend.fx_info import places_within, restore_places
 from fastgen.generate.frontend.raised import where_raised
 from fastgen.generate.frontend.rules import RULES
 from fastgen.generate.frontend.untouched import borrowed
 from fastgen.generate.frontend.writes import TraceWrites, Writes, same_values
+from fastgen.generate.ir.records import BATCH
 
 aten = torch.ops.aten
-BATCH = 2
 _CALLS = 4
 """Calls after which a forward must give the same output for the same input."""
 
@@ -158,9 +159,23 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * scale, equal_nan=True)
 
 
+@contextmanager
+def _traceable_attention() -> Iterator[None]:
+    """Keeps PyTorch's transformer layers from fused operators, and from asking whether a mask that they apply is
+    causal."""
+    fast, asked = torch.backends.mha.get_fastpath_enabled(), transformer._detect_is_causal_mask
+    torch.backends.mha.set_fastpath_enabled(False)
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        transformer._detect_is_causal_mask = asked
+
+
 def _program(network: nn.Module, arguments: tuple) -> ExportedProgram:
     try:
-        with redirect_stderr(io.StringIO()):  # where torch.export prints its graph
+        with redirect_stderr(io.StringIO()), _traceable_attention():  # stderr: where torch.export prints its graph
             program = torch.export.export(network, arguments)
             if not all(_has_rule(node) for node in program.graph.nodes):
                 places = places_within(program.graph_module)
@@ -193,8 +208,7 @@ def _has_rule(node: FxNode) -> bool:
 def _decompositions(program: torch.export.ExportedProgram) -> dict:
     """Returns PyTorch's decompositions of the operators that have no rule and that read what depends on the event.
 
-    Attention stays whole, to be named where it is refused; so does what reads only the context, a GRU say, which can
-    run in PyTorch at the start.
+    What reads only the context stays whole, a GRU say, which can run in PyTorch at the start.
     """
     nodes, event = program.graph.nodes, program.graph_signature.user_inputs[0]
     moving = {node for node in nodes if node.name == event}
@@ -204,7 +218,7 @@ def _decompositions(program: torch.export.ExportedProgram) -> dict:
     called = [node for node in nodes if isinstance(node.target, torch._ops.OpOverload)]
     still = {n.target for n in called if n not in moving} - {n.target for n in called if n in moving}
     table = torch.export.default_decompositions()
-    for operator in (*RULES, *_PLAIN, *ATTENTION, *still):
+    for operator in (*RULES, *_PLAIN, *still):
         table.pop(operator, None)
     kept = {operator: table[operator] for operator in table if _reads_tensors(operator)}
     return kept | torch._decomp.get_decompositions(_FURTHER)

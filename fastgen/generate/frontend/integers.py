@@ -29,6 +29,7 @@ from fastgen.generate.frontend.ranges import (
     range_of,
 )
 from fastgen.generate.frontend.rules.movement import MOVEMENT, VIEWS
+from fastgen.generate.frontend.scores import Scores
 from fastgen.generate.ir.graph import Constant, Graph, Value
 
 aten = torch.ops.aten
@@ -64,7 +65,7 @@ class Wide:
 
 def is_moving(operand: object) -> bool:
     """Whether an operand depends on the input."""
-    return isinstance(operand, (Value, Wide))
+    return isinstance(operand, (Value, Wide, Scores))
 
 
 def computed(graph: Graph, node, rule: Callable, args: list, kwargs: dict):

@@ -16,17 +16,18 @@ from torch.utils._pytree import tree_any, tree_leaves, tree_map
 from fastgen.generate.context_network import Result
 from fastgen.generate.contexts import MOST_OF_CONTEXT
 from fastgen.generate.errors import CompileError, UnsupportedOperator
-from fastgen.generate.frontend.attention import ATTENTION
 from fastgen.generate.frontend.context_plan import ContextPlan
-from fastgen.generate.frontend.export import BATCH, Exported
+from fastgen.generate.frontend.export import Exported
 from fastgen.generate.frontend.fx_info import arguments_of, name_of, where_of
 from fastgen.generate.frontend.integers import CONVERSIONS, computed, is_moving
 from fastgen.generate.frontend.masks import finite_mask
 from fastgen.generate.frontend.ranges import TRUTH, UNKNOWN
 from fastgen.generate.frontend.refused import REFUSED, REFUSED_RESULTS
 from fastgen.generate.frontend.rules import RULES
+from fastgen.generate.frontend.rules.attention import SCORE_RULES, written_out
+from fastgen.generate.frontend.scores import Scores
 from fastgen.generate.ir.graph import ChannelRun, Constant, Graph, Node, Recipe, Value
-from fastgen.generate.ir.records import Place
+from fastgen.generate.ir.records import BATCH, Place
 
 aten = torch.ops.aten
 
@@ -86,6 +87,7 @@ def trace(
                 continue
             if node.op == "output":
                 (output,) = (environment[n] for n in node.args[0])
+                output = written_out(graph, output) if isinstance(output, Scores) else output
                 if not isinstance(output, Value):
                     raise CompileError("the module's output does not depend on its input")
                 return Traced(graph, source, contexts, output, folded, graph.place)
@@ -174,19 +176,19 @@ def _apply(graph: Graph, node: FxNode, args, kwargs):
     if target is aten._assert_tensor_metadata.default:
         return None
     _check_precision(graph, node)
-    if target in ATTENTION:
-        raise CompileError(
-            f"attention ({target}) has no rule yet, at {graph.place}; a sampler takes convolutions, "
-            "recurrences and layers over channels, not products of two computed tensors"
-        )
-    rule = _conversion(node) if target in CONVERSIONS else RULES.get(target)
+    scored = tree_any(lambda a: isinstance(a, Scores), (args, kwargs))
+    if scored and target not in SCORE_RULES:
+        args, kwargs = tree_map(lambda a: written_out(graph, a) if isinstance(a, Scores) else a, (args, kwargs))
+        scored = False
+    rules = SCORE_RULES if scored else RULES
+    rule = _conversion(node) if target in CONVERSIONS and not scored else rules.get(target)
     if rule is None:
         raise UnsupportedOperator(graph, f"operator {target}", *REFUSED.get(target, ()))
     wanted = inspect.signature(rule).parameters
     told = {"operator": target, "node": node, "result": node.meta["val"].dtype if "result" in wanted else None}
     rule = partial(rule, **{name: value for name, value in told.items() if name in wanted})
     try:
-        return computed(graph, node, rule, args, kwargs)
+        return rule(graph, *args, **kwargs) if scored else computed(graph, node, rule, args, kwargs)
     except CompileError:
         raise
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:

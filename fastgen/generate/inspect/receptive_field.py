@@ -9,6 +9,7 @@ import numpy as np
 
 from fastgen.generate.compile.pipeline import Analysis
 from fastgen.generate.ir.graph import Node, Piece
+from fastgen.generate.ir.records import KeyRows
 from fastgen.generate.orders import Order
 from fastgen.generate.schedule.scheduler import DrawSite
 
@@ -130,6 +131,12 @@ def _walk(analysis: Analysis, shift: int, draw: DrawSite, row: int) -> tuple[np.
                 for run in piece.source_runs():
                     table[piece.node.runs.index(run), piece.rows[rows]] = True
 
+    def mark_keys(keys: KeyRows, rows: np.ndarray) -> None:
+        if keys.node is event:
+            read[rows] = True
+        elif keys.node.kind == "computed":
+            needed[keys.node][:, rows] = True
+
     for piece in draw.pieces:
         mark(piece, np.array([row]))
     for node in reversed(graph.nodes):
@@ -138,6 +145,8 @@ def _walk(analysis: Analysis, shift: int, draw: DrawSite, row: int) -> tuple[np.
                 if rows.any():
                     for piece in run.pieces():
                         mark(piece, np.flatnonzero(rows))
+                    for keys in run.key_rows():
+                        mark_keys(keys, keys.read_by(rows, run.attention.seen))
     channels, grid = analysis.order.channels, analysis.order.grid
     if analysis.order.name == "features":
         seen = read[:1]

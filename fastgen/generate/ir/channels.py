@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastgen.generate.ir.ids import Ids
-from fastgen.generate.ir.records import Constant, Node, Value
+from fastgen.generate.ir.records import BATCH, Constant, Node, Value
 
 _PROBES = 16
 
@@ -153,3 +153,61 @@ def channel_dim(graph: Ids, shape: Sequence[int], operands: Sequence[Value | Con
                 if (pair & same_row).sum() * 2 > pair.sum():
                     return d
     return expanded if any(isinstance(o, Constant) for o in operands) else None
+
+
+def same_row(graph: Ids, ids: Tensor, dim: int) -> bool | None:
+    """Whether the ids along a dimension lie side by side in time; None where that cannot be said.
+
+    They lie in one row of a node, or in the same rows of nodes of as many rows that are ready at the same step.
+    """
+    said = None
+    for at in (0.5, 0.999, 0.25):
+        index = [int(at * (n - 1) + 0.5) for n in ids.shape]
+        line = ids[tuple(slice(None) if d == dim % ids.dim() else i for d, i in enumerate(index))]
+        line = line[line > 0].unique().numpy()
+        if len(line) > 1:
+            places = set()
+            for number, node_ids in _by_node(graph, line):
+                node = graph.nodes[number]
+                rows, slots = np.divmod(node_ids - node.base, node.channels + 1)
+                ready = np.stack([run.ready for run in node.runs])[node.run_of_slot[slots], rows]
+                places |= {
+                    (node.rows_shape, row, when) for row, when in zip(rows.tolist(), ready.tolist(), strict=True)
+                }
+            if len(places) > 1:
+                return False
+            said = True
+    return said
+
+
+def _by_node(graph: Ids, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    number = np.searchsorted(graph.bases, ids, side="right") - 1
+    for n in np.unique(number).tolist():
+        yield n, ids[number == n]
+
+
+def beside(graph: Ids, shape: Sequence[int], operands: Sequence[Value | Constant], channel: int) -> list[int]:
+    """Returns the other dimensions along which the operands stay in one row of their node, heads for instance."""
+    tensors = [o.ids.expand(shape) for o in operands if isinstance(o, Value)]
+    found = []
+    for dim in (d for d in range(1, len(shape)) if d != channel and shape[d] > 1):
+        said = []
+        for ids in tensors:
+            said.append(same_row(graph, ids, dim))
+            if said[-1] is False:
+                break
+        if True in said and False not in said:
+            found.append(dim)
+    return found
+
+
+def heads_in_batch(graph: Ids, shape: Sequence[int], operands: Sequence[Value | Constant]) -> bool:
+    """Whether the first dimension holds samples times heads: its halves are in the rows of one sample each."""
+    if len(shape) < 3 or shape[0] <= BATCH or shape[0] % BATCH:
+        return False
+    said = []
+    for operand in operands:
+        if isinstance(operand, Value):
+            ids = operand.ids.expand(shape).unflatten(0, (BATCH, -1))
+            said += [same_row(graph, ids, 1), None if same_row(graph, ids, 0) is not True else False]
+    return True in said and False not in said

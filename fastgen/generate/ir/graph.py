@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from fastgen.generate.errors import CompileError
-from fastgen.generate.ir.channels import Table, channel_dim, channel_runs
+from fastgen.generate.ir.channels import Table, beside, channel_dim, channel_runs, heads_in_batch
 from fastgen.generate.ir.graph_text import node_lines
 from fastgen.generate.ir.ids import Ids
 from fastgen.generate.ir.opcodes import REDUCTIONS
-from fastgen.generate.ir.records import ChannelRun, Constant, Node, Piece, Recipe, Term, Value, derive
+from fastgen.generate.ir.records import BATCH, ChannelRun, Constant, Node, Piece, Recipe, Term, Value, derive
 
 __all__ = ["ChannelRun", "Constant", "Graph", "Node", "Piece", "Recipe", "Term", "Value", "derive"]
 
@@ -66,7 +66,7 @@ class Graph(Ids):
         varied = bool(constant.recipe.sources) or (tensor.numel() > 8 and len(tensor.unique()) > 4)
         if varied and beside is not None and beside.ids.dim() == tensor.dim() and bool((tensor != 0).any()):
             channel = channel_dim(self, beside.shape, [beside])
-            table = self._constant_table(constant, tensor.shape, channel)
+            table = self._constant_table(constant, tensor.shape, [] if channel is None else [channel])
             if channel is None:
                 return table.reshape(tensor.shape)
             rest = [n for d, n in enumerate(tensor.shape) if d != channel]
@@ -186,20 +186,31 @@ class Graph(Ids):
         return terms
 
     def map(
-        self, opcode: str, *operands: Value | Constant, x: float = 0.0, y: float = 0.0, channel: int | None = None
+        self,
+        opcode: str,
+        *operands: Value | Constant,
+        x: float = 0.0,
+        y: float = 0.0,
+        channel: int | None = None,
+        ordered: bool = False,
     ) -> Value:
         """Adds an operation of program.py, with broadcasting; reductions (group size ``x``) run over the channels.
 
-        ``channel`` says which dimension holds the channels, where the ids should not decide.
+        ``channel`` says which dimension holds the channels, where the ids should not decide; ``ordered``: the node's
+        channels lie in their order, not in that of the first operand's.
         """
         shape = torch.broadcast_shapes(*[o.ids.shape if isinstance(o, Value) else o.tensor.shape for o in operands])
+        if channel is None and heads_in_batch(self, shape, operands):
+            apart = [_with_heads(operand, shape) for operand in operands]
+            return Value(self.map(opcode, *apart, x=x, y=y, ordered=ordered).ids.flatten(0, 1))
         channel = channel_dim(self, shape, operands) if channel is None else channel
-        tables = [self._table(o, shape, channel) for o in operands]
-        rows_shape = list(shape)
-        channels = 1 if channel is None else rows_shape.pop(channel)
+        dims = [] if channel is None else [*beside(self, shape, operands, channel), channel]
+        tables = [self._table(o, shape, dims) for o in operands]
+        rows_shape = [n for d, n in enumerate(shape) if d not in dims]
+        channels = math.prod(shape[d] for d in dims)
         back = None
         for operand, table in zip(operands, tables, strict=True):
-            if isinstance(operand, Value) and channels > 1:
+            if isinstance(operand, Value) and channels > 1 and not ordered:
                 if table.whole is not None:
                     break
                 middle = table.ids[table.ids.shape[0] // 2]
@@ -228,35 +239,51 @@ class Graph(Ids):
         ids = self.ids(node)
         if back is not None:
             ids = ids[..., back]
-        return Value(ids.movedim(-1, channel) if channel is not None else ids[..., 0])
+        if not dims:
+            return Value(ids[..., 0])
+        ids = ids.unflatten(-1, [shape[d] for d in dims])
+        return Value(ids.movedim(list(range(-len(dims), 0)), dims))
 
-    def _table(self, operand: Value | Constant, shape: Sequence[int], channel: int | None) -> Table:
-        """``[rows, channels]`` ids of an operand."""
+    def _table(self, operand: Value | Constant, shape: Sequence[int], dims: list[int]) -> Table:
+        """``[rows, channels]`` ids of an operand, whose dimensions ``dims`` are the channels."""
         if isinstance(operand, Constant):
-            return Table(self._constant_table(operand, shape, channel))
-        ids = operand.ids.expand(shape)
-        return Table.of(self, ids.movedim(channel, -1) if channel is not None else ids.unsqueeze(-1))
+            return Table(self._constant_table(operand, shape, dims))
+        return Table.of(self, _channels_last(operand.ids.expand(shape), dims))
 
-    def _constant_table(self, operand: Constant, shape: Sequence[int], channel: int | None) -> Tensor:
+    def _constant_table(self, operand: Constant, shape: Sequence[int], dims: list[int]) -> Tensor:
         def values(tensor: Tensor) -> Tensor:
-            tensor = tensor.expand(shape)
-            tensor = tensor.movedim(channel, -1) if channel is not None else tensor.unsqueeze(-1)
+            tensor = _channels_last(tensor.expand(shape), dims)
             return tensor.reshape(-1, tensor.shape[-1]).to(torch.float32)
 
         full = values(operand.tensor)
         if operand.recipe.sources:  # values may change; only what is broadcast stays equal
             sizes = [1] * (len(shape) - operand.tensor.dim()) + list(operand.tensor.shape)
-            same_rows = all(n == 1 for d, n in enumerate(sizes) if d != channel)
-            same_channels = channel is None or sizes[channel] == 1
+            same_rows = all(n == 1 for d, n in enumerate(sizes) if d not in dims)
+            same_channels = all(sizes[d] == 1 for d in dims)
         else:
             same_rows = bool((full == full[:1]).all())
             same_channels = bool((full == full[:, :1]).all())
         rows, channels = full.shape
         rows_kept, channels_kept = 1 if same_rows else rows, 1 if same_channels else channels
         recipe = derive(lambda tensor: values(tensor)[:rows_kept, :channels_kept], operand).recipe
-        rows_shape = (1,) if same_rows else [n for d, n in enumerate(shape) if d != channel]
+        rows_shape = (1,) if same_rows else [n for d, n in enumerate(shape) if d not in dims]
         node = self.constant_node(rows_shape, channels_kept, recipe)
         return self.ids(node).reshape(rows_kept, channels_kept).expand(rows, channels)
+
+
+def _with_heads(operand: Value | Constant, shape: Sequence[int]) -> Value | Constant:
+    """Returns an operand, broadcast, whose first dimension is split in samples and heads."""
+    if isinstance(operand, Value):
+        return Value(operand.ids.expand(shape).unflatten(0, (BATCH, -1)), operand.low, operand.high)
+    return derive(lambda t: t.expand(shape).unflatten(0, (BATCH, -1)), operand)
+
+
+def _channels_last(tensor: Tensor, dims: list[int]) -> Tensor:
+    """Returns a tensor with the dimensions of its channels as the last one."""
+    if not dims:
+        return tensor.unsqueeze(-1)
+    moved = tensor.movedim(dims, list(range(-len(dims), 0)))
+    return moved if len(dims) == 1 else moved.flatten(-len(dims))
 
 
 def _through(piece: Piece, term: Term, weight_rows: np.ndarray) -> Term:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fastgen.generate.ir.records import ChannelRun, Node, Piece, Term
+from fastgen.generate.ir.records import Attention, ChannelRun, Node, Piece, ScoreStep, Term
 
 
 def node_lines(nodes: Sequence[Node]) -> Iterator[str]:
@@ -31,6 +31,8 @@ def _times(run: ChannelRun) -> str:
 
 
 def _computed(run: ChannelRun) -> str:
+    if run.attention is not None:
+        return _attention(run.attention)
     if run.terms is not None:
         bias = " + bias" if run.bias is not None else ""
         return ": " + (" + ".join(map(_term, run.terms)) or "0") + bias
@@ -39,6 +41,23 @@ def _computed(run: ChannelRun) -> str:
     operands = ["(" + " + ".join(map(_piece, p)) + ")" if len(p) != 1 else _piece(p[0]) for p in run.operands]
     numbers = [f"{name}={value:.6g}" for name, value in (("x", run.x), ("y", run.y)) if value]
     return f": {run.opcode}({', '.join([*operands, *numbers])})"
+
+
+def _attention(attention: Attention) -> str:
+    keys, values = attention.keys.node.index, attention.values.node.index
+    weights = f"{_steps(attention.scores, f'{_piece(attention.queries)} . %{keys}')}"
+    weights = _steps(attention.weighting, f"softmax({weights})" if attention.softmax else weights)
+    seen = attention.seen.sum(1)
+    groups = f" in {attention.groups} groups" if attention.groups != attention.heads else ""
+    return f": {weights} @ %{values} over {seen.min()}..{seen.max()} keys ({attention.heads} heads{groups})"
+
+
+def _steps(steps: Sequence[ScoreStep], held: str) -> str:
+    for step in steps:
+        given = [held] if step.piece is None else [held, _piece(step.piece)]
+        numbers = [f"{name}={value:.6g}" for name, value in (("x", step.x), ("y", step.y)) if value]
+        held = f"{step.opcode}({', '.join((given[::-1] if step.swapped else given) + numbers)})"
+    return held
 
 
 def _term(term: Term) -> str:

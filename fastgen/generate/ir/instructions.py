@@ -138,6 +138,47 @@ class Operation:
     y: float = 0.0
 
 
+# ---- attention
+
+
+@dataclass
+class KeySet:
+    """The keys that a query sees: those of the runs ``run0 .. run1``, one after the other."""
+
+    run0: int
+    run1: int
+
+
+@dataclass
+class KeyRun:
+    """The keys ``first, first + step, ...`` below ``stop``, at a cell.
+
+    ``first`` is what ``start`` gives the cell, ``low`` at least; ``stop`` what ``end`` gives it, ``high`` at most.
+    """
+
+    start: AccessMap
+    low: int
+    end: AccessMap
+    high: int
+    step: int
+
+
+@dataclass
+class ScoreOperand:
+    """One number for every query, key and head.
+
+    It is the channel ``offset + row_stride * row + column_stride * column + key_stride * key + head_stride * head`` of
+    the operand's buffer, at the position that the operand's access map gives the cell.
+    """
+
+    operand: int
+    offset: int
+    row_stride: int
+    column_stride: int
+    key_stride: int
+    head_stride: int
+
+
 # ---- instructions
 
 
@@ -178,7 +219,36 @@ class Draw:
     input1: int
 
 
-BODIES: dict[str, type] = {"computes": Compute, "draws": Draw}
+@dataclass
+class Attend:
+    """Weighs values by how well their keys fit a query, for every head.
+
+    ``query`` is an operand of ``heads`` times as many channels as a head's query has, ``out`` of ``heads`` times as
+    many as its value has; ``key`` and ``value`` are operands of ``groups`` of such channels at the cell (0, key), and
+    head h reads group ``h * groups // heads``. The cell's key set has the number that ``keys`` gives it.
+    ``operation0 .. operation1`` is a lane program over the keys that makes scores of the products in register 0,
+    ``weighting0 .. weighting1`` one that alters the weights there; their loads name score operands. ``softmax`` is 1
+    where the weights are the softmax of the scores, 0 where they are the scores. ``least`` is the place in
+    ``constants`` of the number that the greatest score must reach, where any key is seen; or -1.
+    """
+
+    query: int
+    key: int
+    value: int
+    out: int
+    heads: int
+    groups: int
+    keys: AccessMap
+    operation0: int
+    operation1: int
+    weighting0: int
+    weighting1: int
+    registers: int
+    softmax: int
+    least: int = -1
+
+
+BODIES: dict[str, type] = {"computes": Compute, "draws": Draw, "attends": Attend}
 """The table of every kind of body: an instruction's ``kind`` in files is the place of its body's type here.
 
 A new kind of instruction is a record here and in ``Body`` of csrc/program/program.h, checked there and in
@@ -196,7 +266,7 @@ class Instruction:
     when: int
     level: int
     domain: IterationDomain
-    body: Compute | Draw
+    body: Compute | Draw | Attend
 
 
 @dataclass

@@ -39,6 +39,12 @@ Instructions
        Output ``part * lanes + lane`` becomes lane ``lane`` of register ``part``.
     2. a lane program: registers are vectors of ``lanes`` float32, operations apply to every lane (see ``opcodes.py``).
 
+    ``Attend``: for every head h and every key s of the cell's key set, in their order,
+
+    1. the product ``sum_d query[h, d] * key[s, group(h), d]``, of which a lane program over the keys makes a score;
+    2. the weights: the softmax of the scores over the keys, or the scores themselves; altered by another lane program;
+    3. the output ``out[h, c] = sum_s weight[s] * value[s, group(h), c]``; 0 where no key is seen.
+
     ``Draw``: reads the head's parameters (its operands, concatenated), draws ``channels`` elements of the event at the
     natural position that its access map gives, channel ``channel0`` on, and writes their input values. Draws are PIXEL
     instructions of level 0 and run after every Compute of their step.
@@ -55,13 +61,17 @@ import torch
 
 from fastgen.generate.ir.instructions import (
     BODIES,
+    Attend,
     Buffer,
     Compute,
     Draw,
     Header,
     Instruction,
+    KeyRun,
+    KeySet,
     Operand,
     Operation,
+    ScoreOperand,
     Segment,
     Weight,
     columns_of,
@@ -79,6 +89,9 @@ _RECORDS = {
     "segments": Segment,
     "weight_table": Weight,
     "operations": Operation,
+    "key_sets": KeySet,
+    "key_runs": KeyRun,
+    "score_operands": ScoreOperand,
     "instructions": Header,
     **BODIES,
 }
@@ -97,15 +110,16 @@ class Program:
     segments: list[Segment] = field(default_factory=list)
     weight_table: list[Weight] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)
+    key_sets: list[KeySet] = field(default_factory=list)
+    key_runs: list[KeyRun] = field(default_factory=list)
+    score_operands: list[ScoreOperand] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
     weights: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float32))
     constants: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float32))
 
     def __str__(self) -> str:
         """Returns the program for people to read, always in the same words; ``program_text`` explains them."""
-        text = ProgramText(
-            self.row_length, self.buffers, self.operands, self.segments, self.weight_table, self.operations
-        )
+        text = ProgramText(self)
         steps = "no end" if self.steps >= STREAM // 2 else f"{self.steps} steps"
         rows = "one row" if self.row_length >= self.steps else f"rows of {self.row_length}"
         title = (
@@ -122,6 +136,11 @@ class Program:
         return [i for i in self.instructions if isinstance(i.body, Compute)]
 
     @property
+    def attends(self) -> list[Instruction]:
+        """The instructions whose body is an Attend."""
+        return [i for i in self.instructions if isinstance(i.body, Attend)]
+
+    @property
     def draws(self) -> list[Instruction]:
         """The instructions whose body is a Draw."""
         return [i for i in self.instructions if isinstance(i.body, Draw)]
@@ -129,7 +148,7 @@ class Program:
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """One int64 table per kind of record, the operations' numbers, and the two float arenas.
 
-        An instruction is a row of ``instructions`` and the next row of the table of its kind ("computes", "draws").
+        An instruction is a row of ``instructions`` and the next row of the table of its kind (``BODIES``).
         """
         kinds = {body: kind for kind, body in enumerate(BODIES.values())}
         rows = {name: getattr(self, name) for name in _RECORDS if name not in BODIES}

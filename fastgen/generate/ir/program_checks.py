@@ -6,22 +6,16 @@ They serve both machines and come before any work. The C++ machine checks once m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from fastgen.generate.heads import Head
-from fastgen.generate.ir.instructions import BODIES, CONTEXT, DENSE, INDEX, PIXEL, PROLOGUE, ROW, STATE
+from fastgen.generate.ir.attend_checks import check_attends
+from fastgen.generate.ir.instructions import CONTEXT, DENSE, INDEX, PIXEL, PROLOGUE, ROW, STATE
 from fastgen.generate.ir.opcodes import OPCODE, OPCODES, REDUCTIONS
 from fastgen.generate.ir.program import Program
+from fastgen.generate.ir.program_tables import FAR, FARTHER, Cells, Tables
 from fastgen.generate.orders import Order
-
-_FAR = 1 << 41
-"""Every field but coefficients is below it in size; UNBOUNDED is."""
-_FARTHER = 1 << 52
-"""Every term of a position is below it in size, so that float64 holds their sums exactly."""
-_FLOOR, _RATIO = 1 << 21, 32
-"""Numbers that a program may hold in memory at once: so many, and so many times as its weights and constants are."""
 
 
 def check_program(program: Program, head: Head, order: Order, contexts: Sequence[int]) -> None:
@@ -36,133 +30,33 @@ def check_program(program: Program, head: Head, order: Order, contexts: Sequence
         head, order: those of its event.
         contexts: the number of channels of each context.
     """
-    tables = _Tables(program)
+    tables = Tables(program)
     _check_header(program, order)
     _check_buffers(tables, order, contexts)
     _check_operands(tables)
     _check_computes(tables)
     _check_segments(tables)
     _check_operations(tables)
+    check_attends(tables)
     _check_draws(tables, head, order)
     _check_packed(tables)
 
 
-class _Cells(NamedTuple):
-    """Boxes of cells, one a record."""
-
-    row0: np.ndarray
-    row1: np.ndarray
-    column0: np.ndarray
-    column1: np.ndarray
-
-    @classmethod
-    def of(cls, columns: dict[str, np.ndarray], name: str) -> _Cells:
-        return cls(*(columns[f"{name}.{end}"] for end in cls._fields))
-
-    def inside(self, other: _Cells) -> _Cells:
-        lower, upper = np.maximum, np.minimum
-        return _Cells(*(f(a, b) for f, a, b in zip((lower, upper, lower, upper), self, other, strict=True)))
-
-
-class _Tables:
-    """The columns of a program's tables by name (``tables.computes["lanes"]``), and checks that name a record."""
-
-    def __init__(self, program: Program) -> None:
-        self.program = program
-        self.values = len(program.weights) + len(program.constants)
-        for name, columns in program.columns().items():
-            setattr(self, name, columns)
-
-    def require(self, table: str, holds: np.ndarray, words: str, records: np.ndarray | None = None) -> None:
-        """Raises ValueError naming the first record where ``holds`` is False; ``records`` gives their numbers.
-
-        A body is named as the instruction that it belongs to.
-        """
-        if not holds.all():
-            at = int(np.argmin(holds))
-            at = at if records is None else int(records[at])
-            if table in BODIES:
-                table, at = "instructions", int(getattr(self, table)["number"][at])
-            raise ValueError(f"{table}[{at}]: {words}")
-
-    def between(self, table: str, fields: str, low, high) -> None:
-        """``low <= field < high``; the bounds are numbers, or arrays of one a record."""
-        for field in fields.split():
-            values = getattr(self, table)[field]
-            self.require(table, (values >= low) & (values < high), f"{field.rpartition('.')[2]} is out of range")
-
-    def in_proportion(self, what: str, size: float, extra: int = 0) -> None:
-        if size > _FLOOR + extra + _RATIO * self.values:
-            raise ValueError(f"{what} must be in proportion to the {self.values} weights and constants, got {size:.0f}")
-
-    def members(self, table: str, field: str, other: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the ranges ``field0 .. field1`` of a table's records, which must not overlap: (record, member)."""
-        first, last = getattr(self, table)[field + "0"], getattr(self, table)[field + "1"]
-        size = len(next(iter(getattr(self, other).values())))
-        self.require(table, (first >= 0) & (first <= last) & (last <= size), f"{field} range is outside its table")
-        counts = last - first
-        if counts.sum() > size:
-            raise ValueError(f"{table} must have {field} ranges that do not overlap")
-        record = np.repeat(np.arange(len(first)), counts)
-        return record, np.arange(len(record)) - np.repeat(np.cumsum(counts) - counts - first, counts)
-
-    def check_uses(self, table: str, record: np.ndarray, operand: np.ndarray, written: bool) -> None:
-        """Checks that ``operand[i]``, used by ``record[i]`` of a table, lies in its buffer at every cell."""
-        size = len(self.program.operands)
-        self.require(table, (operand >= 0) & (operand < size), "an operand is out of range", record)
-        used = {field: values[operand] for field, values in self.operands.items()}
-        cells = _Cells.of({field: values[record] for field, values in getattr(self, table).items()}, "domain")
-        self.check_positions(table, record, used, cells.inside(_Cells.of(used, "box")))
-        if written:
-            where = self.buffers["where"][used["buffer"]]
-            self.require(table, where == STATE, "it writes outside the state", record)
-            apart = (used["channel_stride"] > 0) | (used["length"] == 1)
-            self.require(table, apart, "it writes with channel_stride 0", record)
-
-    def check_positions(self, table: str, record: np.ndarray, used: dict[str, np.ndarray], cells: _Cells) -> None:
-        """Checks that the access map gives 0 or more at every cell, by terms that float64 holds exactly."""
-        row, column = used["map.row_stride"].astype(float), used["map.column_stride"].astype(float)
-        rows = np.stack([row * cells.row0, row * (cells.row1 - 1)])
-        columns = np.stack([column * cells.column0, column * (cells.column1 - 1)])
-        small = (np.abs(rows).max(0) <= _FARTHER) & (np.abs(columns).max(0) <= _FARTHER)
-        seen = (cells.row0 < cells.row1) & (cells.column0 < cells.column1)
-        self.require(table, ~seen | small, "a position is too large", record)
-        first = rows.min(0) + columns.min(0) + used["map.offset"]
-        self.require(table, ~seen | (first >= 0), "it addresses a position before the first", record)
-
-    def check_domains(self, table: str, timed: np.ndarray) -> np.ndarray:
-        """Checks the domains of one kind of instruction; returns how many of its cells answer to one step at most."""
-        rows = getattr(self, table)
-        cells, column = _Cells.of(rows, "domain"), rows["domain.column_stride"]
-        self.between(table, "domain.row0 domain.row1 domain.column0 domain.column1 domain.delay", -_FAR, _FAR)
-        forwards = (cells.row0 <= cells.row1) & (cells.column0 <= cells.column1)
-        self.require(table, forwards, "its domain runs backwards")
-        height, width = cells.row1 - cells.row0, cells.column1 - cells.column0
-        self.between(table, "domain.row_stride", np.where(height > 1, 1, 0), 1 << 20)
-        self.between(table, "domain.column_stride", np.where(width > 1, 1, 0), 1 << 20)
-        row = rows["domain.row_stride"].astype(float) * self.program.row_length
-        longest = row * np.maximum(1, np.maximum(np.abs(cells.row0), np.abs(cells.row1)))
-        longest = np.maximum(longest, column.astype(float) * np.maximum(np.abs(cells.column0), np.abs(cells.column1)))
-        self.require(table, ~timed | (longest <= 2.0**60), "its steps are out of range")
-        along = column * np.maximum(width - 1, 0) // np.maximum(row, 1) + 1
-        return np.where(width > 0, np.minimum(height, along), 0)
-
-
 def _check_header(program: Program, order: Order) -> None:
-    allowed = {"steps": (order.length, _FAR), "row_length": (1, _FAR), "state_size": (0, _FAR), "lookahead": (1, _FAR)}
+    allowed = {"steps": (order.length, FAR), "row_length": (1, FAR), "state_size": (0, FAR), "lookahead": (1, FAR)}
     for name, (least, most) in allowed.items():
         if not least <= getattr(program, name) <= most:
             raise ValueError(f"{name} must be in {least} .. {most}, got {getattr(program, name)}")
 
 
-def _check_buffers(tables: _Tables, order: Order, contexts: Sequence[int]) -> None:
+def _check_buffers(tables: Tables, order: Order, contexts: Sequence[int]) -> None:
     program = tables.program
     where, channels, positions, offset = (tables.buffers[f] for f in ("where", "channels", "positions", "offset"))
     tables.between("buffers", "where", STATE, CONTEXT + 1)
     tables.between("buffers", "channels", 1, 1 << 31)
     tables.between("buffers", "positions", np.where(where == CONTEXT, 0, 1), 1 << 31)
-    tables.between("buffers", "offset", 0, np.where(where == CONTEXT, len(contexts), _FAR))
-    sizes = np.asarray([program.state_size, len(program.constants), _FAR])[where]
+    tables.between("buffers", "offset", 0, np.where(where == CONTEXT, len(contexts), FAR))
+    sizes = np.asarray([program.state_size, len(program.constants), FAR])[where]
     end = offset + positions.astype(float) * channels
     tables.require("buffers", (where == CONTEXT) | (end <= sizes), "it lies outside the state or the constants")
     given = np.asarray([*contexts, 0])[np.where(where == CONTEXT, offset, -1)]
@@ -170,13 +64,13 @@ def _check_buffers(tables: _Tables, order: Order, contexts: Sequence[int]) -> No
     event = min(order.channels * order.positions << 12, 1 << 28)
     tables.in_proportion("state_size", program.state_size, (1 << 24) + event)
     offset, rows, columns = (tables.weight_table[f] for f in ("offset", "rows", "columns"))
-    tables.between("weight_table", "offset rows", 0, _FAR)
-    tables.between("weight_table", "columns", 1, _FAR)
+    tables.between("weight_table", "offset rows", 0, FAR)
+    tables.between("weight_table", "columns", 1, FAR)
     inside = offset + rows.astype(float) * columns <= len(program.weights)
     tables.require("weight_table", inside, "it lies outside the weights")
 
 
-def _check_operands(tables: _Tables) -> None:
+def _check_operands(tables: Tables) -> None:
     channel, stride, length, border = (tables.operands[f] for f in ("channel", "channel_stride", "length", "border"))
     tables.between("operands", "buffer", 0, len(tables.program.buffers))
     channels = tables.buffers["channels"][tables.operands["buffer"]]
@@ -185,26 +79,26 @@ def _check_operands(tables: _Tables) -> None:
     tables.between("operands", "channel_stride", 0, channels + 1)
     tables.require("operands", channel + (length - 1.0) * stride < channels, "its channels are outside its buffer")
     tables.between("operands", "map.row_stride map.column_stride", -(1 << 21), 1 << 21)
-    tables.between("operands", "map.offset box.row0 box.row1 box.column0 box.column1", -_FAR, _FAR)
-    tables.between("operands", "border", -1, _FAR)
+    tables.between("operands", "map.offset box.row0 box.row1 box.column0 box.column1", -FAR, FAR)
+    tables.between("operands", "border", -1, FAR)
     inside = (border < 0) | (border + length <= len(tables.program.constants))
     tables.require("operands", inside, "its border is outside the constants")
     tables.in_proportion("the length of an operand", length.max(initial=0))
 
 
-def _check_computes(tables: _Tables) -> None:
+def _check_computes(tables: Tables) -> None:
     computes, program = tables.computes, tables.program
     when, lanes, bias, summed = (computes[f] for f in ("when", "lanes", "bias", "accumulator"))
-    cells = _Cells.of(computes, "domain")
+    cells = Cells.of(computes, "domain")
     rows, columns = cells.row1 - cells.row0, cells.column1 - cells.column0
     tables.between("computes", "when", PROLOGUE, PIXEL + 1)
     concurrent = tables.check_domains("computes", when == PIXEL)
-    tables.between("computes", "level", 0, _FAR)
+    tables.between("computes", "level", 0, FAR)
     tables.between("computes", "block", 1, np.where((when == PIXEL) & (rows == 1), 1 << 10, 2))
     tables.between("computes", "lanes", 1, 1 << 24)
     tables.between("computes", "parts", 0, 1 << 10)
     tables.between("computes", "registers", computes["parts"], 1 << 16)
-    tables.between("computes", "bias", -1, _FAR)
+    tables.between("computes", "bias", -1, FAR)
     tables.between("computes", "weight", -1, len(program.weight_table))
     outputs = computes["parts"] * lanes
     inside = (bias < 0) | (bias + outputs <= len(program.constants))
@@ -225,14 +119,14 @@ def _check_computes(tables: _Tables) -> None:
     tables.require("computes", together <= places, "more of its cells run together than it stores")
 
 
-def _check_segments(tables: _Tables) -> None:
+def _check_segments(tables: Tables) -> None:
     compute, segment = tables.members("computes", "segment", "segments")
     kind, operand, row, length = (tables.segments[f][segment] for f in ("kind", "operand", "row", "length"))
     weight, outputs = tables.computes["weight"][compute], (tables.computes["parts"] * tables.computes["lanes"])[compute]
     tables.require("computes", weight >= 0, "it has segments but no weight", compute)
     tables.between("segments", "kind", DENSE, INDEX + 1)
-    tables.between("segments", "length", 1, _FAR)
-    tables.between("segments", "row", 0, _FAR)
+    tables.between("segments", "length", 1, FAR)
+    tables.between("segments", "row", 0, FAR)
     tables.check_uses("computes", compute, operand, written=False)
     inside = row + length <= tables.weight_table["rows"][weight]
     tables.require("segments", inside, "its rows are outside the weight", segment)
@@ -244,7 +138,7 @@ def _check_segments(tables: _Tables) -> None:
     tables.in_proportion("the inputs of an instruction", inputs.max(initial=0))
 
 
-def _check_operations(tables: _Tables) -> None:
+def _check_operations(tables: Tables) -> None:
     compute, operation = tables.members("computes", "operation", "operations")
     opcode, dst, a, b, c = (tables.operations[f][operation] for f in ("opcode", "dst", "a", "b", "c"))
     lanes, registers = tables.computes["lanes"][compute], tables.computes["registers"][compute]
@@ -265,10 +159,10 @@ def _check_operations(tables: _Tables) -> None:
     reduces = np.isin(opcode, [OPCODE[name] for name in REDUCTIONS])
     require(~reduces | ((b > 0) & (lanes % np.maximum(b, 1) == 0)), "its groups do not divide the lanes")
     x = tables.operations["x"][operation]
-    require((opcode != OPCODE["mulmod"]) | ((x >= 1) & (x <= _FARTHER)), "x is no modulus")
+    require((opcode != OPCODE["mulmod"]) | ((x >= 1) & (x <= FARTHER)), "x is no modulus")
 
 
-def _check_draws(tables: _Tables, head: Head, order: Order) -> None:
+def _check_draws(tables: Tables, head: Head, order: Order) -> None:
     draws, lengths = tables.draws, tables.operands["length"]
     tables.between("draws", "when", PIXEL, PIXEL + 1)
     tables.between("draws", "level", 0, 1)
@@ -278,12 +172,10 @@ def _check_draws(tables: _Tables, head: Head, order: Order) -> None:
     beyond = draws["channel0"] + draws["channels"] > order.channels
     tables.require("draws", ~beyond, "it draws channels that the event does not have")
     tables.between("draws", "map.row_stride map.column_stride", -(1 << 21), 1 << 21)
-    tables.between("draws", "map.offset", -_FAR, _FAR)
-    tables.check_positions("draws", np.arange(len(draws["when"])), draws, _Cells.of(draws, "domain"))
+    tables.between("draws", "map.offset", -FAR, FAR)
+    tables.check_positions("draws", np.arange(len(draws["when"])), draws, Cells.of(draws, "domain"))
     coupled = order.channels if head.coupled is None else head.coupled
-    tables.require(
-        "draws", (coupled == 1) | (draws["channels"] == coupled), f"the head draws {coupled} channels at once"
-    )
+    tables.require("draws", draws["channels"] % coupled == 0, f"the head draws {coupled} channels at once")
     draw, operand = tables.members("draws", "parameter", "operands")
     tables.check_uses("draws", draw, operand, written=False)
     given = np.bincount(draw, lengths[operand], len(draws["when"]))
@@ -298,7 +190,7 @@ def _check_draws(tables: _Tables, head: Head, order: Order) -> None:
     tables.require("draws", concurrent[draw] <= places, "more of its cells run together than it writes", draw)
 
 
-def _check_packed(tables: _Tables) -> None:
+def _check_packed(tables: Tables) -> None:
     """Checks that matrices are not packed too often: instructions may share one, each in its own arrangement."""
     segments, packed = list(zip(*(tables.segments[f].tolist() for f in ("kind", "row", "length")), strict=True)), {}
     fields = ("weight", "parts", "lanes", "segment0", "segment1")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Protocol
 
 from fastgen.generate.ir.instructions import (
     CONTEXT,
@@ -19,16 +20,19 @@ from fastgen.generate.ir.instructions import (
     PROLOGUE,
     UNBOUNDED,
     AccessMap,
+    Attend,
     Box,
     Buffer,
     Compute,
     Draw,
     Instruction,
     IterationDomain,
+    KeyRun,
+    KeySet,
     Operand,
     Operation,
+    ScoreOperand,
     Segment,
-    Weight,
 )
 from fastgen.generate.ir.opcodes import GROUP, NAMES, OPCODES, XY, X
 
@@ -40,21 +44,27 @@ _INFIX = {
 }  # fmt: skip
 
 
-class ProgramText:
-    """Prints the records of a program, whose tables it is given."""
+class Tables(Protocol):
+    """The tables of a program."""
 
-    def __init__(
-        self,
-        row_length: int,
-        buffers: Sequence[Buffer],
-        operands: Sequence[Operand],
-        segments: Sequence[Segment],
-        weight_table: Sequence[Weight],
-        operations: Sequence[Operation],
-    ) -> None:
-        self.row_length = row_length
-        self.buffers, self.operands, self.segments = buffers, operands, segments
-        self.weight_table, self.operations = weight_table, operations
+    row_length: int
+    buffers: list[Buffer]
+    operands: list[Operand]
+    segments: list[Segment]
+    operations: list[Operation]
+    key_sets: list[KeySet]
+    key_runs: list[KeyRun]
+    score_operands: list[ScoreOperand]
+
+
+class ProgramText:
+    """Prints the records of a program."""
+
+    def __init__(self, program: Tables) -> None:
+        self.row_length = program.row_length
+        self.buffers, self.operands, self.segments = program.buffers, program.operands, program.segments
+        self.operations, self.key_sets = program.operations, program.key_sets
+        self.key_runs, self.score_operands = program.key_runs, program.score_operands
 
     def buffer(self, number: int) -> str:
         buffer = self.buffers[number]
@@ -65,7 +75,10 @@ class ProgramText:
 
     def instruction(self, number: int, instruction: Instruction) -> str:
         body = instruction.body
-        does = self._compute(body) if isinstance(body, Compute) else self._draw(body)
+        if isinstance(body, Attend):
+            does = self._attend(body)
+        else:
+            does = self._compute(body) if isinstance(body, Compute) else self._draw(body)
         block = f", {body.block} columns at once" if isinstance(body, Compute) and body.block > 1 else ""
         when = f"{_WHEN[instruction.when]} {instruction.level}"
         return f"{number:<5} {when:<10} {self._domain(instruction.when, instruction.domain)}{block}: {does}"
@@ -100,6 +113,49 @@ class ProgramText:
         written = ", ".join(self._operand(n, written=True) for n in range(draw.input0, draw.input1))
         channels = f"channels {draw.channel0}:{draw.channel0 + draw.channels}"
         return f"draw {channels} of position {_affine(draw.map)} from {read}; {written} = their inputs"
+
+    def _attend(self, attend: Attend) -> str:
+        query, key, value = (self._operand(n) for n in (attend.query, attend.key, attend.value))
+        groups = f" in {attend.groups} groups" if attend.groups != attend.heads else ""
+        score = self._keywise(attend.operation0, attend.operation1, f"{query} . {key.replace('column', 'key')}")
+        weight = self._keywise(
+            attend.weighting0, attend.weighting1, f"softmax({_bare(score)})" if attend.softmax else score
+        )
+        least = "" if attend.least < 0 else f", whose greatest is c{attend.least} or more"
+        return (
+            f"{self._operand(attend.out, written=True)} = sum over {self._keys(attend.keys)} of {_bare(weight)} * "
+            f"{value.replace('column', 'key')}{least} ({attend.heads} heads{groups})"
+        )
+
+    def _keys(self, keys: AccessMap) -> str:
+        """ "keys max(0, column - 7) .. min(64, column)", or the map of a set of many."""
+        if keys.row_stride or keys.column_stride:
+            return f"key set {_affine(keys)}"
+        chosen = self.key_sets[keys.offset]
+        runs = [self._key_run(run) for run in self.key_runs[chosen.run0 : chosen.run1]]
+        return "keys " + (", ".join(runs) or "none")
+
+    def _key_run(self, run: KeyRun) -> str:
+        first = str(run.low) if run.start == AccessMap(0, 0, run.low) else f"max({run.low}, {_affine(run.start)})"
+        stop = str(run.high) if run.end == AccessMap(0, 0, run.high) else f"min({run.high}, {_affine(run.end)})"
+        return f"[{first}, {stop})" + (f" by {run.step}" if run.step > 1 else "")
+
+    def _keywise(self, first: int, last: int, held: str) -> str:
+        """Returns what a lane program over the keys leaves in register 0."""
+        registers = {0: held}
+        for operation in self.operations[first:last]:
+            if NAMES[operation.opcode] == "load":
+                registers[operation.dst] = self._score_operand(self.score_operands[operation.a])
+            else:
+                registers[operation.dst] = self._value(operation, registers)
+        return registers[0]
+
+    def _score_operand(self, given: ScoreOperand) -> str:
+        operand = self.operands[given.operand]
+        names = ("row", "column", "key", "head")
+        strides = (given.row_stride, given.column_stride, given.key_stride, given.head_stride)
+        channel = _sum([*zip(strides, names, strict=True), (given.offset, "")])
+        return f"b{operand.buffer}[{_affine(operand.map)}][{channel}]"
 
     def _compute(self, compute: Compute) -> str:
         said = []
@@ -178,8 +234,12 @@ def _bare(value: str) -> str:
 
 def _affine(access: AccessMap) -> str:
     """ "10 row + column - 1" """
+    return _sum([(access.row_stride, "row"), (access.column_stride, "column"), (access.offset, "")])
+
+
+def _sum(terms: Sequence[tuple[int, str]]) -> str:
     text = ""
-    for factor, name in ((access.row_stride, "row"), (access.column_stride, "column"), (access.offset, "")):
+    for factor, name in terms:
         if factor:
             size = " ".join(part for part in ("" if name and abs(factor) == 1 else str(abs(factor)), name) if part)
             sign = "- " if factor < 0 else "+ "

@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+BATCH = 2
+"""Samples of the batch at which a network is analysed: what depends on two of them mixes samples."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -113,12 +116,85 @@ class Term:
 
 
 @dataclass(eq=False)
+class KeyRows:
+    """The rows of a node that attention reads: ``rows[n, s]`` is that of key s of sample n.
+
+    It reads ``length`` channels, from ``slot`` on.
+    """
+
+    node: Node
+    rows: np.ndarray
+    slot: int
+    length: int
+
+    def read_by(self, readers: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """Returns the rows that some rows (bool ``[rows of the reader]``) read, sorted."""
+        samples = zip(self.rows, np.split(readers, len(self.rows)), strict=True)
+        return np.unique(np.concatenate([keys[seen[chosen].any(0)] for keys, chosen in samples]))
+
+    def latest(self, seen: np.ndarray) -> np.ndarray:
+        """Returns for every row of the reader, sample by sample, the last row among those that it reads; or -1.
+
+        ``seen[t, s]``: whether query t reads key s.
+        """
+        ready = np.max([run.ready for run in self.node.runs], 0)
+        rows = []
+        for keys in self.rows:
+            latest = np.where(seen, ready[keys].astype(np.int64), -1).argmax(1)
+            rows.append(np.where(seen.any(1), keys[latest], -1))
+        return np.concatenate(rows).astype(np.int32)
+
+
+@dataclass(eq=False)
+class ScoreStep:
+    """One operation of a lane program over the keys: of the score so far, and of ``piece`` where there is one.
+
+    At query t, key s and head h the piece, which is whole rows, gives channel ``offset + query_stride * t + key_stride
+    * s + head_stride * h``; ``swapped``: it is the first operand.
+    """
+
+    opcode: str
+    x: float = 0.0
+    y: float = 0.0
+    piece: Piece | None = None
+    offset: int = 0
+    query_stride: int = 0
+    key_stride: int = 0
+    head_stride: int = 0
+    swapped: bool = False
+
+
+@dataclass(eq=False)
+class Attention:
+    """Attention of a node's rows, sample by sample: how the values of all heads are weighed.
+
+    ``queries`` gives the reader's rows the queries of all heads; ``seen[t, s]``: whether query t sees key s. ``least``:
+    what the greatest score of a query must reach.
+    """
+
+    heads: int
+    groups: int
+    queries: Piece
+    keys: KeyRows
+    values: KeyRows
+    seen: np.ndarray
+    scores: list[ScoreStep]
+    weighting: list[ScoreStep]
+    softmax: bool
+    least: float | None = None
+
+    def pieces(self) -> list[Piece]:
+        return [self.queries, *[step.piece for step in (*self.scores, *self.weighting) if step.piece is not None]]
+
+
+@dataclass(eq=False)
 class ChannelRun:
     """A run of a node's slots that is computed alike, with its times.
 
     ``ready[r]`` is the first step at whose start row r can be computed; ``uses[r]`` has bit 0 and bit 1 for the samples
-    of the batch of two that it depends on. Either ``terms`` (columns ``columns`` of ``matrix``, plus ``bias``) or
-    ``opcode`` with ``operands``, each a sum of pieces, say how it is computed; inputs and constants have neither.
+    of the batch of two that it depends on. Either ``terms`` (columns ``columns`` of ``matrix``, plus ``bias``), or
+    ``opcode`` with ``operands``, each a sum of pieces, or ``attention`` say how it is computed; inputs and constants
+    have none of them.
     """
 
     slot: int
@@ -133,11 +209,27 @@ class ChannelRun:
     operands: list[list[Piece]] = field(default_factory=list)
     x: float = 0.0
     y: float = 0.0
+    attention: Attention | None = None
 
     def pieces(self) -> list[Piece]:
+        """Returns what is read row by row; ``key_rows`` returns what is read besides."""
+        if self.attention is not None:
+            return self.attention.pieces()
         if self.terms is not None:
             return [term.piece for term in self.terms]
         return [piece for operand in self.operands for piece in operand]
+
+    def key_rows(self) -> list[KeyRows]:
+        """Returns the keys and the values, many rows of which each row reads."""
+        return [] if self.attention is None else [self.attention.keys, self.attention.values]
+
+    def latest(self) -> list[Piece]:
+        """Returns ``pieces``, and of what many rows are read the last one of each: what decides when a row is ready."""
+        found = self.pieces()
+        for keys in self.key_rows():
+            rows = keys.latest(self.attention.seen)
+            found.append(Piece(keys.node, rows, np.full(len(rows), keys.slot, np.int32), 1, keys.length))
+        return found
 
 
 class Place(NamedTuple):

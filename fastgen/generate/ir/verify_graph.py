@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from fastgen.generate.ir.attend import attention_times
 from fastgen.generate.ir.graph import ChannelRun, Graph, Node, Piece
 from fastgen.generate.ir.opcodes import OPCODES, REDUCTIONS
+from fastgen.generate.ir.records import Attention
 
 KINDS = ("input", "context", "constant", "computed")
 
@@ -40,7 +42,7 @@ def verify(graph: Graph, read: Iterable[Piece] = ()) -> None:
             if node.kind == "computed":
                 _check_computed(graph, node, run, known)
             else:
-                given = run.terms is None and run.opcode is None and not run.operands
+                given = run.terms is None and run.opcode is None and not run.operands and run.attention is None
                 _require(given, node, "is given, and yet computed")
     for piece in read:
         _require(piece.node in known, piece.node, "is read from outside and is not in the graph")
@@ -78,7 +80,8 @@ def _check_constant(graph: Graph, node: Node) -> None:
 
 def _check_computed(graph: Graph, node: Node, run: ChannelRun, known: set[Node]) -> None:
     slots = f"run [{run.slot}:{run.slot + run.length}]"
-    _require((run.terms is None) != (run.opcode is None), node, f"computes {slots} by terms and by an operation")
+    ways = sum(way is not None for way in (run.terms, run.opcode, run.attention))
+    _require(ways == 1, node, f"computes {slots} in {ways} ways")
     pieces = run.pieces()
     for piece in pieces:
         _require(piece.node in known, node, f"reads a node in {slots} that is not in the graph")
@@ -86,12 +89,16 @@ def _check_computed(graph: Graph, node: Node, run: ChannelRun, known: set[Node])
         _require(before, node, f"reads %{piece.node.index} in {slots}, which is defined later")
         _require(len(piece.rows) == node.rows, node, f"has {node.rows} rows; a piece of {slots} has {len(piece.rows)}")
         _check_piece(node, piece)
-    ready, uses = graph.times(pieces, node.rows)
+    if run.attention is not None:
+        _check_attention(node, run.attention, known)
+        ready, uses = attention_times(graph, run.attention, node.rows)
+    else:
+        ready, uses = graph.times(pieces, node.rows)
     _require((run.ready >= ready).all(), node, f"is ready before what it reads in {slots}")
     _require(((run.uses | uses) == run.uses).all(), node, f"depends on less than what it reads in {slots}")
     if run.terms is not None:
         _check_terms(graph, node, run)
-    else:
+    elif run.opcode is not None:
         _check_operation(node, run)
 
 
@@ -104,6 +111,21 @@ def _check_piece(reader: Node, piece: Piece) -> None:
     first, last = piece.slots[read], piece.slots[read] + (piece.length - 1) * piece.stride
     inside = (first >= 0).all() and (last < piece.node.channels).all()
     _require(bool(inside), reader, f"has {name} beyond its {piece.node.channels} channels")
+
+
+def _check_attention(node: Node, attention: Attention, known: set[Node]) -> None:
+    heads, groups, (queries, keys) = attention.heads, attention.groups, attention.seen.shape
+    _require(heads >= 1 and heads % groups == 0, node, f"attends with {heads} heads in {groups} groups")
+    _require(node.rows % queries == 0, node, f"has {node.rows} rows for {queries} queries")
+    depth, width = attention.keys.length // groups, attention.values.length // groups
+    _require(attention.queries.length == heads * depth, node, f"has queries that are not {heads} x {depth}")
+    _require(node.channels == heads * width, node, f"has {node.channels} channels for {heads} x {width}")
+    for read in (attention.keys, attention.values):
+        _require(read.node in known, node, "attends to a node that is not in the graph")
+        _require(read.node.index < node.index, node, f"attends to %{read.node.index}, which is defined later")
+        samples = read.rows.shape == (node.rows // queries, keys)
+        inside = (read.rows >= 0).all() and (read.rows < read.node.rows).all()
+        _require(samples and bool(inside), node, f"attends to rows that %{read.node.index} does not have")
 
 
 def _check_terms(graph: Graph, node: Node, run: ChannelRun) -> None:

@@ -39,6 +39,11 @@ class Group:
     level: int = 0
 
     @property
+    def attention(self) -> Task | None:
+        """The task that attends; it has an instruction of its own."""
+        return self.tasks[0] if self.tasks[0].run.attention is not None else None
+
+    @property
     def contractions(self) -> list[Task]:
         return [t for t in self.tasks if t.run.terms is not None]
 
@@ -68,6 +73,12 @@ class Grouping:
             for piece, access in zip(task.run.pieces(), task.domain.operands, strict=True)
             if access is not None and piece.node.kind == "computed"
         ]
+
+    def feeding(self, task: Task) -> list[Task]:
+        """Returns the tasks that compute what a task reads."""
+        read = [s for _, _, tasks in self.sources(task) for s in tasks]
+        keys = [keys.node for keys in task.run.key_rows() if keys.node.kind == "computed"]
+        return read + [t for node in keys for n in range(len(node.runs)) for t in self.tasks[node, n]]
 
     def register_source(self, task: Task, piece: Piece, access: Access) -> Task | None:
         """Returns the task of the same instruction whose register is the operand."""
@@ -107,9 +118,13 @@ class Grouping:
     def _mark_stored(self, draws: Iterable[DrawSite]) -> None:
         for task in (t for tasks in self.tasks.values() for t in tasks):
             for piece, access, sources in self.sources(task):
-                if task.run.terms is None and self.register_source(task, piece, access) is not None:
+                if task.run.opcode is not None and self.register_source(task, piece, access) is not None:
                     continue
                 for source in sources:
+                    source.stored = True
+            if task.run.attention is not None:
+                task.stored = True
+                for source in self.feeding(task):
                     source.stored = True
         for piece in (p for draw in draws for p in draw.pieces if p.node.kind == "computed"):
             for source in self.computing(piece):
@@ -118,7 +133,7 @@ class Grouping:
     def _levels(self) -> None:
         for group in self.groups:
             for task in group.tasks:
-                for source in (s for _, _, sources in self.sources(task) for s in sources):
+                for source in self.feeding(task):
                     if source.group is not group and _follows(task, source):
                         group.level = max(group.level, source.group.level + 1)
 
@@ -131,6 +146,8 @@ def _follows(task: Task, source: Task) -> bool:
 def _fits(task: Task, group: Group, sources: list[tuple[Piece, Access, Task]]) -> bool:
     """Whether an elementwise run may stand behind a group: equal lanes and cells, the rest computed before."""
     if group.lanes != task.run.length or group.domain.key != task.domain.key:
+        return False
+    if task.run.attention is not None or group.attention is not None:
         return False
     return all(
         _linked(task, piece, access, source)

@@ -11,35 +11,27 @@ from torch import Tensor
 
 from fastgen.generate.ir.graph import Constant, Graph, Node, Piece, Recipe
 from fastgen.generate.ir.instructions import (
-    CONSTANT,
-    CONTEXT,
     DENSE,
     INDEX,
     PIXEL,
     ROW,
-    STATE,
     AccessMap,
-    Box,
-    Buffer,
     Compute,
     Draw,
     Instruction,
-    IterationDomain,
-    Operand,
     Operation,
     Segment,
-    Weight,
 )
 from fastgen.generate.ir.opcodes import OPCODE, REDUCTIONS
 from fastgen.generate.ir.program import Program
+from fastgen.generate.lower.attention import AttentionLowering
 from fastgen.generate.lower.fusion_groups import Group, Grouping, Task
 from fastgen.generate.lower.hoisted_taps import SplitTerms, split_terms
+from fastgen.generate.lower.program_tables import Constants, ProgramTables
 from fastgen.generate.orders import Order
 from fastgen.generate.schedule.iteration_domain import Access, ScheduledDomain
 from fastgen.generate.schedule.rings import ring_lengths
 from fastgen.generate.schedule.scheduler import DrawSite, Placed
-
-Constants = dict[str, Tensor]
 
 
 @dataclass
@@ -52,7 +44,7 @@ class Lowered:
     """Where the results of nodes are kept, of those that are."""
 
 
-class Lowering:
+class Lowering(ProgramTables):
     def __init__(
         self,
         graph: Graph,
@@ -63,15 +55,11 @@ class Lowering:
         shift: int,
         lookahead: int,
     ):
-        self.graph, self.order, self.placed, self.draws, self.event = graph, order, placed, draws, event
+        super().__init__(graph, order, lookahead)
+        self.placed, self.draws, self.event = placed, draws, event
         self.shift, self.lookahead = shift, lookahead
         self.grouping = Grouping(graph, placed, draws)
-        self.program = Program(order.length, order.row_length, 0, lookahead)
-        self.weight_parts: list[tuple[int, list[tuple[Recipe, np.ndarray, np.ndarray]]]] = []
-        self.constant_parts: list[tuple[int, Recipe, np.ndarray | None]] = []
-        self.weights_size = self.constants_size = 0
-        self.buffers: dict[Node, int] = {}
-        self._known_weights: dict[object, int] = {}
+        self.attention = AttentionLowering(self, placed)
 
     def run(self) -> Lowered:
         self._make_buffers()
@@ -80,7 +68,7 @@ class Lowering:
         self.program.instructions = [made for _, made in emitted]
         for draw in self.draws:
             self._emit_draw(draw)
-        return Lowered(self.program, self._filler(), self.grouping.groups, self.buffers)
+        return Lowered(self.program, self.filler(), self.grouping.groups, self.buffers)
 
     # ---- buffers and operands
 
@@ -89,48 +77,13 @@ class Lowering:
         for node in self.graph.nodes:
             used = any(t.stored for n in range(len(node.runs)) for t in self.grouping.tasks[node, n])
             if (node.kind == "computed" and used) or node is self.event:
-                self.buffers[node] = self._state_buffer(node.channels, lengths[node])
-
-    def _state_buffer(self, channels: int, positions: int) -> int:
-        self.program.buffers.append(Buffer(STATE, channels, positions, self.program.state_size))
-        self.program.state_size += -(-channels * positions // 16) * 16
-        return len(self.program.buffers) - 1
-
-    def _buffer(self, node: Node) -> int:
-        if node not in self.buffers:
-            if node.kind == "constant":
-                made = Buffer(
-                    CONSTANT, node.channels, node.rows, self._constant(node.values, node.rows * node.channels)
-                )
-            else:
-                made = Buffer(CONTEXT, node.channels, 0, node.context)
-            self.program.buffers.append(made)
-            self.buffers[node] = len(self.program.buffers) - 1
-        return self.buffers[node]
-
-    def _constant(self, recipe: Recipe, size: int, columns: np.ndarray | None = None) -> int:
-        offset = self.constants_size
-        self.constant_parts.append((offset, recipe, columns))
-        self.constants_size += -(-size // 16) * 16
-        return offset
-
-    def _operand(self, buffer: int, access: Access, stride: int, length: int, domain: ScheduledDomain) -> int:
-        """Makes a new operand; its box has only the ends that lie within the domain's."""
-        box, inside, whole = Box(), access.box, domain.box
-        if inside.row0 > whole.row0:
-            box.row0 = inside.row0
-        if inside.row1 < whole.row1:
-            box.row1 = inside.row1
-        if inside.column0 > whole.column0:
-            box.column0 = inside.column0
-        if inside.column1 < whole.column1:
-            box.column1 = inside.column1
-        self.program.operands.append(Operand(buffer, access.slot, stride, length, replace(access.map), box))
-        return len(self.program.operands) - 1
+                self.buffers[node] = self.state_buffer(node.channels, lengths[node])
 
     # ---- instructions
 
     def _emit(self, group: Group) -> list[Instruction]:
+        if group.attention is not None:
+            return [self.attention.instruction(group)]
         contractions = group.contractions
         domain, lanes, parts = group.domain, group.lanes, len(contractions)
         emitted, accumulator = [], -1
@@ -140,7 +93,7 @@ class Lowering:
             recipes = [t.run.bias for t in contractions]
             if any(r is not None for r in recipes):
                 columns = [t.run.columns for t in contractions]
-                bias = self._constant(_joined_bias(recipes, columns), parts * lanes)
+                bias = self.constant(_joined_bias(recipes, columns), parts * lanes)
             if split.hoisted:
                 hoisted, accumulator = self._emit_hoisted(group, split, bias)
                 emitted.append(hoisted)
@@ -148,37 +101,11 @@ class Lowering:
             segments, weight = self._segments(contractions, split.waiting, domain)
         operations, registers = self._lane_program(group, parts)
         body = Compute(
-            *self._append(segments, "segments"), weight, bias, accumulator, parts, lanes,
-            *self._append(operations, "operations"), registers,
+            *self.append(segments, "segments"), weight, bias, accumulator, parts, lanes,
+            *self.append(operations, "operations"), registers,
         )  # fmt: skip
-        emitted.append(Instruction(domain.when, self._level(group), self._domain(domain, domain.when), body))
+        emitted.append(Instruction(domain.when, self.level(group), self.domain(domain, domain.when), body))
         return emitted
-
-    def _append(self, records: list, name: str) -> tuple[int, int]:
-        """Appends records to a table of the program, and returns their range."""
-        table = getattr(self.program, name)
-        table += records
-        return len(table) - len(records), len(table)
-
-    def _level(self, group: Group) -> int:
-        """Returns the level; a sequence has room before every level for the sums of its hoisted terms."""
-        return (
-            group.level
-            if group.domain.when != PIXEL or self.order.length > self.order.row_length
-            else 2 * group.level + 1
-        )
-
-    def _domain(self, domain: ScheduledDomain, when: int) -> IterationDomain:
-        """Returns the domain with its schedule in rows and columns of steps; ROW for whole rows of cells."""
-        box, row_length = domain.box, self.order.row_length
-        row_stride, column_stride, delay = domain.row_step, domain.column_step, domain.delay
-        if domain.when == PIXEL and when == ROW:
-            first = domain.column_step * box.column0 + domain.delay
-            row_stride, column_stride, delay = row_stride // row_length, 0, first // row_length
-        elif when == PIXEL:
-            row_stride = row_stride // row_length
-        ends = box.row0, box.row1, box.column0, box.column1
-        return IterationDomain(max(1, row_stride), max(1, column_stride), delay, *ends)
 
     def _emit_hoisted(self, group: Group, split: SplitTerms, bias: int) -> tuple[Instruction, int]:
         """Emits the hoisted terms, of a whole row or a block of cells; returns the instruction and the accumulator."""
@@ -188,17 +115,17 @@ class Lowering:
         if split.when == ROW:
             first = domain.column_step * box.column0 + domain.delay
             wraps = first % self.order.row_length + domain.column_step * (width - 1) >= self.order.row_length
-            buffer = self._state_buffer(parts * lanes, width * (2 if wraps else 1))
+            buffer = self.state_buffer(parts * lanes, width * (2 if wraps else 1))
             sums = AccessMap(width, 1, -box.column0 - width * box.row0)
         else:
-            buffer = self._state_buffer(parts * lanes, -(-self.lookahead // domain.column_step) + split.block - 1)
+            buffer = self.state_buffer(parts * lanes, -(-self.lookahead // domain.column_step) + split.block - 1)
             sums = AccessMap(0, 1, -box.column0)
         segments, weight = self._segments(group.contractions, split.hoisted, domain)
         operations = []
         for part in range(parts):
-            operand = self._operand(buffer, Access(sums, part * lanes, box), 1, lanes, domain)
+            operand = self.operand(buffer, Access(sums, part * lanes, box), 1, lanes, domain)
             operations.append(Operation(OPCODE["store"], 0, part, operand))
-        level = 0 if split.when == ROW else self._level(group) - 1
+        level = 0 if split.when == ROW else self.level(group) - 1
         task = group.contractions[0]
         for n in split.hoisted if split.when == ROW else ():
             piece = task.run.terms[n].piece
@@ -206,11 +133,11 @@ class Lowering:
                 sources = self.grouping.computing(piece)
                 level = max([level, *[s.group.level + 1 for s in sources if s.domain.when == ROW]])
         body = Compute(
-            *self._append(segments, "segments"), weight, bias, -1, parts, lanes,
-            *self._append(operations, "operations"), parts, split.block,
+            *self.append(segments, "segments"), weight, bias, -1, parts, lanes,
+            *self.append(operations, "operations"), parts, split.block,
         )  # fmt: skip
-        instruction = Instruction(split.when, level, self._domain(domain, split.when), body)
-        return instruction, self._operand(buffer, Access(sums, 0, box), 1, parts * lanes, domain)
+        instruction = Instruction(split.when, level, self.domain(domain, split.when), body)
+        return instruction, self.operand(buffer, Access(sums, 0, box), 1, parts * lanes, domain)
 
     def _segments(
         self, contractions: list[Task], numbers: list[int], domain: ScheduledDomain
@@ -238,42 +165,17 @@ class Lowering:
             return [], -1
         segments, chosen, row = [], [], 0
         for term, access, length, rows in merged:
-            buffer = self._buffer(term.piece.node)
+            buffer = self.buffer(term.piece.node)
             count = 1 if term.index else length
-            operand = self._operand(buffer, access, term.piece.stride, count, domain)
+            operand = self.operand(buffer, access, term.piece.stride, count, domain)
             if term.index and access.box != domain.box:  # outside the box stands the number of a row of zeros
-                self.program.operands[operand].border = self._constant(Constant.literal(float(len(rows))).recipe, 1)
+                self.program.operands[operand].border = self.constant(Constant.literal(float(len(rows))).recipe, 1)
                 rows = np.append(rows, -1)
             segments.append(Segment(operand, INDEX if term.index else DENSE, row, len(rows)))
             row += len(rows)
             chosen.append(rows)
         rows = np.concatenate(chosen)
-        return segments, self._weight([(t.run.matrix, rows, t.run.columns) for t in contractions])
-
-    def _weight(self, parts: list[tuple[Recipe, np.ndarray, np.ndarray]]) -> int:
-        key = tuple(
-            (r.sources, id(r) if not r.sources else None, rows.tobytes(), columns.tobytes())
-            for r, rows, columns in parts
-        )
-        shared = self._known_weights.get(key)
-        if shared is not None and self._always_equal(parts, self.weight_parts[shared][1]):
-            return shared
-        rows, columns = len(parts[0][1]), sum(len(c) for _, _, c in parts)
-        self.program.weight_table.append(Weight(self.weights_size, rows, columns))
-        self.weight_parts.append((self.weights_size, parts))
-        self.weights_size += rows * columns
-        self._known_weights[key] = len(self.program.weight_table) - 1
-        return len(self.program.weight_table) - 1
-
-    def _always_equal(self, first: list[tuple], second: list[tuple]) -> bool:
-        """Whether two ways to cut a block from the same constants are one, whatever the constants' values."""
-        generator = torch.Generator().manual_seed(0)
-        probes = {
-            s: torch.rand(self.graph.constants[s].shape, generator=generator, dtype=torch.float64) + 0.5
-            for recipe, _, _ in (*first, *second)
-            for s in recipe.sources
-        }
-        return torch.equal(_weight_block(first, probes), _weight_block(second, probes))
+        return segments, self.weight([(t.run.matrix, rows, t.run.columns) for t in contractions])
 
     def _lane_program(self, group: Group, parts: int) -> tuple[list[Operation], int]:
         operations: list[Operation] = []
@@ -283,7 +185,7 @@ class Lowering:
 
         def load(piece: Piece, access: Access, domain: ScheduledDomain) -> int:
             nonlocal free
-            operand = self._operand(self._buffer(piece.node), access, piece.stride, group.lanes, domain)
+            operand = self.operand(self.buffer(piece.node), access, piece.stride, group.lanes, domain)
             operations.append(Operation(OPCODE["load"], free, operand))
             free += 1
             return free - 1
@@ -315,7 +217,7 @@ class Lowering:
                 task.register, free = free, free + 1
             if task.stored:
                 access = Access(task.domain.target, run.slot, task.domain.box)
-                operand = self._operand(self.buffers[task.node], access, 1, run.length, task.domain)
+                operand = self.operand(self.buffers[task.node], access, 1, run.length, task.domain)
                 operations.append(Operation(OPCODE["store"], 0, task.register, operand))
         return operations, free
 
@@ -323,7 +225,7 @@ class Lowering:
         program, domain = self.program, draw.domain
         first = len(program.operands)
         for piece, access in zip(draw.pieces, domain.operands, strict=True):
-            self._operand(self._buffer(piece.node), access, piece.stride, piece.length, domain)
+            self.operand(self.buffer(piece.node), access, piece.stride, piece.length, domain)
         last = len(program.operands)
         target = domain.target
         for channel in range(draw.channels):
@@ -332,35 +234,9 @@ class Lowering:
             else:
                 written = replace(target, offset=target.offset + self.shift)
                 access = Access(written, draw.channel0 + channel, domain.box)
-            self._operand(self.buffers[self.event], access, 1, 1, domain)
+            self.operand(self.buffers[self.event], access, 1, 1, domain)
         body = Draw(first, last, replace(target), draw.channel0, draw.channels, last, len(program.operands))
-        program.instructions.append(Instruction(PIXEL, 0, self._domain(domain, PIXEL), body))
-
-    def _filler(self) -> Callable[[Constants], tuple[Tensor, Tensor]]:
-        weights_size, constants_size = self.weights_size, self.constants_size
-        weight_parts, constant_parts, table = self.weight_parts, self.constant_parts, self.program.weight_table
-
-        def fill(constants: Constants) -> tuple[Tensor, Tensor]:
-            weights, values = (torch.zeros(n, dtype=torch.float32) for n in (weights_size, constants_size))
-            for (offset, parts), record in zip(weight_parts, table, strict=True):
-                block = _weight_block(parts, constants)
-                weights[offset : offset + record.rows * record.columns] = block.reshape(-1)
-            for offset, recipe, columns in constant_parts:
-                flat = recipe(constants).reshape(-1)
-                flat = flat if columns is None else flat[torch.from_numpy(columns)]
-                values[offset : offset + flat.numel()] = flat
-            return weights, values
-
-        return fill
-
-
-def _weight_block(parts: list[tuple[Recipe, np.ndarray, np.ndarray]], constants: Constants) -> Tensor:
-    """Returns the matrices' chosen rows and columns, side by side; row -1 is a row of zeros."""
-    blocks = []
-    for recipe, rows, columns in parts:
-        block = recipe(constants)[torch.from_numpy(rows)][:, torch.from_numpy(columns)]
-        blocks.append(torch.where(torch.from_numpy(rows >= 0)[:, None], block, 0))
-    return torch.cat(blocks, 1)
+        program.instructions.append(Instruction(PIXEL, 0, self.domain(domain, PIXEL), body))
 
 
 def _joined_bias(recipes: list[Recipe | None], columns: list[np.ndarray]) -> Recipe:

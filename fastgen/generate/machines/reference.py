@@ -15,16 +15,18 @@ from fastgen.generate.ir.instructions import (
     PIXEL,
     PROLOGUE,
     ROW,
+    Attend,
     Compute,
     Draw,
     IterationDomain,
+    KeyRun,
     Operand,
 )
 from fastgen.generate.ir.opcodes import NAMES
 from fastgen.generate.ir.operation_values import apply_operation
 from fastgen.generate.ir.program import Program
 from fastgen.generate.machines.batch import FEW_SAMPLES, GenerationBatch, state_stride
-from fastgen.generate.noise import Noise
+from fastgen.generate.machines.draw_position import draw_position
 
 Cells = tuple[Tensor, Tensor]
 """Rows and columns of some cells of a domain, int64 ``[cells]`` each."""
@@ -51,7 +53,8 @@ class ReferenceMachine:
         self.program = program
         self.head = head
         self.weight_format = weights
-        self._computes = {when: [i for i in program.computes if i.when == when] for when in (PROLOGUE, ROW, PIXEL)}
+        working = [i for i in program.instructions if not isinstance(i.body, Draw)]
+        self._working = {when: [i for i in working if i.when == when] for when in (PROLOGUE, ROW, PIXEL)}
         self._draws = program.draws
         self._load(program.weights, program.constants)
 
@@ -80,7 +83,7 @@ class ReferenceMachine:
 
     def prologue(self, run: GenerationBatch) -> None:
         """Computes what depends on no drawn element: once, before the first step."""
-        for instruction in self._computes[PROLOGUE]:
+        for instruction in self._working[PROLOGUE]:
             domain = instruction.domain
             cells = _grid(range(domain.row0, domain.row1), range(domain.column0, domain.column1))
             self._execute(instruction.body, run, cells)
@@ -98,9 +101,9 @@ class ReferenceMachine:
         for t in run.each_step(t0, t1):
             if t % self.program.row_length == 0:
                 self._start_row(run, t // self.program.row_length)
-            for instruction in self._computes[PIXEL]:
+            for instruction in self._working[PIXEL]:
                 domain, body = instruction.domain, instruction.body
-                block = body.block if run.ahead else 1
+                block = body.block if run.ahead and isinstance(body, Compute) else 1
                 for row, column in _pixel_cells(domain, t, self.program.row_length):
                     if (column - domain.column0) % block == 0:
                         columns = range(column, min(column + block, domain.column1))
@@ -133,14 +136,18 @@ class ReferenceMachine:
             self.matrices.append(_ROUND[self.weight_format](matrix.reshape(weight.rows, weight.columns)).double())
 
     def _start_row(self, run: GenerationBatch, row: int) -> None:
-        for instruction in self._computes[ROW]:
+        for instruction in self._working[ROW]:
             domain = instruction.domain
             cell_row, rest = divmod(row - domain.delay, domain.row_stride)
             if rest == 0 and domain.row0 <= cell_row < domain.row1:
                 self._execute(instruction.body, run, _grid([cell_row], range(domain.column0, domain.column1)))
 
-    def _execute(self, body: Compute, run: GenerationBatch, cells: Cells) -> None:
-        """Runs a Compute at some cells, independent of one another: so many at once that they take little memory."""
+    def _execute(self, body: Compute | Attend, run: GenerationBatch, cells: Cells) -> None:
+        """Runs an instruction at cells independent of one another: so many at once that they take little memory."""
+        if isinstance(body, Attend):
+            for row, column in zip(*cells, strict=True):
+                self._attend(body, run, (row[None], column[None]))
+            return
         most = max(1, _VALUES_AT_ONCE // (body.lanes * max(body.registers, 1)))
         for rows, columns in zip(cells[0].split(most), cells[1].split(most), strict=True):
             self._execute_cells(body, run, (rows, columns))
@@ -161,6 +168,51 @@ class ReferenceMachine:
                 registers[operation.dst] = torch.full(shape, operation.x, dtype=torch.float32)
             else:
                 registers[operation.dst] = apply_operation(name, operation, registers)
+
+    def _attend(self, body: Attend, run: GenerationBatch, cell: Cells) -> None:
+        """Runs an Attend at one cell."""
+        chosen = self.program.key_sets[int(body.keys.position(*cell))]
+        keys = torch.cat([_keys_of(r, cell) for r in self.program.key_runs[chosen.run0 : chosen.run1]] or [cell[0][:0]])
+        query = self._read(body.query, run, cell).unflatten(-1, (body.heads, -1))[:, 0].double()  # [B, heads, depth]
+        if not len(keys):
+            self._write(body.out, run, cell, torch.zeros(len(query), 1, self.program.operands[body.out].length))
+            return
+        repeats, along = body.heads // body.groups, (torch.zeros_like(keys), keys)
+        key, value = (
+            self._read(number, run, along).unflatten(-1, (body.groups, -1)).repeat_interleave(repeats, 2).double()
+            for number in (body.key, body.value)
+        )
+        products = torch.einsum("bhd,bshd->bhs", query, key).float()
+        weights = self._keywise(body.operation0, body.operation1, products, run, cell, keys)
+        if body.softmax:
+            top = weights.amax(-1, keepdim=True)
+            if body.least >= 0 and (top < (least := self.constants[body.least])).any():
+                raise ValueError(
+                    f"the greatest score of attention must be {float(least):g} or more, where keys are masked with a "
+                    f"finite number, got {float(top.min()):g}; mask with float('-inf')"
+                )
+            weights = torch.softmax(weights.double(), -1).float()
+        weights = self._keywise(body.weighting0, body.weighting1, weights, run, cell, keys)
+        out = torch.einsum("bhs,bshc->bhc", weights.double(), value).float()
+        self._write(body.out, run, cell, out.flatten(1)[:, None])
+
+    def _keywise(
+        self, first: int, last: int, values: Tensor, run: GenerationBatch, cell: Cells, keys: Tensor
+    ) -> Tensor:
+        """Runs a lane program over keys on ``[B, heads, keys]``; returns register 0."""
+        registers = [values, torch.full_like(values, torch.nan)]
+        for operation in self.program.operations[first:last]:
+            name = NAMES[operation.opcode]
+            if name == "load":
+                given = self.program.score_operands[operation.a]
+                operand, heads = self.program.operands[given.operand], torch.arange(values.shape[1])[:, None]
+                channels = given.offset + given.row_stride * cell[0] + given.column_stride * cell[1]
+                channels = channels + given.key_stride * keys + given.head_stride * heads
+                here = self._buffer(operand, run)[:, self._slots(operand, run, cell)[0]]
+                registers[operation.dst] = here[:, channels].expand_as(values)
+            else:
+                registers[operation.dst] = apply_operation(name, operation, registers)
+        return registers[0]
 
     def _gather_multiply(self, body: Compute, run: GenerationBatch, cells: Cells) -> Tensor:
         count = body.parts * body.lanes
@@ -236,26 +288,14 @@ class ReferenceMachine:
         if run.parameters is not None:
             first = draw.channel0 * (parameters.shape[-1] // draw.channels)
             run.parameters[:, position - run.position0, first : first + parameters.shape[-1]] = parameters
-        groups = draw.channels // (1 if self.head.coupled == 1 else draw.channels)
-        levels = self._elements(run.levels, draw, run, row, column)
-        drawn = self.head.draw(
-            parameters.unflatten(-1, (groups, -1)),
-            Noise(run.seed, run.samples, position, draw.channel0),
-            levels,
-            self._elements(run.known, draw, run, row, column)
-            if run.known is not None
-            else torch.zeros_like(levels, dtype=torch.bool),
-            run.temperature,
-            run.top_k,
-            run.top_p,
-        )
-        levels.copy_(drawn.levels)
+        inputs = draw_position(self.head, run, parameters, position, draw.channel0, draw.channels)
         for channel, number in enumerate(range(draw.input0, draw.input1)):
-            self._write(number, run, cells, drawn.inputs[:, None, channel, None])
-        if run.log_prob is not None:
-            run.log_prob += drawn.log_prob
-        if run.proposal_log_prob is not None:
-            run.proposal_log_prob += drawn.proposal_log_prob
+            self._write(number, run, cells, inputs[:, None, channel, None])
+
+
+def _keys_of(run: KeyRun, cell: Cells) -> Tensor:
+    first, stop = max(run.low, int(run.start.position(*cell))), min(run.high, int(run.end.position(*cell)))
+    return torch.arange(first, max(first, stop), run.step)
 
 
 def _grid(rows: list[int] | range, columns: list[int] | range) -> Cells:

@@ -46,7 +46,7 @@ def _walk(
     while node.kind == "computed":
         path.append(node)
         best = None
-        for piece in run.pieces():
+        for piece in run.latest():
             source = int(piece.rows[row])
             if source < 0 or piece.node.kind == "constant":
                 continue

@@ -45,6 +45,7 @@ def fold_constant_cells(graph: Graph, order: Order, draws: list[DrawSite]) -> Fo
     for piece in (piece for draw in draws for piece in draw.pieces):
         if piece.node in settled:
             settled[piece.node][piece.rows] = False
+    _keep_attention(graph, settled)
     settled = {node: rows for node, rows in settled.items() if rows.any()}
     if not settled:
         return []
@@ -65,6 +66,22 @@ def _lag(draws: list[DrawSite]) -> int:
                 moving = run.uses[piece.rows] > 0
                 lags.append(int((draw.steps - run.ready[piece.rows])[moving].min(initial=draw.steps.max(initial=0))))
     return min(lags, default=0)
+
+
+def _keep_attention(graph: Graph, settled: dict[Node, np.ndarray]) -> None:
+    """Leaves what attention reads, and what depends on it, to the schedule."""
+    depends: dict[Node, np.ndarray] = {}
+    for node in (node for node in graph.nodes if node.kind == "computed"):
+        depends[node] = np.zeros(node.rows, bool)
+        for run in node.runs:
+            if run.attention is not None:
+                depends[node][:] = True
+                for read in {piece.node for piece in run.latest()} & settled.keys():
+                    settled[read][:] = False
+            for piece in run.pieces():
+                if piece.node in depends:
+                    depends[node] |= (piece.rows >= 0) & depends[piece.node][piece.rows]
+        settled[node] &= ~depends[node]
 
 
 def _without_step(node: Node, order: Order, lag: int) -> np.ndarray:
@@ -233,7 +250,7 @@ class _Readers:
             for run in node.runs:
                 if run.terms is not None:
                     run.terms = self._terms(run, free, folded)
-                else:
+                elif run.attention is None:
                     split = [[self._split(piece, run, free, folded) for piece in pieces] for pieces in run.operands]
                     run.operands = [[p for kept, still in pairs for p in (*kept, *still)] for pairs in split]
 

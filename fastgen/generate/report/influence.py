@@ -11,7 +11,6 @@ from fastgen.generate.inspect.receptive_field import blind_elements
 from fastgen.generate.orders import Order
 from fastgen.generate.report.outputs import Element, Outputs, apart
 from fastgen.generate.report.perturbation import KINDS, other_levels
-from fastgen.generate.verification.check_inputs import random_levels
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def find_influence(
     others = nearest[steps[nearest] >= own][: most if later else 0]
     candidates = torch.cat([earlier, others])
     sizes = torch.zeros(len(steps), dtype=torch.float64)
-    pair = random_levels(outputs.head, (2, *order.event_shape), generator)
+    pair = outputs.head.random_levels((2, *order.event_shape), generator)
     for turn, kind in enumerate(KINDS):
         start = pair[turn % 2].repeat(outputs.batch, *[1] * len(order.event_shape))
         unseen = candidates[sizes[candidates] == 0]
@@ -107,6 +106,7 @@ def _alone(
         changed = start.clone()
         rows = torch.arange(len(part))
         flat = changed.view(outputs.batch, -1)
-        flat[rows, part] = other_levels(outputs.head, flat[rows, part], kind, generator)
+        other = other_levels(outputs.head, start, kind, generator).view(outputs.batch, -1)
+        flat[rows, part] = other[rows, part]
         sizes.append(apart(computed(changed), before)[: len(part)].amax(1))
     return torch.cat(sizes)

@@ -11,7 +11,6 @@ from torch import Tensor
 from fastgen.generate.heads import Head
 from fastgen.generate.orders import Order
 from fastgen.generate.report.outputs import Element, Outputs, apart
-from fastgen.generate.verification.check_inputs import random_levels
 
 KINDS = ("other", "other", "lowest", "highest")
 """The changes that are tried. They are made to two events in turn, a first and a second."""
@@ -63,7 +62,7 @@ class Leaks:
 def mixes_samples(outputs: Outputs, generator: torch.Generator) -> bool:
     """Returns whether an output depends on other samples of the batch."""
     shape = (outputs.batch, *outputs.order.event_shape)
-    one, other = (random_levels(outputs.head, shape, generator) for _ in range(2))
+    one, other = (outputs.head.random_levels(shape, generator) for _ in range(2))
     before = outputs(one)
     for kept in (0, -1):
         changed = other.clone()
@@ -77,7 +76,7 @@ def mixes_samples(outputs: Outputs, generator: torch.Generator) -> bool:
 
 def is_repeatable(outputs: Outputs, generator: torch.Generator) -> bool:
     """Returns whether the module gives the same output for the same input, bit for bit."""
-    levels = random_levels(outputs.head, (outputs.batch, *outputs.order.event_shape), generator)
+    levels = outputs.head.random_levels((outputs.batch, *outputs.order.event_shape), generator)
     return not bool(apart(outputs(levels), outputs(levels)).any())
 
 
@@ -92,15 +91,14 @@ def find_leaks(outputs: Outputs, generator: torch.Generator, rows: int) -> Leaks
     """
     order, head = outputs.order, outputs.head
     tested = chosen_steps(order, max(rows // len(KINDS), 1), generator)
-    start = random_levels(head, (2, *order.event_shape), generator)[torch.arange(outputs.batch) % 2]
+    start = head.random_levels((2, *order.event_shape), generator)[torch.arange(outputs.batch) % 2]
     before = outputs(start)
     sizes = torch.zeros(before.shape[1:], dtype=torch.float64)
     first, greatest = None, None
     for steps, kinds in _batches(tested, outputs.batch):
-        later = _later(order, steps)
-        changed = start.clone()
-        for row, kind in enumerate(kinds):
-            changed[row][later[row]] = other_levels(head, start[row], kind, generator)[later[row]]
+        others = {kind: other_levels(head, start, kind, generator) for kind in dict.fromkeys(kinds)}
+        other = torch.stack([others[kind][row] for row, kind in enumerate(kinds)])
+        changed = torch.where(_later(order, steps), other, start)
         used = outputs.steps() <= steps[:, None, None]
         size = _changes(outputs, start, changed, before, used)
         if not bool(size.any()):
@@ -138,14 +136,17 @@ def chosen_steps(order: Order, most: int, generator: torch.Generator) -> list[in
 
 
 def other_levels(head: Head, levels: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-    """Returns levels that differ from the given ones: "other", "lowest" or "highest" ones."""
-    if kind == "other":
-        if not head.levels:
-            return torch.randn(levels.shape, generator=generator)
+    """Returns levels ``[N, *event_shape]`` that differ from the given ones: "other", "lowest" or "highest" ones."""
+    if head.levels and kind == "other":
         moves = torch.randint(1, head.levels, levels.shape, generator=generator)
         return (levels + moves) % head.levels
-    low, high = (0, head.levels - 1) if head.levels else (-FAR, FAR)
-    return torch.full_like(levels, low if kind == "lowest" else high)
+    if head.levels:
+        return torch.full_like(levels, 0 if kind == "lowest" else head.levels - 1)
+    other = head.random_levels(tuple(levels.shape), generator)
+    if kind == "other":
+        return other
+    far = torch.full_like(levels, -FAR if kind == "lowest" else FAR)
+    return torch.where(head.holds(far), far, other)  # a part of a composite head may be discrete
 
 
 def _changes(outputs: Outputs, levels: Tensor, changed: Tensor, before: Tensor, compared: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from fastgen.generate.ir.graph import Graph, Node
 from fastgen.generate.ir.instructions import PIXEL, PROLOGUE, ROW
 from fastgen.generate.orders import Order
 from fastgen.generate.schedule.iteration_domain import Cells, ScheduledDomain
+from fastgen.generate.schedule.key_reads import oldest_reads
 from fastgen.generate.schedule.scheduler import DrawSite, Placed
 
 LOOKAHEAD = 8
@@ -46,20 +47,26 @@ def ring_lengths(
 ) -> dict[Node, int]:
     readers: dict[Node, list[tuple[np.ndarray, np.ndarray]]] = {}
 
+    def noted(node: Node, positions: np.ndarray, domain: ScheduledDomain, inside: np.ndarray) -> None:
+        readers.setdefault(node, []).append((positions, domain.phases[inside]))
+        if order.length > order.row_length and order.regular and domain.row_step and domain.when == PIXEL:
+            starts = domain.first_steps() // order.row_length * order.row_length
+            readers[node].append((positions, 2 * starts[inside]))
+
     def read(domain: ScheduledDomain, pieces) -> None:
         for piece, access in zip(pieces, domain.operands, strict=True):
             if access is not None:
                 inside = access.box.holds(*domain.cells)
-                positions = access.map.position(*domain.cells.chosen(inside))
-                readers.setdefault(piece.node, []).append((positions, domain.phases[inside]))
-                if order.length > order.row_length and order.regular and domain.row_step and domain.when == PIXEL:
-                    starts = domain.first_steps() // order.row_length * order.row_length
-                    readers[piece.node].append((positions, 2 * starts[inside]))
+                noted(piece.node, access.map.position(*domain.cells.chosen(inside)), domain, inside)
 
     for node in graph.nodes:
         for run, domains in zip(node.runs, placed[node].domains, strict=True):
             for domain in domains:
                 read(domain, run.pieces())
+                for keys in run.key_rows():
+                    rows = placed[node].row[domain.positions]
+                    positions, some = oldest_reads(placed[keys.node].position, keys, run.attention.seen, rows)
+                    noted(keys.node, positions, domain, some)
     for draw in draws:
         read(draw.domain, draw.pieces)
     lengths = {}

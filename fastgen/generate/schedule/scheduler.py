@@ -16,10 +16,11 @@ import numpy as np
 from fastgen.generate.errors import CompileError, NotCausalError
 from fastgen.generate.ir.graph import ChannelRun, Graph, Node, Piece
 from fastgen.generate.ir.instructions import PIXEL, PROLOGUE, ROW
-from fastgen.generate.ir.records import halves
+from fastgen.generate.ir.records import KeyRows, halves
 from fastgen.generate.orders import Order
 from fastgen.generate.schedule.affine_fit import affine, regular_times
 from fastgen.generate.schedule.iteration_domain import INFINITE, Access, Cells, ScheduledDomain
+from fastgen.generate.schedule.key_reads import first_reads
 
 _PERIODS_2D = [(1, 1), (2, 2), (1, 2), (2, 1), (4, 4), (3, 3), (1, 3), (1, 4), (2, 4), (4, 2), (8, 8), (6, 6), (2, 6)]
 _PERIODS_1D = [(1, m) for m in (*range(1, 33), 40, 48, 64, 80, 96, 100, 128, 160, 200, 256, 320, 400, 441, 512)]
@@ -84,6 +85,8 @@ class Scheduler:
                     sound = (2 * run.ready[rows].astype(np.int64) - (domain.when == PROLOGUE) <= domain.phases).all()
                     for piece in run.pieces():
                         sound = sound and self._computed(piece, rows, domain.phases)
+                    for keys in run.key_rows():
+                        sound = sound and self._keys_computed(keys, run.attention.seen, rows, domain.phases)
                     if not sound:
                         raise self._unplaced(placed.node)
 
@@ -130,6 +133,16 @@ class Scheduler:
                 at[domain.positions] = domain.phases
             here = valid & (piece.node.run_of_slot[slots] == number) if piece.varies else valid
             if (at[positions[here]] > phases[here]).any():
+                return False
+        return True
+
+    def _keys_computed(self, keys: KeyRows, seen: np.ndarray, rows: np.ndarray, phases: np.ndarray) -> bool:
+        source = self.placed[keys.node]
+        positions, first = first_reads(source.position, keys, seen, rows, phases)
+        for domain in (domain for domains in source.domains for domain in domains):
+            at = np.full(source.positions, -2)
+            at[domain.positions] = domain.phases
+            if (at[positions] > first).any():
                 return False
         return True
 
@@ -235,6 +248,11 @@ class Scheduler:
             raise self._unplaced(placed.node)
         for domain in domains:
             rows = placed.row[domain.positions]
+            for keys in (k for k in run.key_rows() if k.node.kind != "constant"):
+                source = self.placed[keys.node]
+                positions, first = first_reads(source.position, keys, run.attention.seen, rows, domain.phases)
+                for deadlines in source.deadline:
+                    np.minimum.at(deadlines, positions, first)
             starts = self._row_starts(domain) if run.terms is not None else None
             for piece, access in zip(run.pieces(), domain.operands, strict=True):
                 if access is None:

@@ -18,7 +18,7 @@ from fastgen.generate.machines.machine import default_machine, make_machine
 from fastgen.generate.noise import Noise
 from fastgen.generate.options import SamplingOptions
 from fastgen.generate.state import start_state
-from fastgen.generate.verification.check_inputs import check_rows, random_contexts, random_levels
+from fastgen.generate.verification.check_inputs import check_rows, random_contexts
 from fastgen.generate.verification.first_layer import first_layer
 from fastgen.generate.verification.precision import Precision
 
@@ -93,7 +93,7 @@ def greatest_error(network: CompiledNetwork) -> Agreement:
     length = check_lengths(network)[-1]
     shape = network.event_shape if length is None else (*network.event_shape[:-1], length)
     rows = check_rows(network, shape)
-    levels = random_levels(network.head, (rows, *shape), generator)
+    levels = network.head.random_levels((rows, *shape), generator)
     leaves = random_contexts(network, rows, generator)
     with untouched(network.module, network.request.adapter), torch.no_grad():
         computed, trouble = _of_program(network, levels, leaves)
@@ -132,7 +132,7 @@ def _difference(network: CompiledNetwork, seed: int) -> Difference | None:
     lengths = check_lengths(network)
     shape = network.event_shape if lengths[-1] is None else (*network.event_shape[:-1], lengths[-1])
     rows = check_rows(network, shape)
-    levels = random_levels(network.head, (rows, *shape), generator)
+    levels = network.head.random_levels((rows, *shape), generator)
     leaves = random_contexts(network, rows, generator)
     forward = Forward(network, leaves)
     with torch.no_grad():
@@ -174,7 +174,6 @@ def _taught(network: CompiledNetwork, levels: Tensor, leaves: list[Tensor]) -> t
     context = None if network.request.layout is None else network.request.layout.module_context(leaves)
     everything = torch.ones_like(known, dtype=torch.bool)
     run = start_state(network, len(levels), 0, known, everything, SamplingOptions(context)).run
-    run.log_prob = torch.zeros(len(levels), dtype=torch.float64)  # so that the parameters are computed
     if machine is not network.machine:
         machine.prologue(run)
     return run, machine

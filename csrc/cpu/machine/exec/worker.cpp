@@ -80,6 +80,10 @@ void Worker::resolve(const BoundOperand* operands, std::size_t count, Cell cell,
 void Worker::execute(int number, const Cell* cells, std::int64_t count, const Share& share, const GenerationBatch& run,
                      std::int64_t step) {
   const PlannedCompute& planned = plan_.computes[number];
+  if (planned.attend >= 0) {
+    attend(planned, cells, count, share, run, step);
+    return;
+  }
   Tile tile{};
   tile.planned = &planned;
   tile.lane_tile0 = share.units.begin * planned.unit_tiles;

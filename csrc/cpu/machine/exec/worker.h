@@ -19,6 +19,17 @@ struct Share {
   Span units;  // of lanes
 };
 
+// Some of the keys that a query sees, at equal distances in memory.
+struct KeySpan {
+  std::int64_t first, count, step;  // of the keys
+};
+struct KeyRows {
+  const float* base;  // of the first key's channels, in sample 0
+  std::int64_t sample_stride;
+  std::ptrdiff_t stride;
+  std::int64_t count;
+};
+
 class Worker {
  public:
   Worker(const Plan& plan, const PackedWeights& weights, const HeadSpec& head, const Kernels& kernels, Failure& failure);
@@ -79,12 +90,23 @@ class Worker {
   void resolve(const BoundOperand* operands, std::size_t count, Cell cell, const GenerationBatch& run, std::int64_t step,
                Address* addresses);
   void resolve(const Tile& tile);
+  // Runs an Attend at cells for some samples and groups of heads.
+  void attend(const PlannedCompute& planned, const Cell* cells, std::int64_t count, const Share& share, const GenerationBatch& run,
+              std::int64_t step);
+  void list_keys(const PlannedAttend& planned, Cell cell, const GenerationBatch& run);
+  void list_rows(const BoundOperand& operand, const GenerationBatch& run, std::int64_t step, std::vector<KeyRows>& rows);
+  void attend_head(const PlannedAttend& planned, std::int64_t head, Cell cell, std::int64_t sample, std::int64_t step);
+  void score(const PlannedAttend& planned, const std::vector<PlannedOperation>& operations, std::int64_t head, Cell cell,
+             std::int64_t sample);
   void start(const Tile& tile);
   void add_table_rows(const Tile& tile);
   void multiply(const Tile& tile);
   void apply(const Tile& tile);
   void draw_cell(const PlannedDraw& draw, Cell cell, std::int64_t t, Span samples, const GenerationBatch& run,
                  bool inputs_written);
+  void draw_in_python(const PlannedDraw& planned, std::int64_t position, std::int64_t t, Span samples, const GenerationBatch& run,
+                      bool inputs_written);
+  void report_status(DrawStatus status, std::int64_t step, std::int64_t position, std::int64_t b);
   void keep_parameters(const PlannedDraw& planned, std::int64_t place, std::int64_t b, const GenerationBatch& run);
   template <typename Function>
   void each_draw(std::int64_t t, Function function);
@@ -103,12 +125,17 @@ class Worker {
   bool asks_ = false, together_ = false, stopped_ = false;
   std::int64_t work_ = 0;  // since the last question
   Arena inputs_, registers_, parameters_, values_, scratch_;
+  std::vector<float> batch_parameters_, batch_inputs_;  // of a draw in Python
   std::vector<const float*> input_pointers_;
   std::vector<Address> addresses_;
   std::vector<std::vector<Cell>> domain_cells_;
   std::vector<Cell> once_cell_, draw_cells_;
   const unsigned char* ahead_;  // in the packed weights, or a little beyond them
   std::vector<int> active_, once_active_;
+  std::vector<KeySpan> keys_;  // of the query at hand, their number, and where they and their values lie
+  std::int64_t key_count_ = 0;
+  std::vector<KeyRows> key_rows_, value_rows_;
+  std::vector<float> scores_;  // registers of as many values as there are keys
 };
 
 }  // namespace fastgen

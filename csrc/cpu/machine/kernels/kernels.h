@@ -48,6 +48,14 @@ struct Kernels {
   void (*scatter)(float* dst, std::ptrdiff_t stride, const float* src, std::size_t n);
   // kSum, kAmax or kAmin over groups of `group` neighbours of n lanes, broadcast back
   void (*reduce)(std::int64_t opcode, float* dst, const float* a, std::size_t n, std::size_t group);
+  // kSum, kAmax or kAmin of n values
+  float (*fold)(std::int64_t opcode, const float* a, std::size_t n);
+  // attention: out[i] = sum_d query[d] * keys[i * stride + d] for i < count; each sum in 16 columns, which are folded in halves
+  void (*products)(float* out, const float* query, std::size_t depth, const float* keys, std::ptrdiff_t stride,
+                   std::size_t count);
+  // out[c] += sum_i weights[i] * values[i * stride + c] for c < width, one after the other
+  void (*weigh)(float* out, std::size_t width, const float* weights, const float* values, std::ptrdiff_t stride,
+                std::size_t count);
   // probes: reads n floats (a multiple of 256) once; runs `rounds` of independent fma and returns how many operations they were
   float (*read)(const float* data, std::size_t n);
   double (*fma_burst)(std::int64_t rounds, float* sink);

@@ -1,4 +1,5 @@
 // The machine's kernels of one instruction set.
+#include "cpu/machine/kernels/attend_impl.h"
 #include "cpu/machine/kernels/lanes_impl.h"
 #include "cpu/machine/kernels/panel_impl.h"
 
@@ -21,6 +22,9 @@ const Kernels& FASTGEN_OF_ISA(kernels)() {
       gather,
       scatter,
       reduce,
+      reduce_group,
+      products,
+      weigh,
       read,
       fma_burst,
   };

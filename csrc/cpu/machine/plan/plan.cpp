@@ -88,7 +88,7 @@ PlannedCompute plan_compute(Program& program, const PackedWeights& weights, cons
   planned.matrix = weights.of_compute(number);
   Binder binder(program, instruction.domain, plan, planned.operands);
   planned.accumulator = compute.accumulator >= 0 ? binder.read(compute.accumulator) : -1;
-  planned.hoisted = -1;
+  planned.hoisted = planned.attend = -1;
   planned.in_blocks = compute.block > 1;
   for (std::int64_t s = compute.segment0; s < compute.segment1; ++s) {
     const Segment& segment = program.segments[s];
@@ -125,6 +125,62 @@ PlannedCompute plan_compute(Program& program, const PackedWeights& weights, cons
   return planned;
 }
 
+std::vector<PlannedOperation> plan_keywise(const Program& program, std::int64_t begin, std::int64_t end, Binder& binder,
+                                           std::vector<ScoreInput>& inputs) {
+  std::vector<PlannedOperation> planned;
+  for (std::int64_t o = begin; o < end; ++o) {
+    Operation operation = program.operations[o];
+    const OpcodeInfo& info = kOpcodeInfo[operation.opcode];
+    if (operation.opcode == kLoad) {
+      const ScoreOperand& score = program.score_operands[operation.a];
+      operation.a = static_cast<std::int64_t>(inputs.size());
+      inputs.push_back({binder.read(score.operand), score.offset, score.row_stride, score.column_stride, score.key_stride,
+                        score.head_stride});
+    }
+    planned.push_back({static_cast<std::int16_t>(operation.opcode), info.form, info.registers,
+                       static_cast<std::int32_t>(operation.dst), static_cast<std::int32_t>(operation.a),
+                       static_cast<std::int32_t>(operation.b), static_cast<std::int32_t>(operation.c), operation.x, operation.y});
+  }
+  return planned;
+}
+
+PlannedCompute plan_attend(Program& program, const Instruction& instruction, const Attend& attend, Plan& plan) {
+  PlannedCompute planned{};
+  PlannedAttend own{};
+  planned.level = instruction.level;
+  planned.attend = static_cast<int>(plan.attends.size());
+  planned.accumulator = planned.hoisted = planned.matrix = -1;
+  planned.units = attend.groups;
+  planned.unit_tiles = 1;
+  own.heads = attend.heads;
+  own.groups = attend.groups;
+  own.depth = program.operands[attend.key].length / attend.groups;
+  own.width = program.operands[attend.value].length / attend.groups;
+  own.keys = attend.keys;
+  own.softmax = attend.softmax != 0;
+  own.least = attend.least >= 0 ? program.constants.data() + attend.least : nullptr;
+  own.registers = attend.registers;
+  Binder binder(program, instruction.domain, plan, planned.operands);
+  own.query = binder.read(attend.query);
+  own.out = binder.write(attend.out);
+  const KeyBounds keys = key_bounds(program, attend, instruction.domain);
+  const IterationDomain along = {1, 1, 0, 0, 1, keys.least, keys.end};
+  own.most_keys = keys.count;
+  own.key = bind(program, program.operands[attend.key], along, false, plan);
+  own.value = bind(program, program.operands[attend.value], along, false, plan);
+  own.scores = plan_keywise(program, attend.operation0, attend.operation1, binder, own.inputs);
+  own.weighting = plan_keywise(program, attend.weighting0, attend.weighting1, binder, own.inputs);
+  planned.parts = 1;
+  planned.lanes = own.heads * own.width;
+  planned.inputs = std::min<std::int64_t>(keys.count, 1 << 20);
+  planned.work = static_cast<std::int64_t>(std::min(static_cast<double>(kUnasked), static_cast<double>(keys.count) *
+                                                                                       static_cast<double>(own.heads) *
+                                                                                       static_cast<double>(own.depth + own.width)));
+  planned.chunk = kMostItems;
+  plan.attends.push_back(std::move(own));
+  return planned;
+}
+
 PlannedDraw plan_draw(Program& program, const Instruction& instruction, const Draw& draw, const HeadSpec& head, Plan& plan) {
   PlannedDraw planned{};
   const IterationDomain& cells = instruction.domain;
@@ -151,8 +207,8 @@ PlannedDraw plan_draw(Program& program, const Instruction& instruction, const Dr
 }
 
 // For each Compute the one that runs blocks of cells and writes its accumulator. Instead of reading that, a machine may sum it anew
-// at the reader's cells: they must be alike.
-void link_hoisted(const Program& program, std::vector<PlannedCompute>& planned) {
+// at the reader's cells: they must be alike. `places` are those of the Computes in `planned`.
+void link_hoisted(const Program& program, const std::vector<int>& places, std::vector<PlannedCompute>& planned) {
   std::map<std::int64_t, int> writers;  // by buffer
   std::vector<const Instruction*> instructions;
   const auto name = [&](const Instruction& instruction) {
@@ -173,11 +229,12 @@ void link_hoisted(const Program& program, std::vector<PlannedCompute>& planned) 
     const Instruction& source = *instructions[found->second];
     const Compute& hoisted = std::get<Compute>(source.body);
     FASTGEN_CHECK(
-        hoisted.parts == compute.parts && hoisted.lanes == compute.lanes && planned[found->second].matrix >= 0 &&
+        hoisted.parts == compute.parts && hoisted.lanes == compute.lanes && planned[places[found->second]].matrix >= 0 &&
             TimedDomain::of(source.domain, program.row_length) == TimedDomain::of(instruction.domain, program.row_length),
         name(instruction), " has other cells or lanes than ", name(source), ", which sums its accumulator");
-    planned[number].hoisted = found->second;
-    planned[number].chunk = std::min(planned[number].chunk, planned[found->second].chunk);
+    PlannedCompute& reader = planned[places[number]];
+    reader.hoisted = places[found->second];
+    reader.chunk = std::min(reader.chunk, planned[reader.hoisted].chunk);
   });
 }
 
@@ -185,15 +242,25 @@ bool earlier(const Once& x, const Once& y) { return x.step != y.step ? x.step < 
 
 }  // namespace
 
-Plan::Plan(Program& program, const PackedWeights& weights, const HeadSpec& head) : constants(program.constants.data()) {
+Plan::Plan(Program& program, const PackedWeights& weights, const HeadSpec& head) : key_sets(program.key_sets), key_runs(program.key_runs), constants(program.constants.data()) {
   std::int64_t longest = 1;
   for (const Operand& operand : program.operands) longest = std::max(longest, operand.length);
   zeros.assign(longest, 0.0f);
   std::map<TimedDomain::Key, int> domain_numbers;
-  each_of_kind<Compute>(program, [&](const Instruction& instruction, const Compute& compute, std::size_t place) {
-    const int number = static_cast<int>(place);
+  std::vector<int> places;
+  for (const Instruction& instruction : program.instructions) {
+    const int number = static_cast<int>(computes.size());
+    const Compute* compute = std::get_if<Compute>(&instruction.body);
+    const Attend* attend = std::get_if<Attend>(&instruction.body);
+    if (compute) {
+      computes.push_back(plan_compute(program, weights, instruction, *compute, places.size(), *this));
+      places.push_back(number);
+    } else if (attend) {
+      computes.push_back(plan_attend(program, instruction, *attend, *this));
+    } else {
+      continue;
+    }
     const IterationDomain& cells = instruction.domain;
-    computes.push_back(plan_compute(program, weights, instruction, compute, place, *this));
     iterations.push_back(cells);
     PlannedCompute& planned = computes.back();
     planned.domain = -1;
@@ -207,7 +274,7 @@ Plan::Plan(Program& program, const PackedWeights& weights, const HeadSpec& head)
     } else if (instruction.when == kRow) {
       row.push_back(number);
     } else {
-      const TimedDomain timed = TimedDomain::of(cells, program.row_length, compute.block);
+      const TimedDomain timed = TimedDomain::of(cells, program.row_length, compute ? compute->block : 1);
       if (timed.single()) {
         planned.only = {cells.row0, cells.column0};
         computes_once.push_back({timed.first_step(), number});
@@ -218,7 +285,7 @@ Plan::Plan(Program& program, const PackedWeights& weights, const HeadSpec& head)
         pixel.push_back(number);
       }
     }
-  });
+  }
   each_of_kind<Draw>(program, [&](const Instruction& instruction, const Draw& draw, std::size_t number) {
     draws.push_back(plan_draw(program, instruction, draw, head, *this));
     const PlannedDraw& planned = draws.back();
@@ -232,7 +299,7 @@ Plan::Plan(Program& program, const PackedWeights& weights, const HeadSpec& head)
       draws_often.push_back(static_cast<int>(number));
     }
   });
-  link_hoisted(program, computes);
+  link_hoisted(program, places, computes);
   std::sort(computes_once.begin(), computes_once.end(), earlier);
   std::sort(draws_once.begin(), draws_once.end(), earlier);
 }

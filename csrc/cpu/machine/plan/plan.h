@@ -33,6 +33,25 @@ struct PlannedOperation {
   float x, y;
 };
 
+// What a load of a program over the keys reads: the operand is a number in the instruction's.
+struct ScoreInput {
+  int operand;
+  std::int64_t offset, row_stride, column_stride, key_stride, head_stride;
+};
+
+struct PlannedAttend {
+  int query, out;           // in the instruction's operands
+  BoundOperand key, value;  // at the cell (0, key)
+  std::int64_t heads, groups, depth, width;
+  AccessMap keys;           // to the number of the key set
+  std::int64_t most_keys;   // seen at once
+  bool softmax;
+  const float* least;       // or null
+  std::int64_t registers;
+  std::vector<PlannedOperation> scores, weighting;  // loads name inputs
+  std::vector<ScoreInput> inputs;
+};
+
 struct PlannedCompute {
   std::int64_t level, parts, lanes, lane_tiles, registers;
   std::int64_t unit_tiles;  // lane tiles that threads never split
@@ -52,6 +71,7 @@ struct PlannedCompute {
   std::vector<DenseInput> dense;
   std::vector<IndexInput> index;
   std::vector<PlannedOperation> operations;
+  int attend;               // number among Plan::attends; -1 for a Compute
   std::int64_t chunk;       // items that are computed together
   std::int64_t work;        // of an item, in multiply-adds, about; kUnasked at most
 };
@@ -66,7 +86,7 @@ struct PlannedDraw {
   std::int64_t channel0, channels;
 };
 
-// A Compute or a Draw that runs at one step only.
+// A Compute, an Attend or a Draw that runs at one step only.
 struct Once {
   std::int64_t step;
   int number;
@@ -83,7 +103,10 @@ struct Plan {
   // For each Compute, the units of lanes that each of `threads` threads computes: balanced over those of a level.
   std::vector<std::vector<Span>> shares(int threads) const;
 
-  std::vector<PlannedCompute> computes;
+  std::vector<PlannedCompute> computes;  // and attends, in the order of the program
+  std::vector<PlannedAttend> attends;
+  std::vector<KeySet> key_sets;
+  std::vector<KeyRun> key_runs;
   std::vector<IterationDomain> iterations;  // of computes
   std::vector<PlannedDraw> draws;
   std::vector<TimedDomain> domains;       // the different ones of the computes that run at many steps

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from fastgen.generate.frontend.rules import (
     activation,
+    attention,
     bits,
     contraction,
     elementwise,
@@ -22,6 +23,7 @@ from fastgen.generate.frontend.rules.registry import RULES, register_rule
 __all__ = [
     "RULES",
     "activation",
+    "attention",
     "bits",
     "contraction",
     "elementwise",

@@ -11,7 +11,7 @@ import torch
 from fastgen.generate.errors import UnsupportedOperator
 from fastgen.generate.frontend.rules.elementwise import add, mul
 from fastgen.generate.frontend.rules.registry import RULES, register_rule
-from fastgen.generate.ir.channels import Table, channel_runs
+from fastgen.generate.ir.channels import Table, beside, channel_runs
 from fastgen.generate.ir.graph import Constant, Graph, Recipe, Value, derive
 
 aten = torch.ops.aten
@@ -46,6 +46,9 @@ def _bias(bias: Constant | None) -> Recipe | None:
 
 def contract_last(graph: Graph, x: Value, matrix: Recipe, bias: Recipe | None = None) -> Value:
     """``x @ matrix + bias`` over the last dimension."""
+    for dim in beside(graph, x.shape, [x], x.ids.dim() - 1):  # heads: a product each
+        parts = [contract_last(graph, Value(part), matrix, bias).ids for part in x.ids.unbind(dim)]
+        return Value(torch.stack(parts, dim))
     table = x.ids.reshape(-1, x.shape[-1])
     inputs = [
         (table[:, first].contiguous().numpy(), stride, length, rows, False)
@@ -59,7 +62,6 @@ def linear(graph: Graph, x: Value, weight: Constant, bias: Constant | None = Non
     return contract_last(graph, x, _matrix(weight, lambda w: w.t()), _bias(bias))
 
 
-@register_rule(aten.matmul.default, aten.mm.default, aten.bmm.default)
 def matmul(graph: Graph, a: Value | Constant, b: Value | Constant) -> Value:
     if isinstance(a, Value) and isinstance(b, Value):
         raise UnsupportedOperator(graph, TWO_TENSORS)
@@ -72,23 +74,26 @@ def matmul(graph: Graph, a: Value | Constant, b: Value | Constant) -> Value:
         out = contract_last(graph, a, _matrix(b, lambda w: w.reshape(w.shape[0], -1)))
         return out if b.tensor.dim() == 2 else Value(out.ids[..., 0])
     batch = torch.broadcast_shapes(a.shape[:-2], b.tensor.shape[:-2])
-    ids = a.ids.expand(*batch, *a.shape[-2:]).reshape(-1, *a.shape[-2:])
-    parts = []
-    for n in range(ids.shape[0]):
-        matrix = _matrix(b, lambda w, n=n: w.expand(*batch, *w.shape[-2:]).reshape(-1, *w.shape[-2:])[n])
-        parts.append(contract_last(graph, Value(ids[n]), matrix).ids)
-    return Value(torch.stack(parts).reshape(*batch, a.shape[-2], b.tensor.shape[-1]))
+    ids = a.ids.expand(*batch, *a.shape[-2:])
+    for dim in range(-b.tensor.dim(), -2):
+        if b.tensor.shape[dim] > 1:  # a matrix for each of it
+            matrices = [derive(lambda w, n=n, dim=dim: w.select(dim, n), b) for n in range(b.tensor.shape[dim])]
+            pairs = zip(ids.unbind(dim), matrices, strict=True)
+            return Value(torch.stack([matmul(graph, Value(part), matrix).ids for part, matrix in pairs], dim))
+    return matmul(graph, Value(ids), derive(lambda w: w.reshape(w.shape[-2:]), b))
 
 
-@register_rule(aten.addmm.default, aten.baddbmm.default)
 def addmm(graph: Graph, c: Value | Constant, a: Value | Constant, b: Value | Constant, *, beta=1, alpha=1) -> Value:
-    product = matmul(graph, a, b)
+    return scaled_sum(graph, c, matmul(graph, a, b), beta, alpha)
+
+
+def scaled_sum(graph: Graph, c: Value | Constant, product: Value, beta: float, alpha: float) -> Value:
+    """``beta * c + alpha * product``"""
     product = product if alpha == 1 else mul(graph, product, alpha)
     c = c if beta == 1 else (mul(graph, c, beta) if isinstance(c, Value) else derive(lambda t: t * beta, c))
     return add(graph, product, c)
 
 
-@register_rule(aten.einsum.default)
 def einsum(graph: Graph, equation: str, operands: Sequence[Value | Constant], **_) -> Value:
     left, _, out = equation.replace(" ", "").partition("->")
     names = left.split(",")
@@ -101,8 +106,11 @@ def einsum(graph: Graph, equation: str, operands: Sequence[Value | Constant], **
     summed = [c for c in of_x if c not in out]
     columns = [c for c in of_w if c not in summed]
     kept = [c for c in of_x if c not in summed]
-    if isinstance(w, Value) or set(columns) & set(kept) or not summed or not set(summed) <= set(of_w):
-        return _multiply_and_sum(graph, x, w, of_x, of_w, out)
+    shared = [c for c in columns if c in kept]
+    if isinstance(w, Constant) and shared and summed:
+        return _each_of(graph, shared[0], x, w, of_x, of_w, out)
+    if isinstance(w, Value) or not summed or not set(summed) <= set(of_w):
+        return multiply_and_sum(graph, x, w, of_x, of_w, out)
     ids = x.ids.permute([of_x.index(c) for c in kept + summed])
     shape = [ids.shape[i] for i in range(len(kept))]
     width = [w.tensor.shape[of_w.index(c)] for c in columns]
@@ -115,7 +123,17 @@ def einsum(graph: Graph, equation: str, operands: Sequence[Value | Constant], **
     return Value(flat.permute([(kept + columns).index(c) for c in out]))
 
 
-def _multiply_and_sum(graph: Graph, x: Value, w: Value | Constant, of_x: str, of_w: str, out: str) -> Value:
+def _each_of(graph: Graph, index: str, x: Value, w: Constant, of_x: str, of_w: str, out: str) -> Value:
+    """Returns the einsum of two tensors that share an index of the result, heads say: a product for each of it."""
+    at, parts = of_w.index(index), []
+    equation = f"{of_x.replace(index, '')},{of_w.replace(index, '')}->{out.replace(index, '')}"
+    for number, ids in enumerate(x.ids.unbind(of_x.index(index))):
+        part = derive(lambda t, number=number: t.select(at, number), w)
+        parts.append(einsum(graph, equation, [Value(ids), part]).ids)
+    return Value(torch.stack(parts, out.index(index)))
+
+
+def multiply_and_sum(graph: Graph, x: Value, w: Value | Constant, of_x: str, of_w: str, out: str) -> Value:
     """Returns the product of two tensors elementwise, then the sum over the indices that the result lacks."""
     indices = out + "".join(sorted(set(of_x + of_w) - set(out)))
 
