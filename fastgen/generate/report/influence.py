@@ -106,7 +106,7 @@ def _alone(
         changed = start.clone()
         rows = torch.arange(len(part))
         flat = changed.view(outputs.batch, -1)
-        others = other_levels(outputs.head, start, kind, generator)
-        flat[rows, part] = others.view(outputs.batch, -1)[rows, part]
+        other = other_levels(outputs.head, start, kind, generator).view(outputs.batch, -1)
+        flat[rows, part] = other[rows, part]
         sizes.append(apart(computed(changed), before)[: len(part)].amax(1))
     return torch.cat(sizes)

@@ -96,10 +96,9 @@ def find_leaks(outputs: Outputs, generator: torch.Generator, rows: int) -> Leaks
     sizes = torch.zeros(before.shape[1:], dtype=torch.float64)
     first, greatest = None, None
     for steps, kinds in _batches(tested, outputs.batch):
-        later = _later(order, steps)
-        changed = start.clone()
-        for row, kind in enumerate(kinds):
-            changed[row][later[row]] = other_levels(head, start[row : row + 1], kind, generator)[0][later[row]]
+        others = {kind: other_levels(head, start, kind, generator) for kind in dict.fromkeys(kinds)}
+        other = torch.stack([others[kind][row] for row, kind in enumerate(kinds)])
+        changed = torch.where(_later(order, steps), other, start)
         used = outputs.steps() <= steps[:, None, None]
         size = _changes(outputs, start, changed, before, used)
         if not bool(size.any()):
@@ -138,19 +137,16 @@ def chosen_steps(order: Order, most: int, generator: torch.Generator) -> list[in
 
 def other_levels(head: Head, levels: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     """Returns levels ``[N, *event_shape]`` that differ from the given ones: "other", "lowest" or "highest" ones."""
-    if isinstance(head, Composite):
-        parts = [
-            other_levels(part, levels[:, channels], kind, generator).to(levels.dtype)
-            for part, channels, _ in head.runs()
-        ]
-        return torch.cat(parts, 1)
-    if kind == "other":
-        if not head.levels:
-            return torch.randn(levels.shape, generator=generator)
+    if head.levels and kind == "other":
         moves = torch.randint(1, head.levels, levels.shape, generator=generator)
         return (levels + moves) % head.levels
-    low, high = (0, head.levels - 1) if head.levels else (-FAR, FAR)
-    return torch.full_like(levels, low if kind == "lowest" else high)
+    if head.levels:
+        return torch.full_like(levels, 0 if kind == "lowest" else head.levels - 1)
+    other = head.random_levels(tuple(levels.shape), generator)
+    if kind == "other":
+        return other
+    far = torch.full_like(levels, -FAR if kind == "lowest" else FAR)
+    return torch.where(head.holds(far), far, other)  # a part of a composite head may be discrete
 
 
 def _changes(outputs: Outputs, levels: Tensor, changed: Tensor, before: Tensor, compared: Tensor) -> Tensor:
