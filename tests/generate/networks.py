@@ -38,6 +38,7 @@ NETWORKS = {
         recurrent.retention,
         recurrent.rwkv,
         recurrent.mamba,
+        recurrent.row_lstm,
         attention.gpt,
         attention.llama,
         attention.transformer_xl,

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgen.generate import heads
+from tests.generate.public_images import MaskedConv
 from tests.generate.seeded import built
 
 LEVELS = 9
@@ -267,3 +268,31 @@ def rwkv():
 
 def mamba():
     return _tokens(Mamba, 16)
+
+
+# ---- images ----
+
+
+class RowLSTM(nn.Module):
+    """Row LSTM of van den Oord et al. 2016, arXiv 1601.06759: a state for every row, convolved along it."""
+
+    def __init__(self, channels: int = 6, levels: int = 5) -> None:
+        super().__init__()
+        self.first = MaskedConv("A", 1, channels, 5, padding=2)
+        self.along = MaskedConv("B", channels, 4 * channels, (1, 3), padding=(0, 1))
+        self.above, self.out = nn.Conv1d(channels, 4 * channels, 3, padding=1), nn.Conv2d(channels, levels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        gates, h, rows = self.along(x), torch.zeros_like(x[:, :, 0]), []
+        c = h
+        for r in range(x.shape[2]):
+            o, f, i, g = (gates[:, :, r] + self.above(h)).chunk(4, 1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+            rows.append(h)
+        return self.out(x + torch.stack(rows, 2))
+
+
+def row_lstm():
+    return built(RowLSTM), (1, 7, 6), heads.Categorical(5, to_input="symmetric"), "raster", "same", None

@@ -37,6 +37,12 @@ def test_the_program_does_not_grow_with_the_length(name):
     assert len(programs[0].weights) == len(programs[1].weights)
 
 
+def test_the_program_does_not_grow_with_the_image():
+    programs = [case("row_lstm").sampler(event_shape=shape).program for shape in ((1, 6, 5), (1, 9, 8))]
+    assert len(programs[0].instructions) == len(programs[1].instructions)
+    assert len(programs[0].weights) == len(programs[1].weights)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_network_that_is_the_same_at_any_length_has_no_end(name):
     endless = sampler(name).program.steps >= STREAM // 2
@@ -137,7 +143,8 @@ def step(net, x, t, h):
         (lambda net, x, t, h: step(net, x, x.shape[1] - 1 - t, h), False),
         (lambda net, x, t, h: torch.tanh((net.other if t > 100 else net.cell)(torch.cat([x[:, t], h], 1))), True),
         (lambda net, x, t, h: step(net, x, t // 2, h), True),
-        (lambda net, x, t, h: step(net, x, t, h) / x.shape[1], True),
+        (lambda net, x, t, h: step(net, x, t, h) / (t + 1.5), True),
+        (lambda net, x, t, h: step(net, x, t, h) + torch.eye(8)[t % 8], True),
         (lambda net, x, t, h: step(net, x, t, h) + (x[:, 90] if t > 90 else 0), True),
     ],
 )
@@ -146,3 +153,40 @@ def test_departure_of_a_loop(change, departs):
     known = calls_of(network, (torch.zeros(2, steps, 8), None))
     assert known.any
     assert bool(departure(network, known, (torch.zeros(2, steps + 3 * 16, 8), None), 3)) == departs
+
+
+class Started(nn.Module):
+    """Some start tokens before the event: the first states depend on no input, and on the parameters."""
+
+    def __init__(self, kind: str, tokens: int) -> None:
+        super().__init__()
+        self.kind, self.tokens, self.embed, self.out = kind, tokens, nn.Embedding(LEVELS, 8), nn.Linear(8, LEVELS)
+        self.lstm, self.cell = nn.LSTM(8, 8, batch_first=True), nn.GRUCell(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inputs = self.embed(nn.functional.pad(x, (self.tokens, 0)))
+        if self.kind == "loop":
+            h, states = torch.zeros(x.shape[0], 8), []
+            for t in range(inputs.shape[1]):
+                h = self.cell(inputs[:, t], h)
+                states.append(h)
+            y = torch.stack(states, 1)
+        else:
+            y = self.lstm(inputs)[0] if self.kind == "layer" else torch.tanh(inputs.cumsum(1))
+        return self.out(y[:, self.tokens - 1 : -1]).transpose(1, 2)
+
+
+@pytest.mark.parametrize("kind", ["layer", "sum", "loop"])
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_states_before_the_first_step(kind, tokens):
+    network = built(lambda: Started(kind, tokens))
+    compiled = fastgen.Sampler(network, (14,), HEAD, order="time", machine=FAST, threads=1)
+    drawn = compiled.sample(3, seed=0)
+    assert torch.equal(drawn, compiled.sample_naive(3, seed=0))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(0.7)
+    compiled.refresh()
+    again = compiled.sample(3, seed=0)
+    assert torch.equal(again, compiled.sample_naive(3, seed=0))
+    assert not torch.equal(again, drawn)

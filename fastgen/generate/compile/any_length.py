@@ -21,12 +21,15 @@ from fastgen.generate.errors import CompileError, NotCausalError
 from fastgen.generate.frontend.adapted import Adapted
 from fastgen.generate.frontend.context_plan import ContextPlan
 from fastgen.generate.frontend.export import Exported, export, state_of
+from fastgen.generate.heads import Head
 from fastgen.generate.ir.instructions import UNBOUNDED, Compute, Draw
 from fastgen.generate.ir.opcodes import OPCODE
 from fastgen.generate.ir.program import STREAM, Program
 from fastgen.generate.request import CompileRequest
 
 _GRAIN = 64
+_GRAIN_OF_LOOPS = 16
+"""Steps between the two lengths of a network that loops over positions, whose every step takes its time to export."""
 _LONGEST = 1 << 16
 _FAR = 1 << 16
 """Steps up to which, at least, a network must be seen to stay the same to have a program without an end."""
@@ -96,7 +99,8 @@ def _of_two_lengths(request: CompileRequest) -> tuple[Compiled | None, str]:
     """Returns the program that follows from two short lengths, or None and why there is none."""
     steps, layout = request.event_shape[-1], request.layout
     frames = layout.frames() if layout is not None else []
-    grain = math.lcm(_GRAIN, *[steps // math.gcd(steps, count) for count in frames])
+    grain = _GRAIN if frames or not _has_loops(request) else _GRAIN_OF_LOOPS
+    grain = math.lcm(grain, *[steps // math.gcd(steps, count) for count in frames])
     rest = steps % grain if frames else 0
 
     def past(reach: int) -> int:
@@ -143,30 +147,46 @@ def _analysis_at(request: CompileRequest, length: int) -> Analysis | None:
     return None if request.layout is not None and context is None else analyse(request.at(length), context)
 
 
+def _shape_at(request: CompileRequest, length: int) -> tuple[int, ...]:
+    return 2, *request.event_shape[:-1], length
+
+
+def _inputs(request: CompileRequest, head: Head, length: int, context) -> tuple:
+    levels = torch.zeros(_shape_at(request, length), dtype=torch.int64 if head.levels else torch.float32)
+    return head.to_input(levels), context
+
+
+def _has_loops(request: CompileRequest) -> bool:
+    """Whether the network calls its operators again for every position."""
+    length = 2 * _GRAIN_OF_LOOPS
+    context = None if request.layout is None else _context_at(request, length)
+    try:
+        head = with_input(request.head, request.network, _shape_at(request, length), context)
+    except CompileError:
+        return False
+    calls = calls_of(request.network, _inputs(request, head, length, context))
+    return calls is not None and calls.any
+
+
 def _departs(request: CompileRequest, known: int, grain: int) -> str:
     """Returns why the network is not at the full length, and far beyond it, what it is at ``known`` steps; or ""."""
     steps, network = request.event_shape[-1], request.network
     framed = request.layout is not None and bool(request.layout.frames())
     periods = (steps - known) // grain if framed else prime((max(steps, _FAR) - known) // grain)
-    calls, read = None, None
-    for further in (0, 1):
-        n = known + periods * grain * further
-        shape, context = (2, *request.event_shape[:-1], n), None
-        if request.layout is not None:
-            context = _context_at(request, n)
-            if context is None:
-                return f"the frames of the context do not divide into {n} steps"
-        if read is None:
-            try:
-                read = with_input(request.head, network, shape, context)
-            except CompileError as error:
-                return f"at {n} steps, {error}"
-        levels = torch.zeros(shape, dtype=torch.int64 if request.head.levels else torch.float32)
-        inputs = read.to_input(levels), context
-        if not further:
-            calls = calls_of(network, inputs)
-            periods = min(periods, _LOOPED) if calls is not None and calls.any and not framed else periods
-    found = departure(network, calls, inputs, periods)
+    contexts = []
+    for n in (known, known + periods * grain):
+        contexts.append(None if request.layout is None else _context_at(request, n))
+        if request.layout is not None and contexts[-1] is None:
+            return f"the frames of the context do not divide into {n} steps"
+    try:
+        head = with_input(request.head, network, _shape_at(request, known), contexts[0])
+    except CompileError as error:
+        return f"at {known} steps, {error}"
+    calls = calls_of(network, _inputs(request, head, known, contexts[0]))
+    if calls is not None and calls.any and not framed and periods > _LOOPED:
+        periods = _LOOPED
+        contexts[1] = None if request.layout is None else _context_at(request, known + periods * grain)
+    found = departure(network, calls, _inputs(request, head, known + periods * grain, contexts[1]), periods)
     return found and f"at {known + periods * grain} steps the network is another than at {known}: {found}"
 
 

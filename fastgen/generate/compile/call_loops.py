@@ -171,9 +171,18 @@ def _regular(rows: list[list]) -> bool:
         if all(type(value) is int for value in column):
             if len({y - x for x, y in pairwise(column)}) > 1:
                 return False
-        elif all(isinstance(value, _Read) for value in column) and not all(_follows(x, y) for x, y in pairwise(column)):
+        elif all(isinstance(value, _Read) for value in column):
+            if not all(_follows(x, y) for x, y in pairwise(column)):
+                return False
+        elif not all(_equal(column[0], value) for value in column):
             return False
     return True
+
+
+def _equal(x, y) -> bool:
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return x is y or (x.shape == y.shape and torch.equal(x, y))
+    return type(x) is type(y) and x == y
 
 
 def _follows(x: _Read, y: _Read) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 from fastgen.generate.errors import CompileError
 from fastgen.generate.ir.graph import ChannelRun, Graph, Node, Piece, Recipe, Term
 from fastgen.generate.ir.instructions import Operation
+from fastgen.generate.ir.loops import loops_of
 from fastgen.generate.ir.opcodes import OPCODE, REDUCTIONS
 from fastgen.generate.ir.operation_values import apply_operation
 from fastgen.generate.ir.records import halves
@@ -132,26 +133,49 @@ class _Cells:
 def _evaluated(graph: Graph, settled: dict[Node, np.ndarray]) -> tuple[dict[Node, _Cells], Folded]:
     """Returns the cells that settle, and those that they are computed from; their values become folded constants."""
     wanted = {node: rows.copy() for node, rows in settled.items()}
-    for node in reversed(graph.nodes):
-        if node.kind == "computed" and node in wanted:
-            for run in node.runs:
-                rows = wanted[node] & (run.uses == 0)
-                for piece in run.pieces():
-                    source = piece.rows[rows]
-                    wanted.setdefault(piece.node, np.zeros(piece.node.rows, bool))[source[source >= 0]] = True
+    loops = loops_of(graph)
+    for members in reversed(loops):
+        while _want_sources(members, wanted):  # what a loop's cells read of it, from the last one back
+            pass
     cells: dict[Node, _Cells] = {}
     folded: Folded = []
-    for node in graph.nodes:
-        if node.kind == "computed" and node in wanted:
+
+    def fold(name: str, evaluate: Callable[[Constants], Tensor]) -> None:
+        graph.constants[name] = evaluate(graph.constants)
+        folded.append((name, evaluate))
+
+    for members in loops:
+        chosen = [node for node in members if node.kind == "computed" and node in wanted]
+        for node in chosen:
             rows = np.flatnonzero(wanted[node])
             rank = np.full(node.rows, -1)
             rank[rows] = np.arange(len(rows))
-            alike = np.stack([_classes(run, rows, node.rows, cells) for run in node.runs])
-            cells[node] = _Cells(f"still cells of node {node.index}", rows, rank, alike)
-            evaluate = _evaluation(node, cells)
-            graph.constants[cells[node].name] = evaluate(graph.constants)
-            folded.append((cells[node].name, evaluate))
+            name, shape = f"still cells of node {node.index}", (len(rows), node.channels)
+            if node.loop:
+                alike = np.tile(np.where(rank >= 0, np.arange(node.rows), -1), (len(node.runs), 1))
+                fold(name, lambda _, shape=shape: torch.zeros(shape))
+            else:
+                alike = np.stack([_classes(run, rows, node.rows, cells) for run in node.runs])
+            cells[node] = _Cells(name, rows, rank, alike)
+        for _ in range(max(len(cells[node].rows) for node in chosen) if chosen and chosen[0].loop else 1):
+            for node in chosen:  # of a loop as often as it has cells: each may need the one before
+                fold(cells[node].name, _evaluation(node, cells))
     return cells, folded
+
+
+def _want_sources(members: list[Node], wanted: dict[Node, np.ndarray]) -> bool:
+    """Adds to the wanted cells those that they are computed from; returns whether a loop's own were added."""
+    added = False
+    for node in (node for node in reversed(members) if node.kind == "computed" and node in wanted):
+        for run in node.runs:
+            rows = wanted[node] & (run.uses == 0)
+            for piece in run.pieces():
+                source = piece.rows[rows]
+                source = source[source >= 0]
+                table = wanted.setdefault(piece.node, np.zeros(piece.node.rows, bool))
+                added |= 0 < node.loop == piece.node.loop and not table[source].all()
+                table[source] = True
+    return added
 
 
 def _classes(run: ChannelRun, rows: np.ndarray, count: int, cells: dict[Node, _Cells]) -> np.ndarray:
