@@ -15,6 +15,7 @@ from fastgen.generate.compile.pipeline import Analysis
 from fastgen.generate.compiled_network import CompiledNetwork
 from fastgen.generate.heads import Composite, Head
 from fastgen.generate.heads.composite import among
+from fastgen.generate.inspect.keys_seen import keys_seen
 from fastgen.generate.inspect.receptive_field import ReceptiveField, receptive_field
 from fastgen.generate.ir.instructions import CONSTANT, DENSE, PIXEL, PROLOGUE, ROW, STATE, Instruction
 from fastgen.generate.ir.opcodes import OPCODE
@@ -250,21 +251,9 @@ def _work(network: CompiledNetwork, program: Program, analysis: Analysis | None)
 
 def _attended(program: Program, instruction: Instruction, steps: int) -> int:
     """Counts the multiply-adds of attention over an event: products of queries and keys, and weighed values."""
-    domain, body = instruction.domain, instruction.body
-    last = domain.column1
-    if instruction.when == PIXEL and program.steps > steps:
-        last = min(last, -(-(steps - domain.delay) // domain.column_stride))
-    rows, columns = np.meshgrid(np.arange(domain.row0, domain.row1), np.arange(domain.column0, last), indexing="ij")
-    sets = body.keys.position(rows, columns)
-    keys = 0
-    for number in np.unique(sets).tolist():
-        chosen, here = program.key_sets[number], sets == number
-        for run in program.key_runs[chosen.run0 : chosen.run1]:
-            first = np.maximum(run.low, run.start.position(rows[here], columns[here]))
-            stop = np.minimum(run.high, run.end.position(rows[here], columns[here]))
-            keys += int(np.maximum(0, -(-(stop - first) // run.step)).sum())
+    body = instruction.body
     depth, width = (program.operands[n].length // body.heads for n in (body.query, body.out))
-    return keys * body.heads * (depth + width)
+    return keys_seen(program, instruction, steps) * body.heads * (depth + width)
 
 
 def _multiply_adds(program: Program, instruction: Instruction, steps: int) -> int:
