@@ -1,4 +1,4 @@
-"""The command line: ``fastgen train | sample | evaluate | explain | bench | info``."""
+"""The command line: ``fastgen train | sample | evaluate | verify | explain | bench | info``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a model on data",
     "sample": "generate from a trained model",
     "evaluate": "score held-out data under a trained model",
+    "verify": "try out a trained model, or a network in a Python file, which is executed",
     "explain": "describe a saved sampler and print its step program",
     "bench": "run the benchmarks against reference implementations",
     "info": "show versions, the compiled extension, and which backend runs each op",
@@ -24,7 +25,10 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0, 1 after a failure, 2 for wrong usage, 130 after Ctrl-C."""
+    """Runs one command and returns its exit status.
+
+    0, 1 after a failure or where ``verify`` finds one, 2 for wrong usage, 130 after Ctrl-C.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE + "\nfastgen <command> --help explains its options.")
@@ -112,6 +116,18 @@ def _evaluate(arguments: list[str]) -> int:
     return 0
 
 
+def _verify(arguments: list[str]) -> int:
+    from fastgen.training.verification import VerifyConfig, verify_network
+
+    config = _parse(VerifyConfig, "verify", arguments)
+    report = verify_network(config)
+    print(report)
+    if config.plot is not None:
+        report.plot(config.plot)
+        print(config.plot)
+    return 0 if report.passed else 1
+
+
 def _explain(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("fastgen explain", description=COMMANDS["explain"])
     parser.add_argument("file", type=Path, help="a sampler, as Sampler.save writes it")
@@ -175,6 +191,7 @@ _RUN: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "sample": _sample,
     "evaluate": _evaluate,
+    "verify": _verify,
     "explain": _explain,
     "bench": _bench,
     "info": _info,

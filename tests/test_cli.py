@@ -53,7 +53,7 @@ def test_help_and_unknown_commands(capsys):
     assert "got 'trane'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "explain", "bench"])
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "verify", "explain", "bench"])
 def test_every_command_explains_its_options(command, capsys):
     assert cli.main([command, "--help"]) == 0
     assert f"fastgen {command}" in capsys.readouterr().out

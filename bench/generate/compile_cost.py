@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import fastgen
-from fastgen.generate.verification.verify import verify
+from fastgen.generate.verification.self_check import self_check
 
 _MIB = 1 << 20
 _BATCH = 32
@@ -41,7 +41,7 @@ def _measure(name: str, config: dict) -> dict[str, float]:
     compiled = time.perf_counter()
     peak = _memory("VmHWM")
     checking = time.perf_counter()
-    verify(sampler)
+    self_check(sampler)
     checked = time.perf_counter()
     explained = sampler.explain().memory
     expected = sampler.sample(2, seed=0) if sampler.steps < 10_000 else next(iter(sampler.stream(2, chunk=20, seed=0)))

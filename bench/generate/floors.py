@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fastgen.generate.inspect.keys_seen import keys_seen
 from fastgen.generate.ir.instructions import DENSE, PIXEL, ROW, UNBOUNDED
 from fastgen.generate.ir.program import Program
 from fastgen.generate.machines.batch import FEW_SAMPLES
@@ -22,6 +23,10 @@ class Work:
     reads: float = 0.0
     """Weights read, counting every execution of an instruction."""
     multiply_adds: float = 0.0
+    kept: float = 0.0
+    """Keys and values that attention reads, in float32 numbers of one sample."""
+    positions: float = 0.0
+    """Of the state behind them, in float32 numbers of one sample."""
 
 
 def work(program: Program, batch: int) -> dict[int, Work]:
@@ -45,14 +50,23 @@ def work(program: Program, batch: int) -> dict[int, Work]:
         block = body.block if batch <= FEW_SAMPLES else 1
         phase.reads += elements * (domain.rows if instruction.when == ROW else cells / block)
         phase.multiply_adds += elements * cells
+    for instruction in program.attends if not endless else ():
+        phase, body = phases[instruction.when], instruction.body
+        read = sum(program.operands[number].length for number in (body.key, body.value))
+        seen = keys_seen(program, instruction, program.steps)
+        phase.kept += seen * read
+        phase.multiply_adds += seen * read * body.heads // body.groups
+        for number in (body.key, body.value):
+            buffer = program.buffers[program.operands[number].buffer]
+            phase.positions += buffer.positions * buffer.channels
     return phases
 
 
 def floor_of(program: Program, weights: str, batch: int, threads: int) -> Callable[[], float]:
     """Returns a function that measures this machine's rates and returns the least seconds of an event (a step).
 
-    Of each phase the longer of two times: its weights, as often as they are read for the whole batch, at the read
-    bandwidth of a footprint of their size; and its multiply-adds at the peak of float32 multiply-adds.
+    Of each phase the longer of two times: its weights, as often as they are read for the whole batch, and the keys and
+    values of every sample, at the read bandwidth of footprints of their sizes; and its multiply-adds at the peak.
     """
     from fastgen import _C
 
@@ -65,6 +79,9 @@ def floor_of(program: Program, weights: str, batch: int, threads: int) -> Callab
             footprint = max(int(phase.footprint * BYTES[weights]), 1024 * threads)
             rate = _C.read_bandwidth(footprint, threads, _PROBE_REPEATS) * 1e9
             reading = phase.reads * BYTES[weights] / rate
+            if phase.kept:
+                kept = _C.read_bandwidth(max(int(4 * phase.positions * batch), 1024 * threads), threads, _PROBE_REPEATS)
+                reading += 4 * phase.kept * batch / (kept * 1e9)
             total += max(reading, 2 * phase.multiply_adds * batch / peak)
         return total
 

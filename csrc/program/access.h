@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "program/program.h"
@@ -12,6 +13,13 @@ namespace fastgen {
 struct Context {
   const float* data;
   std::int64_t positions, channels;
+};
+
+// What a head that draws for the whole batch reads and writes of one position, besides the levels and scores of the batch.
+struct PositionDraw {
+  const float* parameters;  // [batch, count]
+  std::int64_t count, position, channel0, channels;
+  float* inputs;            // [batch, channels], out
 };
 
 // One generation in flight, as fastgen.generate.machines.batch.GenerationBatch.
@@ -32,6 +40,7 @@ struct GenerationBatch {
   double temperature = 1.0, top_p = 1.0;
   int top_k = 0, threads = 1;
   bool ahead = true;
+  std::function<void(const PositionDraw&)> draw_position;  // empty but for a custom head
 };
 
 inline std::int64_t position_of(const AccessMap& map, Cell cell) {

@@ -39,15 +39,17 @@ KeyBounds key_bounds(const Program& program, const Attend& attend, const Iterati
     for (std::int64_t r = program.key_sets[s].run0; r < program.key_sets[s].run1; ++r) {
       const KeyRun& run = program.key_runs[r];
       const auto along = [&](const AccessMap& end, std::int64_t key, std::int64_t stride) {
-        return values_of("key_runs", {own.row_stride + stride * end.row_stride, own.column_stride + stride * end.column_stride,
-                                      own.offset + stride * (end.offset + key)}, here);
+        return values_of("key_runs",
+                         {own.row_stride + stride * end.row_stride, own.column_stride + stride * end.column_stride,
+                          own.offset + stride * (end.offset + key)},
+                         here);
       };
       const AccessMap none = {0, 0, 0};
       const AccessMap between = {run.end.row_stride - run.start.row_stride, run.end.column_stride - run.start.column_stride,
                                  run.end.offset - run.start.offset};
-      const std::int64_t most =
-          std::min({run.high - run.low, values_of("key_runs", between, here).greatest,
-                    values_of("key_runs", run.end, here).greatest - run.low, run.high - values_of("key_runs", run.start, here).least});
+      const std::int64_t most = std::min({run.high - run.low, values_of("key_runs", between, here).greatest,
+                                          values_of("key_runs", run.end, here).greatest - run.low,
+                                          run.high - values_of("key_runs", run.start, here).least});
       if (most <= 0) continue;
       // The first key is max(low, start), the last one min(high, end) - 1: either bounds what is read.
       const Range low = along(none, run.low, key_stride), start = along(run.start, 0, key_stride);
@@ -83,8 +85,8 @@ void check_key_runs(const Program& program, const std::string& what, const Itera
 // That the operand has a value at every cell.
 void check_whole(const Program& program, const std::string& what, const IterationDomain& cells, std::int64_t index) {
   const Box& box = program.operands[index].box;
-  const bool whole =
-      cells.empty() || (box.row0 <= cells.row0 && cells.row1 <= box.row1 && box.column0 <= cells.column0 && cells.column1 <= box.column1);
+  const bool whole = cells.empty() || (box.row0 <= cells.row0 && cells.row1 <= box.row1 && box.column0 <= cells.column0 &&
+                                       cells.column1 <= box.column1);
   FASTGEN_CHECK(whole, what, ": operand ", index, " must have all cells of the domain in its box");
 }
 

@@ -5,43 +5,13 @@
 #include <cstring>
 #include <limits>
 
-#include "common/philox.h"
+#include "program/draw_context.h"
 #include "program/exp_weights.h"
 
 namespace fastgen {
 namespace {
 
 constexpr double kMargin = 1e-5;
-constexpr double kPi = 3.14159265358979323846;
-
-double log_sigmoid(double x) { return std::min(x, 0.0) - std::log1p(std::exp(-std::abs(x))); }
-
-// Sixteen running maxima, so that the compiler vectorises: taken one after another they would wait for each other.
-template <typename T>
-double maximum(const T* x, int count) {
-  constexpr int kLanes = 16;
-  T tops[kLanes];
-  std::fill_n(tops, kLanes, -std::numeric_limits<T>::infinity());
-  int i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int j = 0; j < kLanes; ++j) tops[j] = x[i + j] > tops[j] ? x[i + j] : tops[j];
-  }
-  for (int j = 0; i + j < count; ++j) tops[j] = x[i + j] > tops[j] ? x[i + j] : tops[j];
-  return *std::max_element(tops, tops + kLanes);
-}
-
-double log_sum_exp(const double* x, int count) {
-  const double top = maximum(x, count);
-  if (!std::isfinite(top)) return top;
-  double total = 0;
-  for (int i = 0; i < count; ++i) total += std::exp(x[i] - top);
-  return top + std::log(total);
-}
-
-int draw_from_logits(const double* logits, int count, double uniform, double* weights) {
-  const double total = exp_weights(logits, count, maximum(logits, count), weights);
-  return inverse_cdf(weights, count, total, uniform);
-}
 
 // By their bits, which compilers vectorise.
 bool any_nan(const float* x, int count) {
@@ -74,34 +44,7 @@ double discretized_logistic_log_prob(double level, double mean, double log_scale
          log1mexp(std::log(2 * half_width) - log_scale);
 }
 
-// One draw in progress: the channel is counted from the draw's first.
-struct Context {
-  const HeadSpec& spec;
-  const DrawArguments& arguments;
-
-  double uniform(int channel, std::uint32_t draw) const {
-    return philox_uniform(arguments.seed, arguments.sample, arguments.position,
-                          static_cast<std::uint32_t>(arguments.channel0 + channel), draw);
-  }
-  bool known(int channel) const { return arguments.known != nullptr && arguments.known[channel * arguments.known_stride] != 0; }
-  float& level(int channel) const { return arguments.levels[channel * arguments.level_stride]; }
-  void set_input(int channel, float raw) const {
-    const float value = level(channel);
-    if (spec.feed_raw && !known(channel)) {
-      arguments.inputs[channel] = raw;
-    } else {
-      arguments.inputs[channel] = spec.inputs.empty() ? value : spec.inputs[static_cast<std::size_t>(value)];
-    }
-  }
-  void score(double log_prob) const {
-    if (arguments.log_prob != nullptr) *arguments.log_prob += log_prob;
-  }
-  void score_proposal(double log_prob) const {
-    if (arguments.proposal_log_prob != nullptr) *arguments.proposal_log_prob += log_prob;
-  }
-};
-
-DrawStatus draw_bernoulli(const Context& context) {
+DrawStatus draw_bernoulli(const DrawContext& context) {
   for (int channel = 0; channel < context.arguments.channels; ++channel) {
     const double logit = context.arguments.parameters[channel], altered = logit / context.arguments.temperature;
     const bool known = context.known(channel);
@@ -136,7 +79,7 @@ void truncate(double* weights, const double* logits, int count, int top_k, doubl
   }
 }
 
-DrawStatus draw_categorical(const Context& context, double* scratch) {
+DrawStatus draw_categorical(const DrawContext& context, double* scratch) {
   const DrawArguments& arguments = context.arguments;
   const int levels = context.spec.levels;
   const double temperature = arguments.temperature;
@@ -171,7 +114,7 @@ DrawStatus draw_categorical(const Context& context, double* scratch) {
 }
 
 // One group of a discretized logistic mixture: `channels` coupled channels from `first` on.
-DrawStatus draw_mixture(const Context& context, const float* parameters, int first, int channels, double* scratch) {
+DrawStatus draw_mixture(const DrawContext& context, const float* parameters, int first, int channels, double* scratch) {
   const DrawArguments& arguments = context.arguments;
   const int mixtures = context.spec.mixtures, levels = context.spec.levels;
   double *proposal = scratch, *model = proposal + mixtures, *weights = model + mixtures;
@@ -244,55 +187,47 @@ DrawStatus draw_mixture(const Context& context, const float* parameters, int fir
   return DrawStatus::ok;
 }
 
-DrawStatus draw_gaussian(const Context& context, double* scratch) {
-  const DrawArguments& arguments = context.arguments;
-  const int mixtures = context.spec.mixtures;
-  const double log_temperature = std::log(arguments.temperature);
-  for (int channel = 0; channel < arguments.channels; ++channel) {
-    const int count = mixtures == 1 ? 2 : 3 * mixtures;
-    const float* means = arguments.parameters + channel * count + (mixtures == 1 ? 0 : mixtures);
-    const float* log_scales = means + mixtures;
-    double *logits = scratch, *altered = logits + mixtures, *joint = altered + mixtures;
-    for (int m = 0; m < mixtures; ++m) {
-      logits[m] = mixtures == 1 ? 0.0 : arguments.parameters[channel * count + m];
-      altered[m] = logits[m] / arguments.temperature;
-    }
-    if (!std::isfinite(maximum(logits, mixtures))) return DrawStatus::not_a_number;
-    const auto log_scale = [&](int m) { return std::max(static_cast<double>(log_scales[m]), context.spec.min_log_scale); };
-    const bool known = context.known(channel);
-    if (!known) {
-      const int m = draw_from_logits(altered, mixtures, context.uniform(channel, 0), joint);
-      const double normal =
-          std::sqrt(-2 * std::log(context.uniform(channel, 1))) * std::cos(2 * kPi * context.uniform(channel, 2));
-      context.level(channel) = static_cast<float>(means[m] + std::exp(log_scale(m) + log_temperature) * normal);
-    }
-    if (!std::isfinite(context.level(channel))) return DrawStatus::not_a_number;
-    context.set_input(channel, 0);
-    const double value = context.level(channel);
-    const auto log_density = [&](const double* mixture, double log_factor) {
-      for (int m = 0; m < mixtures; ++m) {
-        const double scale = log_scale(m) + log_factor, standard = (value - means[m]) * std::exp(-scale);
-        joint[m] = mixture[m] - 0.5 * standard * standard - scale - 0.5 * std::log(2 * kPi);
-      }
-      return log_sum_exp(joint, mixtures) - log_sum_exp(mixture, mixtures);
-    };
-    if (arguments.log_prob != nullptr) context.score(log_density(logits, 0));
-    if (arguments.proposal_log_prob != nullptr && !known) context.score_proposal(log_density(altered, log_temperature));
+int coupled_channels(const HeadSpec& spec, int channels) { return spec.coupled_channels > 0 ? spec.coupled_channels : channels; }
+
+std::int64_t parameters_per_group(const HeadSpec& spec, int coupled) {
+  const std::int64_t mixtures = spec.mixtures;
+  switch (spec.kind) {
+    case HeadKind::bernoulli: return 1;
+    case HeadKind::categorical: return spec.levels;
+    case HeadKind::gaussian: return mixtures == 1 ? 2 : 3 * mixtures;
+    case HeadKind::logistic_mixture: return 3 * mixtures;
+    case HeadKind::bivariate_gaussian_mixture: return coupled == 2 ? 6 * mixtures : 0;
+    case HeadKind::discretized_logistic_mixture: return coupled == 1 ? 3 * mixtures : coupled == 3 ? 10 * mixtures : 0;
+    case HeadKind::custom: return spec.parameters;
+    case HeadKind::composite: break;
+  }
+  std::int64_t total = 0;
+  for (const HeadSpec& part : spec.parts) total += parameters_per_group(part, part.coupled_channels);
+  return total;
+}
+
+DrawStatus draw_composite(const HeadSpec& spec, const DrawArguments& arguments, double* scratch) {
+  DrawArguments own = arguments;
+  for (const HeadSpec& part : spec.parts) {
+    own.channels = part.coupled_channels;
+    const DrawStatus status = draw(part, own, scratch);
+    if (status != DrawStatus::ok) return status;
+    own.parameters += parameters_per_group(part, part.coupled_channels);
+    own.channel0 += own.channels;
+    own.levels += own.channels * own.level_stride;
+    if (own.known != nullptr) own.known += own.channels * own.known_stride;
+    own.inputs += own.channels;
   }
   return DrawStatus::ok;
 }
 
-int coupled_channels(const HeadSpec& spec, int channels) { return spec.coupled_channels > 0 ? spec.coupled_channels : channels; }
-
-std::int64_t parameters_per_group(const HeadSpec& spec, int coupled) {
-  switch (spec.kind) {
-    case HeadKind::bernoulli: return 1;
-    case HeadKind::categorical: return spec.levels;
-    case HeadKind::gaussian: return spec.mixtures == 1 ? 2 : std::int64_t{3} * spec.mixtures;
-    case HeadKind::discretized_logistic_mixture:
-      return coupled == 1 ? std::int64_t{3} * spec.mixtures : coupled == 3 ? std::int64_t{10} * spec.mixtures : 0;
+// The head that draws a channel of the event.
+const HeadSpec& head_of(const HeadSpec& spec, int channel) {
+  for (const HeadSpec& part : spec.parts) {
+    if (channel < part.coupled_channels) return part;
+    channel -= part.coupled_channels;
   }
-  return 0;
+  return spec;
 }
 
 }  // namespace
@@ -300,13 +235,27 @@ std::int64_t parameters_per_group(const HeadSpec& spec, int coupled) {
 int parameter_count(const HeadSpec& spec, int channels) {
   const int coupled = coupled_channels(spec, channels);
   if (channels < 1 || channels % coupled != 0) return 0;
+  const bool at_once = spec.kind == HeadKind::composite || spec.kind == HeadKind::custom;
+  if (at_once && channels != coupled) return 0;
   const std::int64_t count = channels / coupled * parameters_per_group(spec, coupled);
   return count <= std::numeric_limits<int>::max() ? static_cast<int>(count) : 0;
 }
 
-std::size_t draw_scratch_size(const HeadSpec& spec, int) {
-  const std::size_t size = spec.kind == HeadKind::categorical ? spec.levels : spec.mixtures;
-  return 3 * size;
+bool is_level(const HeadSpec& spec, int channel, float level) {
+  const int levels = head_of(spec, channel).levels;
+  if (levels == 0) return std::isfinite(level);
+  return level >= 0 && level < static_cast<float>(levels) && level == std::floor(level);
+}
+
+float input_of(const HeadSpec& spec, int channel, float level) {
+  const std::vector<float>& inputs = head_of(spec, channel).inputs;
+  return inputs.empty() ? level : inputs[static_cast<std::size_t>(level)];
+}
+
+std::size_t draw_scratch_size(const HeadSpec& spec, int channels) {
+  std::size_t size = 3 * static_cast<std::size_t>(spec.kind == HeadKind::categorical ? spec.levels : spec.mixtures);
+  for (const HeadSpec& part : spec.parts) size = std::max(size, draw_scratch_size(part, channels));
+  return size;
 }
 
 const char* draw_status_text(DrawStatus status) {
@@ -314,24 +263,27 @@ const char* draw_status_text(DrawStatus status) {
     case DrawStatus::ok: return "ok";
     case DrawStatus::not_a_number: return "the network's output is NaN, or makes no distribution";
     case DrawStatus::bad_level: return "a known level is not one of the head's";
+    case DrawStatus::in_python: return "a custom head draws in Python";
   }
   return "unknown";
 }
 
 DrawStatus draw(const HeadSpec& spec, const DrawArguments& arguments, double* scratch) {
-  const Context context{spec, arguments};
+  if (spec.kind == HeadKind::composite) return draw_composite(spec, arguments, scratch);
+  const DrawContext context{spec, arguments};
   const int channels = arguments.channels;
   if (any_nan(arguments.parameters, parameter_count(spec, channels))) return DrawStatus::not_a_number;
   for (int channel = 0; channel < channels; ++channel) {
-    if (!context.known(channel)) continue;
-    const float level = context.level(channel);
-    const bool whole = level >= 0 && level < static_cast<float>(spec.levels) && level == std::floor(level);
-    if (spec.levels > 0 ? !whole : !std::isfinite(level)) return DrawStatus::bad_level;
+    if (context.known(channel) && !is_level(spec, channel, context.level(channel))) return DrawStatus::bad_level;
   }
   switch (spec.kind) {
     case HeadKind::bernoulli: return draw_bernoulli(context);
     case HeadKind::categorical: return draw_categorical(context, scratch);
-    case HeadKind::gaussian: return draw_gaussian(context, scratch);
+    case HeadKind::gaussian:
+    case HeadKind::logistic_mixture: return draw_continuous_mixture(context, scratch);
+    case HeadKind::bivariate_gaussian_mixture: return draw_bivariate_gaussian_mixture(context, scratch);
+    case HeadKind::custom: return DrawStatus::in_python;
+    case HeadKind::composite:
     case HeadKind::discretized_logistic_mixture: break;
   }
   const int coupled = coupled_channels(spec, channels);

@@ -8,7 +8,16 @@
 
 namespace fastgen {
 
-enum class HeadKind { bernoulli, categorical, discretized_logistic_mixture, gaussian };
+enum class HeadKind {
+  bernoulli,
+  categorical,
+  discretized_logistic_mixture,
+  gaussian,
+  logistic_mixture,
+  bivariate_gaussian_mixture,
+  composite,  // its parts draw, one after the other
+  custom,     // Python draws
+};
 
 struct HeadSpec {
   HeadKind kind = HeadKind::categorical;
@@ -18,10 +27,18 @@ struct HeadSpec {
   bool feed_raw = false;        // inputs and later channels see the draw before rounding; its scores are NaN
   double min_log_scale = -7.0;
   std::vector<float> inputs;    // [levels] the input value of a level; empty: the value itself
+  int parameters = 0;           // of a position, for a custom head
+  std::vector<HeadSpec> parts;  // of a composite head; each draws as many channels as it couples
 };
 
 // How many parameters a draw of `channels` channels reads, all groups together; 0 where the head cannot draw so many.
 int parameter_count(const HeadSpec& spec, int channels);
+
+// Whether a number is a level of the head, or a value that it can draw; `channel` counts from the event's first.
+bool is_level(const HeadSpec& spec, int channel, float level);
+
+// What the network reads of a level.
+float input_of(const HeadSpec& spec, int channel, float level);
 
 // How many doubles of scratch a draw of `channels` channels needs.
 std::size_t draw_scratch_size(const HeadSpec& spec, int channels);
@@ -49,6 +66,7 @@ enum class DrawStatus {
   ok = 0,
   not_a_number = 1,  // a parameter is NaN, or they make no distribution (all logits -inf, or one +inf)
   bad_level = 2,     // a known level is no whole number in 0 .. levels - 1, or a known value is not finite
+  in_python = 3,     // a custom head: it is not drawn here
 };
 
 // What to tell the user of a status: "the network's output is NaN" and the like, without the position.

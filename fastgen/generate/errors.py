@@ -25,10 +25,11 @@ class NotCausalError(CompileError):
 
 
 class UnsupportedOperator(CompileError):
-    """The graph has an operator, or a use of one, without a rule."""
+    """The graph has an operator, or a use of one, without a rule: ``what`` it is, the reason, and what to change."""
 
-    def __init__(self, graph, what: str) -> None:
-        super().__init__(
-            f"{what} has no rule, at {graph.place}. "
-            f"Register one with fastgen.generate.register_rule(operator); see its docstring.{graph.remark}"
+    def __init__(self, graph, what: str, reason: str = "has no rule", change: str = "") -> None:
+        change = change or (
+            "Use operators that have one (docs/generate.md lists them), or register one with "
+            "fastgen.generate.register_rule(operator); see its docstring"
         )
+        super().__init__(f"{what} {reason}, at {graph.place}. {change}.{graph.remark}")

@@ -49,7 +49,11 @@ def known_levels(
         raise ValueError(f"known_mask must have shape [{batch} or 1, {sizes}], got {list(mask.shape)}")
     shape = (batch, order.channels, order.positions)
     mask = mask.expand(batch, *event_shape).reshape(shape).contiguous()
-    return torch.where(mask, levels.reshape(shape), 0).contiguous(), mask
+    head.check_known_mask(mask)
+    kept = torch.where(mask, levels.reshape(shape), 0).contiguous()
+    if not head.holds(kept).all():
+        raise ValueError(f"known must be {head.allowed()} where known_mask is True, got {kept[~head.holds(kept)][0]}")
+    return kept, mask
 
 
 def known_spans(known: Tensor | None, order: Order, first: int, end: int) -> Iterator[tuple[int, int, bool]]:

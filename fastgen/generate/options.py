@@ -40,5 +40,6 @@ class SamplingOptions:
         Raises:
             ValueError: the head cannot draw so.
         """
-        scored = bool(self.log_prob or self.proposal_log_prob)
-        return head.check_sampling(self.temperature, self.top_k, self.top_p, scored)
+        return head.check_sampling(
+            self.temperature, self.top_k, self.top_p, bool(self.log_prob), bool(self.proposal_log_prob)
+        )

@@ -28,7 +28,7 @@ from fastgen.generate.request import CompileRequest
 from fastgen.generate.state import State, check_state, load_state, start_state
 from fastgen.generate.streaming import stream
 from fastgen.generate.textbook import sample_naive
-from fastgen.generate.verification.verify import verify as verify_sampler
+from fastgen.generate.verification.self_check import self_check
 
 _PROGRESS_PARTS = 200
 
@@ -104,7 +104,7 @@ class Sampler(CompiledNetwork):
             check_start(compiled.analysis.traced, request.start)
         self.verify = bool(verify)
         if verify:
-            verify_sampler(self)
+            self_check(self)
 
     # ---- generating
 
@@ -274,7 +274,7 @@ class Sampler(CompiledNetwork):
         self._take(*refreshed(self.compiled, network))
         if self.verify:
             try:
-                verify_sampler(self)
+                self_check(self)
             except VerificationError:
                 self._take(*old)
                 raise
@@ -290,15 +290,17 @@ class Sampler(CompiledNetwork):
         write_sampler(self, path)
 
     @classmethod
-    def load(cls, path, machine: str | None = None, threads: int | None = None) -> Sampler:
+    def load(cls, path, machine: str | None = None, threads: int | None = None, head: Head | None = None) -> Sampler:
         """Reads a sampler from ``save``'s file. It has no module: ``sample_naive``, ``log_prob`` and ``refresh`` raise.
+
+        ``head`` is the ``Custom`` head of a sampler that was made with one: a file holds no functions.
 
         Raises:
             ValueError: the file holds no sampler, or is damaged, or of another version; the machine or the number of
-                threads is none that there is.
+                threads is none that there is; a ``Custom`` head is missing, or another than the file's.
             OSError: the file cannot be read.
         """
-        request, compiled, weights = read_sampler(path)
+        request, compiled, weights = read_sampler(path, head)
         sampler = cls.__new__(cls)
         CompiledNetwork.__init__(sampler, request, compiled, weights, machine, threads)
         sampler.verify = False

@@ -119,8 +119,8 @@ def _checked_state(sampler: CompiledNetwork, tensors: dict[str, Tensor], numbers
     if type(numbers["ahead"]) is not bool:
         raise ValueError(f"ahead must be true or false, got {numbers['ahead']!r:.100}")
     check_threads(check_integer("threads", numbers["threads"], 1))
-    scored = "log_prob" in tensors or "proposal_log_prob" in tensors
-    sampler.head.check_sampling(numbers["temperature"], numbers["top_k"], numbers["top_p"], scored)
+    scored = "log_prob" in tensors, "proposal_log_prob" in tensors
+    sampler.head.check_sampling(numbers["temperature"], numbers["top_k"], numbers["top_p"], *scored)
     if "state" not in tensors or tensors["state"].dim() != 2:
         raise ValueError("the tensor state [batch, numbers] is missing")
     batch, order = len(tensors["state"]), sampler.order
@@ -146,10 +146,8 @@ def _checked_state(sampler: CompiledNetwork, tensors: dict[str, Tensor], numbers
     samples, levels = tensors["samples"], tensors["levels"]
     if samples.min() < 0 or samples.max() >= MOST_SAMPLES:
         raise ValueError(f"samples must be in 0 .. {MOST_SAMPLES - 1}, got {samples.min()} .. {samples.max()}")
-    count = sampler.head.levels
-    grid = (levels == levels.floor()) & (levels >= 0) & (levels < count) if count else levels.isfinite()
-    if not grid.all():
-        raise ValueError(f"levels must be {f'whole numbers in 0 .. {count - 1}' if count else 'finite'}")
+    if not sampler.head.holds(levels).all():
+        raise ValueError(f"levels must be {sampler.head.allowed()}")
     given = [tensors[f"context.{i}"] for i in range(len(contexts))]
     if not all(bool(context.isfinite().all()) for context in given):
         raise ValueError("a context holds NaN or infinite values")
@@ -192,7 +190,9 @@ def start_state(
         known=known_mask,
         log_prob=torch.zeros(batch, dtype=torch.float64) if options.log_prob else None,
         proposal_log_prob=torch.zeros(batch, dtype=torch.float64) if options.proposal_log_prob else None,
-        **altered._asdict(),
+        temperature=altered.temperature,
+        top_k=altered.top_k,
+        top_p=altered.top_p,
         threads=network.threads if options.threads is None else check_threads(options.threads),
         ahead=network.machine.runs_blocks(batch),
     )

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import fastgen
-from fastgen.generate.heads import Gaussian
+from fastgen.generate.heads import Bernoulli, BivariateGaussianMixture, Composite, Custom, Gaussian, LogisticMixture
 from fastgen.generate.machines.reference import ReferenceMachine
 from fastgen.generate.state import State
+from tests.generate.head_cases import logistic_draw, logistic_log_prob
 from tests.generate.networks import NETWORKS
 from tests.generate.public_images import MaskedStack
 from tests.generate.seeded import built
@@ -67,7 +68,7 @@ class Case:
         shape = (n, *self.event_shape)
         if self.head.levels:
             return torch.randint(0, self.head.levels, shape, generator=generator)
-        return torch.randn(shape, generator=generator)
+        return self.head.random_levels(shape, generator)
 
 
 def _zoo(name: str, event_shape: tuple[int, ...] | None = None, **config) -> Callable[[], Case]:
@@ -101,8 +102,41 @@ def _gaussian() -> Case:
     return Case(built(lambda: Squashed(MaskedStack(levels=6))), (1, 9, 7), Gaussian(mixtures=2), "raster")
 
 
+class Strokes(nn.Module):
+    """Pen movements and whether the pen leaves the paper, which is looked up, through dilated convolutions."""
+
+    def __init__(self, parameters: int, width: int = 14) -> None:
+        super().__init__()
+        self.move, self.lift = nn.Conv1d(2, width, 1), nn.Embedding(2, width)
+        self.convs = nn.ModuleList(nn.Conv1d(width, width, 2, dilation=2**i) for i in range(3))
+        self.last = nn.Conv1d(width, parameters, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.move(torch.tanh(x[:, :2])) + self.lift(x[:, 2].long()).transpose(1, 2)
+        for conv in self.convs:
+            h = h + torch.tanh(conv(nn.functional.pad(h, (conv.dilation[0], 0))))
+        return self.last(h)
+
+
+def _strokes() -> Case:
+    pen = Composite(BivariateGaussianMixture(3), Bernoulli())
+    return Case(built(lambda: Strokes(pen.parameters_per_group)), (3, 40), pen, "time", "next")
+
+
+def _logistic() -> Case:
+    return Case(built(lambda: Squashed(MaskedStack(levels=6))), (1, 7, 6), LogisticMixture(2), "raster")
+
+
+def _custom() -> Case:
+    head = Custom(logistic_draw, logistic_log_prob, parameters_per_position=1, channels=1)
+    return Case(built(lambda: Squashed(MaskedStack(levels=1))), (1, 9, 7), head, "raster")
+
+
 CASES: dict[str, Callable[[], Case]] = {name: _network(name) for name in NETWORKS} | {
     "gaussian": _gaussian,
+    "logistic": _logistic,
+    "strokes": _strokes,
+    "custom": _custom,
     "pixelcnn": _zoo("pixelcnn"),
     "pixelcnn_colour": _zoo("pixelcnn", (3, 6, 5), levels=7, layers=2, channels=6, head_channels=9),
     "gated_pixelcnn": _zoo("gated_pixelcnn", channels=12, head_channels=12, layers=3, classes=3, map=2),
@@ -124,6 +158,10 @@ CASES: dict[str, Callable[[], Case]] = {name: _network(name) for name in NETWORK
         learned_upsampling=False,
     ),
 }  # fmt: skip
+
+
+CONTINUOUS = [name for name in CASES if name in ("gaussian", "logistic", "strokes", "custom")]
+"""Cases with values that two ways of rounding may draw a little apart."""
 
 
 @cache

@@ -184,18 +184,19 @@ def sequence(steps: int = 14) -> Case:
     return Case(new.finish(), head, (steps,), [], parameters)
 
 
-def image(head: heads.Head, channels: int) -> Case:
+def image(head: heads.Head, channels: int, damping: float = 1.0) -> Case:
     """Pixels: a stack that reads the row above, a strided cell, both taken up by the pixels, and a context's bias.
 
     The parameters of pixel (i, j) are a function of row i - 1 (columns j - 1 .. j + 1), of pixel (i, j - 1), and of the
-    coarse cell (i // 2, j // 2), which sees the pixel left of its first.
+    coarse cell (i // 2, j // 2), which sees the pixel left of its first. All weights of the parameters are divided by
+    ``damping``, without which continuous values grow from pixel to pixel.
     """
     size, width = 4, 3
     head = head.resolve((channels, size, size))
     groups = head.groups((channels, size, size))
     count = groups * head.parameters_per_group
     above, coarse = torch.randn(3 * channels, width) / 4, torch.randn(channels, width) / 4
-    output, global_map = torch.randn(2 * width + channels, count) / 4, torch.randn(2, count) / 4
+    output, global_map = torch.randn(2 * width + channels, count) / 4 / damping, torch.randn(2, count) / 4
     context = torch.randn(3, 1, 2)
 
     sizes = [16 * channels, 16 * width, 4 * width, count, 16 * count]
@@ -273,4 +274,9 @@ CASES = {
     "logistic-mixture": lambda: image(heads.DiscretizedLogisticMixture(2, 9), 3),
     "raw-logistic-mixture": lambda: image(heads.DiscretizedLogisticMixture(2, 9, feed_raw=True), 3),
     "gaussian": lambda: image(heads.Gaussian(2), 1),
+    "logistic": lambda: image(heads.LogisticMixture(2), 2, 32.0),
+    "bivariate": lambda: image(heads.BivariateGaussianMixture(2), 4, 32.0),
+    "composite": lambda: image(
+        heads.Composite(heads.BivariateGaussianMixture(2), heads.Bernoulli("symmetric")), 3, 32.0
+    ),
 }

@@ -15,7 +15,7 @@ from fastgen.generate import heads
 from fastgen.generate.heads.base import inverse_cdf
 from fastgen.generate.heads.categorical import truncate
 from fastgen.generate.noise import Noise
-from tests.generate.head_cases import DISCRETE, HEADS, Mixture, joint, shape_of
+from tests.generate.head_cases import COMPILED, DISCRETE, HEADS, Mixture, joint, shape_of
 
 
 def probability_of_chance(counts: Tensor, probabilities: Tensor) -> float:
@@ -85,18 +85,64 @@ def test_coupled_channels_are_drawn_given_the_earlier_ones(pattern):
     torch.testing.assert_close(drawn.log_prob.exp(), table[cell])
 
 
-def test_gaussian_draws_follow_the_density():
+def assert_uniform(cdf: Tensor) -> None:
     """Kolmogorov-Smirnov, at a distance that chance exceeds once in 10^6."""
-    head, n, temperature = heads.Gaussian(2), 20_000, 0.7
+    n = len(cdf)
+    ideal = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    assert (cdf.double().sort().values - ideal).abs().max() + 0.5 / n < math.sqrt(math.log(2e6) / (2 * n))
+
+
+@pytest.mark.parametrize("head", [heads.Gaussian(2), heads.LogisticMixture(2)], ids=str)
+def test_continuous_draws_follow_the_density(head):
+    n, temperature = 20_000, 0.7
     parameters = torch.tensor([[0.3, -0.2, -1.0, 2.0, 0.5, -0.4]])
     drawn = head.draw(parameters.expand(n, 1, 6), Noise(3, torch.arange(n), 0), temperature=temperature)
     logits, means, log_scales = parameters.double()[0].split(2)
-    values = drawn.levels.double().flatten().sort().values[:, None]
-    cdf = torch.special.ndtr((values - means) / (log_scales.exp() * temperature)) @ torch.softmax(
-        logits / temperature, 0
-    )
-    ideal = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    assert (cdf - ideal).abs().max() + 0.5 / n < math.sqrt(math.log(2e6) / (2 * n))
+    standard = (drawn.levels.double() - means) / (log_scales.exp() * temperature)
+    cdf = torch.special.ndtr(standard) if head.kind == "gaussian" else torch.sigmoid(standard)
+    assert_uniform(cdf @ torch.softmax(logits / temperature, 0))
+
+
+def weights_of(logits: Tensor, temperature: float) -> Tensor:
+    return torch.softmax(logits / temperature, 0)
+
+
+@pytest.mark.parametrize("known_x", [False, True])
+def test_bivariate_draws_follow_the_density(known_x):
+    """By Rosenblatt's transform: the cdf of x, and that of y given x, are uniform and independent."""
+    head, n, temperature = heads.BivariateGaussianMixture(2), 20_000, 0.7
+    parameters = torch.tensor([0.3, -0.2, -1.0, 2.0, 0.5, -2.0, 0.5, -0.4, 0.1, 0.8, 1.2, -0.6])
+    levels, known = torch.full((n, 2), 0.7), torch.tensor([[known_x, False]]).expand(n, 2)
+    drawn = head.draw(parameters.expand(n, 1, 12), Noise(3, torch.arange(n), 0), levels, known, temperature=temperature)
+    logits, mean_x, mean_y, log_x, log_y, r = parameters.double().split(2)
+    x, y = drawn.levels.double()[:, :, None].unbind(1)
+    at_x = (x - mean_x) / (log_x.exp() * temperature)
+    joint_weights = weights_of(logits, temperature) * torch.exp(-0.5 * at_x**2) / log_x.exp()
+    given_x = joint_weights / joint_weights.sum(-1, keepdim=True)
+    shifted = (y - mean_y) / (log_y.exp() * temperature) - torch.tanh(r) * at_x
+    cdf_y = (given_x * torch.special.ndtr(shifted * torch.cosh(r))).sum(-1)
+    assert_uniform(cdf_y)
+    if known_x:
+        assert (drawn.levels[:, 0] == levels[:, 0]).all()
+        return
+    cdf_x = torch.special.ndtr(at_x) @ weights_of(logits, temperature)
+    assert_uniform(cdf_x)
+    cells = (cdf_x * 10).long() * 10 + (cdf_y * 10).long()
+    counts = torch.bincount(cells, minlength=100).double()
+    assert probability_of_chance(counts, torch.full((100,), 0.01, dtype=torch.float64)) > 1e-6
+
+
+def test_a_known_y_changes_no_draw_of_x():
+    head, n = heads.BivariateGaussianMixture(3), 50
+    parameters, noise = torch.randn(n, 1, 18), Noise(3, torch.arange(n), 0)
+    free = head.draw(parameters, noise)
+    known = torch.tensor([[False, True]]).expand(n, 2)
+    kept = head.draw(parameters, noise, torch.full((n, 2), 0.3), known)
+    assert torch.equal(kept.levels[:, 0], free.levels[:, 0])
+    assert (kept.levels[:, 1] == torch.tensor(0.3)).all()
+    pairs = torch.stack([kept.levels[:, 0], kept.levels[:, 1]], -1)
+    marginal = heads.Gaussian(3).log_prob(parameters[:, 0, [0, 1, 2, 3, 4, 5, 9, 10, 11], None].double(), pairs[:, :1])
+    torch.testing.assert_close(kept.proposal_log_prob, marginal)
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -185,7 +231,7 @@ def test_known_levels_are_checked():
 
 
 @pytest.mark.needs_extension
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", COMPILED)
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**63 - 1),
@@ -209,7 +255,7 @@ def test_cpp_draws_what_python_draws(name, seed, scale, temperature, channel0, p
         parameters *= scale  # at the greatest scale, weights that underflow
         parameters[torch.rand(parameters.shape, generator=generator) < 0.3] = -torch.inf
         parameters[..., 0] = 0
-    levels = torch.randint(0, head.levels or 5, (batch, channels), generator=generator).float()
+    levels = head.random_levels((batch, channels), generator).float()
     mask = torch.rand(batch, channels, generator=generator) < 0.5 if known else torch.zeros(batch, channels).bool()
     samples = torch.randint(0, 2**48, (batch,), generator=generator)
     options = {"temperature": temperature}
@@ -254,3 +300,25 @@ def test_cpp_statuses():
         draw(torch.zeros(1, 5))
     with pytest.raises(ValueError, match=r"head kind must be .*, got 'poisson'"):
         draw(torch.zeros(1, 4), spec=head.spec() | {"kind": "poisson"})
+
+
+PEN = heads.Composite(heads.BivariateGaussianMixture(1), heads.Bernoulli()).spec()
+WRONG_SPECS = [
+    (PEN | {"coupled_channels": 2}, "coupled_channels must be the channels of all parts"),
+    (PEN | {"parts": []}, "coupled_channels must be the channels of all parts"),
+    (PEN | {"parts": [PEN, PEN], "coupled_channels": 6}, "parts must say how many channels they draw"),
+    (PEN | {"parts": [PEN["parts"][0] | {"coupled_channels": 1}]}, "coupled_channels must be 2"),
+    (PEN | {"parameters": 7}, "parameters must be 1 or more for a custom head, 0 for any other"),
+    (heads.Gaussian().spec() | {"parts": PEN["parts"]}, "only a composite head has parts"),
+    (heads.LogisticMixture(2).spec() | {"levels": 4}, "a head has 2 levels or more, a continuous one has 0"),
+]
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize(("spec", "message"), WRONG_SPECS, ids=[message for _, message in WRONG_SPECS])
+def test_cpp_checks_what_a_head_is_made_of(spec, message):
+    from fastgen import _C
+
+    arrays = torch.zeros(1, 7).numpy(), 0, torch.zeros(1).long().numpy(), 8, 0, None, torch.zeros(1, 3).numpy()
+    with pytest.raises(ValueError, match=message):
+        _C.draw(spec, *arrays)

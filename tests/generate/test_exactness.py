@@ -7,7 +7,7 @@ import torch
 
 from fastgen.generate.contexts import context_leaves
 from fastgen.generate.noise import Noise
-from tests.generate.compiled import CASES, FAST, MACHINES, case, parameters_at, sampler
+from tests.generate.compiled import CASES, CONTINUOUS, FAST, MACHINES, case, parameters_at, sampler
 from tests.generate.teacher import EPSILON, exact_log_prob, taught
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation")
@@ -106,7 +106,7 @@ def first_differences(compiled, drawn, naive, steps: int) -> dict[int, int]:
 
 @pytest.mark.parametrize(
     ("name", "partly_known"),
-    [(name, False) for name in CASES if name != "gaussian"]
+    [(name, False) for name in CASES if name not in CONTINUOUS]
     + [
         (name, True)
         for name in ("masked_stack", "pixelcnn_colour", "pixelcnn_pp_colour", "made_permuted", "causal_unet")
@@ -139,7 +139,8 @@ def test_the_rule_of_edges_refuses_any_other_difference():
 
 
 @pytest.mark.parametrize(
-    ("name", "machine"), [("gaussian", m) for m in MACHINES] + [("pixelcnn_colour", FAST), ("wavenet_mixture", FAST)]
+    ("name", "machine"),
+    [(name, m) for name in CONTINUOUS for m in MACHINES] + [("pixelcnn_colour", FAST), ("wavenet_mixture", FAST)],
 )
 def test_a_machine_draws_what_the_head_draws_from_its_parameters(name, machine):
     compiled, n = sampler(name, machine), 3
@@ -148,7 +149,8 @@ def test_a_machine_draws_what_the_head_draws_from_its_parameters(name, machine):
         compiled.advance(state, 1)
         channels, positions = (compiled.order.steps == step).nonzero()
         noise = Noise(5, torch.arange(n), int(positions[0]), int(channels[0]))
-        drawn = compiled.head.draw(parameters_at(compiled, state).reshape(n, len(channels), -1), noise)
+        groups = len(channels) // compiled.head.coupled
+        drawn = compiled.head.draw(parameters_at(compiled, state).reshape(n, groups, -1), noise)
         got = state.run.levels[:, channels, int(positions[0])]
         exact = {"rtol": 0, "atol": 0} if compiled.head.levels else {"rtol": EPSILON, "atol": EPSILON}
         torch.testing.assert_close(got, drawn.levels, **exact)

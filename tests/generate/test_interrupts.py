@@ -151,7 +151,7 @@ def test_a_handler_cannot_use_the_sampler_that_it_interrupts():
     sampler = long_sampler(1)
     state = sampler.start(1)
     with (
-        pytest.raises(RuntimeError, match="cannot be used by a signal handler that interrupts its own work"),
+        pytest.raises(RuntimeError, match="cannot be used from within its own work, by a signal handler"),
         interrupted(0.05, lambda: sampler.sample(1)),
     ):
         sampler.advance(state, LONG)

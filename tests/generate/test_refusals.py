@@ -93,3 +93,64 @@ def test_a_result_that_a_rule_does_not_give_is_named():
 def test_what_is_not_causal_is_a_subclass_of_its_own():
     with pytest.raises(NotCausalError):
         fastgen.Sampler(Tokens(), (8,), HEAD, "time", machine=FAST)
+
+
+class Behind(nn.Module):
+    """A causal convolution, then something that no step program computes."""
+
+    def __init__(self, spoil) -> None:
+        super().__init__()
+        self.conv, self.spoil = nn.Conv1d(1, 12, 2), spoil
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.spoil(self.conv(F.pad(x[:, None], (2, -1))))
+
+
+def branch(h: Tensor) -> Tensor:
+    return h if h.sum() > 0 else -h
+
+
+def under_autocast(h: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return h @ torch.eye(8)
+
+
+def without_gradients(h: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.lgamma(h)
+
+
+REFUSALS = {
+    "autocast": (under_autocast, "computes in torch.bfloat16", "without torch.autocast in forward"),
+    "no_grad": (without_gradients, "has no rule", "docs/generate.md lists them"),
+    "instance_norm": (F.instance_norm, "takes its statistics over positions", "Normalise over the channels"),
+    "group_norm": (lambda h: F.group_norm(h, 2), "takes its statistics over positions", "Normalise over the channels"),
+    "layer_norm": (lambda h: F.layer_norm(h, h.shape[1:]), "normalises over positions", "Normalise over the channels"),
+    "batch_norm": (lambda h: F.batch_norm(h, None, None, training=True), "mixes samples", "Use running statistics"),
+    "argmax": (lambda h: h + h.argmax(), "mixes samples and positions", "Name a dimension"),
+    "fft": (lambda h: torch.fft.fft(h).real, "complex numbers, or over all positions", "a causal convolution"),
+    "complex": (lambda h: torch.complex(h, h).abs(), "computes with complex numbers", "pairs of real ones"),
+    "nonzero": (lambda h: h + (h > 0).nonzero().sum(), "size depends on the values", "torch.where with a mask"),
+    "masked_select": (lambda h: h + h.masked_select(h > 0).sum(), "size depends on the values", "torch.where"),
+    "item": (lambda h: h * h.max().item(), "reads a number of a tensor into Python", "Keep it a tensor"),
+    "bilinear": (
+        lambda h: h + F.bilinear(h.mT.contiguous(), h.mT.contiguous(), torch.ones(12, 12, 12)).mT,
+        "multiplies two tensors",
+        "an elementwise product",
+    ),
+    "lgamma": (torch.lgamma, "has no rule", "docs/generate.md lists them"),
+    "noise": (lambda h: h + torch.rand_like(h), "draws random numbers", "Dropout must be off in eval"),
+    "half": (lambda h: h.half().float(), "computes in torch.float16", "Compile a float32 copy"),
+    "branch": (branch, "does not take Behind", "torch.where in place of an if"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refusal_names_layer_line_reason_and_cure(name):
+    spoil, reason, cure = REFUSALS[name]
+    said = refused(Behind(spoil), (8,), heads.Categorical(12, to_input="unit"))
+    assert reason in said
+    assert cure in said
+    assert "test_refusals.py" in said
+    assert "line " in said
+    assert "at module (" in said or "at forward" in said or "random numbers at " in said

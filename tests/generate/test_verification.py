@@ -14,8 +14,8 @@ import fastgen
 from fastgen.generate.compile import any_length as compiling
 from fastgen.generate.errors import VerificationError
 from fastgen.generate.frontend.rules import RULES
-from fastgen.generate.heads import Categorical, Gaussian
-from fastgen.generate.verification.verify import verify
+from fastgen.generate.heads import Categorical, DiscretizedLogisticMixture, Gaussian
+from fastgen.generate.verification.self_check import self_check
 from tests.generate.seeded import built
 
 aten = torch.ops.aten
@@ -64,6 +64,7 @@ def image(**options) -> fastgen.Sampler:
 def broken_at(call) -> str:
     with pytest.raises(VerificationError) as caught:
         call()
+    assert "The layer was not found" not in str(caught.value)
     return re.search(r"at position (\d+|\(.*?\))", str(caught.value))[1]
 
 
@@ -135,7 +136,7 @@ def test_a_layer_that_a_frozen_copy_drops_is_caught():
     sampler, module = tokens(), built(Tokens)
     module.mix.register_forward_hook(lambda layer, given, out: out + 0.01)
     sampler.request = replace(sampler.request, module=module)
-    assert broken_at(lambda: verify(sampler)) == "0"
+    assert broken_at(lambda: self_check(sampler)) == "0"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -145,7 +146,7 @@ def test_a_module_of_less_than_float32_is_caught(dtype):
     sampler = fastgen.Sampler(copy.deepcopy(module).float(), (40,), Categorical(LEVELS), "time", predicts="next")
     sampler.request = replace(sampler.request, module=module)
     with pytest.raises(VerificationError, match=r"less than float32.* position 0 "):
-        verify(sampler)
+        self_check(sampler)
 
 
 def test_refresh_notices_what_it_does_not_see_and_keeps_the_old_program():
@@ -168,7 +169,7 @@ def test_a_tap_off_by_one_is_caught():
     program = sampler.program
     tap = next(o for o in program.operands if o.map.column_stride == 1 and o.map.offset < 0)
     tap.map.offset += 1
-    assert int(broken_at(lambda: verify(reloaded(sampler)))) <= 2
+    assert int(broken_at(lambda: self_check(reloaded(sampler)))) <= 2
 
 
 def test_a_border_that_is_wrong_in_the_last_row_only_is_caught():
@@ -176,7 +177,7 @@ def test_a_border_that_is_wrong_in_the_last_row_only_is_caught():
     read = [sampler.program.operands[s.operand] for s in sampler.program.segments]
     above = next(o for o in read if o.map.row_stride == 5 and o.map.offset < 0 and o.box.row1 > 6)
     above.box.row1 = 5
-    assert broken_at(lambda: verify(reloaded(sampler))).startswith("(5,")
+    assert broken_at(lambda: self_check(reloaded(sampler))).startswith("(5,")
 
 
 @pytest.mark.parametrize("which", ["table", "matrix"])
@@ -187,7 +188,7 @@ def test_one_wrong_weight_is_caught(which):
     places = (sampler.program.weights == value).nonzero()
     assert len(places)
     sampler.program.weights[places[0]] += 0.01
-    assert broken_at(lambda: verify(reloaded(sampler))).isdigit()
+    assert broken_at(lambda: self_check(reloaded(sampler))).isdigit()
 
 
 def test_a_wrong_scale_of_a_continuous_head_is_caught():
@@ -201,7 +202,7 @@ def test_a_wrong_scale_of_a_continuous_head_is_caught():
 
     sampler = fastgen.Sampler(built(Values), (1, 30), Gaussian(), "time")
     sampler.program.constants += 1e-3
-    assert broken_at(lambda: verify(reloaded(sampler))) == "0"
+    assert broken_at(lambda: self_check(reloaded(sampler))) == "0"
 
 
 # ---- no false alarm
@@ -234,6 +235,14 @@ def test_rounded_weights_are_verified_before_they_are_rounded(weights):
     tokens(weights=weights)
 
 
+def test_a_head_that_feeds_raw_draws_is_verified():
+    network = built(lambda: fastgen.nn.MaskedConv2d(3, 30, 3, mask="A"))
+    head = DiscretizedLogisticMixture(3, 16, feed_raw=True)
+    sampler = fastgen.Sampler(network, (3, 4, 3), head)
+    sampler.program.constants += 1e-3
+    assert broken_at(lambda: self_check(reloaded(sampler))) == "(0, 0)"
+
+
 def test_a_double_module_is_accepted():
     fastgen.Sampler(built(Tokens).double(), (40,), Categorical(LEVELS), "time", predicts="next")
 
@@ -243,5 +252,5 @@ def test_the_users_random_numbers_are_not_moved_and_verify_false_skips(monkeypat
     state = torch.get_rng_state()
     tokens()
     assert torch.equal(torch.get_rng_state(), state)
-    monkeypatch.setattr("fastgen.generate.sampler.verify_sampler", lambda _: pytest.fail("verified"))
+    monkeypatch.setattr("fastgen.generate.sampler.self_check", lambda _: pytest.fail("verified"))
     tokens(verify=False)

@@ -64,9 +64,9 @@ class FiniteMask(Wrong):
         return h @ scores.softmax(-1).transpose(1, 2)
 
 
-class Sorts(Wrong):
+class Special(Wrong):
     def spoil(self, h: Tensor) -> Tensor:
-        return torch.sort(h, dim=1).values
+        return torch.lgamma(h)
 
 
 class Fourier(Wrong):
@@ -92,7 +92,7 @@ WRONG = {
     "mixes_batch": _sequence(MixesBatch, "batch"),
     "batch_norm_training": _sequence(BatchNormTraining, "batch"),
     "finite_mask": _sequence(FiniteMask, "finite"),
-    "sorts": _sequence(Sorts, "sort"),
+    "special": _sequence(Special, "lgamma"),
     "fourier": _sequence(Fourier, "fft"),
     "not_a_number": _sequence(NotANumber, "NaN"),
 }

@@ -148,7 +148,9 @@ def _departs(a: CalledLoops, b: CalledLoops, segment: int, periods: int, goes_on
             [[*c.leaves(call, segment, k), *call.sizes()] for k, call in enumerate(calls) if call is not None]
             for c, calls in zip((a, b), made, strict=True)
         ]  # fmt: skip
-        if any(not _alike(x, y, periods, goes_on) for x, y in zip(*rows, strict=False)) or not all(map(_regular, rows)):
+        if any(not _alike(x, y, periods, goes_on) for x, y in zip(*rows, strict=False)):
+            return made[1][0]
+        if counts[0] != counts[1] and not all(map(_regular, rows)):  # layers of one kind need not be regular
             return made[1][0]
     return None
 

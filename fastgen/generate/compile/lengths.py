@@ -187,7 +187,8 @@ def _continues(a: Tensor, b: Tensor, periods: int) -> bool:
         return torch.equal(a, b)
     if len(grown) > 1 or (b.shape[grown[0]] - a.shape[grown[0]]) % periods:
         return False
-    a, b = (t.movedim(grown[0], 0).double() for t in (a, b))
+    a, b = (t.movedim(grown[0], 0) for t in (a, b))
+    a, b = (torch.view_as_real(t.resolve_conj()).double() if t.is_complex() else t.double() for t in (a, b))
     period = (len(b) - len(a)) // periods
     if period <= 0 or not torch.equal(b[: len(a)], a):
         return False

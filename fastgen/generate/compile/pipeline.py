@@ -27,7 +27,7 @@ from fastgen.generate.passes.roll_up_loops import roll_up_loops
 from fastgen.generate.passes.samples_first import samples_first
 from fastgen.generate.passes.split_channel_runs import split_channel_runs
 from fastgen.generate.request import CompileRequest
-from fastgen.generate.schedule.rings import LOOKAHEAD
+from fastgen.generate.schedule.rings import lookahead_of
 from fastgen.generate.schedule.scheduler import DrawSite, Placed, Scheduler
 
 
@@ -121,7 +121,7 @@ def _analysed(
     _ran("merge_sums", graph, draws)
 
     placed = Scheduler(graph, order, draws).run()
-    lookahead = 1 if not order.regular else min(LOOKAHEAD, order.row_length)
+    lookahead = lookahead_of(graph, order)
     lowered = Lowering(graph, order, placed, draws, traced.input, shift, lookahead).run()
     lowered.program.weights, lowered.program.constants = lowered.fill(graph.constants)
     return Analysis(request, exported, traced, plan, draws, placed, lowered)

@@ -10,7 +10,7 @@ from fastgen.generate.context_network import ContextNetwork
 from fastgen.generate.contexts import ContextLayout
 from fastgen.generate.files.context_file import PREFIX, read_network, write_network
 from fastgen.generate.files.tensor_file import read_tensor_file, write_tensor_file
-from fastgen.generate.heads import from_config, to_config
+from fastgen.generate.heads import Head, from_config, to_config
 from fastgen.generate.ir.program import Program
 from fastgen.generate.ir.program_checks import check_program
 from fastgen.generate.request import CompileRequest
@@ -37,15 +37,17 @@ def write_sampler(network: CompiledNetwork, path) -> None:
     write_tensor_file(path, "program", tensors, description)
 
 
-def read_sampler(path) -> tuple[CompileRequest, Compiled, str]:
+def read_sampler(path, head: Head | None = None) -> tuple[CompileRequest, Compiled, str]:
     """Returns the request (without a module), what was compiled, and the format of the weights.
+
+    ``head`` is the ``Custom`` head of the file, if it has one.
 
     Everything is checked here, before any work: what is added to the file is to be checked here too. Errors as
     ``Sampler.load``.
     """
     tensors, saved = read_tensor_file(path, "program")
     try:
-        request = _request(saved)
+        request = _request(saved, head)
         held = {name: tensors.pop(name) for name in [*tensors] if name.startswith(PREFIX)}
         program, network = Program.from_tensors(tensors), _network(request.layout, saved, held)
         contexts = [] if request.layout is None else [s[2] for s in request.layout.position_major_shapes(1)]
@@ -64,7 +66,7 @@ def _network(layout: ContextLayout | None, saved: dict, tensors: dict[str, Tenso
     return read_network(saved["context_network"], tensors, [] if layout is None else layout.leaves)
 
 
-def _request(saved: dict) -> CompileRequest:
+def _request(saved: dict, custom: Head | None) -> CompileRequest:
     fields = {"event_shape", "head", "order", "weights", "predicts", "start", "context", "context_network"}
     if saved.keys() != fields:
         odd = ", ".join(sorted(saved.keys() ^ fields))
@@ -75,7 +77,7 @@ def _request(saved: dict) -> CompileRequest:
     if saved["weights"] not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {saved['weights']!s:.100}")
     layout = None if saved["context"] is None else ContextLayout.from_config(saved["context"])
-    head, order = from_config(saved["head"]), order if isinstance(order, str | list) else repr(order)
+    head, order = from_config(saved["head"], custom), order if isinstance(order, str | list) else repr(order)
     request = CompileRequest.checked(None, shape, head, order, saved["predicts"], None, layout, saved["start"])
     if request.head.to_input_name is None:
         raise ValueError("the head must say how a level becomes the network's input, got to_input None")

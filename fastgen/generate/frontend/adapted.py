@@ -41,15 +41,21 @@ def usable(module: nn.Module) -> nn.Module:
                 f"{name or 'module'!r} is a torch.jit.{type(part).__name__}, which torch.export cannot take: pass the "
                 "Python module that it was made from"
             )
+    check_made(module)
     for name, tensor in tensors_of(module).items():
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
-            raise CompileError(f"{name!r} has no shape yet: call the module once, so that its lazy layers are made")
         if tensor.device.type != "cpu":
             raise CompileError(
                 f"{name!r} is on device {tensor.device}, and the sampler compiles on the CPU: pass "
                 + ("a module that has its weights" if tensor.is_meta else "module.cpu()")
             )
     return module
+
+
+def check_made(module: nn.Module) -> None:
+    """Raises CompileError where a lazy layer has not been made by a first call."""
+    for name, tensor in tensors_of(module).items():
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise CompileError(f"{name!r} has no shape yet: call the module once, so that its lazy layers are made")
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
@@ -60,5 +66,6 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
 def attributes_of(network: nn.Module) -> Iterator[tuple[str, nn.Module, str, object]]:
     """Yields (full name, submodule, name there, value) of attributes, parameters and buffers."""
     for prefix, part in network.named_modules(remove_duplicate=False):
-        for name, value in (vars(part) | part._parameters | part._buffers).items():
+        held = vars(part) | dict(part._parameters.items()) | dict(part._buffers.items())
+        for name, value in held.items():
             yield f"{prefix}.{name}" if prefix else name, part, name, value

@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_map_only
 
 from fastgen.generate.errors import CompileError
 from fastgen.generate.frontend.adapted import Adapted, attributes_of, tensors_of
+from fastgen.generate.frontend.fx_info import places_within, restore_places
+from fastgen.generate.frontend.raised import where_raised
 from fastgen.generate.frontend.rules import RULES
 from fastgen.generate.frontend.untouched import borrowed
 from fastgen.generate.frontend.writes import TraceWrites, Writes, same_values
@@ -95,7 +97,7 @@ def _check_calls(network: nn.Module, arguments: tuple) -> None:
     except Exception as error:
         raise CompileError(
             f"{name} does not take an input {list(x.shape)}, {x.dtype} (a batch of {BATCH} of event_shape "
-            f"{tuple(x.shape[1:])}): {type(error).__name__}: {error}"
+            f"{tuple(x.shape[1:])}){where_raised(error, network)}: {type(error).__name__}: {error}"
         ) from error
     if not isinstance(before, Tensor):
         raise CompileError(
@@ -176,14 +178,17 @@ def _program(network: nn.Module, arguments: tuple) -> ExportedProgram:
         with redirect_stderr(io.StringIO()), _traceable_attention():  # stderr: where torch.export prints its graph
             program = torch.export.export(network, arguments)
             if not all(_has_rule(node) for node in program.graph.nodes):
+                places = places_within(program.graph_module)
                 program = program.run_decompositions(_decompositions(program))
+                restore_places(program.graph_module, places)
     except CompileError:
         raise
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")
         raise CompileError(
-            f"torch.export does not take {type(network.module).__name__}: {type(error).__name__}: {reason}. "
-            "The forward must be free of data-dependent Python control flow."
+            f"torch.export does not take {type(network.module).__name__}{where_raised(error, network)}: "
+            f"{type(error).__name__}: {reason}. The forward must be free of data-dependent Python control flow: use "
+            "torch.where in place of an if on values, and tensors in place of .item() and .tolist()"
         ) from error
     return program
 

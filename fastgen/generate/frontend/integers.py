@@ -90,7 +90,7 @@ def computed(graph: Graph, node, rule: Callable, args: list, kwargs: dict):
     result = rule(graph, *args, **kwargs)
     if target in CONVERSIONS:
         _check_conversion(graph, node.args[0].meta["val"].dtype, dtype, args[0])
-    if target in (aten.max.dim, aten.min.dim):
+    if target in (aten.max.dim, aten.min.dim, aten.sort.stable):
         return _bounded(result[0], found), result[1]
     if dtype == torch.bool and target in PAIRS and found[1] > TRUTH[1]:  # a sum of truth values is one
         result = graph.map("ne", result, Constant.literal(0.0))

@@ -229,9 +229,11 @@ PICKS = {
         "index",
         "index_put",
         "index_select",
+        "kthvalue",
         "lift_fresh_copy",
         "masked_fill",
         "max",
+        "median",
         "min",
         "movedim",
         "narrow",
@@ -248,6 +250,8 @@ PICKS = {
         "select",
         "select_scatter",
         "slice",
+        "sort",
+        "topk",
         "slice_scatter",
         "split",
         "split_with_sizes",
@@ -290,6 +294,7 @@ PICKS = {
 }
 """Operators whose results are elements of their operands, or zeros, or rounded to integers."""
 _SUMS = (aten.sum.default, aten.sum.dim_IntList, aten.cumsum.default)
+_COUNTS = (aten.bucketize.Tensor, aten.searchsorted.Tensor)
 _CHOSEN = (aten.argmax.default, aten.argmin.default)
 
 
@@ -327,6 +332,8 @@ def range_after(graph: Graph, target, args: list, kwargs: dict, whole: bool) -> 
         found = hull([(0.0, 0.0), *[range_of(o, graph) for o in first], *[(f, f) for f in fills]])
     elif target in _CHOSEN:
         found = 0.0, float(args[0].ids.numel())
+    elif target in _COUNTS:
+        found = 0.0, float(max(a.tensor.numel() for a in args if isinstance(a, Constant)))
     elif target in (aten.one_hot.default, aten.softmax.int, aten._softmax.default):
         found = TRUTH
     elif target in (aten.mean.default, aten.mean.dim):

@@ -22,6 +22,7 @@ from fastgen.generate.frontend.fx_info import arguments_of, name_of, where_of
 from fastgen.generate.frontend.integers import CONVERSIONS, computed, is_moving
 from fastgen.generate.frontend.masks import finite_mask
 from fastgen.generate.frontend.ranges import TRUTH, UNKNOWN
+from fastgen.generate.frontend.refused import REFUSED, REFUSED_RESULTS
 from fastgen.generate.frontend.rules import RULES
 from fastgen.generate.frontend.rules.attention import SCORE_RULES, written_out
 from fastgen.generate.frontend.scores import Scores
@@ -96,7 +97,8 @@ def trace(
             if _draws_noise(node):
                 raise CompileError(
                     f"forward draws random numbers at {graph.place}, so the network is no function of its "
-                    "input. Dropout must be off in eval (nn.Dropout, or F.dropout with training=self.training)"
+                    "input. Dropout must be off in eval (nn.Dropout, or F.dropout with training=self.training); other "
+                    "noise must come in as a context, or stay with the head, which draws"
                 )
             if node.name in results:
                 environment[node] = outside(node)
@@ -180,7 +182,8 @@ def _apply(graph: Graph, node: FxNode, args, kwargs):
     if getattr(target, "__name__", "") == "getitem":
         taken = args[0][args[1]]
         if taken is None and node.users:
-            raise UnsupportedOperator(graph, f"result {args[1]} of operator {node.args[0].target}")
+            told = REFUSED_RESULTS.get(node.args[0].target, ())
+            raise UnsupportedOperator(graph, f"result {args[1]} of operator {node.args[0].target}", *told)
         return taken
     if target is aten._assert_tensor_metadata.default:
         return None
@@ -192,9 +195,9 @@ def _apply(graph: Graph, node: FxNode, args, kwargs):
     rules = SCORE_RULES if scored else RULES
     rule = _conversion(node) if target in CONVERSIONS and not scored else rules.get(target)
     if rule is None:
-        raise UnsupportedOperator(graph, f"operator {target}")
+        raise UnsupportedOperator(graph, f"operator {target}", *REFUSED.get(target, ()))
     wanted = inspect.signature(rule).parameters
-    told = {"operator": target, "result": node.meta["val"].dtype if "result" in wanted else None}
+    told = {"operator": target, "node": node, "result": node.meta["val"].dtype if "result" in wanted else None}
     rule = partial(rule, **{name: value for name, value in told.items() if name in wanted})
     try:
         return rule(graph, *args, **kwargs) if scored else computed(graph, node, rule, args, kwargs)

@@ -39,6 +39,8 @@ class DrawOptions(NamedTuple):
     """The k most probable levels are drawn; 0: all."""
     top_p: float = 1.0
     """Of them, the fewest that have this share of their probability."""
+    scored: bool = True
+    """Whether log-probabilities are wanted; those that are not may be NaN."""
 
 
 class Head(ABC):
@@ -55,6 +57,8 @@ class Head(ABC):
     mixtures: int = 1
     coupled: int | None = 1
     """Channels that share a group of parameters; None: all channels of the event."""
+    draws_at_once: bool = False
+    """Whether the channels that are coupled are known all or none."""
     feed_raw: bool = False
     min_log_scale: float = -7.0
 
@@ -75,11 +79,11 @@ class Head(ABC):
     @abstractmethod
     def draw_groups(
         self, parameters: Tensor, noise: Noise, levels: Tensor, known: Tensor, options: DrawOptions
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Draws from float64 ``[B, G, n]``; ``levels`` and ``known`` are ``[B, G, C / G]``.
 
         Returns levels, the raw values to feed instead (None: feed the levels' inputs), and the proposal's
-        log-probability ``[B]``.
+        log-probability ``[B]`` (None: the model's, of the groups of which nothing is known).
         """
 
     @abstractmethod
@@ -169,14 +173,42 @@ class Head(ABC):
     def to_input(self, levels: Tensor) -> Tensor:
         """Returns the module's input: int64 for "index" or None, else float32 (a continuous head passes values on)."""
         self.check_levels(levels)
-        if self.inputs is None:
-            return levels.float()
-        return levels.long() if self.to_input_name in ("index", None) else self.inputs.to(levels.device)[levels.long()]
+        indices = self.levels and self.to_input_name in ("index", None)
+        return levels.long() if indices else self.fed(levels)
+
+    def fed(self, levels: Tensor) -> Tensor:
+        """Returns the network's input float32 ``[B, C, ...]`` for levels or values of the same shape."""
+        return levels.float() if self.inputs is None else self.inputs.to(levels.device)[levels.long()]
+
+    def holds(self, levels: Tensor) -> Tensor:
+        """Returns booleans ``[B, C, ...]``: whether floating-point numbers of this shape are levels of the head."""
+        if not self.levels:
+            return levels.isfinite()
+        return (levels == levels.floor()) & (levels >= 0) & (levels < self.levels)
+
+    def allowed(self) -> str:
+        """Returns what ``holds`` asks for, as errors say it."""
+        return f"whole numbers in 0 .. {self.levels - 1}" if self.levels else "finite"
+
+    def random_levels(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Returns levels ``[N, *event_shape]``, each as often as any other; of a continuous head, normal values."""
+        if not self.levels:
+            return torch.randn(shape, generator=generator)
+        count = math.prod(shape)
+        rounds = [torch.randperm(self.levels, generator=generator) for _ in range(-(-count // self.levels))]
+        return torch.cat(rounds)[:count].reshape(shape)
+
+    def check_known_mask(self, known: Tensor) -> None:
+        """Raises ValueError unless it can draw the rest given the known ones of booleans ``[B, C, positions]``."""
+        if self.draws_at_once and bool((known != known[:, :1]).any()):
+            raise ValueError(f"known_mask must be the same for all channels of a position, which {self} draws at once")
 
     def check_sampling(
-        self, temperature: float, top_k: int = 0, top_p: float = 1.0, scored: bool = False
+        self, temperature: float, top_k: int = 0, top_p: float = 1.0, scored: bool = False, proposal: bool = False
     ) -> DrawOptions:
-        """Returns the options; ``scored``: log-probabilities of the draws are wanted.
+        """Returns the options.
+
+        ``scored`` says whether log-probabilities are wanted, ``proposal`` whether those of the altered distribution.
 
         Raises:
             ValueError: the head cannot draw so.
@@ -185,12 +217,13 @@ class Head(ABC):
             raise ValueError(f"temperature must be a finite number above 0, got {temperature!r:.100}")
         if temperature < LEAST_TEMPERATURE:
             raise ValueError(f"temperature must be {LEAST_TEMPERATURE:.2g} or more, got {temperature!r}")
-        self._check_truncation(top_k, top_p)
-        if scored and self.feed_raw:
+        self.check_truncation(top_k, top_p)
+        if (scored or proposal) and self.feed_raw:
             raise ValueError("feed_raw=True draws have no log-probability: levels do not tell what the network was fed")
-        return DrawOptions(float(temperature), int(top_k), float(top_p))
+        return DrawOptions(float(temperature), int(top_k), float(top_p), scored or proposal)
 
-    def _check_truncation(self, top_k: int, top_p: float) -> None:
+    def check_truncation(self, top_k: int, top_p: float) -> None:
+        """Raises ValueError unless the head can draw from the ``top_k`` levels, or those with the mass ``top_p``."""
         if top_k != 0 or top_p != 1:
             raise ValueError(
                 f"top_k is {top_k} and top_p is {top_p}; only a Categorical head takes others than 0 and 1"
@@ -205,6 +238,7 @@ class Head(ABC):
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        scored: bool = True,
     ) -> Drawn:
         """Draws the C elements of one position, all but the known ones.
 
@@ -215,34 +249,40 @@ class Head(ABC):
                 after it are drawn given it.
             temperature: divides logits and multiplies scales.
             top_k, top_p: Categorical only; the k most probable levels (0: all), then the fewest with mass top_p.
+            scored: whether log-probabilities are wanted.
 
         Raises:
             ValueError: a sampling argument is out of range, a known level is none, or the parameters are NaN or make no
                 distribution.
         """
-        options = self.check_sampling(temperature, top_k, top_p)
+        options = self.check_sampling(temperature, top_k, top_p)._replace(scored=scored)
         batch, groups, count = parameters.shape
-        coupled = 1 if self.coupled == 1 else self.channels_of(count)
+        coupled = self.coupled or self.channels_of(count)
         if levels is None or known is None:
             levels = parameters.new_zeros(batch, groups * coupled, dtype=torch.float32)
             known = torch.zeros_like(levels, dtype=torch.bool)
         levels, known = levels.double().reshape(batch, groups, coupled), known.reshape(batch, groups, coupled)
-        self._check_known(levels[known], noise.position)
+        self.check_known(levels.flatten(1), known.flatten(1), noise.position)
         parameters = parameters.double()
         if parameters.isnan().any():
             raise ValueError(f"the network's output at position {noise.position} is NaN")
         chosen, raw, proposal = self.draw_groups(parameters, noise, levels, known, options)
-        log_prob = self.group_log_prob(parameters, chosen.long() if self.levels else chosen).sum(-1)
-        inputs = chosen if self.inputs is None else self.inputs.to(chosen.device)[chosen.long()]
-        if raw is not None:
-            inputs, log_prob, proposal = raw, log_prob * torch.nan, proposal * torch.nan
-        return Drawn(chosen.float().flatten(1), inputs.float().flatten(1), log_prob, proposal)
+        log_prob = parameters.new_full((batch, groups), torch.nan)
+        if options.scored and raw is None:
+            log_prob = self.group_log_prob(parameters, chosen.long() if self.levels else chosen)
+        if proposal is None:
+            proposal = log_prob.masked_fill(known.any(-1), 0).sum(-1)
+        inputs = self.fed(chosen.flatten(1)) if raw is None else raw.float().flatten(1)
+        proposal = proposal if raw is None else torch.full_like(proposal, torch.nan)
+        return Drawn(chosen.float().flatten(1), inputs, log_prob.sum(-1), proposal)
 
-    def _check_known(self, levels: Tensor, position: int) -> None:
-        if not self.levels and not levels.isfinite().all():
+    def check_known(self, levels: Tensor, known: Tensor, position: int) -> None:
+        """Raises ValueError unless the known ones of ``[B, C]`` numbers are levels of the head."""
+        if bool((self.holds(levels) | ~known).all()):
+            return
+        if not self.levels:
             raise ValueError(f"a known value at position {position} is not finite")
-        if self.levels and not ((levels == levels.floor()) & (levels >= 0) & (levels < self.levels)).all():
-            raise ValueError(f"a known level at position {position} is no whole number in 0 .. {self.levels - 1}")
+        raise ValueError(f"a known level at position {position} is no whole number in 0 .. {self.levels - 1}")
 
     def channels_of(self, count: int) -> int:
         """Returns the number of channels that a group of ``count`` parameters describes."""

@@ -45,7 +45,7 @@ class Categorical(Head):
         chosen = parameters.gather(-1, levels.long()).squeeze(-1)
         return chosen - torch.logsumexp(parameters, -1)
 
-    def _check_truncation(self, top_k: int, top_p: float) -> None:
+    def check_truncation(self, top_k: int, top_p: float) -> None:
         if isinstance(top_k, bool) or not isinstance(top_k, Integral) or not 0 <= top_k <= self.levels:
             raise ValueError(f"top_k must be an integer in 0 (off) .. {self.levels}, got {top_k!r}")
         if isinstance(top_p, bool) or not (isinstance(top_p, Real) and 0 < top_p <= 1):

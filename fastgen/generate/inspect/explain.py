@@ -13,13 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastgen.generate.compile.pipeline import Analysis
 from fastgen.generate.compiled_network import CompiledNetwork
-from fastgen.generate.heads import Head
+from fastgen.generate.heads import Composite, Head
+from fastgen.generate.heads.composite import among
+from fastgen.generate.inspect.keys_seen import keys_seen
 from fastgen.generate.inspect.receptive_field import ReceptiveField, receptive_field
 from fastgen.generate.ir.instructions import CONSTANT, DENSE, PIXEL, PROLOGUE, ROW, STATE, Instruction
 from fastgen.generate.ir.opcodes import OPCODE
 from fastgen.generate.ir.program import Program
 
 _EXAMPLES = 4
+_ATTENTION_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _WHEN = {"prologue": "before the first step", "row": "at the start of a row", "pixel": "at a step"}
 
 
@@ -185,6 +188,12 @@ def explain(network: CompiledNetwork) -> Explanation:
 
 
 def _input(head: Head) -> str:
+    if isinstance(head, Composite):
+        told = []
+        for part, channels, _ in head.runs():
+            read = part.reading("float") if part.to_input_name in (None, "index") else part
+            told.append(f"in {among(channels)} {_input(read)}")
+        return "; ".join(told)
     most = head.levels - 1
     words = {
         "index": f"integers 0 .. {most}",
@@ -242,21 +251,9 @@ def _work(network: CompiledNetwork, program: Program, analysis: Analysis | None)
 
 def _attended(program: Program, instruction: Instruction, steps: int) -> int:
     """Counts the multiply-adds of attention over an event: products of queries and keys, and weighed values."""
-    domain, body = instruction.domain, instruction.body
-    last = domain.column1
-    if instruction.when == PIXEL and program.steps > steps:
-        last = min(last, -(-(steps - domain.delay) // domain.column_stride))
-    rows, columns = np.meshgrid(np.arange(domain.row0, domain.row1), np.arange(domain.column0, last), indexing="ij")
-    sets = body.keys.position(rows, columns)
-    keys = 0
-    for number in np.unique(sets).tolist():
-        chosen, here = program.key_sets[number], sets == number
-        for run in program.key_runs[chosen.run0 : chosen.run1]:
-            first = np.maximum(run.low, run.start.position(rows[here], columns[here]))
-            stop = np.minimum(run.high, run.end.position(rows[here], columns[here]))
-            keys += int(np.maximum(0, -(-(stop - first) // run.step)).sum())
+    body = instruction.body
     depth, width = (program.operands[n].length // body.heads for n in (body.query, body.out))
-    return keys * body.heads * (depth + width)
+    return keys_seen(program, instruction, steps) * body.heads * (depth + width)
 
 
 def _multiply_adds(program: Program, instruction: Instruction, steps: int) -> int:
@@ -285,9 +282,16 @@ def _forward_multiply_adds(analysis: Analysis) -> float:
     """Counts those of one sample on the exported graph (which has a batch of two) without computing anything."""
     graph = analysis.exported.graph_module
     inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
+    counting = FlopCounterMode(display=False, custom_mapping={_ATTENTION_ON_CPU: _attention_flops})
+    with FakeTensorMode(allow_non_fake_inputs=True), counting as counter, torch.no_grad():
         graph(*(torch.empty(value.shape, dtype=value.dtype) for value in inputs))
     return counter.get_total_flops() / 4
+
+
+def _attention_flops(query, key, value, *_, **__) -> int:
+    """Counts the operations of attention, which PyTorch does for GPUs only; the arguments are shapes."""
+    *lead, queries, depth = query
+    return 2 * math.prod(lead) * queries * key[-2] * (depth + value[-1])
 
 
 def _memory(network: CompiledNetwork, program: Program) -> Memory:

@@ -10,6 +10,7 @@ import numpy as np
 from fastgen.generate.compile.pipeline import Analysis
 from fastgen.generate.ir.graph import Node, Piece
 from fastgen.generate.ir.records import KeyRows
+from fastgen.generate.orders import Order
 from fastgen.generate.schedule.scheduler import DrawSite
 
 
@@ -64,10 +65,7 @@ def receptive_field(
         ValueError: the position or the channel is outside the event.
     """
     order, channels, grid = analysis.order, analysis.order.channels, analysis.order.grid
-    if position is None:
-        last = int(order.steps[channels - 1].argmax())
-        position = (grid[0] - 1, grid[1] // 2) if len(grid) == 2 and order.regular else np.unravel_index(last, grid)
-    position = tuple(int(i) for i in position)
+    position = shown_position(order) if position is None else tuple(int(i) for i in position)
     if len(position) != len(grid) or not all(0 <= i < n for i, n in zip(position, grid, strict=True)):
         raise ValueError(f"position must lie in the grid {grid}, got {position}")
     if not 0 <= channel < channels:
@@ -75,12 +73,33 @@ def receptive_field(
     flat = int(np.ravel_multi_index(position, grid))
     draw, row = _site(analysis.draws, flat, channel)
     seen, needed = _walk(analysis, shift, draw, row)
-    step = order.steps[channel, flat]
-    earlier = order.steps < step
-    hull = _hull(seen, flat, grid) if len(grid) == 2 else order.steps >= order.steps[seen].min(initial=step)
-    blind = earlier & hull & ~seen
+    earlier = order.steps < order.steps[channel, flat]
+    blind = blind_elements(seen, order, channel, flat)
     shape = (channels, *grid)
     return ReceptiveField(position, channel, seen.reshape(shape), blind.reshape(shape), earlier.reshape(shape), needed)
+
+
+def shown_position(order: Order) -> tuple[int, ...]:
+    """Returns the position whose output is shown where none is named; see ``receptive_field``."""
+    grid = order.grid
+    if len(grid) == 2 and order.regular:
+        return grid[0] - 1, grid[1] // 2
+    return order.coordinates(int(order.steps[order.channels - 1].argmax()))
+
+
+def blind_elements(seen: np.ndarray, order: Order, channel: int, position: int) -> np.ndarray:
+    """Returns the earlier elements ``[C, P]`` that an output misses within its reach; see ``ReceptiveField.blind``.
+
+    Args:
+        seen: booleans ``[C, P]``, the elements that the output which scores ``channel`` of ``position`` depends on.
+        order: the event's.
+        channel, position: of the scored element; the position in natural order.
+    """
+    step = order.steps[channel, position]
+    seen = seen & (order.steps < step)
+    image = len(order.grid) == 2
+    hull = _hull(seen, position, order.grid) if image else order.steps >= order.steps[seen].min(initial=step)
+    return (order.steps < step) & hull & ~seen
 
 
 def _site(draws: list[DrawSite], position: int, channel: int) -> tuple[DrawSite, int]:

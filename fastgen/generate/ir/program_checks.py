@@ -188,9 +188,7 @@ def _check_draws(tables: Tables, head: Head, order: Order) -> None:
     tables.between("draws", "map.offset", -FAR, FAR)
     tables.check_positions("draws", np.arange(len(draws["when"])), draws, Cells.of(draws, "domain"))
     coupled = order.channels if head.coupled is None else head.coupled
-    tables.require(
-        "draws", (coupled == 1) | (draws["channels"] == coupled), f"the head draws {coupled} channels at once"
-    )
+    tables.require("draws", draws["channels"] % coupled == 0, f"the head draws {coupled} channels at once")
     draw, operand = tables.members("draws", "parameter", "operands")
     tables.check_uses("draws", draw, operand, written=False)
     given = np.bincount(draw, lengths[operand], len(draws["when"]))

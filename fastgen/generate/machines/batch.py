@@ -42,8 +42,7 @@ class GenerationBatch:
     proposal_log_prob: Tensor | None = None
     """float64 ``[B]``, added to: the log-probability under the altered distribution; known elements add 0."""
     parameters: Tensor | None = None
-    """float32 ``[B, n, G * n]``, output: what the head reads at each position, group by group. ``absorb`` fills it only
-    where it scores."""
+    """float32 ``[B, n, G * n]``, output: what the head reads at each position, group by group."""
     temperature: float = 1.0
     top_k: int = 0
     """0 is off."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from fastgen.generate.heads import Head
+from fastgen.generate.heads import Custom, Head
 from fastgen.generate.ir.program import Program
 from fastgen.generate.machines.batch import FEW_SAMPLES, GenerationBatch, state_stride
+from fastgen.generate.machines.draw_position import draw_position
 
 
 class CpuMachine:
@@ -50,7 +53,7 @@ class CpuMachine:
 
     def prologue(self, run: GenerationBatch) -> None:
         """Computes what depends on no drawn element: once, before the first step."""
-        self._machine.prologue(_arrays(run), run)
+        self._machine.prologue(self._arrays(run), run)
 
     def advance(self, run: GenerationBatch, t0: int, t1: int) -> None:
         """Runs the steps ``t0 .. t1 - 1`` of a run that stands before step t0.
@@ -63,9 +66,10 @@ class CpuMachine:
                 output is NaN; an index is outside its table; a known level is no level.
             RuntimeError: another thread is advancing the run, or an exception left it within a step; the system
                 refuses another thread.
+            Exception: whatever the functions of a ``Custom`` head raise.
             MemoryError: there is no memory for a thread's scratch.
         """
-        self._machine.advance(_arrays(run), run, t0, t1)
+        self._machine.advance(self._arrays(run), run, t0, t1)
 
     def absorb(self, run: GenerationBatch, t0: int, t1: int) -> None:
         """``advance`` for steps whose elements are all known, in batches of up to ``program.lookahead`` steps.
@@ -73,19 +77,23 @@ class CpuMachine:
         Raises:
             ValueError: an element drawn at one of these steps is not known; or as ``advance``.
         """
-        self._machine.absorb(_arrays(run), run, t0, t1)
+        self._machine.absorb(self._arrays(run), run, t0, t1)
 
     def refresh(self, weights: Tensor, constants: Tensor) -> None:
         """Takes new float arenas; raises ValueError unless their sizes are the old ones'."""
         self._machine.refresh(weights.detach().numpy(), constants.detach().numpy())
 
+    def _arrays(self, run: GenerationBatch) -> SimpleNamespace:
+        """Returns the run with its tensors as arrays on the same memory, and the function by which Python draws."""
 
-def _arrays(run: GenerationBatch) -> SimpleNamespace:
-    """Returns the run with its tensors as arrays on the same memory."""
+        def array(value):
+            if isinstance(value, Tensor):
+                return value.detach().numpy()
+            return [array(v) for v in value] if isinstance(value, list) else value
 
-    def array(value):
-        if isinstance(value, Tensor):
-            return value.detach().numpy()
-        return [array(v) for v in value] if isinstance(value, list) else value
+        def draw(parameters: np.ndarray, position: int, channel0: int, channels: int) -> np.ndarray:
+            return draw_position(self.head, run, torch.from_numpy(parameters), position, channel0, channels).numpy()
 
-    return SimpleNamespace(**{name: array(value) for name, value in vars(run).items()})
+        arrays = SimpleNamespace(**{name: array(value) for name, value in vars(run).items()})
+        arrays.draw_position = draw if isinstance(self.head, Custom) else None
+        return arrays

@@ -26,7 +26,7 @@ from fastgen.generate.ir.opcodes import NAMES
 from fastgen.generate.ir.operation_values import apply_operation
 from fastgen.generate.ir.program import Program
 from fastgen.generate.machines.batch import FEW_SAMPLES, GenerationBatch, state_stride
-from fastgen.generate.noise import Noise
+from fastgen.generate.machines.draw_position import draw_position
 
 Cells = tuple[Tensor, Tensor]
 """Rows and columns of some cells of a domain, int64 ``[cells]`` each."""
@@ -288,26 +288,9 @@ class ReferenceMachine:
         if run.parameters is not None:
             first = draw.channel0 * (parameters.shape[-1] // draw.channels)
             run.parameters[:, position - run.position0, first : first + parameters.shape[-1]] = parameters
-        groups = draw.channels // (1 if self.head.coupled == 1 else draw.channels)
-        levels = self._elements(run.levels, draw, run, row, column)
-        drawn = self.head.draw(
-            parameters.unflatten(-1, (groups, -1)),
-            Noise(run.seed, run.samples, position, draw.channel0),
-            levels,
-            self._elements(run.known, draw, run, row, column)
-            if run.known is not None
-            else torch.zeros_like(levels, dtype=torch.bool),
-            run.temperature,
-            run.top_k,
-            run.top_p,
-        )
-        levels.copy_(drawn.levels)
+        inputs = draw_position(self.head, run, parameters, position, draw.channel0, draw.channels)
         for channel, number in enumerate(range(draw.input0, draw.input1)):
-            self._write(number, run, cells, drawn.inputs[:, None, channel, None])
-        if run.log_prob is not None:
-            run.log_prob += drawn.log_prob
-        if run.proposal_log_prob is not None:
-            run.proposal_log_prob += drawn.proposal_log_prob
+            self._write(number, run, cells, inputs[:, None, channel, None])
 
 
 def _keys_of(run: KeyRun, cell: Cells) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -50,6 +51,8 @@ def _signature(node: Node) -> tuple:
 
 def _is_loop(graph: Graph, copies: list[list[Node]]) -> bool:
     """Whether the copies compute alike, and each is ready later than the one before or depends on no step."""
+    if not _over_positions(graph, copies):
+        return False
     steady = {node: number for members in copies if not _advances(members) for number, node in enumerate(members)}
     if len(steady) == sum(map(len, copies)) or any(node.uses.any() and _ready(node).any() for node in steady):
         return False
@@ -58,6 +61,12 @@ def _is_loop(graph: Graph, copies: list[list[Node]]) -> bool:
         if any(steady.get(source, number) != number for source in read):
             return False
     return all(_alike(graph, members[-1], other) for members in copies for other in members[:-1])
+
+
+def _over_positions(graph: Graph, copies: list[list[Node]]) -> bool:
+    """Whether the copies share out the positions of the event: layers of shared weights each have all of them."""
+    positions = math.prod(graph.grid)
+    return all(len(members) * (members[0].rows // 2) <= positions + members[0].rows for members in copies)
 
 
 def _ready(node: Node) -> np.ndarray:

@@ -15,6 +15,17 @@ LOOKAHEAD = 8
 """Steps of a row that a machine may batch when a prompt is read: rings are longer by so many."""
 
 
+_LOOKAHEAD_OF_ATTENTION = 64
+"""As LOOKAHEAD, for networks that remember every position anyway, and whose prompts are long."""
+
+
+def lookahead_of(graph: Graph, order: Order) -> int:
+    """Returns how many steps a machine may batch."""
+    attends = any(run.attention is not None for node in graph.nodes for run in node.runs)
+    most = _LOOKAHEAD_OF_ATTENTION if attends and order.row_length == order.length else LOOKAHEAD
+    return min(most, order.row_length) if order.regular else 1
+
+
 def written(placed: Placed, number: int, event: Node) -> np.ndarray:
     """Returns the phase in which each position of run ``number`` is written; -2 if never, -1 if it is given."""
     if placed.node is event:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from fastgen.generate.compiled_network import CompiledNetwork
-from fastgen.generate.heads import Head
 
 _LEAST = 64
 _MOST_ROWS = 8
@@ -24,15 +23,6 @@ def check_rows(network: CompiledNetwork, shape: tuple[int, ...]) -> int:
         -(-max(network.head.levels, _LEAST) // size), _MOST_ROWS, _MOST_NUMBERS // (size * network.head.levels + 1)
     )
     return max(rows, 1 if network.request.layout is None else 2)
-
-
-def random_levels(head: Head, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Levels of which each occurs equally often; standard normal values for a continuous head."""
-    if not head.levels:
-        return torch.randn(shape, generator=generator)
-    count = math.prod(shape)
-    rounds = [torch.randperm(head.levels, generator=generator) for _ in range(-(-count // head.levels))]
-    return torch.cat(rounds)[:count].reshape(shape)
 
 
 def random_contexts(network: CompiledNetwork, rows: int, generator: torch.Generator) -> list[Tensor]:

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace py = pybind11;
@@ -16,12 +17,20 @@ namespace {
 template <typename T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
+constexpr std::pair<const char*, HeadKind> kHeadKinds[] = {
+    {"bernoulli", HeadKind::bernoulli},     {"bivariate_gaussian_mixture", HeadKind::bivariate_gaussian_mixture},
+    {"categorical", HeadKind::categorical}, {"composite", HeadKind::composite},
+    {"custom", HeadKind::custom},           {"discretized_logistic_mixture", HeadKind::discretized_logistic_mixture},
+    {"gaussian", HeadKind::gaussian},       {"logistic_mixture", HeadKind::logistic_mixture},
+};
+
 HeadKind head_kind(const std::string& kind) {
-  if (kind == "bernoulli") return HeadKind::bernoulli;
-  if (kind == "categorical") return HeadKind::categorical;
-  if (kind == "discretized_logistic_mixture") return HeadKind::discretized_logistic_mixture;
-  if (kind == "gaussian") return HeadKind::gaussian;
-  throw py::value_error("head kind must be bernoulli, categorical, discretized_logistic_mixture or gaussian, got '" + kind + "'");
+  std::string names;
+  for (const auto& [name, known] : kHeadKinds) {
+    if (kind == name) return known;
+    names += (names.empty() ? "" : ", ") + std::string(name);
+  }
+  throw py::value_error("head kind must be one of " + names + ", got '" + kind + "'");
 }
 
 void require(bool condition, const char* message) {
@@ -83,12 +92,36 @@ HeadSpec head_spec(const py::dict& spec) {
   result.min_log_scale = py::cast<double>(spec["min_log_scale"]);
   const auto inputs = py::cast<Array<float>>(spec["inputs"]);
   result.inputs.assign(inputs.data(), inputs.data() + inputs.size());
-  const bool continuous = result.kind == HeadKind::gaussian;
-  require(continuous ? result.levels == 0 : result.levels >= 2, "a head has 2 levels or more, a continuous one has 0");
+  if (spec.contains("parameters")) result.parameters = py::cast<int>(spec["parameters"]);
+  if (spec.contains("parts")) {
+    for (const py::handle& part : spec["parts"]) result.parts.push_back(head_spec(py::cast<py::dict>(part)));
+  }
+  const bool discrete = result.kind == HeadKind::bernoulli || result.kind == HeadKind::categorical ||
+                        result.kind == HeadKind::discretized_logistic_mixture;
+  const bool either = result.kind == HeadKind::custom;
+  require(result.levels >= 2 ? discrete || either : result.levels == 0 && !discrete,
+          "a head has 2 levels or more, a continuous one has 0");
+  require(result.kind == HeadKind::custom ? result.parameters >= 1 : result.parameters == 0,
+          "parameters must be 1 or more for a custom head, 0 for any other");
   require(result.mixtures >= 1, "mixtures must be 1 or more");
   require(result.inputs.size() == static_cast<std::size_t>(result.levels), "inputs must have one value for each level");
-  require(result.coupled_channels == 0 || result.coupled_channels == 1 || result.coupled_channels == 3,
-          "coupled_channels must be 0, 1 or 3");
+  int channels = 0;
+  for (const HeadSpec& part : result.parts) {
+    require(part.coupled_channels >= 1 && part.parts.empty() && part.kind != HeadKind::custom && !part.feed_raw,
+            "parts must say how many channels they draw, and draw them in C++, without raw values");
+    channels += part.coupled_channels;
+  }
+  switch (result.kind) {
+    case HeadKind::composite:
+      require(channels >= 2 && result.coupled_channels == channels, "coupled_channels must be the channels of all parts");
+      break;
+    case HeadKind::custom: require(result.coupled_channels >= 1, "coupled_channels must be 1 or more"); break;
+    case HeadKind::bivariate_gaussian_mixture: require(result.coupled_channels == 2, "coupled_channels must be 2"); break;
+    default:
+      require(result.coupled_channels == 0 || result.coupled_channels == 1 || result.coupled_channels == 3,
+              "coupled_channels must be 0, 1 or 3");
+  }
+  require(result.parts.empty() || result.kind == HeadKind::composite, "only a composite head has parts");
   return result;
 }
 

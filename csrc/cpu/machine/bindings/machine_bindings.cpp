@@ -3,8 +3,10 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -99,6 +101,18 @@ T* in_place_or_null(const py::object& object, const char* name, const std::vecto
   return object.is_none() ? nullptr : in_place<T>(object, name, shape, written);
 }
 
+// The function by which a custom head draws a position, while its holder is there.
+std::function<void(const PositionDraw&)> python_draw(py::handle function, std::int64_t batch) {
+  return [function, batch](const PositionDraw& draw) {
+    with_gil([&] {
+      const py::array_t<float> parameters({batch, draw.count}, draw.parameters);
+      const py::object drawn = function(parameters, draw.position, draw.channel0, draw.channels);
+      const float* inputs = in_place<float>(drawn, "the drawn inputs", {batch, draw.channels}, false);
+      std::copy_n(inputs, batch * draw.channels, draw.inputs);
+    });
+  };
+}
+
 // The fields of fastgen.generate.machines.batch.GenerationBatch, checked against the program. Arrays, not tensors.
 GenerationBatch run_of(const Machine& machine, const py::object& fields) {
   const Program& program = machine.program();
@@ -153,6 +167,7 @@ GenerationBatch run_of(const Machine& machine, const py::object& fields) {
   run.top_p = py::cast<double>(fields.attr("top_p"));
   run.threads = py::cast<int>(fields.attr("threads"));
   run.ahead = py::cast<bool>(fields.attr("ahead"));
+  if (machine.head().kind == HeadKind::custom) run.draw_position = python_draw(fields.attr("draw_position").ptr(), run.batch);
   constexpr std::int64_t kFarther = std::int64_t{1} << 52;
   FASTGEN_CHECK(run.position0 >= 0 && run.position0 < kFarther, "position0 is ", run.position0, "; allowed are 0 .. ",
                 kFarther - 1);

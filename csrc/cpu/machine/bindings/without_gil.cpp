@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <exception>
+#include <stdexcept>
 #include <thread>
 
 #if defined(__GLIBCXX__)
@@ -33,7 +34,7 @@ thread_local PyThreadState* released = nullptr;
 
 bool wants_to_stop() {
   take_lock(released);
-  const bool stop = PyErr_CheckSignals() != 0;
+  const bool stop = PyErr_Occurred() != nullptr || PyErr_CheckSignals() != 0;  // with_gil() may have heard of it before
   released = PyEval_SaveThread();
   return stop;
 }
@@ -56,6 +57,27 @@ void without_gil(const std::function<void()>& job) {
   take_lock(released);
   released = before;
   if (PyErr_Occurred()) throw py::error_already_set();
+  if (failure) std::rethrow_exception(failure);
+}
+
+void with_gil(const std::function<void()>& job) {
+  take_lock(released);
+  std::exception_ptr failure;
+  {
+    // The error of an interrupt that ends the work soon: the job runs without it, then it is set again.
+    py::error_scope pending;
+    if (pending.type == nullptr && PyErr_CheckSignals() != 0) PyErr_Fetch(&pending.type, &pending.value, &pending.trace);
+    try {
+      job();
+    } catch (py::error_already_set& error) {
+      failure = std::make_exception_ptr(std::runtime_error("Python's error is set"));
+      error.restore();
+      if (pending.type == nullptr) PyErr_Fetch(&pending.type, &pending.value, &pending.trace);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+  }
+  released = PyEval_SaveThread();
   if (failure) std::rethrow_exception(failure);
 }
 

@@ -18,4 +18,8 @@ std::function<bool()> signals();
 // ends meanwhile, the thread sleeps until the process has ended.
 void without_gil(const std::function<void()>& job);
 
+// Runs job with Python's lock, within work that runs without it, on the thread that gave it up. Throws what job throws; where that
+// is Python's error, it is set, as wants_to_stop() sets it. A signal that came before the job waits until wants_to_stop().
+void with_gil(const std::function<void()>& job);
+
 }  // namespace fastgen

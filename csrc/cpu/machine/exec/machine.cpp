@@ -31,8 +31,9 @@ class Machine::TeamMember {
  public:
   TeamMember(const Machine& machine, Team& team, const GenerationBatch& run, Interrupt& interrupt, int index, Barrier& barrier)
       : machine_(machine), team_(team), worker_(team.worker(index)), run_(run), index_(index), threads_(run.threads),
-        barrier_(barrier), alone_(run.threads == 1 || run.batch >= kSamplesAlone * run.threads),
-        mine_(part_of(run.batch, index, run.threads)) {
+        barrier_(barrier), whole_(run.draw_position != nullptr),
+        alone_(run.threads == 1 || (!whole_ && run.batch >= kSamplesAlone * run.threads)),
+        mine_(part_of(run.batch, index, run.threads)), drawn_(whole_ ? Span{0, index == 0 ? run.batch : 0} : mine_) {
     worker_.begin(interrupt, index == 0, threads_ == 1 || !alone_);
   }
 
@@ -68,7 +69,7 @@ class Machine::TeamMember {
         run_compute(active[i], worker_.cells_of(active[i]), t);
       }
       barrier_wait();
-      worker_.draw_step(t, mine_, run_, false);
+      worker_.draw_step(t, drawn_, run_, false);
       dirty_ = true;
       barrier_wait();
     }
@@ -107,8 +108,10 @@ class Machine::TeamMember {
         i = last;
       }
       barrier_wait();
-      if (run_.log_prob || run_.proposal_log_prob) {
-        for (std::int64_t i = t; i < end; ++i) worker_.draw_step(i, mine_, run_, true);
+      if (run_.log_prob || run_.proposal_log_prob || run_.parameters) {
+        for (std::int64_t i = t; i < end; ++i) worker_.draw_step(i, drawn_, run_, true);
+        dirty_ = whole_;  // what it reads lies where the others write
+        barrier_wait();
       }
       worker_.write_known(end - 1, mine_, run_);
       dirty_ = true;
@@ -173,8 +176,9 @@ class Machine::TeamMember {
   const GenerationBatch& run_;
   const int index_, threads_;
   Barrier& barrier_;
+  const bool whole_;  // the calling thread draws for the whole batch, by Python, which only it may call
   const bool alone_;
-  const Span mine_;  // samples
+  const Span mine_, drawn_;  // samples
   bool dirty_ = false;
   std::int64_t level_ = -1;
   std::vector<Cell> cells_;

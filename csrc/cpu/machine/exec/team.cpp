@@ -7,7 +7,7 @@ namespace fastgen {
 
 Team::Turn::Turn(Team& team, Interrupt& interrupt) : team_(team), lock_(team.mutex_, std::defer_lock) {
   if (team.holder_.load() == std::this_thread::get_id()) {
-    throw std::runtime_error("a sampler cannot be used by a signal handler that interrupts its own work");
+    throw std::runtime_error("a sampler cannot be used from within its own work, by a signal handler or a custom head");
   }
   if (!interrupt.possible()) {
     lock_.lock();

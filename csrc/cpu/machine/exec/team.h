@@ -26,7 +26,7 @@ class Team {
   bool is_here() const { return forks_ == forks(); }
 
   // Waits until no other call has the team; `held` is empty where the interrupt came first. Throws std::runtime_error where the
-  // calling thread itself has it: a signal handler in the middle of a call.
+  // calling thread itself has it: a signal handler or a custom head in the middle of a call.
   class Turn {
    public:
     Turn(Team& team, Interrupt& interrupt);

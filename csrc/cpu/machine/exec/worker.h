@@ -94,8 +94,8 @@ class Worker {
                Address* addresses);
   void resolve(const Tile& tile);
   // Runs an Attend at cells for some samples and groups of heads.
-  void attend(const PlannedCompute& planned, const Cell* cells, std::int64_t count, const Share& share, const GenerationBatch& run,
-              std::int64_t step);
+  void attend(const PlannedCompute& planned, const Cell* cells, std::int64_t count, const Share& share,
+              const GenerationBatch& run, std::int64_t step);
   void list_keys(const PlannedAttend& planned, Cell cell, const GenerationBatch& run);
   void list_rows(const BoundOperand& operand, const GenerationBatch& run, std::int64_t step, std::vector<KeyRows>& rows);
   void attend_head(const PlannedAttend& planned, std::int64_t head, Cell cell, std::int64_t sample, std::int64_t step);
@@ -107,6 +107,9 @@ class Worker {
   void apply(const Tile& tile);
   void draw_cell(const PlannedDraw& draw, Cell cell, std::int64_t t, Span samples, const GenerationBatch& run,
                  bool inputs_written);
+  void draw_in_python(const PlannedDraw& planned, std::int64_t position, std::int64_t t, Span samples, const GenerationBatch& run,
+                      bool inputs_written);
+  void report_status(DrawStatus status, std::int64_t step, std::int64_t position, std::int64_t b);
   void keep_parameters(const PlannedDraw& planned, std::int64_t place, std::int64_t b, const GenerationBatch& run);
   template <typename Function>
   void each_draw(std::int64_t t, Function function);
@@ -125,6 +128,7 @@ class Worker {
   bool asks_ = false, together_ = false, stopped_ = false;
   std::int64_t work_ = 0;  // since the last question
   Arena inputs_, registers_, parameters_, values_, scratch_;
+  std::vector<float> batch_parameters_, batch_inputs_;  // of a draw in Python
   std::vector<const float*> input_pointers_;
   std::vector<Address> addresses_;
   std::vector<std::vector<Cell>> domain_cells_;

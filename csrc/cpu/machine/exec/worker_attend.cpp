@@ -86,8 +86,7 @@ void Worker::attend_head(const PlannedAttend& planned, std::int64_t head, Cell c
     const float top = kernels_.fold(kAmax, scores, count);
     if (planned.least && !(top >= *planned.least)) {
       failure_.report(step, text("the greatest score of attention must be ", *planned.least,
-                                 " or more, where keys are masked with a finite number, got ", top,
-                                 "; mask with float('-inf')"));
+                                 " or more, where keys are masked with a finite number, got ", top, "; mask with float('-inf')"));
     }
     kernels_.lanes[kAddC](scores, scores, scores, scores, padded, -top, 0.0f);
     kernels_.lanes[kExp](scores, scores, scores, scores, padded, 0.0f, 0.0f);
@@ -113,8 +112,8 @@ void Worker::score(const PlannedAttend& planned, const std::vector<PlannedOperat
     if (operation.opcode == kLoad) {
       const ScoreInput& input = planned.inputs[operation.a];
       const Address& address = addresses_[input.operand];
-      const std::int64_t own = input.offset + input.row_stride * cell.row + input.column_stride * cell.column +
-                               input.head_stride * head;
+      const std::int64_t own =
+          input.offset + input.row_stride * cell.row + input.column_stride * cell.column + input.head_stride * head;
       const float* base = address.base + sample * address.sample_stride + own;
       float* to = dst;
       for (const KeySpan& keys : keys_) {

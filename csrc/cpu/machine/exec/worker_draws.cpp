@@ -47,6 +47,10 @@ void Worker::draw_cell(const PlannedDraw& planned, Cell cell, std::int64_t t, Sp
     return;
   }
   resolve(planned.operands.data(), planned.operands.size(), cell, run, t, addresses_.data());
+  if (run.draw_position) {
+    draw_in_python(planned, position, t, samples, run, inputs_written);
+    return;
+  }
   float* inputs = reinterpret_cast<float*>(values_.data());
   DrawArguments arguments;
   arguments.seed = run.seed;
@@ -84,12 +88,37 @@ void Worker::draw_cell(const PlannedDraw& planned, Cell cell, std::int64_t t, Sp
     }
     const DrawStatus status = draw(head_, arguments, reinterpret_cast<double*>(scratch_.data()));
     if (status != DrawStatus::ok) {
-      failure_.report(t, text(draw_status_text(status), ", at position ", position, " of item ", b, " of the batch"));
+      report_status(status, t, position, b);
       return;
     }
     for (std::int64_t channel = 0; channel < planned.channels && !inputs_written; ++channel) {
       const Address& to = addresses_[planned.parameters + channel];
       if (to.base) to.base[b * to.sample_stride] = inputs[channel];
+    }
+  }
+}
+
+// A head in Python draws for the whole batch at once, which is given to one worker.
+void Worker::draw_in_python(const PlannedDraw& planned, std::int64_t position, std::int64_t t, Span samples,
+                            const GenerationBatch& run, bool inputs_written) {
+  if (samples.begin == samples.end || !goes_on(kWorkOfParameter * planned.count * run.batch, t)) return;
+  batch_parameters_.resize(static_cast<std::size_t>(run.batch * planned.count));
+  batch_inputs_.resize(static_cast<std::size_t>(run.batch * planned.channels));
+  float* to = batch_parameters_.data();
+  for (std::int64_t b = 0; b < run.batch; ++b) {
+    for (int i = 0; i < planned.parameters; ++i) {
+      const Address& from = addresses_[i];
+      kernels_.gather(to, from.base + b * from.sample_stride, from.channel_stride, planned.operands[i].length);
+      to += planned.operands[i].length;
+    }
+    if (run.parameters) keep_parameters(planned, position - run.position0, b, run);
+  }
+  run.draw_position(
+      {batch_parameters_.data(), planned.count, position, planned.channel0, planned.channels, batch_inputs_.data()});
+  for (std::int64_t channel = 0; channel < planned.channels && !inputs_written; ++channel) {
+    const Address& input = addresses_[planned.parameters + channel];
+    for (std::int64_t b = 0; b < run.batch && input.base; ++b) {
+      input.base[b * input.sample_stride] = batch_inputs_[static_cast<std::size_t>(b * planned.channels + channel)];
     }
   }
 }
@@ -133,13 +162,20 @@ void Worker::check_known(std::int64_t t, Span samples, const GenerationBatch& ru
 }
 
 void Worker::write_known(std::int64_t t, Span samples, const GenerationBatch& run) {
-  each_known(t, samples, run, [&](std::int64_t b, std::int64_t, std::int64_t, std::int64_t element, const Address& to) {
-    const float level = run.levels[element];
-    const bool is_level = head_.levels == 0 || (level >= 0.0f && level < static_cast<float>(head_.levels));
-    if (is_level && to.base) {  // draw_step reports a level that is none
-      to.base[b * to.sample_stride] = head_.inputs.empty() ? level : head_.inputs[static_cast<std::size_t>(level)];
-    }
-  });
+  each_known(t, samples, run,
+             [&](std::int64_t b, std::int64_t channel, std::int64_t position, std::int64_t element, const Address& to) {
+               const int number = static_cast<int>(channel);
+               const float level = run.levels[element];
+               if (!is_level(head_, number, level)) {
+                 report_status(DrawStatus::bad_level, t, position, b);
+               } else if (to.base) {
+                 to.base[b * to.sample_stride] = input_of(head_, number, level);
+               }
+             });
+}
+
+void Worker::report_status(DrawStatus status, std::int64_t step, std::int64_t position, std::int64_t b) {
+  failure_.report(step, text(draw_status_text(status), ", at position ", position, " of item ", b, " of the batch"));
 }
 
 }  // namespace fastgen

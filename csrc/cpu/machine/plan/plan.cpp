@@ -135,8 +135,8 @@ std::vector<PlannedOperation> plan_keywise(const Program& program, std::int64_t 
     if (operation.opcode == kLoad) {
       const ScoreOperand& score = program.score_operands[operation.a];
       operation.a = static_cast<std::int64_t>(inputs.size());
-      inputs.push_back({binder.read(score.operand), score.offset, score.row_stride, score.column_stride, score.key_stride,
-                        score.head_stride});
+      inputs.push_back(
+          {binder.read(score.operand), score.offset, score.row_stride, score.column_stride, score.key_stride, score.head_stride});
     }
     planned.push_back({static_cast<std::int16_t>(operation.opcode), info.form, info.registers,
                        static_cast<std::int32_t>(operation.dst), static_cast<std::int32_t>(operation.a),
@@ -175,9 +175,9 @@ PlannedCompute plan_attend(Program& program, const Instruction& instruction, con
   planned.parts = 1;
   planned.lanes = own.heads * own.width;
   planned.inputs = std::min<std::int64_t>(keys.count, 1 << 20);
-  planned.work = static_cast<std::int64_t>(std::min(static_cast<double>(kUnasked), static_cast<double>(keys.count) *
-                                                                                       static_cast<double>(own.heads) *
-                                                                                       static_cast<double>(own.depth + own.width)));
+  planned.work = static_cast<std::int64_t>(
+      std::min(static_cast<double>(kUnasked),
+               static_cast<double>(keys.count) * static_cast<double>(own.heads) * static_cast<double>(own.depth + own.width)));
   planned.chunk = kMostItems;
   plan.attends.push_back(std::move(own));
   return planned;
@@ -244,7 +244,8 @@ bool earlier(const Once& x, const Once& y) { return x.step != y.step ? x.step < 
 
 }  // namespace
 
-Plan::Plan(Program& program, const PackedWeights& weights, const HeadSpec& head) : key_sets(program.key_sets), key_runs(program.key_runs), constants(program.constants.data()) {
+Plan::Plan(Program& program, const PackedWeights& weights, const HeadSpec& head)
+    : key_sets(program.key_sets), key_runs(program.key_runs), constants(program.constants.data()) {
   std::int64_t longest = 1;
   for (const Operand& operand : program.operands) longest = std::max(longest, operand.length);
   zeros.assign(longest, 0.0f);

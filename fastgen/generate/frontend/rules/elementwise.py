@@ -352,13 +352,15 @@ def _without_nan(graph: Graph, choose: Callable, a: Operand, b: Operand) -> Valu
 
 # ---- batch norm
 
+_RUNNING = "Use running statistics, as nn.BatchNorm1d and 2d do in eval mode, or normalise over channels"
+
 
 @register_rule(aten._native_batch_norm_legit_no_training.default)
 def batch_norm(graph: Graph, x: Value, weight, bias, mean: Constant, variance: Constant, momentum: float, eps: float):
     """In eval mode: x * scale + shift."""
     if mean is None or variance is None:
         raise UnsupportedOperator(
-            graph, "batch_norm with the statistics of the batch, which mixes samples and positions,"
+            graph, "batch_norm with the statistics of the batch", "mixes samples and positions", _RUNNING
         )
     shape = (1, -1, *[1] * (x.ids.dim() - 2))
     one, zero = (Constant.literal(torch.tensor([value], dtype=torch.float32)) for value in (1.0, 0.0))
@@ -378,6 +380,6 @@ def batch_norm(graph: Graph, x: Value, weight, bias, mean: Constant, variance: C
 def batch_norm_eval(graph: Graph, x: Value, weight, bias, mean, variance, training, momentum, eps, *_) -> Value:
     if training or mean is None:
         raise UnsupportedOperator(
-            graph, "batch_norm with the statistics of the batch, which mixes samples and positions,"
+            graph, "batch_norm with the statistics of the batch", "mixes samples and positions", _RUNNING
         )
     return batch_norm(graph, x, weight, bias, mean, variance, momentum, eps)[0]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastgen.generate.errors import UnsupportedOperator
 from fastgen.generate.frontend.rules.contraction import lookup
+from fastgen.generate.frontend.rules.ordering import gather_computed
 from fastgen.generate.frontend.rules.registry import RULES, register_rule
-from fastgen.generate.ir.graph import Constant, Graph, Value
+from fastgen.generate.ir.graph import Constant, Graph, Value, derive
 
 aten = torch.ops.aten
 
@@ -110,6 +113,12 @@ def index(graph: Graph, x: Value | Constant, indices) -> Value:
     if isinstance(x, Constant):
         (where,) = indices
         return lookup(graph, x, where)
+    if any(isinstance(i, Value) for i in indices):
+        raise UnsupportedOperator(
+            graph,
+            "indexing at places that depend on the input",
+            change="Use torch.gather over channels, or torch.where with a mask",
+        )
     return Value(aten.index.Tensor(x.ids, [_fixed(graph, i) if isinstance(i, Constant) else i for i in indices]))
 
 
@@ -121,9 +130,17 @@ def _fixed(graph: Graph, where: Constant) -> Tensor:
 
 
 @register_rule(aten.index_select.default, aten.gather.default)
-def index_select(graph: Graph, x: Value | Constant, dim: int, where: Value | Constant, **_) -> Value:
+def index_select(graph: Graph, x: Value | Constant, dim: int, where: Value | Constant, *, operator, **_) -> Value:
     if isinstance(x, Constant) and where.ids.dim() == 1 and dim == 0:
         return lookup(graph, x, where)
+    if isinstance(where, Value):
+        if operator is not aten.gather.default or isinstance(x, Constant):
+            raise UnsupportedOperator(
+                graph,
+                f"operator {operator} at places that depend on the input",
+                change="Use torch.gather over the channels of a tensor, or an embedding of a constant table",
+            )
+        return gather_computed(graph, x, dim, where)
     at = _fixed(graph, where)
     if x.ids.dim() == at.dim() and at.dim() > 1:
         return Value(torch.gather(x.ids, dim, at))
@@ -131,9 +148,27 @@ def index_select(graph: Graph, x: Value | Constant, dim: int, where: Value | Con
 
 
 @register_rule(aten.index_put.default)
-def index_put(graph: Graph, x: Value | Constant, indices, values: Value | Constant, accumulate: bool = False) -> Value:
+def index_put(
+    graph: Graph, x: Value | Constant, indices, values: Value | Constant, accumulate: bool = False, *, node
+) -> Value:
+    """Puts values at fixed places; or one value wherever a mask that depends on the input is true."""
     if accumulate:
-        raise UnsupportedOperator(graph, "index_put that accumulates")
+        raise UnsupportedOperator(
+            graph, "index_put that accumulates", change="Write the sum as a matrix product, or pad and add"
+        )
+    if any(isinstance(i, Value) for i in indices):
+        masks = [a for a in node.args[1] if a is not None and a.meta["val"].dtype == torch.bool]
+        one = math.prod(values.shape if isinstance(values, Value) else values.tensor.shape) == 1
+        if len(indices) != 1 or len(masks) != 1 or not one:
+            raise UnsupportedOperator(
+                graph,
+                "an assignment of several values to places that depend on the input",
+                change="Use torch.where(mask, values, x), with all places in it",
+            )
+        shape = x.shape if isinstance(x, Value) else x.tensor.shape
+        mask = Value(indices[0].ids.reshape(*indices[0].shape, *[1] * (len(shape) - indices[0].ids.dim())))
+        value = Value(values.ids.reshape(())) if isinstance(values, Value) else derive(lambda v: v.reshape(()), values)
+        return graph.map("where", mask, value, x)
     at = tuple(slice(None) if i is None else _fixed(graph, i) for i in indices)
     ids, values = (o.ids if isinstance(o, Value) else graph.constant_ids(o) for o in (x, values))
     ids = ids.clone()
@@ -151,7 +186,11 @@ def scatter(graph: Graph, x: Value | Constant, dim: int, where: Value | Constant
         return Value(ids.scatter(dim, _fixed(graph, where), source.expand(where.tensor.shape)))
     dim = dim % len(shape)
     if where.shape != torch.Size([1 if d == dim else n for d, n in enumerate(shape)]):
-        raise UnsupportedOperator(graph, "scatter to several places that depend on the input")
+        raise UnsupportedOperator(
+            graph,
+            "scatter to several places that depend on the input",
+            change="Scatter to one place, as a one-hot encoding does, and add the results",
+        )
     places = torch.arange(shape[dim]).reshape([-1 if d == dim else 1 for d in range(len(shape))])
     return graph.map("where", graph.map("eq", where, Constant.literal(places)), source, x)
 

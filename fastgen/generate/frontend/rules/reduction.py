@@ -8,12 +8,14 @@ from collections.abc import Callable
 import torch
 
 from fastgen.generate.errors import UnsupportedOperator
+from fastgen.generate.frontend.rules.contraction import embedding
 from fastgen.generate.frontend.rules.elementwise import add, constant, div, mul
 from fastgen.generate.frontend.rules.registry import register_rule
 from fastgen.generate.ir.channels import Table, beside, channel_runs
 from fastgen.generate.ir.graph import Constant, Graph, Value, derive
 
 aten = torch.ops.aten
+_OVER_CHANNELS = "Normalise over the channels of each position: move them last, then layer_norm or rms_norm over them"
 _FOLD = {"sum": "add", "amax": "max", "amin": "min"}
 
 
@@ -25,7 +27,11 @@ def over(graph: Graph, opcode: str, x: Value, dim: int, group: int | None = None
         return x
     runs = channel_runs(graph, [Table.of(graph, x.ids.movedim(dim, -1))])
     if len(runs) > 64:
-        raise UnsupportedOperator(graph, f"a reduction over {size} elements that are not the channels of one position")
+        raise UnsupportedOperator(
+            graph,
+            f"a reduction over {size} elements that are not the channels of one position",
+            change="Reduce over channels; a sum of earlier positions is cumsum",
+        )
     dims = [*beside(graph, x.shape, [x], dim), dim]  # of each head, say: neighbours among all channels
     if len(dims) > 1:
         flat = x.ids.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims))
@@ -123,7 +129,12 @@ def argmin(graph: Graph, x: Value, dim: int | None = None, keepdim: bool = False
 def _first(graph: Graph, x: Value, reduction: Callable, dim: int | None, keepdim: bool) -> Value:
     """Returns the first place along ``dim`` of what the reduction chooses."""
     if dim is None:
-        raise UnsupportedOperator(graph, "argmax or argmin over all elements, which mixes samples and positions,")
+        raise UnsupportedOperator(
+            graph,
+            "argmax or argmin over all elements",
+            "mixes samples and positions",
+            "Name a dimension, the channels'",
+        )
     dim = dim % x.ids.dim()
     places = torch.arange(x.shape[dim]).reshape([-1 if d == dim else 1 for d in range(x.ids.dim())])
     chosen = graph.map("eq", x, reduction(graph, x, dim, True))
@@ -165,8 +176,10 @@ def std(graph: Graph, x: Value, dims=None, unbiased=True, keepdim: bool = False,
 
 @register_rule(aten.linalg_vector_norm.default)
 def vector_norm(graph: Graph, x: Value, order=2, dims=None, keepdim: bool = False, **_) -> Value:
+    if order in (1, math.inf):
+        return reduce(graph, "sum" if order == 1 else "amax", graph.map("abs", x), dims, keepdim)
     if order != 2:
-        raise UnsupportedOperator(graph, f"a vector norm of order {order}")
+        raise UnsupportedOperator(graph, f"a vector norm of order {order}", change="Use order 1, 2 or infinity")
     return graph.map("sqrt", reduce(graph, "sum", graph.map("mul", x, x), dims, keepdim))
 
 
@@ -215,7 +228,7 @@ def _affine(graph: Graph, x: Value, weight: Constant | None, bias: Constant | No
 def layer_norm(graph: Graph, x: Value, shape, weight=None, bias=None, eps: float = 1e-5, *_) -> Value:
     if len(shape) != 1:
         raise UnsupportedOperator(
-            graph, f"layer_norm over {tuple(shape)}: it normalises over positions; normalise over channels only"
+            graph, f"layer_norm over {tuple(shape)}", "normalises over positions, later ones too", _OVER_CHANNELS
         )
     return _affine(graph, _normalise(graph, x, -1, shape[0], eps), weight, bias, (-1,))
 
@@ -229,7 +242,7 @@ def native_layer_norm(graph: Graph, x: Value, shape, weight, bias, eps: float):
 def rms_norm(graph: Graph, x: Value, shape, weight=None, eps=None) -> Value:
     if len(shape) != 1:
         raise UnsupportedOperator(
-            graph, f"rms_norm over {tuple(shape)}: it normalises over positions; normalise over channels only"
+            graph, f"rms_norm over {tuple(shape)}", "normalises over positions, later ones too", _OVER_CHANNELS
         )
     squares = mul(graph, over(graph, "sum", graph.map("mul", x, x), -1), 1.0 / shape[0])
     eps = torch.finfo(torch.float32).eps if eps is None else eps
@@ -240,7 +253,26 @@ def rms_norm(graph: Graph, x: Value, shape, weight=None, eps=None) -> Value:
 def group_norm(graph: Graph, x: Value, groups: int, weight=None, bias=None, eps: float = 1e-5, *_) -> Value:
     if x.ids[0, 0].numel() > 1:
         raise UnsupportedOperator(
-            graph, "group_norm over positions; it may normalise over the channels of one position only"
+            graph, "group_norm", "takes its statistics over positions, later ones too", _OVER_CHANNELS
         )
     shape = (1, -1, *[1] * (x.ids.dim() - 2))
     return _affine(graph, _normalise(graph, x, 1, x.shape[1] // groups, eps), weight, bias, shape)
+
+
+@register_rule(aten._embedding_bag.default, aten._embedding_bag_forward_only.default)
+def embedding_bag(
+    graph: Graph, table: Constant, x: Value, offsets: Constant, scale_grad=False, mode: int = 0, sparse=False,
+    weights=None, include_last_offset: bool = False, padding: int = -1,
+):  # fmt: skip
+    """The sum, the mean or the maximum of rows, in bags of one size."""
+    starts = offsets.tensor[: len(offsets.tensor) - include_last_offset].tolist()
+    bags, size = len(starts), len(x.ids) // max(len(starts), 1)
+    if not size or weights is not None or padding >= 0 or starts != [*range(0, bags * size, size)]:
+        raise UnsupportedOperator(
+            graph,
+            "embedding_bag with bags of several sizes, with weights or padding",
+            change="Use nn.Embedding, and sum what it gives",
+        )
+    rows = Value(embedding(graph, table, x).ids.reshape(bags, size, -1))
+    found = reduce(graph, "amax" if mode == 2 else "sum", rows, 1, False)
+    return (mul(graph, found, 1.0 / size) if mode == 1 else found), None, None, None

@@ -18,7 +18,7 @@ from fastgen.generate.machines.machine import default_machine, make_machine
 from fastgen.generate.noise import Noise
 from fastgen.generate.options import SamplingOptions
 from fastgen.generate.state import start_state
-from fastgen.generate.verification.check_inputs import check_rows, random_contexts, random_levels
+from fastgen.generate.verification.check_inputs import check_rows, random_contexts
 from fastgen.generate.verification.first_layer import first_layer
 from fastgen.generate.verification.precision import Precision
 
@@ -47,7 +47,7 @@ class Difference:
     trouble: str
 
 
-def verify(network: CompiledNetwork) -> None:
+def self_check(network: CompiledNetwork) -> None:
     """Compares the program with the module over random levels; returns where they agree.
 
     The program reads a whole event of known levels, which it has not drawn, and what the head reads of it at every
@@ -69,6 +69,55 @@ def verify(network: CompiledNetwork) -> None:
         raise VerificationError(f"{_message(found)}. {_layer(network, found)}".removesuffix(". "))
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """The greatest error of the program, and where it is."""
+
+    error: float
+    """Of a parameter, against the module's float64 result."""
+    bound: float
+    """What float32 may be off there."""
+    position: tuple[int, ...]
+    step: int
+    length: int | None
+    """Of the sequence that was read; None for the whole event."""
+
+
+def greatest_error(network: CompiledNetwork) -> Agreement:
+    """Returns the greatest error of the program, teacher-forced over random levels as in ``self_check``.
+
+    It is the error that is greatest relative to its bound. An endless program is compared at the greatest of its
+    ``check_lengths``.
+    """
+    generator = torch.Generator().manual_seed(0)
+    length = check_lengths(network)[-1]
+    shape = network.event_shape if length is None else (*network.event_shape[:-1], length)
+    rows = check_rows(network, shape)
+    levels = network.head.random_levels((rows, *shape), generator)
+    leaves = random_contexts(network, rows, generator)
+    with untouched(network.module, network.request.adapter), torch.no_grad():
+        computed, trouble = _of_program(network, levels, leaves)
+        forward = Forward(network, leaves)
+        try:
+            exact, single = forward.in_precision(network.head.to_input(levels))
+        except (AssertionError, RuntimeError):  # as in _difference
+            if length is None:
+                raise
+            length = network.compiled.analysed
+            shape, levels, computed = (*shape[:-1], length), levels[..., :length], computed[:, :length]
+            exact, single = forward.in_precision(network.head.to_input(levels))
+    when = _steps(network, shape, exact.shape[2])
+    bound = _bound(single, exact, when, _association(network.program))
+    end = _end(network, exact, computed, when) if trouble else math.inf
+    error = torch.where(when < end, _apart(computed.double(), exact), 0.0)
+    relative = error / bound.clamp_min(torch.finfo(torch.float64).tiny)
+    row, position, parameter = (int(i) for i in torch.unravel_index(relative.argmax(), relative.shape))
+    return Agreement(
+        float(error[row, position, parameter]), float(bound[0, position, parameter]),
+        network.order.at(shape).coordinates(position), int(when[position, parameter]), length,
+    )  # fmt: skip
+
+
 def check_lengths(network: CompiledNetwork) -> list[int | None]:
     """Returns the lengths at which an endless program is compared, in growing order; [None] for any other."""
     if network.program.steps < STREAM:
@@ -83,7 +132,7 @@ def _difference(network: CompiledNetwork, seed: int) -> Difference | None:
     lengths = check_lengths(network)
     shape = network.event_shape if lengths[-1] is None else (*network.event_shape[:-1], lengths[-1])
     rows = check_rows(network, shape)
-    levels = random_levels(network.head, (rows, *shape), generator)
+    levels = network.head.random_levels((rows, *shape), generator)
     leaves = random_contexts(network, rows, generator)
     forward = Forward(network, leaves)
     with torch.no_grad():
@@ -124,7 +173,7 @@ def _taught(network: CompiledNetwork, levels: Tensor, leaves: list[Tensor]) -> t
     known = levels.reshape(len(levels), channels, -1).float().contiguous()
     context = None if network.request.layout is None else network.request.layout.module_context(leaves)
     everything = torch.ones_like(known, dtype=torch.bool)
-    run = start_state(network, len(levels), 0, known, everything, SamplingOptions(context, log_prob=True)).run
+    run = start_state(network, len(levels), 0, known, everything, SamplingOptions(context)).run
     if machine is not network.machine:
         machine.prologue(run)
     return run, machine
