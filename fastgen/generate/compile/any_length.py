@@ -99,8 +99,8 @@ def _of_two_lengths(request: CompileRequest) -> tuple[Compiled | None, str]:
     """Returns the program that follows from two short lengths, or None and why there is none."""
     steps, layout = request.event_shape[-1], request.layout
     frames = layout.frames() if layout is not None else []
-    grain = _GRAIN if frames or not _has_loops(request) else _GRAIN_OF_LOOPS
-    grain = math.lcm(grain, *[steps // math.gcd(steps, count) for count in frames])
+    loops = not frames and _has_loops(request)
+    grain = math.lcm(_GRAIN_OF_LOOPS if loops else _GRAIN, *[steps // math.gcd(steps, count) for count in frames])
     rest = steps % grain if frames else 0
 
     def past(reach: int) -> int:
@@ -108,7 +108,7 @@ def _of_two_lengths(request: CompileRequest) -> tuple[Compiled | None, str]:
 
     length, ends, tried = past(_reach(request.module)), "", False
     while length + grain < steps or not (frames or tried):
-        ends, short, long = _departs(request, length + grain, grain), None, None
+        ends, short, long = _departs(request, length + grain, grain, loops), None, None
         if not ends:
             try:
                 short, long = _analysis_at(request, length), _analysis_at(request, length + grain)
@@ -157,18 +157,20 @@ def _inputs(request: CompileRequest, head: Head, length: int, context) -> tuple:
 
 
 def _has_loops(request: CompileRequest) -> bool:
-    """Whether the network calls its operators again for every position."""
-    length = 2 * _GRAIN_OF_LOOPS
-    context = None if request.layout is None else _context_at(request, length)
-    try:
-        head = with_input(request.head, request.network, _shape_at(request, length), context)
-    except CompileError:
-        return False
-    calls = calls_of(request.network, _inputs(request, head, length, context))
-    return calls is not None and calls.any
+    """Whether the network calls its operators again for every position: more often for more of them."""
+    counts = []
+    for length in (2 * _GRAIN_OF_LOOPS, 3 * _GRAIN_OF_LOOPS):
+        context = None if request.layout is None else _context_at(request, length)
+        try:
+            head = with_input(request.head, request.network, _shape_at(request, length), context)
+        except CompileError:
+            return False
+        calls = calls_of(request.network, _inputs(request, head, length, context))
+        counts.append(0 if calls is None else len(calls.calls))
+    return counts[0] < counts[1]
 
 
-def _departs(request: CompileRequest, known: int, grain: int) -> str:
+def _departs(request: CompileRequest, known: int, grain: int, loops: bool) -> str:
     """Returns why the network is not at the full length, and far beyond it, what it is at ``known`` steps; or ""."""
     steps, network = request.event_shape[-1], request.network
     framed = request.layout is not None and bool(request.layout.frames())
@@ -183,7 +185,7 @@ def _departs(request: CompileRequest, known: int, grain: int) -> str:
     except CompileError as error:
         return f"at {known} steps, {error}"
     calls = calls_of(network, _inputs(request, head, known, contexts[0]))
-    if calls is not None and calls.any and not framed and periods > _LOOPED:
+    if loops and periods > _LOOPED:
         periods = _LOOPED
         contexts[1] = None if request.layout is None else _context_at(request, known + periods * grain)
     found = departure(network, calls, _inputs(request, head, known + periods * grain, contexts[1]), periods)

@@ -135,11 +135,11 @@ def departure(network: nn.Module, known: CalledLoops | None, other: tuple, perio
         return str(found)
     except Exception as error:  # whatever a module raises at a length that it does not take
         return f"{type(error).__name__}: {error}"
-    found = known.calls[-1]
-    if known.any:
+    if len(known.calls) == len(there):
+        pairs = zip(known.calls, there, strict=True)
+        found = next((call for before, call in pairs if not _alike(before, call, periods)), None)
+    else:
         found = departure_of_loops(known, CalledLoops(there), periods, _goes_on)
-    elif len(known.calls) == len(there):
-        return ""
     return "" if found is None else f"{found.operator}, {found.where}"
 
 
