@@ -162,7 +162,8 @@ def a_draw_in_a_loop(p):
 
 
 def a_loop_in_two_places(p):
-    p.computes[0].loop = p.computes[-1].loop = 1
+    p.computes[0].loop = 1
+    p.instructions.append(dataclasses.replace(p.computes[0]))  # behind the draws
 
 
 def a_loop_before_the_first_step(p):
