@@ -70,7 +70,7 @@ def test_a_step_reads_keys_once_and_the_program_does_not_grow_with_the_heads_or_
 
 
 def test_a_window_is_a_ring():
-    program = compiled(decoder(WAYS["linear_bias_in_a_window"]), 40).program
+    program = compiled(decoder(WAYS["linear_bias_in_a_window"]), 100).program
     (attend,) = program.attends
     for number in (attend.body.key, attend.body.value):
         assert program.buffers[program.operands[number].buffer].positions == 7 + program.lookahead - 1

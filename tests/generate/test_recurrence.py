@@ -28,7 +28,11 @@ def test_every_recurrent_network_is_a_case():
     assert set(NAMES) <= set(CASES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+LONG = ("mamba", "rwkv", "cells")
+"""Networks whose unrolled loops take long to export."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in NAMES])
 def test_the_program_does_not_grow_with_the_length(name):
     programs = [analyse(sampler(name).request.at(n), None).lowered.program for n in (13, 21)]
     for table in ("instructions", "operands", "operations", "segments", "weight_table", "buffers"):

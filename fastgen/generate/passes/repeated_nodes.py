@@ -65,7 +65,7 @@ def _is_loop(graph: Graph, copies: list[list[Node]]) -> bool:
 
 def _over_positions(graph: Graph, copies: list[list[Node]]) -> bool:
     """Whether the copies share out the positions of the event: layers of shared weights each have all of them."""
-    positions = math.prod(graph.grid)
+    positions = math.prod(graph.grid) if graph.grid else math.inf
     return all(len(members) * (members[0].rows // 2) <= positions + members[0].rows for members in copies)
 
 

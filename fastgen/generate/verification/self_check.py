@@ -107,7 +107,7 @@ def greatest_error(network: CompiledNetwork) -> Agreement:
             shape, levels, computed = (*shape[:-1], length), levels[..., :length], computed[:, :length]
             exact, single = forward.in_precision(network.head.to_input(levels))
     when = _steps(network, shape, exact.shape[2])
-    bound = _bound(single, exact, when, _association(network.program))
+    bound = _bound(single, exact, when, _association(network.program, exact.shape[1]))
     end = _end(network, exact, computed, when) if trouble else math.inf
     error = torch.where(when < end, _apart(computed.double(), exact), 0.0)
     relative = error / bound.clamp_min(torch.finfo(torch.float64).tiny)
@@ -187,12 +187,13 @@ def _compare(forward: Forward, computed: Tensor, trouble: str, levels: Tensor, l
     computed = computed[:, : module.shape[1]].double()
     beginning = _beginning(network, inputs, length)
     if beginning is not None:
-        allowed = (4 * forward.rounding(beginning) + _association(network.program)) * _scale(module)
+        association = _association(network.program, module.shape[1])
+        allowed = (4 * forward.rounding(beginning) + association) * _scale(module)
         if bool((_apart(computed, module) <= allowed).all()) and not forward.rounds_more:
             return None
     exact, single = forward.in_precision(inputs, module)
     when = _steps(network, shape, module.shape[2])
-    bound = _bound(single, exact, when, _association(network.program))
+    bound = _bound(single, exact, when, _association(network.program, exact.shape[1]))
     end = _end(network, exact, computed, when) if trouble else math.inf
     for values, halved in ((computed, False), (module, True)):
         wrong = (_apart(values, exact) > bound) & (when < end)
@@ -268,13 +269,17 @@ def _steps(network: CompiledNetwork, shape: tuple[int, ...], count: int) -> Tens
     return first.repeat_interleave(count // groups, 0).T
 
 
-def _association(program: Program) -> float:
-    """Returns the effect of the order of summation on the longest sum of the program: sqrt(n) roundings of n terms."""
+def _association(program: Program, steps: int) -> float:
+    """Returns the effect of the order of summation on the longest sum of the program: sqrt(n) roundings of n terms.
+
+    A loop may sum over the steps.
+    """
     segments = program.segments
     longest = max(
         (sum(s.length for s in segments[i.body.segment0 : i.body.segment1]) for i in program.computes), default=1
     )
-    return EPSILON * math.sqrt(max(longest, 1))
+    iterations = steps if any(i.loop for i in program.instructions) else 1
+    return EPSILON * math.sqrt(max(longest, 1) * iterations)
 
 
 def _apart(a: Tensor, b: Tensor) -> Tensor:
