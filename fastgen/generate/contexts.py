@@ -35,6 +35,8 @@ class ContextLayout:
                     f"example_context{keystr(path)} must be a tensor [N, ...], got {said}; leave out what is not a "
                     "tensor, and give it to the network in a forward of your own"
                 )
+            if not leaf.numel():
+                raise ValueError(f"example_context{keystr(path)} must have elements, got {list(leaf.shape)}")
 
     def example(self, batch: int, length: int | None = None, full_length: int | None = None):
         """``batch`` rows of the example.

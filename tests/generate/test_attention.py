@@ -10,7 +10,18 @@ from torch import Tensor, nn
 import fastgen
 from fastgen.generate import CompileError, NotCausalError, heads
 from tests.generate.compiled import FAST, MACHINES
-from tests.generate.public_attention import DEPTH, HEADS, LEVELS, WAYS, WIDTH, Decoder, between, joined, masked_fill
+from tests.generate.public_attention import (
+    DEPTH,
+    HEADS,
+    LEVELS,
+    WAYS,
+    WIDTH,
+    Decoder,
+    between,
+    joined,
+    masked_fill,
+    translator,
+)
 from tests.generate.seeded import built
 
 STEPS = 16
@@ -206,6 +217,12 @@ def test_a_query_that_sees_nothing_is_nan_by_hand():
     )
     with pytest.raises(CompileError, match=r"a query sees no key at .* where the softmax is NaN"):
         compiled(decoder(attend))
+
+
+def test_a_context_of_length_zero_is_refused():
+    module, shape, head, order, predicts, _, source = translator()
+    with pytest.raises(ValueError, match=r"example_context must have elements, got \[1, 0\]"):
+        fastgen.Sampler(module, shape, head, order, predicts=predicts, example_context=source[:1, :0])
 
 
 def test_a_prompt_longer_than_the_table_of_positions_is_refused():
