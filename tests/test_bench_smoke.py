@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,7 +13,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PARTS = {f"{name}-{batch}" for name in ("wavenet", "gated_pixelcnn", "pixelcnn_pp-40-2") for batch in (1, 16)}
-COMPILED = {"compile-PixelCNN++, tiny"}
+OTHERS = {"compile-PixelCNN++, tiny"}
+if importlib.util.find_spec("transformers") is not None:
+    PARTS |= {"gpt-1", "gpt-16"}
+    OTHERS |= {"gpt-prompt"}
 
 
 @pytest.mark.needs_extension
@@ -28,7 +32,7 @@ def test_every_benchmark_of_generation_runs_and_writes_its_results(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = tmp_path.glob("*.json")
     parts = json.loads(path.read_text())["parts"]
-    assert set(parts) == PARTS | COMPILED
+    assert set(parts) == PARTS | OTHERS
     for name in PARTS:
         rows = parts[name]["rows"]
         assert {"fastgen", "textbook"} <= {row["provider"].split()[0] for row in rows}
