@@ -101,6 +101,17 @@ def test_a_bias_by_distance_is_kept_by_distance():
     assert sampler.program.buffers[sampler.program.operands[score.operand].buffer].channels == HEADS * (2 * STEPS - 1)
 
 
+def test_heads_that_share_some_channels_of_their_keys_are_told_apart():
+    """As where a rotary part of the keys is one for all heads."""
+
+    def attend(s, x: Tensor) -> Tensor:
+        q, k, v = s.heads(x)
+        k = torch.cat([k[:, :1, :, :2].expand(-1, HEADS, -1, -1), k[..., 2:]], -1)
+        return joined(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+    assert is_exact(compiled(decoder(attend)))
+
+
 def test_refresh_takes_new_biases():
     module = decoder(WAYS["relative_buckets"])
     sampler = compiled(module)
@@ -191,6 +202,47 @@ def test_attention_to_the_future_is_not_causal(attend):
 def test_a_mask_through_which_later_elements_are_seen_is_refused(value):
     with pytest.raises(CompileError, match=rf"masked with {value:g} at .*Mask with float\('-inf'\)"):
         compiled(decoder(_softmax_of(lambda scores, later: scores.masked_fill(later, value))))
+
+
+WEIGHS_WRONG = {
+    "all keys masked with one number": (
+        lambda scores, later: scores.masked_fill(later.logical_not().triu().logical_or(later), -1e4).softmax(-1),
+        "all keys of a query are masked with one finite number",
+    ),
+    "a mask that is turned round": (
+        lambda scores, later: (scores.masked_fill(later, -1e4) * -torch.arange(1.0, later.shape[1] + 1)).softmax(-1),
+        "masked with 160000 at",
+    ),
+    "a mask on the weights": (
+        lambda scores, later: scores.masked_fill(later, -torch.inf).softmax(-1) + later * -1e4,
+        "so that masked keys get a weight",
+    ),
+    "a mask of the input": (
+        lambda scores, later: scores.masked_fill(scores.amax(-1, keepdim=True) > 0, -torch.inf).softmax(-1),
+        "has no rule",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHS_WRONG)
+def test_masks_that_are_none_are_refused(name):
+    weigh, said = WEIGHS_WRONG[name]
+
+    def attend(s, x: Tensor) -> Tensor:
+        q, k, v = s.heads(x)
+        return joined(weigh(q @ k.transpose(-2, -1), between(x.shape[1]) < 0) @ v)
+
+    with pytest.raises(CompileError, match=said):
+        compiled(decoder(attend))
+
+
+def test_a_boolean_mask_of_the_input_is_no_bias():
+    def attend(s, x: Tensor) -> Tensor:
+        q, k, v = s.heads(x)
+        return joined(F.scaled_dot_product_attention(q, k, v, attn_mask=q[..., :1] > 0))
+
+    with pytest.raises(CompileError, match="attention with a mask that depends on the input"):
+        compiled(decoder(attend))
 
 
 @pytest.mark.parametrize("machine", MACHINES)

@@ -28,8 +28,16 @@ def attended(graph: Graph, weights: Scores, values: Tensor) -> Value:
             f"a query sees no key at {graph.place}, where the softmax is NaN: use scaled_dot_product_attention, "
             "which gives 0, or let the query see itself"
         )
+    if weights.even is not None and bool((weights.even & weights.seen.any(-1, keepdim=True)).any()):
+        raise CompileError(
+            f"all keys of a query are masked with one finite number at {graph.place}, so that it weighs them evenly, "
+            "later ones too: let it see a key, or multiply its weights by 0"
+        )
     if not weights.softmaxed and not bool(weights.seen.all()) and weights.hidden != 0:
-        raise CompileError(f"scores that are masked with {weights.hidden:g} weigh values at {graph.place}")
+        raise CompileError(
+            f"scores that are masked with {weights.hidden:g} weigh values at {graph.place}: where there is no softmax, "
+            "mask with 0"
+        )
     if not lead:
         raise UnsupportedOperator(graph, "attention without a dimension of the batch")
     layout = _Layout.of(graph, weights.queries, weights.keys, values)
@@ -179,12 +187,11 @@ def _in_rows(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 
 def _repeats(ids: Tensor) -> int:
     """Returns how many neighbouring heads read the same keys: ids ``[N, S, heads, channels]``."""
-    first = ids[..., 0]
-    heads = first.shape[-1]
+    heads = ids.shape[2]
     for repeated in range(heads, 1, -1):
         if heads % repeated == 0:
-            grouped = first.unflatten(-1, (-1, repeated))
-            if torch.equal(grouped, grouped[..., :1].expand_as(grouped)):
+            grouped = ids.unflatten(2, (-1, repeated))
+            if torch.equal(grouped, grouped[:, :, :, :1].expand_as(grouped)):
                 return repeated
     return 1
 
@@ -193,7 +200,7 @@ def _each_once(graph: Graph, keys: Tensor, values: Tensor, seen: np.ndarray) -> 
     """Leaves out keys that no query sees, and keeps one of those that overlapping blocks repeat."""
     used = np.flatnonzero(seen.any(0))
     keys, values, seen = keys[:, used], values[:, used], seen[:, used]
-    told = torch.cat([keys[0, :, 0, :1], values[0, :, 0, :1]], 1)
+    told = torch.cat([keys[0].flatten(1), values[0].flatten(1)], 1)
     unique, place = torch.unique(told, dim=0, return_inverse=True)
     if len(unique) == len(told):
         return keys, values, seen

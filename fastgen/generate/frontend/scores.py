@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastgen.generate.errors import CompileError, UnsupportedOperator
-from fastgen.generate.ir.graph import Constant, Graph, Value
+from fastgen.generate.ir.graph import Constant, Graph, Value, derive
 from fastgen.generate.ir.instructions import Operation
 from fastgen.generate.ir.opcodes import OPCODE
 from fastgen.generate.ir.operation_values import apply_operation
@@ -51,6 +51,8 @@ class Scores:
     """What stands where a key is not seen."""
     added: bool = False
     """Whether it was added to scores, which are taken to be less than half as large."""
+    replaced: bool = False
+    """Whether it was put in their place."""
     scores: tuple[Step, ...] = ()
     weighting: tuple[Step, ...] = ()
     softmaxed: bool = False
@@ -58,6 +60,8 @@ class Scores:
     """Whether the softmax of a query that sees nothing is NaN."""
     least: float | None = None
     """What the greatest score of a query must reach, so that the softmax of a finite mask is 0."""
+    even: Tensor | None = None
+    """Queries all of whose scores are one number: they weigh all keys evenly. ``[..., T, 1]``"""
     place: Place | None = None
     """Of the product, where it may be written out."""
 
@@ -80,60 +84,63 @@ class Scores:
         shape = operand.ids.shape if isinstance(operand, Value) else operand.tensor.shape
         if torch.broadcast_shapes(shape, self.shape) != self.shape:
             raise UnsupportedOperator(graph, "scores of attention that a tensor of more dimensions is combined with")
-        hiding = self
+        step = Step(opcode, operand=operand, swapped=swapped)
         if isinstance(operand, Constant) and not swapped:
             tensor = operand.tensor
-            if opcode == "add" and tensor.is_floating_point() and bool((tensor <= -LEAST_MASK).any()):
+            if opcode == "add" and not self.softmaxed and bool((tensor <= -LEAST_MASK).any()):
                 return self._added(graph, operand)
             if opcode == "mul" and bool((tensor == 0).any()):
-                hiding = self.masked(graph, Constant(tensor == 0, _nonzero(operand)), 0.0, by_zero=True)
-        return hiding._then(Step(opcode, operand=operand, swapped=swapped))
+                zero = derive(lambda t: t == 0, operand)
+                if self.softmaxed:
+                    return self._without_whole_rows(graph, zero)._then(step)
+                return self.masked(graph, zero, 0.0)._then(step)
+        return self._then(step)
 
     def _added(self, graph: Graph, operand: Constant) -> Scores:
         """Returns the scores plus a mask: what is far below zero hides."""
         low = operand.tensor <= -LEAST_MASK
         hidden = float(operand.tensor[low].max())
-        graph.assume(operand.recipe, lambda t: torch.equal(t <= -LEAST_MASK, low))
+        graph.assume(operand.recipe, lambda t: torch.equal(t <= -LEAST_MASK, low) and float(t[low].max()) <= hidden)
         masked = self._hide(graph, low, hidden, added=True)
-        rest = operand.tensor.masked_fill(low, 0.0)
-        if not operand.recipe.sources and not bool(rest.any()):
+        kept = derive(lambda t: t.masked_fill(low, 0.0), operand)
+        if not kept.recipe.sources and not bool(kept.tensor.any()):
             return masked
-        function = operand.recipe.function
-        kept = Constant(rest, replace(operand.recipe, function=lambda *s: function(*s).masked_fill(low, 0.0)))
         return masked._then(Step("add", operand=kept))
 
     def _then(self, step: Step) -> Scores:
-        hidden = self.hidden
-        if self.softmaxed and step.opcode not in ("mul", "mulc", "div"):
-            hidden = math.nan if hidden != hidden else _applied(step, hidden)
-            if hidden != 0 and not bool(self.seen.all()):
-                raise CompileError("weights of attention are altered so that keys that are masked get a weight")
-        else:
-            hidden = _applied(step, hidden)
+        hidden = _applied(step, self.hidden)
         if self.softmaxed:
+            scaled = step.operand is None or step.opcode == "mul" or (step.opcode == "div" and not step.swapped)
+            if not (scaled and hidden == 0) and not bool(self.seen.all()):
+                at = "" if self.place is None else f" (the product at {self.place})"
+                raise CompileError(f"weights of attention are altered so that masked keys get a weight{at}")
             return replace(self, weighting=(*self.weighting, step), hidden=hidden)
         return replace(self, scores=(*self.scores, step), hidden=hidden)
 
     # ---- masks
 
-    def masked(self, graph: Graph, mask: Constant, value: float, by_zero: bool = False) -> Scores:
+    def masked(self, graph: Graph, mask: Constant, value: float) -> Scores:
         """Returns the scores with ``value`` where the mask is True."""
-        given = mask.tensor.bool()
+        given = mask.tensor.bool().clone()  # the module's own tensor may change in place
         if torch.broadcast_shapes(given.shape, self.shape) != self.shape:
             raise UnsupportedOperator(graph, "scores of attention that a mask of more dimensions is applied to")
         graph.assume(mask.recipe, lambda t: torch.equal(t.bool(), given))
-        if self.softmaxed and value != 0:
+        if not self.softmaxed:
+            return replace(self._hide(graph, given, value), replaced=True)
+        if value != 0:
             raise UnsupportedOperator(graph, f"weights of attention that are filled with {value:g}")
-        return self._hide(graph, given.clone(), value)
+        return self._without_whole_rows(graph, mask)._then(Step("mul", operand=Constant.literal((~given).float())))
+
+    def _without_whole_rows(self, graph: Graph, zero: Constant) -> Scores:
+        """Returns the weights where queries all of whose weights are 0 see no key."""
+        whole = zero.tensor.bool().expand(torch.broadcast_shapes(zero.tensor.shape, (1, self.shape[-1])))
+        whole = whole.all(-1, keepdim=True)
+        graph.assume(
+            zero.recipe, lambda t: bool(t.bool().expand(whole.shape[:-1] + self.shape[-1:])[whole[..., 0]].all())
+        )
+        return replace(self, seen=self.seen & ~whole)
 
     def _hide(self, graph: Graph, mask: Tensor, value: float, added: bool = False) -> Scores:
-        if self.softmaxed:
-            whole = mask if mask.dim() < 2 or mask.shape[-1] == 1 else mask.all(-1, keepdim=True)
-            unweighed = replace(self, seen=self.seen & ~whole)  # queries all of whose weights are 0
-            if torch.equal(whole.expand_as(mask), mask):
-                return unweighed
-            keep = Constant.literal((~mask).float())
-            return replace(unweighed, weighting=(*self.weighting, Step("mul", operand=keep)))
         if not bool(self.seen.all()) and value != self.hidden and not bool((self.seen | mask).all()):
             if not max(value, self.hidden) <= -LEAST_MASK:
                 raise UnsupportedOperator(graph, f"scores that are masked with {self.hidden:g} and with {value:g}")
@@ -150,40 +157,35 @@ class Scores:
         """
         if self.softmaxed:
             raise UnsupportedOperator(graph, "a softmax of weights of attention")
-        least, seen = None, self.seen
-        empty = ~seen.any(-1, keepdim=True)
-        everything = bool(seen.all())
-        if not everything and self.hidden != -math.inf:
+        least, seen, even = None, self.seen, None
+        if not bool(seen.all()) and self.hidden != -math.inf:
             if not self.hidden <= -LEAST_MASK:
+                number = f"{self.hidden:g}" if self.hidden == self.hidden else "a number that the input changes"
                 raise CompileError(
-                    f"keys are masked with {self.hidden:g} at {graph.place}: the softmax leaves them a weight, so that "
-                    "later elements are seen. Mask with float('-inf')"
+                    f"keys are masked with {number} at {graph.place}: the softmax leaves them a weight, so that later "
+                    "elements are seen. Mask with float('-inf')"
                 )
             least = (self.hidden / 2 if self.added else self.hidden) + UNDERFLOW
-            seen = seen | empty  # what is masked all over with a finite number is weighed evenly
-        return replace(self, softmaxed=True, seen=seen, hidden=0.0, least=least, nan=not bool(seen.any(-1).all()))
-
-
-def _nonzero(operand: Constant):
-    function = operand.recipe.function
-    return replace(operand.recipe, function=lambda *s: function(*s) == 0)
+            empty = ~seen.any(-1, keepdim=True)  # what is masked all over with a finite number is weighed by the rest
+            seen, even = seen | empty, empty if self.replaced else None
+        nan = not bool(seen.any(-1).all())
+        return replace(self, softmaxed=True, seen=seen, hidden=0.0, least=least, nan=nan, even=even)
 
 
 def _applied(step: Step, number: float) -> float:
-    """Returns the result of a step on a number that stands where keys are hidden."""
+    """Returns the greatest result of a step on a number that stands where keys are hidden; NaN where it is unknown."""
     if math.isinf(number) and step.opcode in ("add", "addc", "sub") and not step.swapped:
         return number
     registers = [torch.tensor([number], dtype=torch.float64)]
     if step.operand is not None:
         if isinstance(step.operand, Value):
-            if number == 0 and (step.opcode == "mul" or (step.opcode == "div" and not step.swapped)):
-                return number
-            return number if step.opcode in ("add", "sub") else math.nan
-        tensor = step.operand.tensor.double()
-        other = tensor.max() if step.opcode in ("add", "max") else tensor.abs().min()
-        registers.append(other.reshape(1))
+            stays = step.opcode == "mul" or (step.opcode == "div" and not step.swapped)
+            return number if number == 0 and stays else math.nan
+        registers.append(step.operand.tensor.double().flatten())
     order = (1, 0) if step.swapped else (0, 1)
-    return float(apply_operation(step.opcode, Operation(OPCODE[step.opcode], 0, *order, x=step.x, y=step.y), registers))
+    operation = Operation(OPCODE[step.opcode], 0, *order, x=step.x, y=step.y)
+    results = apply_operation(step.opcode, operation, registers)
+    return float(results.max())
 
 
 def lead_moved(scores: Scores, move: Callable[[Tensor], Tensor]) -> Scores:
@@ -205,12 +207,10 @@ def lead_moved(scores: Scores, move: Callable[[Tensor], Tensor]) -> Scores:
 
     return replace(
         scores, queries=queries, keys=move(scores.keys), seen=full(scores.seen),
-        scores=moved(scores.scores), weighting=moved(scores.weighting),
+        even=None if scores.even is None else full(scores.even), scores=moved(scores.scores),
+        weighting=moved(scores.weighting),
     )  # fmt: skip
 
 
-def _moved(operand: Value | Constant, move) -> Value | Constant:
-    if isinstance(operand, Value):
-        return replace(operand, ids=move(operand.ids))
-    function = operand.recipe.function
-    return Constant(move(operand.tensor), replace(operand.recipe, function=lambda *s: move(function(*s))))
+def _moved(operand: Value | Constant, move: Callable[[Tensor], Tensor]) -> Value | Constant:
+    return replace(operand, ids=move(operand.ids)) if isinstance(operand, Value) else derive(move, operand)

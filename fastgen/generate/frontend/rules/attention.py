@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastgen.generate.errors import UnsupportedOperator
 from fastgen.generate.frontend.attended import attended
+from fastgen.generate.frontend.ranges import TRUTH
 from fastgen.generate.frontend.rules import contraction
 from fastgen.generate.frontend.rules.elementwise import constant, scalar
 from fastgen.generate.frontend.rules.registry import RULES, register_rule
@@ -61,9 +62,10 @@ def written_out(graph: Graph, scores: Scores) -> Value:
         UnsupportedOperator: it is none such.
     """
     *lead, _, depth = scores.queries.shape
-    plain = not (scores.scores or scores.softmaxed) and bool(scores.seen.all())
+    if scores.scores or scores.softmaxed or not bool(scores.seen.all()):
+        raise UnsupportedOperator(graph, "scores of attention, in another use than as weights of values,")
     across = any(same_row(graph, ids, -1) is False for ids in (scores.queries, scores.keys))
-    if not plain or across or scores.shape.numel() * depth > _MOST_PRODUCTS:
+    if across or scores.shape.numel() * depth > _MOST_PRODUCTS:
         with graph.at(scores.place or graph.place):
             raise UnsupportedOperator(graph, contraction.TWO_TENSORS)
     names = "".join(chr(ord("a") + d) for d in range(len(lead)))
@@ -193,6 +195,8 @@ def scaled_dot_product_attention(
     if mask is not None:
         if isinstance(mask, Constant) and mask.tensor.dtype == torch.bool:
             scores = scores.masked(graph, derive(torch.logical_not, mask), -math.inf)
+        elif isinstance(mask, Value) and (mask.low, mask.high) == TRUTH:
+            raise UnsupportedOperator(graph, "attention with a mask that depends on the input")
         else:
             scores = scores.binary(graph, "add", mask)
     return attended(graph, replace(scores.softmax(graph), nan=False), values)
@@ -214,7 +218,7 @@ def clamp(graph: Graph, x: Scores, low=None, high=None) -> Scores:
     return x.unary("clamp", -math.inf if low is None else float(low), math.inf if high is None else float(high))
 
 
-def _binary(opcode: str, by_number: str | None = None) -> Callable:
+def _binary(opcode: str) -> Callable:
     def rule(graph: Graph, a, b, alpha: float = 1) -> Scores:
         if isinstance(a, Scores) and isinstance(b, Scores):
             return _joined(graph, a, b, opcode, alpha)
@@ -261,13 +265,14 @@ def masked_fill(graph: Graph, x: Operand, mask: Operand, value) -> Scores:
 
 @score_rule(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf)
 def where(graph: Graph, mask: Operand, a, b) -> Scores:
-    x, other, hidden = (a, b, derive(torch.logical_not, mask)) if isinstance(a, Scores) else (b, a, mask)
+    x, other = (a, b) if isinstance(a, Scores) else (b, a)
     number = None if isinstance(other, Scores) else scalar(other)
-    if number is None and isinstance(other, Constant) and bool((other.tensor == other.tensor.flatten()[0]).all()):
+    if number is None and isinstance(other, Constant) and len(other.tensor.unique()) == 1:
         number = float(other.tensor.flatten()[0])
+        graph.assume(other.recipe, lambda t: bool((t == number).all()))
     if not isinstance(mask, Constant) or number is None:
         raise UnsupportedOperator(graph, "scores of attention, or others that depend on the input")
-    return x.masked(graph, hidden, number)
+    return x.masked(graph, derive(torch.logical_not, mask) if x is a else mask, number)
 
 
 @score_rule(aten.tril.default, aten.triu.default)
