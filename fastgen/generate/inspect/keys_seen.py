@@ -18,7 +18,6 @@ def keys_seen(program: Program, instruction: Instruction, steps: int) -> int:
     for number in np.unique(sets).tolist():
         chosen, here = program.key_sets[number], sets == number
         for run in program.key_runs[chosen.run0 : chosen.run1]:
-            first = np.maximum(run.low, run.start.position(rows[here], columns[here]))
-            stop = np.minimum(run.high, run.end.position(rows[here], columns[here]))
+            first, stop = run.bounds(rows[here], columns[here])
             seen += int(np.maximum(0, -(-(stop - first) // run.step)).sum())
     return seen

@@ -12,6 +12,8 @@ from functools import cache
 from operator import attrgetter
 from typing import get_type_hints
 
+import numpy as np
+
 PROLOGUE, ROW, PIXEL = 0, 1, 2
 STATE, CONSTANT, CONTEXT = 0, 1, 2
 DENSE, INDEX = 0, 1
@@ -161,6 +163,11 @@ class KeyRun:
     end: AccessMap
     high: int
     step: int
+
+    def bounds(self, row, column) -> tuple[np.ndarray, np.ndarray]:
+        """Returns ``first`` and ``stop`` at cells, given by arrays of rows and columns."""
+        first, stop = self.start.position(row, column), self.end.position(row, column)
+        return np.maximum(self.low, first), np.minimum(self.high, stop)
 
 
 @dataclass

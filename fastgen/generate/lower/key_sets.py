@@ -83,8 +83,7 @@ def _affine_runs(runs: list[list[Run]], cells: Cells) -> list[KeyRun] | None:
         if start is None or end is None:
             return None
         run = KeyRun(start[0], start[1], end[0], end[1], 1)
-        first = np.maximum(run.low, run.start.position(*cells))
-        stop = np.minimum(run.high, run.end.position(*cells))
+        first, stop = run.bounds(*cells)
         if (first[~some] < stop[~some]).any():  # of cells that see nothing
             return None
         found.append(run)

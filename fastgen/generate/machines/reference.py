@@ -294,7 +294,7 @@ class ReferenceMachine:
 
 
 def _keys_of(run: KeyRun, cell: Cells) -> Tensor:
-    first, stop = max(run.low, int(run.start.position(*cell))), min(run.high, int(run.end.position(*cell)))
+    first, stop = (int(bound) for bound in run.bounds(*(int(place) for place in cell)))
     return torch.arange(first, max(first, stop), run.step)
 
 

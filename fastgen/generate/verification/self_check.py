@@ -107,7 +107,7 @@ def greatest_error(network: CompiledNetwork) -> Agreement:
             shape, levels, computed = (*shape[:-1], length), levels[..., :length], computed[:, :length]
             exact, single = forward.in_precision(network.head.to_input(levels))
     when = _steps(network, shape, exact.shape[2])
-    bound = _bound(single, exact, when, _association(network.program, exact.shape[1]))
+    bound = _bound(single, exact, when, _association(network.program, when))
     end = _end(network, exact, computed, when) if trouble else math.inf
     error = torch.where(when < end, _apart(computed.double(), exact), 0.0)
     relative = error / bound.clamp_min(torch.finfo(torch.float64).tiny)
@@ -187,13 +187,13 @@ def _compare(forward: Forward, computed: Tensor, trouble: str, levels: Tensor, l
     computed = computed[:, : module.shape[1]].double()
     beginning = _beginning(network, inputs, length)
     if beginning is not None:
-        association = _association(network.program, module.shape[1])
+        association = _association(network.program, _steps(network, shape, module.shape[2]))
         allowed = (4 * forward.rounding(beginning) + association) * _scale(module)
         if bool((_apart(computed, module) <= allowed).all()) and not forward.rounds_more:
             return None
     exact, single = forward.in_precision(inputs, module)
     when = _steps(network, shape, module.shape[2])
-    bound = _bound(single, exact, when, _association(network.program, exact.shape[1]))
+    bound = _bound(single, exact, when, _association(network.program, when))
     end = _end(network, exact, computed, when) if trouble else math.inf
     for values, halved in ((computed, False), (module, True)):
         wrong = (_apart(values, exact) > bound) & (when < end)
@@ -269,17 +269,17 @@ def _steps(network: CompiledNetwork, shape: tuple[int, ...], count: int) -> Tens
     return first.repeat_interleave(count // groups, 0).T
 
 
-def _association(program: Program, steps: int) -> float:
-    """Returns the effect of the order of summation on the longest sum of the program: sqrt(n) roundings of n terms.
+def _association(program: Program, when: Tensor) -> Tensor:
+    """Returns the effect of the order of summation on the longest sum that each parameter depends on.
 
-    A loop may sum over the steps.
+    It is sqrt(n) roundings of n terms; a loop may sum over the steps ``when`` so far.
     """
     segments = program.segments
     longest = max(
         (sum(s.length for s in segments[i.body.segment0 : i.body.segment1]) for i in program.computes), default=1
     )
-    iterations = steps if any(i.loop for i in program.instructions) else 1
-    return EPSILON * math.sqrt(max(longest, 1) * iterations)
+    iterations = when + 1 if any(i.loop for i in program.instructions) else torch.ones_like(when)
+    return EPSILON * torch.sqrt(max(longest, 1) * iterations.double())
 
 
 def _apart(a: Tensor, b: Tensor) -> Tensor:
@@ -295,7 +295,7 @@ def _scale(values: Tensor) -> Tensor:
     return torch.maximum(finite, finite.median()).clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def _bound(single: Tensor, exact: Tensor, when: Tensor, association: float) -> Tensor:
+def _bound(single: Tensor, exact: Tensor, when: Tensor, association: Tensor) -> Tensor:
     """``[1, P, n]``: twice the error of the module's own float32, relative to the parameter's scale, and its sums'.
 
     Of the steps up to this one and a number of first ones: where errors grow on their way along a sequence, the early
@@ -307,7 +307,7 @@ def _bound(single: Tensor, exact: Tensor, when: Tensor, association: float) -> T
     by_step = torch.zeros(steps, dtype=torch.float64).scatter_reduce(0, when.flatten(), error.flatten(), "amax")
     first = max(_FIRST, steps // 10)
     by_step[:first] = by_step[:first].max()
-    return ((2 * by_step.cummax(0).values + association)[when] * scale)[None]
+    return ((2 * by_step.cummax(0).values[when] + association) * scale)[None]
 
 
 def _end(network: CompiledNetwork, exact: Tensor, computed: Tensor, when: Tensor) -> float:
