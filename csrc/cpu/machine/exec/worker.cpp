@@ -26,6 +26,10 @@ Worker::Worker(const Plan& plan, const PackedWeights& weights, const HeadSpec& h
       addresses_(plan.addresses), domain_cells_(plan.domains.size()), once_cell_(1), ahead_(weights.begin()) {
   active_.reserve(plan.computes.size());
   once_active_.reserve(plan.computes.size());
+  keys_.reserve(plan.key_spans);
+  key_rows_.reserve(2 * plan.key_spans);  // a ring may begin anew in each
+  value_rows_.reserve(2 * plan.key_spans);
+  scores_.reserve(plan.score_floats);
 }
 
 void Worker::begin(Interrupt& interrupt, bool asks, bool together) {

@@ -73,6 +73,14 @@ class Binder {
   std::map<std::pair<std::int64_t, bool>, int> numbers_;
 };
 
+// As the program has it, its operands by their numbers in the instruction's.
+PlannedOperation plan_operation(const Operation& operation) {
+  const OpcodeInfo& info = kOpcodeInfo[operation.opcode];
+  return {static_cast<std::int16_t>(operation.opcode), info.form, info.registers, static_cast<std::int32_t>(operation.dst),
+          static_cast<std::int32_t>(operation.a), static_cast<std::int32_t>(operation.b), static_cast<std::int32_t>(operation.c),
+          operation.x, operation.y};
+}
+
 PlannedCompute plan_compute(Program& program, const PackedWeights& weights, const Instruction& instruction,
                             const Compute& compute, std::size_t number, Plan& plan) {
   PlannedCompute planned{};
@@ -108,12 +116,8 @@ PlannedCompute plan_compute(Program& program, const PackedWeights& weights, cons
     Operation operation = program.operations[o];
     if (operation.opcode == kLoad) operation.a = binder.read(operation.a);
     if (operation.opcode == kStore) operation.b = binder.write(operation.b);
-    const OpcodeInfo& info = kOpcodeInfo[operation.opcode];
-    planned.whole |= info.form == OpcodeForm::REDUCTION;
-    planned.operations.push_back({static_cast<std::int16_t>(operation.opcode), info.form, info.registers,
-                                  static_cast<std::int32_t>(operation.dst), static_cast<std::int32_t>(operation.a),
-                                  static_cast<std::int32_t>(operation.b), static_cast<std::int32_t>(operation.c), operation.x,
-                                  operation.y});
+    planned.operations.push_back(plan_operation(operation));
+    planned.whole |= planned.operations.back().form == OpcodeForm::REDUCTION;
   }
   const std::int64_t registers = std::max<std::int64_t>(compute.registers, 1);
   const std::int64_t floats = std::max(planned.padded_inputs, planned.lane_tiles * kTile * registers);
@@ -131,16 +135,13 @@ std::vector<PlannedOperation> plan_keywise(const Program& program, std::int64_t 
   std::vector<PlannedOperation> planned;
   for (std::int64_t o = begin; o < end; ++o) {
     Operation operation = program.operations[o];
-    const OpcodeInfo& info = kOpcodeInfo[operation.opcode];
     if (operation.opcode == kLoad) {
       const ScoreOperand& score = program.score_operands[operation.a];
       operation.a = static_cast<std::int64_t>(inputs.size());
       inputs.push_back(
           {binder.read(score.operand), score.offset, score.row_stride, score.column_stride, score.key_stride, score.head_stride});
     }
-    planned.push_back({static_cast<std::int16_t>(operation.opcode), info.form, info.registers,
-                       static_cast<std::int32_t>(operation.dst), static_cast<std::int32_t>(operation.a),
-                       static_cast<std::int32_t>(operation.b), static_cast<std::int32_t>(operation.c), operation.x, operation.y});
+    planned.push_back(plan_operation(operation));
   }
   return planned;
 }
@@ -167,7 +168,6 @@ PlannedCompute plan_attend(Program& program, const Instruction& instruction, con
   own.out = binder.write(attend.out);
   const KeyBounds keys = key_bounds(program, attend, instruction.domain);
   const IterationDomain along = {1, 1, 0, 0, 1, keys.least, keys.end};
-  own.most_keys = keys.count;
   own.key = bind(program, program.operands[attend.key], along, false, plan);
   own.value = bind(program, program.operands[attend.value], along, false, plan);
   own.scores = plan_keywise(program, attend.operation0, attend.operation1, binder, own.inputs);
@@ -175,6 +175,7 @@ PlannedCompute plan_attend(Program& program, const Instruction& instruction, con
   planned.parts = 1;
   planned.lanes = own.heads * own.width;
   planned.inputs = std::min<std::int64_t>(keys.count, 1 << 20);
+  plan.score_floats = std::max(plan.score_floats, (planned.inputs + kTile - 1) / kTile * kTile * own.registers);
   planned.work = static_cast<std::int64_t>(
       std::min(static_cast<double>(kUnasked),
                static_cast<double>(keys.count) * static_cast<double>(own.heads) * static_cast<double>(own.depth + own.width)));
@@ -249,6 +250,7 @@ Plan::Plan(Program& program, const PackedWeights& weights, const HeadSpec& head)
   std::int64_t longest = 1;
   for (const Operand& operand : program.operands) longest = std::max(longest, operand.length);
   zeros.assign(longest, 0.0f);
+  for (const KeySet& set : key_sets) key_spans = std::max(key_spans, set.run1 - set.run0);
   std::map<TimedDomain::Key, int> domain_numbers;
   std::vector<int> places;
   for (const Instruction& instruction : program.instructions) {

@@ -44,7 +44,6 @@ struct PlannedAttend {
   BoundOperand key, value;  // at the cell (0, key)
   std::int64_t heads, groups, depth, width;
   AccessMap keys;           // to the number of the key set
-  std::int64_t most_keys;   // seen at once
   bool softmax;
   const float* least;       // or null
   std::int64_t registers;
@@ -119,7 +118,7 @@ struct Plan {
   std::vector<float> zeros;  // what is read outside a box without a border
   std::deque<BorderedBox> boxes;
   std::int64_t inputs_floats = 0, registers_floats = 0, addresses = 0, items = 0, parameters = 0,
-               channels = 0;  // scratch of a thread
+               channels = 0, score_floats = 0, key_spans = 0;  // scratch of a thread
   std::size_t draw_doubles = 0;
 };
 
