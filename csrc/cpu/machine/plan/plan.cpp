@@ -76,9 +76,15 @@ class Binder {
 // As the program has it, its operands by their numbers in the instruction's.
 PlannedOperation plan_operation(const Operation& operation) {
   const OpcodeInfo& info = kOpcodeInfo[operation.opcode];
-  return {static_cast<std::int16_t>(operation.opcode), info.form, info.registers, static_cast<std::int32_t>(operation.dst),
-          static_cast<std::int32_t>(operation.a), static_cast<std::int32_t>(operation.b), static_cast<std::int32_t>(operation.c),
-          operation.x, operation.y};
+  return {static_cast<std::int16_t>(operation.opcode),
+          info.form,
+          info.registers,
+          static_cast<std::int32_t>(operation.dst),
+          static_cast<std::int32_t>(operation.a),
+          static_cast<std::int32_t>(operation.b),
+          static_cast<std::int32_t>(operation.c),
+          operation.x,
+          operation.y};
 }
 
 PlannedCompute plan_compute(Program& program, const PackedWeights& weights, const Instruction& instruction,

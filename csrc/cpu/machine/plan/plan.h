@@ -117,8 +117,8 @@ struct Plan {
   float* constants;
   std::vector<float> zeros;  // what is read outside a box without a border
   std::deque<BorderedBox> boxes;
-  std::int64_t inputs_floats = 0, registers_floats = 0, addresses = 0, items = 0, parameters = 0,
-               channels = 0, score_floats = 0, key_spans = 0;  // scratch of a thread
+  std::int64_t inputs_floats = 0, registers_floats = 0, addresses = 0, items = 0, parameters = 0, channels = 0, score_floats = 0,
+               key_spans = 0;  // scratch of a thread
   std::size_t draw_doubles = 0;
 };
 
