@@ -116,8 +116,8 @@ class Lowering(ProgramTables):
         width = box.column1 - box.column0
         if split.when == ROW:
             first = domain.column_step * box.column0 + domain.delay
-            wraps = first % self.order.row_length + domain.column_step * (width - 1) >= self.order.row_length
-            buffer = self.state_buffer(parts * lanes, width * (2 if wraps else 1))
+            last = first % self.order.row_length + domain.column_step * (width - 1)
+            buffer = self.state_buffer(parts * lanes, width * (1 + last // self.order.row_length))
             sums = AccessMap(width, 1, -box.column0 - width * box.row0)
         else:
             buffer = self.state_buffer(parts * lanes, -(-self.lookahead // domain.column_step) + split.block - 1)

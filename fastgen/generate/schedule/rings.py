@@ -92,28 +92,42 @@ def ring_lengths(
 def _length(node: Node, place: Placed, order: Order, event: Node, reads, lookahead: int) -> int:
     if not order.regular:
         return place.positions
-    positions, phases = [], []
-    if node is event:
-        for number in range(len(node.runs)):
-            positions.append(np.arange(place.positions))
-            phases.append(written(place, number, event))
-    else:
-        for domain in (domain for domains in place.domains for domain in domains):
-            row, column = _grid(domain)
-            positions.append(domain.target.position(row, column))
-            if domain.when == PROLOGUE:
-                return place.positions
-            if domain.when == ROW:
-                phases.append(2 * (domain.row_step * row + domain.delay) * order.row_length)
-            else:
-                phases.append(2 * (domain.row_step * row + domain.column_step * column + domain.delay) + 1)
-    position, phase = np.concatenate(positions), np.concatenate(phases)
+    runs = [_writes(place, number, event, order) for number in range(len(node.runs))]
+    if any((phase == -1).any() for _, phase in runs) and node is not event:
+        return place.positions
+    length = max(_apart(*run) for run in runs)
+    position, phase = (np.concatenate(parts) for parts in zip(*runs, strict=True))
     by_phase = np.argsort(phase, kind="stable")
     highest = np.maximum.accumulate(position[by_phase])
     phase = phase[by_phase]
-    length = 1
     for read, at in reads:
         if len(read):
             index = np.searchsorted(phase, _horizon(at, order, lookahead), side="right") - 1
             length = max(length, int((highest[index] - read)[index >= 0].max(initial=0)) + 1)
     return length
+
+
+def _writes(place: Placed, number: int, event: Node, order: Order) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the positions that a run of a node writes, and the phase in which it writes each; -1 is the prologue."""
+    if place.node is event:
+        return np.arange(place.positions), written(place, number, event)
+    positions, phases = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for domain in place.domains[number]:
+        row, column = _grid(domain)
+        positions.append(domain.target.position(row, column))
+        if domain.when == PROLOGUE:
+            phases.append(np.full(len(row), -1))
+        elif domain.when == ROW:
+            phases.append(2 * (domain.row_step * row + domain.delay) * order.row_length)
+        else:
+            phases.append(2 * (domain.row_step * row + domain.column_step * column + domain.delay) + 1)
+    return np.concatenate(positions), np.concatenate(phases)
+
+
+def _apart(position: np.ndarray, phase: np.ndarray) -> int:
+    """Returns the least ring in which no position is overwritten by one before it that is written with it or later."""
+    by_phase = np.argsort(phase, kind="stable")
+    position, phase = position[by_phase], phase[by_phase]
+    lowest = np.minimum.accumulate(position[::-1])[::-1]
+    with_it = np.searchsorted(phase, phase, side="left")
+    return int((position - lowest[with_it]).max(initial=0)) + 1
