@@ -7,14 +7,19 @@ from fastgen.generate.frontend.masks import freeze_masks
 from fastgen.generate.frontend.rules import register_rule
 from fastgen.generate.report.report import Report
 from fastgen.generate.report.verify import verify
+from fastgen.generate.step_rules import Delayed, Groups, Wavefront, multiscale
 
 __all__ = [
     "CompileError",
+    "Delayed",
+    "Groups",
     "NotCausalError",
     "Report",
     "UnsupportedOperator",
     "VerificationError",
+    "Wavefront",
     "freeze_masks",
+    "multiscale",
     "register_rule",
     "verify",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from functools import cached_property
 from numbers import Integral
 
 import numpy as np
+
+from fastgen.generate.step_rules import RULES, StepRule
 
 ORDERS = ("raster", "raster-subpixel", "time", "features")
 MOST_ELEMENTS = 1 << 40
@@ -32,6 +35,8 @@ class Order:
     regular: bool
     permutation: np.ndarray | None = None
     """int64 ``[positions]``: the position drawn at each step; None where they are drawn in natural order."""
+    rule: StepRule | None = None
+    """Gives every element its step, where a step may draw several."""
 
     @property
     def positions(self) -> int:
@@ -39,20 +44,59 @@ class Order:
 
     @property
     def length(self) -> int:
+        if self.rule is not None:
+            return self.rule.length(self.grid)
         return self.positions * (self.channels if self.name == "raster-subpixel" else 1)
 
     @cached_property
     def steps(self) -> np.ndarray:
         """``steps[c, p]`` is the step that draws channel c of position p."""
+        if self.rule is not None:
+            return self.rule.steps(self.channels, self.grid)
         natural = np.arange(self.positions, dtype=np.int64)
         if self.name == "raster-subpixel":
             return natural[None] * self.channels + np.arange(self.channels)[:, None]
         steps = natural if self.permutation is None else np.argsort(self.permutation)
         return np.tile(steps, (self.channels, 1))
 
+    @cached_property
+    def draws(self) -> list[list[tuple[int, int, int]]]:
+        """``draws[t]`` lists what step t draws: (first channel, channels, position), by first channel and position.
+
+        Neighbouring channels of a position are drawn at once where they have the same step.
+        """
+        channel, position = np.nonzero(self._begins)
+        last, counts = np.full(self.positions, self.channels), np.zeros_like(self.steps)
+        for c in reversed(range(self.channels)):
+            counts[c] = last - c
+            last = np.where(self._begins[c], c, last)
+        step = self.steps[channel, position]
+        found: list[list[tuple[int, int, int]]] = [[] for _ in range(self.length)]
+        for i in np.lexsort((position, channel, step)).tolist():
+            c, p = int(channel[i]), int(position[i])
+            found[step[i]].append((c, int(counts[c, p]), p))
+        return found
+
+    @property
+    def row_width(self) -> int:
+        """Cells of a row in a flattened image: those of its draws, one after the other."""
+        return self.row_length if self.rule is None else self.grid[-1]
+
+    @property
+    def channel_runs(self) -> list[tuple[int, int]]:
+        """(First channel, channels) of neighbouring channels that are drawn at once at every position."""
+        first = [*np.flatnonzero(self._begins.any(1)).tolist(), self.channels]
+        return [(c, end - c) for c, end in itertools.pairwise(first)]
+
+    @property
+    def _begins(self) -> np.ndarray:
+        """Booleans ``[C, P]``: whether the channel before it, if there is one, has another step."""
+        return np.concatenate([np.ones_like(self.steps[:1], bool), self.steps[1:] != self.steps[:-1]])
+
     def at(self, event_shape: Sequence[int]) -> Order:
         """Returns the order of this name for another event; a permutation is for its own event only."""
-        return self if tuple(event_shape) == self.event_shape else make_order(self.name, event_shape)
+        given = self.name if self.rule is None else self.rule
+        return self if tuple(event_shape) == self.event_shape else make_order(given, event_shape)
 
     def coordinates(self, position: int) -> tuple[int, ...]:
         """Returns the coordinates of a position in the grid."""
@@ -76,20 +120,24 @@ def event_grid(event_shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
     return (1, sizes) if len(sizes) == 1 else (sizes[0], sizes[1:])
 
 
-def make_order(order: str | Sequence[int] | np.ndarray, event_shape: Sequence[int]) -> Order:
-    """Returns the order by name, or a permutation of the positions: ``order[t]`` is the position drawn at step t.
+def make_order(order: str | StepRule | Sequence[int] | np.ndarray, event_shape: Sequence[int]) -> Order:
+    """Returns the order by name or rule, or a permutation of the positions: step t draws position ``order[t]``.
 
     Raises:
         ValueError: the name is unknown, does not suit ``event_shape``, or the permutation is none.
     """
     channels, grid = event_grid(tuple(event_shape))
     shape, positions = tuple(int(n) for n in event_shape), math.prod(grid)
+    if isinstance(order, StepRule):
+        order.check(shape, channels, grid)
+        return Order(order.name, shape, channels, grid, order.row_length(grid), order.regular, rule=order)
     if not isinstance(order, str):
         found = _permutation(order, positions, shape)
         return Order("permutation", shape, channels, grid, positions, regular=False, permutation=found)
     if order not in ORDERS:
         raise ValueError(
-            f"order must be one of {', '.join(map(repr, ORDERS))} or a permutation of the positions, got {order!r}"
+            f"order must be one of {', '.join(map(repr, ORDERS))} or a permutation of the positions, or one of "
+            f"fastgen.generate.{', '.join(rule.__name__ for rule in RULES.values())}, got {order!r}"
         )
     images = order.startswith("raster")
     if images and len(grid) != 2:

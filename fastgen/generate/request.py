@@ -15,6 +15,7 @@ from fastgen.generate.errors import CompileError
 from fastgen.generate.frontend.adapted import Adapted, usable
 from fastgen.generate.heads import Head
 from fastgen.generate.orders import Order, make_order
+from fastgen.generate.step_rules import StepRule
 
 PREDICTS = ("same", "next")
 
@@ -39,7 +40,7 @@ class CompileRequest:
         module: nn.Module | None,
         event_shape: Sequence[int],
         head: Head,
-        order: str | Sequence[int],
+        order: str | Sequence[int] | StepRule,
         predicts: str,
         adapter: Callable | None,
         layout: ContextLayout | None,

@@ -26,6 +26,7 @@ from fastgen.generate.options import SamplingOptions
 from fastgen.generate.progress import progress_bar
 from fastgen.generate.request import CompileRequest
 from fastgen.generate.state import State, check_state, load_state, start_state
+from fastgen.generate.step_rules import StepRule
 from fastgen.generate.streaming import stream
 from fastgen.generate.textbook import sample_naive
 from fastgen.generate.verification.self_check import self_check
@@ -51,7 +52,8 @@ class Sampler(CompiledNetwork):
             other state that the output does not read are ignored.
         event_shape: ``(C, H, W)``, ``(C, T)``, ``(T,)`` or ``(D,)``.
         head: how outputs are read, scored and drawn; see ``fastgen.heads``.
-        order: "raster", "raster-subpixel", "time", "features", or the positions in the order in which they are drawn.
+        order: "raster", "raster-subpixel", "time", "features", or the positions in the order in which they are drawn;
+            or ``fastgen.generate``'s ``Groups``, ``Wavefront`` or ``Delayed``, where a step draws several elements.
         weights: "float32", or "bfloat16" or "int8": rounded weights, an approximation.
         predicts: "same" where output t scores element t, "next" (orders "time" and "raster" only) where it scores
             element t + 1; then the network first reads ``start``.
@@ -82,7 +84,7 @@ class Sampler(CompiledNetwork):
         module: nn.Module,
         event_shape: Sequence[int],
         head: Head,
-        order: str | Sequence[int] = "raster",
+        order: str | Sequence[int] | StepRule = "raster",
         weights: str = "float32",
         predicts: str = "same",
         adapter: Callable | None = None,

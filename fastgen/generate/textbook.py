@@ -30,7 +30,7 @@ def sample_naive(
     steps: int | None = None,
     **options,
 ):
-    """Runs for every step one forward pass of the whole module, then the head's draw at that step's position.
+    """Runs for every step one forward pass of the whole module, then the head's draws of that step.
 
     The arguments and results are those of ``Sampler.sample`` (but ``threads``), with ``first_sample`` as in
     ``Sampler.start``; ``steps`` stops early, for timing.
@@ -55,25 +55,20 @@ def sample_naive(
     inputs = head.to_input(request.levels(levels)).reshape(n, channels, positions).clone()
     samples = sample_indices(chosen.first_sample, n)
     log_prob, proposal = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-    sites = sorted((int(order.steps[c, p]), p, c) for p in range(positions) for c in range(channels))
-    by_step: dict[int, list[tuple[int, int]]] = {}
-    for step, position, channel in sites:
-        by_step.setdefault(step, []).append((position, channel))
-    total = len(by_step) if steps is None else min(steps, len(by_step))
+    total = order.length if steps is None else min(steps, order.length)
     bar = progress_bar(total, "textbook loop") if progress else None
     for step in range(total):
         output = request.forward(inputs.reshape(shape), contexts)
         parameters = head.arrange(output, network.event_shape).float()
-        position, first = by_step[step][0]
-        drawn_channels = [c for _, c in by_step[step]]
-        group = parameters[:, position] if len(drawn_channels) == channels else parameters[:, position, drawn_channels]
-        at = slice(None), drawn_channels, position
-        noise = Noise(seed, samples, position, first)
-        drawn = head.draw(group, noise, levels[at], mask[at], *altered)
-        levels[at] = drawn.levels
-        inputs[at] = drawn.inputs.to(inputs.dtype)
-        log_prob += drawn.log_prob
-        proposal += drawn.proposal_log_prob
+        coupled = channels // parameters.shape[2]
+        for first, count, position in order.draws[step]:
+            group = parameters[:, position, first // coupled : (first + count) // coupled]
+            at = slice(None), slice(first, first + count), position
+            drawn = head.draw(group, Noise(seed, samples, position, first), levels[at], mask[at], *altered)
+            levels[at] = drawn.levels
+            inputs[at] = drawn.inputs.to(inputs.dtype)
+            log_prob += drawn.log_prob
+            proposal += drawn.proposal_log_prob
         if bar is not None:
             bar.update()
     if bar is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fastgen.generate.errors import CompileError
@@ -38,20 +37,19 @@ def draw_sites(graph: Graph, parameters: Tensor, order: Order) -> list[DrawSite]
 
 def _sites(parameters: Tensor, order: Order) -> list[Site]:
     parameters = parameters[0]  # [P, G, n]
-    groups, channels = parameters.shape[1], order.channels
+    coupled = order.channels // parameters.shape[1]
     positions = np.arange(parameters.shape[0])
-    if order.name == "raster-subpixel":
-        if groups != channels:
-            raise CompileError(
-                "order 'raster-subpixel' draws one channel a step; the head draws all channels of a position at once"
-            )
-        tables = [(c, 1, parameters[:, c]) for c in range(channels)]
+    if order.regular:
+        sites = [(channel0, count, positions) for channel0, count in order.channel_runs]
     else:
-        tables = [(0, channels, parameters.reshape(parameters.shape[0], -1))]
+        sites = [(channel0, count, positions[[at]]) for draws in order.draws for channel0, count, at in draws]
+    if any(channel0 % coupled or count % coupled for channel0, count, _ in sites):
+        rule = "one channel a step" if order.name == "raster-subpixel" else "channels of a position at several steps"
+        most = "all" if coupled == order.channels else f"{coupled}"
+        raise CompileError(f"order {order.name!r} draws {rule}; the head draws {most} channels of a position at once")
     return [
-        (channel0, count, chosen, table[torch.from_numpy(chosen)])
-        for channel0, count, table in tables
-        for chosen in ([positions] if order.regular else np.argsort(order.steps[channel0])[:, None])
+        (channel0, count, chosen, parameters[chosen, channel0 // coupled : (channel0 + count) // coupled].flatten(1))
+        for channel0, count, chosen in sites
     ]
 
 

@@ -14,16 +14,21 @@ from fastgen.generate.heads import Head, from_config, to_config
 from fastgen.generate.ir.program import Program
 from fastgen.generate.ir.program_checks import check_program
 from fastgen.generate.request import CompileRequest
+from fastgen.generate.step_rules import rule_from_config
 
 
 def write_sampler(network: CompiledNetwork, path) -> None:
     """Writes what ``read_sampler`` reads; errors as ``Sampler.save``."""
     request, contexts = network.request, network.compiled.context_network
-    permutation = request.order.permutation
+    order, saved = request.order, request.order.name
+    if order.permutation is not None:
+        saved = order.permutation.tolist()
+    elif order.rule is not None:
+        saved = {order.name: order.rule.to_config()}
     description = {
         "event_shape": request.event_shape,
         "head": to_config(request.head),
-        "order": request.order.name if permutation is None else permutation.tolist(),
+        "order": saved,
         "weights": network.weights,
         "predicts": request.predicts,
         "start": request.start,
@@ -77,7 +82,11 @@ def _request(saved: dict, custom: Head | None) -> CompileRequest:
     if saved["weights"] not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {saved['weights']!s:.100}")
     layout = None if saved["context"] is None else ContextLayout.from_config(saved["context"])
-    head, order = from_config(saved["head"], custom), order if isinstance(order, str | list) else repr(order)
+    if isinstance(order, dict) and len(order) == 1:
+        order = rule_from_config(*next(iter(order.items())))
+    elif not isinstance(order, str | list):
+        order = repr(order)
+    head = from_config(saved["head"], custom)
     request = CompileRequest.checked(None, shape, head, order, saved["predicts"], None, layout, saved["start"])
     if request.head.to_input_name is None:
         raise ValueError("the head must say how a level becomes the network's input, got to_input None")

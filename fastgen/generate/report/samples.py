@@ -93,22 +93,16 @@ def _first_wrong(
     order, head, samples = network.order, network.head, sample_indices(0, len(levels))
     levels = levels.reshape(len(levels), order.channels, -1).float()
     groups = head.groups(network.event_shape)
-    exact = exact.unflatten(2, (groups, -1))
-    sites: dict[int, list[tuple[int, int]]] = {}
-    for position in range(order.positions):
-        for channel in range(order.channels):
-            sites.setdefault(int(order.steps[channel, position]), []).append((position, channel))
-    for step in range(steps):
-        position, first = sites[step][0]
-        channels = [channel for _, channel in sites[step]]
-        parameters = exact[:, position] if len(channels) == order.channels else exact[:, position, channels]
-        given = levels[:, channels, position]
-        again = head.draw(parameters, Noise(seed, samples, position, first)).levels
+    exact, coupled = exact.unflatten(2, (groups, -1)), order.channels // groups
+    for channel0, channels, position in (draw for draws in order.draws[:steps] for draw in draws):
+        parameters = exact[:, position, channel0 // coupled : (channel0 + channels) // coupled]
+        given = levels[:, channel0 : channel0 + channels, position]
+        again = head.draw(parameters, Noise(seed, samples, position, channel0)).levels
         for row in (again != given).any(1).nonzero().flatten().tolist():
-            noise = Noise(seed, samples[row : row + 1], position, first)
+            noise = Noise(seed, samples[row : row + 1], position, channel0)
             at = _unexplained(network, parameters[row : row + 1], given[row], noise, error)
             if at is not None:
-                return Element.at(order, channels[at], position)
+                return Element.at(order, channel0 + at, position)
     return None
 
 

@@ -9,6 +9,7 @@ node of a loop reads of a later one, or of itself, must be computed in an earlie
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -111,8 +112,8 @@ class Scheduler:
                 source = self.placed.get(piece.node)
                 if source is not None and piece.node.kind != "constant" and source.positions == positions:
                     return source.width
-        if self.has_rows and positions % self.row_length == 0:
-            return self.row_length
+        if self.has_rows and positions % self.order.row_width == 0:
+            return self.order.row_width
         return max(positions, 1)
 
     # ---- deadlines
@@ -127,18 +128,18 @@ class Scheduler:
             return
         placed = self.placed[node]
         table = placed.soft_deadline if soft else placed.deadline
-        slots = piece.slots[rows][valid]
+        slots, varies = piece.slots[rows][valid], piece.varies
         for run in piece.source_runs():
             number = node.runs.index(run)
             here = valid.copy()
-            if len(node.runs) > 1 and (slots != slots[0]).any():
+            if varies:
                 here[valid] = node.run_of_slot[slots] == number
             np.minimum.at(table[number], positions[here], phases[here])
 
     def _place_draw(self, draw: DrawSite) -> None:
         rows = np.arange(len(draw.steps))
         phases = 2 * draw.steps + 1
-        width = self.row_length // max(1, self._column_step(draw)) if self.has_rows else len(rows)
+        width = self.order.grid[-1] if self.has_rows else len(rows)
         cells = Cells(rows // width, rows % width)
         row_step, column_step, delay = regular_times(cells, draw.steps, draw.steps, (self.row_length, 1))
         row_step, column_step = row_step or self.row_length, column_step or 1
@@ -148,9 +149,6 @@ class Scheduler:
         draw.domain = domain
         for piece in draw.pieces:
             self._constrain(piece, rows, phases)
-
-    def _column_step(self, draw: DrawSite) -> int:
-        return int(draw.steps[1] - draw.steps[0]) if len(draw.steps) > 1 else 1
 
     # ---- placing
 
@@ -245,7 +243,7 @@ class Scheduler:
         width = int(columns.max()) + 1
         if width == placed.positions:
             return 0, max(1, round(self.order.length / width)) * every_column
-        height, rows = placed.positions // width, self.order.length // self.row_length
+        height, rows = placed.positions // width, math.prod(self.order.grid[:-1])
         row_step = max(1, round(rows / height)) * every_row * self.row_length
         return row_step, max(1, round(self.row_length / width)) * every_column
 

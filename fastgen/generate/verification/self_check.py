@@ -318,9 +318,10 @@ def _end(network: CompiledNetwork, exact: Tensor, computed: Tensor, when: Tensor
         at = when == step
         if not bool(at.any()):
             continue
-        values = exact[:, at].reshape(len(exact), -1, network.head.parameters_per_group)
         try:
-            network.head.draw(values, Noise(0, torch.arange(len(exact)), 0, 0))
+            for position in at.any(1).nonzero().flatten().tolist():
+                values = exact[:, position, at[position]].reshape(len(exact), -1, network.head.parameters_per_group)
+                network.head.draw(values, Noise(0, torch.arange(len(exact)), 0, 0))
         except ValueError:
             return step + 1
     return math.inf
