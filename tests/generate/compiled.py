@@ -185,7 +185,7 @@ def sampler(name: str, machine: str = FAST) -> fastgen.Sampler:
 
 
 def parameters_at(sampler: fastgen.Sampler, state: State) -> Tensor:
-    """``[B, draws, n]`` float32: what the head read at the step before ``state.step``."""
+    """``[B, n]`` float32: what the head read at the step before ``state.step``, draw by draw as in ``Order.draws``."""
     program, step = sampler.program, state.step - 1
     reader = ReferenceMachine(program, sampler.head)
     read = []
@@ -198,4 +198,4 @@ def parameters_at(sampler: fastgen.Sampler, state: State) -> Tensor:
                 cells = torch.tensor([row]), torch.tensor([column])
                 operands = range(draw.body.parameter0, draw.body.parameter1)
                 read.append(torch.cat([reader._read(n, state.run, cells)[:, 0] for n in operands], -1))
-    return torch.stack(read, 1)
+    return torch.cat(read, 1)

@@ -1,12 +1,13 @@
 """Small causal networks that follow the structure of public code which knows nothing of fastgen.
 
 ``NETWORKS[name]()`` gives ``(module, event_shape, head, order, predicts, adapter[, context])``; the module is in eval
-mode and its weights are seeded. ``order`` is a name, or the flat elements in their order.
+mode and its weights are seeded. ``order`` is a name, the flat elements in their order, or a rule.
 """
 
 from __future__ import annotations
 
 from tests.generate import public_attention as attention
+from tests.generate import public_groups as groups
 from tests.generate import public_images as images
 from tests.generate import public_recurrent as recurrent
 from tests.generate import public_sequences as sequences
@@ -48,5 +49,10 @@ NETWORKS = {
         attention.pixelsnail,
         attention.image_gpt,
         attention.image_transformer,
+        groups.multiscale_pixelcnn,
+        groups.wavefront,
+        groups.scrambled,
+        groups.codebooks_parallel,
+        groups.codebooks_delayed,
     )
 }

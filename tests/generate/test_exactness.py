@@ -19,11 +19,13 @@ def some_steps(compiled) -> int:
     return min(compiled.steps, 32 if row_length >= compiled.steps else 4 * row_length + 5)
 
 
-def at_step(compiled, parameters: torch.Tensor, step: int) -> torch.Tensor:
-    """``[N, ...]``: what ``arrange`` gives for the elements drawn at a step."""
-    channels, positions = (compiled.order.steps == step).nonzero()
-    here = parameters[:, positions[0]]
-    return here if len(channels) == len(compiled.order.steps) else here[:, channels]
+def at_step(compiled, parameters: torch.Tensor, step: int) -> list[torch.Tensor]:
+    """``[N, groups, n]`` for each draw of a step: what of ``arrange``'s result it reads."""
+    coupled = compiled.order.channels // parameters.shape[2]
+    return [
+        parameters[:, position, first // coupled : (first + count) // coupled]
+        for first, count, position in compiled.order.draws[step]
+    ]
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -34,8 +36,8 @@ def test_parameters_are_those_of_the_float64_forward(name, machine):
     state = compiled.start(len(exact.levels), known=exact.levels, known_mask=everything, context=exact.context)
     for step in range(compiled.steps if machine == FAST else some_steps(compiled)):
         compiled.advance(state, 1)
-        wanted = at_step(compiled, exact.parameters, step)
-        error = (parameters_at(compiled, state).reshape(wanted.shape) - wanted).abs().max()
+        wanted = torch.cat([part.flatten(1) for part in at_step(compiled, exact.parameters, step)], 1)
+        error = (parameters_at(compiled, state) - wanted).abs().max()
         assert error <= exact.bound, (step, float(error), exact.bound)
 
 
@@ -71,7 +73,6 @@ def explained(compiled, drawn, naive, index: int, step: int, seed: int, context,
     other from the module's.
     """
     order = compiled.order
-    channels, positions = (order.steps == step).nonzero()
     before = torch.from_numpy(order.steps < step).reshape(1, *compiled.event_shape)
     mask, n = torch.zeros_like(naive, dtype=torch.bool) if mask is None else mask, len(naive)
     state = compiled.start(n, seed, known=naive, known_mask=before | mask, context=context)
@@ -80,16 +81,19 @@ def explained(compiled, drawn, naive, index: int, step: int, seed: int, context,
     with torch.no_grad():
         output = compiled.request.forward(inputs, context_leaves(compiled.request.layout, context, n))
     of_module = at_step(compiled, compiled.head.arrange(output, compiled.event_shape), step)
-    of_machine = parameters_at(compiled, state).reshape(of_module.shape)
-    if not (of_module - of_machine).abs()[index].max() <= bound:
-        return False
-    noise = Noise(seed, torch.arange(n), int(positions[0]), int(channels[0]))
-    known = mask.reshape(n, len(order.steps), -1)[:, channels, positions[0]]
-    for parameters, result in ((of_machine, drawn), (of_module, naive)):
-        levels = result.reshape(n, len(order.steps), -1)[:, channels, positions[0]]
-        again = compiled.head.draw(parameters.reshape(n, -1, parameters.shape[-1]), noise, levels, known)
-        if not torch.equal(again.levels[index].to(levels.dtype), levels[index]):
+    sizes = [part[0].numel() for part in of_module]
+    of_machine = parameters_at(compiled, state).split(sizes, 1)
+    for (first, count, position), module, machine in zip(order.draws[step], of_module, of_machine, strict=True):
+        machine = machine.reshape(module.shape)
+        if not (module - machine).abs()[index].max() <= bound:
             return False
+        noise, at = Noise(seed, torch.arange(n), position, first), (slice(None), slice(first, first + count), position)
+        known = mask.reshape(n, order.channels, -1)[at]
+        for parameters, result in ((machine, drawn), (module, naive)):
+            levels = result.reshape(n, order.channels, -1)[at]
+            again = compiled.head.draw(parameters, noise, levels, known)
+            if not torch.equal(again.levels[index].to(levels.dtype), levels[index]):
+                return False
     return True
 
 
@@ -147,13 +151,14 @@ def test_a_machine_draws_what_the_head_draws_from_its_parameters(name, machine):
     state = compiled.start(n, seed=5, context=case(name).contexts(n))
     for step in range(some_steps(compiled)):
         compiled.advance(state, 1)
-        channels, positions = (compiled.order.steps == step).nonzero()
-        noise = Noise(5, torch.arange(n), int(positions[0]), int(channels[0]))
-        groups = len(channels) // compiled.head.coupled
-        drawn = compiled.head.draw(parameters_at(compiled, state).reshape(n, groups, -1), noise)
-        got = state.run.levels[:, channels, int(positions[0])]
-        exact = {"rtol": 0, "atol": 0} if compiled.head.levels else {"rtol": EPSILON, "atol": EPSILON}
-        torch.testing.assert_close(got, drawn.levels, **exact)
+        read, begin = parameters_at(compiled, state).unflatten(1, (-1, compiled.head.parameters_per_group)), 0
+        for first, count, position in compiled.order.draws[step]:
+            end = begin + count // compiled.head.coupled
+            drawn = compiled.head.draw(read[:, begin:end], Noise(5, torch.arange(n), position, first))
+            got, begin = state.run.levels[:, first : first + count, position], end
+            exact = {"rtol": 0, "atol": 0} if compiled.head.levels else {"rtol": EPSILON, "atol": EPSILON}
+            torch.testing.assert_close(got, drawn.levels, **exact)
+        assert begin == read.shape[1]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -266,7 +266,7 @@ def outputs(operators: list[Operator], machine: str) -> tuple[Tensor, Tensor, Te
     generator = torch.Generator().manual_seed(1)
     levels = torch.randint(0, len(DIFFICULT) + 40, (24, STEPS), generator=generator)
     state = sampler.start(24, known=levels, known_mask=levels == levels)
-    read = [parameters_at(sampler, sampler.advance(state, 1))[:, 0] for _ in range(STEPS)]
+    read = [parameters_at(sampler, sampler.advance(state, 1)) for _ in range(STEPS)]
     got = torch.stack(read[1:], 1)
     with torch.no_grad():
         wanted = module(TABLE[levels[:, :-1]]).movedim(1, -1)
