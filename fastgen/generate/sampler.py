@@ -168,13 +168,13 @@ class Sampler(CompiledNetwork):
         """Generates a sequence of any length in chunks: yields ``[batch, (C,) up to chunk]``.
 
         ``steps=None`` goes on for ever, whatever ``event_shape`` says (up to the context, where the network has frames
-        of one); a network that is not the same at any length is generated up to ``event_shape`` only. ``prompt``
-        ``[batch or 1, (C,) n]`` is read first, in parallel, and not returned. ``options`` are those of ``start`` but
-        ``known``. The chunks together are bitwise what ``sample`` returns.
+        of one); a network that is not the same at any length is generated up to ``event_shape`` only, and so are
+        ``Delayed`` channels. ``prompt`` ``[batch or 1, (C,) n]`` is read first, in parallel, and not returned.
+        ``options`` are those of ``start`` but ``known``. The chunks together are bitwise what ``sample`` returns.
 
         Raises:
-            ValueError: the order is not "time", an argument is out of range or of the wrong shape, or ``steps`` is None
-                and the network has an end; said before any work.
+            ValueError: the order is not one in time, an argument is out of range or of the wrong shape, or ``steps`` is
+                None and the network has an end; said before any work.
         """
         return stream(self, batch, steps, chunk, seed, prompt, SamplingOptions.of("stream", options))
 

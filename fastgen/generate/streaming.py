@@ -26,23 +26,24 @@ def stream(
     options: SamplingOptions,
 ) -> Iterator[Tensor]:
     """``Sampler.stream``: its arguments, results and errors."""
-    if network.order.name != "time":
-        raise ValueError(f"stream needs order 'time'; this sampler has order {network.order.name!r}")
+    if network.order.name not in ("time", "delayed"):
+        raise ValueError(f"stream needs order 'time' or Delayed; this sampler has order {network.order.name!r}")
     chunk = check_integer("chunk", chunk, 1)
     prompt = None if prompt is None else as_tensor("prompt", prompt)
     given = 0 if prompt is None or not prompt.dim() else prompt.shape[-1]
-    last = network.program.steps
+    lag = _lag(network)
+    last = network.program.steps - lag
     total = last if steps is None else given + check_integer("steps", steps, 1)
     framed = network.request.layout is not None and network.request.layout.frames()
     if not 0 < total <= last or (steps is None and last < STREAM and not framed):
         reason = f"; {network.compiled.ends}" if network.compiled.ends else ""
         raise ValueError(f"steps must be 1 .. {last - given} for this network{reason}, got {steps}")
     channels = network.order.channels
-    state = start_state(network, batch, seed, None, None, options, window=max(given, chunk))
+    state = start_state(network, batch, seed, None, None, options, window=max(given, chunk) + lag)
     if prompt is not None:
         levels = given_levels(network.head, prompt, batch, "prompt", (*network.event_shape[:-1], given))
-        state.run.levels = levels.reshape(batch, channels, given).clone()
-        state.run.known = torch.ones_like(state.run.levels, dtype=torch.bool)
+        state.run.levels = torch.nn.functional.pad(levels.reshape(batch, channels, given), (0, lag))
+        state.run.known = torch.arange(given + lag).expand_as(state.run.levels) < given
         network.machine.absorb(state.run, 0, given)
     return _chunks(network, state, given, total, chunk)
 
@@ -56,7 +57,22 @@ def _chunks(network: CompiledNetwork, state: State, at: int, total: int, chunk: 
 
 @called_on_cpu
 def _next(network: CompiledNetwork, state: State, at: int, size: int) -> Tensor:
-    state.run.levels, state.run.known = state.run.levels.new_zeros(*state.run.levels.shape[:2], size), None
-    state.run.position0 = at
-    network.machine.advance(state.run, at, at + size)
-    return network.request.levels(state.run.levels, (*network.event_shape[:-1], size))
+    run, lag = state.run, _lag(network)
+    first = max(0, run.step - lag)  # the first position that the steps to come may draw
+    begin, end = first - run.position0, run.levels.shape[2]
+    kept, known = run.levels[:, :, begin:end], None if run.known is None else run.known[:, :, begin:end]
+    run.levels = run.levels.new_zeros(*run.levels.shape[:2], at + size + lag - first)
+    run.levels[:, :, : kept.shape[2]] = kept[:, :, : run.levels.shape[2]]
+    run.known = None
+    if known is not None and bool(known.any()):
+        run.known = torch.zeros_like(run.levels, dtype=torch.bool)
+        run.known[:, :, : known.shape[2]] = known[:, :, : run.levels.shape[2]]
+    run.position0 = first
+    network.machine.advance(run, run.step, at + size + lag)
+    drawn = run.levels[:, :, at - first : at - first + size]
+    return network.request.levels(drawn, (*network.event_shape[:-1], size))
+
+
+def _lag(network: CompiledNetwork) -> int:
+    """Returns the steps from the first channel's draw of a position to the last one's."""
+    return 0 if network.order.rule is None else network.order.length - network.order.positions

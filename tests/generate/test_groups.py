@@ -10,9 +10,11 @@ from torch import nn
 import fastgen
 from fastgen.generate import Delayed, Groups, NotCausalError, Wavefront, multiscale, verify
 from fastgen.generate.heads import Categorical, DiscretizedLogisticMixture
+from fastgen.generate.ir.program import STREAM
 from fastgen.generate.orders import make_order
 from tests.generate.compiled import FAST, case, sampler
 from tests.generate.public_groups import STEPS
+from tests.generate.seeded import built
 
 NAMES = ("multiscale_pixelcnn", "wavefront", "scrambled", "codebooks_delayed")
 ORDERS = {
@@ -218,9 +220,59 @@ def test_coupled_channels_are_drawn_at_one_step():
         fastgen.Sampler(model, (3, 2, 2), DiscretizedLogisticMixture(2), order=groups)
 
 
+class Tune(nn.Module):
+    """Dilated convolutions over summed embeddings of three codebooks, delayed as in MusicGen where ``lag`` is 1."""
+
+    def __init__(self, lag: int, codebooks: int = 3, levels: int = 5, width: int = 8) -> None:
+        super().__init__()
+        self.lag, self.shape = lag, (codebooks, levels)
+        self.embed = nn.ModuleList(nn.Embedding(levels + 1, width) for _ in range(codebooks))
+        self.convs = nn.ModuleList(nn.Conv1d(width, width, 2, dilation=2**i) for i in range(3))
+        self.out = nn.Conv1d(width, codebooks * levels, 1)
+
+    def forward(self, x):
+        (codebooks, levels), steps = self.shape, x.shape[2]
+        ends = [(k * self.lag + 1, (codebooks - 1 - k) * self.lag - 1) for k in range(codebooks)]
+        rows = [nn.functional.pad(x[:, k], end, value=levels) for k, end in enumerate(ends)]
+        h = sum(embed(row) for embed, row in zip(self.embed, rows, strict=True)).transpose(1, 2)
+        for conv in self.convs:
+            h = h + torch.tanh(conv(nn.functional.pad(h, (conv.dilation[0], 0))))
+        logits = self.out(h).unflatten(1, self.shape)
+        return torch.stack([logits[:, k, :, k * self.lag : k * self.lag + steps] for k in range(codebooks)], 1)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_the_program_of_codebooks_does_not_grow_with_their_length(lag):
+    order = Delayed([0, 1, 2]) if lag else "time"
+    short, long = (fastgen.Sampler(built(lambda: Tune(lag)), (3, n), Categorical(5), order=order) for n in (20, 500))
+    assert len(short.program.instructions) == len(long.program.instructions)
+    assert short.steps == 20 + 2 * lag
+    assert torch.equal(short.sample(2, seed=1), short.sample_naive(2, seed=1))
+    drawn = torch.from_numpy(long.order.steps < 30)
+    assert torch.equal(long.sample(2, seed=1)[:, drawn], long.sample_naive(2, seed=1, steps=30)[:, drawn])
+    assert long.program.steps == (500 + 2 if lag else STREAM)
+
+
+@pytest.mark.parametrize("order", ["time", "delayed"])
+def test_codebooks_are_streamed_in_chunks(order):
+    rule, lag = ("time", 0) if order == "time" else (Delayed([0, 1, 2]), 1)
+    made = fastgen.Sampler(built(lambda: Tune(lag)), (3, 40), Categorical(5), order=rule, machine=FAST)
+    whole = made.sample(2, seed=6)
+    for chunk in (1, 2, 7, 100):
+        pieces = list(made.stream(2, 40, chunk, seed=6))
+        assert [piece.shape[-1] for piece in pieces[:-1]] == [chunk] * (len(pieces) - 1)
+        assert torch.equal(torch.cat(pieces, -1), whole)
+        for given in (1, 2, 13):
+            prompted = made.stream(2, 40 - given, chunk, seed=6, prompt=whole[..., :given])
+            assert torch.equal(torch.cat(list(prompted), -1), whole[..., given:])
+    if lag:
+        with pytest.raises(ValueError, match=r"steps must be 1 \.\. 40 for this network, got 41"):
+            next(made.stream(2, 41))
+
+
 def test_predicts_next_and_streams_need_an_order_in_time():
     made = case("wavefront")
     with pytest.raises(ValueError, match="predicts='next' needs order 'time' or 'raster', got 'wavefront'"):
         made.sampler(predicts="next")
-    with pytest.raises(ValueError, match="stream needs order 'time'; this sampler has order 'delayed'"):
-        sampler("codebooks_delayed").stream()
+    with pytest.raises(ValueError, match="stream needs order 'time' or Delayed; this sampler has order 'wavefront'"):
+        sampler("wavefront").stream()

@@ -75,13 +75,13 @@ def compile_module(request: CompileRequest) -> Compiled:
 
     Images, features and short sequences are analysed at their shape. A long sequence is analysed at two lengths past
     the reach of its operators (of all of them together, where one finds nothing but padding), and the program follows
-    from the two; it has no end unless a context has frames.
+    from the two; it has no end unless a context has frames, or channels are delayed and end one after the other.
 
     Raises:
         CompileError: the network has no program; the message says where and why.
     """
     ends = ""
-    if request.order.name == "time":
+    if request.order.name in ("time", "delayed"):
         compiled, ends = _of_two_lengths(request)
         if compiled is not None:
             return compiled
@@ -99,15 +99,15 @@ def _of_two_lengths(request: CompileRequest) -> tuple[Compiled | None, str]:
     """Returns the program that follows from two short lengths, or None and why there is none."""
     steps, layout = request.event_shape[-1], request.layout
     frames = layout.frames() if layout is not None else []
-    loops = not frames and _has_loops(request)
+    loops, ending = not frames and _has_loops(request), _has_an_end(request)
     grain = math.lcm(_GRAIN_OF_LOOPS if loops else _GRAIN, *[steps // math.gcd(steps, count) for count in frames])
-    rest = steps % grain if frames else 0
+    rest = steps % grain if ending else 0
 
     def past(reach: int) -> int:
         return -(-(2 * reach + 40) // grain) * grain + rest
 
     length, ends, tried = past(_reach(request.module)), "", False
-    while length + grain < steps or not (frames or tried):
+    while length + grain < steps or not (ending or tried):
         ends, short, long = _departs(request, length + grain, grain, loops), None, None
         if not ends:
             try:
@@ -123,18 +123,24 @@ def _of_two_lengths(request: CompileRequest) -> tuple[Compiled | None, str]:
             if needed > length:
                 length = needed
                 continue
-            times = ((steps if frames else STREAM) - length) // grain
+            times = ((steps if ending else STREAM) - length) // grain
             programs = short.lowered.program, long.lowered.program
             program = extrapolate(*programs, times)
             plan = _whole_plan(request, short, long, times)
             alike = program is not None and (plan is None or plan.results == long.plan.results)
             ends = f"analyses at {length} and {length + grain} steps do not agree"
-            if alike and (frames or _free_of_the_end(*programs)):
+            if alike and (ending or _free_of_the_end(*programs)):
                 reach = max(map(sum, by_kind.values()), default=1)
                 return replace(_compiled(long, program, plan), analysed=length + grain, reach=reach), ""
         tried = True
         length += 3 * (length - rest)
     return None, ends
+
+
+def _has_an_end(request: CompileRequest) -> bool:
+    """Whether the program ends with the event: with a context's frames, or with the last of delayed channels."""
+    framed = request.layout is not None and bool(request.layout.frames())
+    return framed or request.order.rule is not None
 
 
 def _context_at(request: CompileRequest, length: int):
@@ -173,8 +179,8 @@ def _has_loops(request: CompileRequest) -> bool:
 def _departs(request: CompileRequest, known: int, grain: int, loops: bool) -> str:
     """Returns why the network is not at the full length, and far beyond it, what it is at ``known`` steps; or ""."""
     steps, network = request.event_shape[-1], request.network
-    framed = request.layout is not None and bool(request.layout.frames())
-    periods = (steps - known) // grain if framed else prime((max(steps, _FAR) - known) // grain)
+    ending = _has_an_end(request)
+    periods = (steps - known) // grain if ending else prime((max(steps, _FAR) - known) // grain)
     contexts = []
     for n in (known, known + periods * grain):
         contexts.append(None if request.layout is None else _context_at(request, n))
