@@ -113,6 +113,8 @@ def _remedy(order: Order, shift: int, late_by: int) -> str:
             't is meant to score element t, pass predicts="same".'
         )
     said = []
+    if late_by == 1 and order.rule is not None:
+        said.append("An output may see what is drawn at earlier steps, nothing of its own step.")
     if late_by == 1 and order.name in ("time", "raster"):
         said.append('If output t is meant to score element t + 1, pass predicts="next".')
     if late_by == 1 and order.name == "raster" and order.channels > 1:
