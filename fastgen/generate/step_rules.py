@@ -143,8 +143,8 @@ class Wavefront(StepRule):
     name, regular = "wavefront", True
 
     def __post_init__(self) -> None:
-        check_integer("row", self.row, 1)
-        check_integer("column", self.column, 1)
+        for name in ("row", "column"):
+            object.__setattr__(self, name, check_integer(name, getattr(self, name), 1))
 
     def check(self, event_shape, channels, grid) -> None:
         if len(grid) != 2:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from fastgen.generate import Delayed, Groups, NotCausalError, Wavefront, multisc
 from fastgen.generate.heads import Categorical, Custom, DiscretizedLogisticMixture, Gaussian
 from fastgen.generate.ir.program import STREAM
 from fastgen.generate.orders import make_order
+from fastgen.generate.step_rules import rule_from_config
 from tests.generate.compiled import FAST, MACHINES, case, sampler
 from tests.generate.head_cases import logistic_draw, logistic_log_prob
 from tests.generate.public_groups import STEPS
@@ -43,6 +46,22 @@ def test_every_element_is_drawn_once_at_its_step_and_no_step_is_empty(name):
             assert (drawn[first : first + count, position] == -1).all()
             drawn[first : first + count, position] = step
     assert np.array_equal(drawn, order.steps)
+
+
+@pytest.mark.parametrize("rule", [Groups(np.array([[0, 1]])), Wavefront(np.int64(3), 1), Delayed(np.array([0, 2]))])
+def test_a_rule_is_made_again_from_plain_numbers(rule):
+    again = rule_from_config(rule.name, json.loads(json.dumps(rule.to_config())))
+    assert type(again) is type(rule)
+    assert str(again) == str(rule)
+    assert again.to_config() == rule.to_config()
+
+
+@pytest.mark.parametrize(
+    "saved", [("spiral", [1]), ("wavefront", [1, 2, 3]), ("wavefront", 2), ("groups", [[0], [1, 0]])]
+)
+def test_a_rule_of_other_numbers_is_refused(saved):
+    with pytest.raises(ValueError, match=r"must be|must have"):
+        rule_from_config(*saved)
 
 
 def test_the_steps_of_the_rules():

@@ -167,8 +167,8 @@ def explain(network: CompiledNetwork) -> Explanation:
     waiting = {
         name: {i.level for i in computes if i.when == when and i.body.block == 1} for name, when in kinds.items()
     }
-    order = f"order {network.order.rule or repr(network.order.name)}"
-    order = "a permutation" if network.order.name == "permutation" else order
+    named = f"order {network.order.rule or repr(network.order.name)}"
+    order = "a permutation" if network.order.name == "permutation" else named
     name = "a saved network" if network.module is None else type(network.module).__name__
     event = f"event {network.event_shape}, {order}, {network.steps} steps"
     return Explanation(
