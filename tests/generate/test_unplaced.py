@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastgen
-from fastgen.generate import CompileError, UnsupportedOperator, heads
+from fastgen.generate import CompileError, Groups, UnsupportedOperator, heads
+from tests.generate.seeded import built
 
 
 def make(module: nn.Module, length: int, order="time", **options) -> fastgen.Sampler:
@@ -57,7 +58,12 @@ class SpatialGate(nn.Module):
         return self.output(h * (h @ self.matrix.tril().t()))
 
 
-@pytest.mark.parametrize("order", ["time", "features", [*range(16)]])
-def test_a_matrix_along_the_sequence_is_named_with_its_line(order):
+def test_a_matrix_along_the_sequence_is_named_with_its_line():
     with pytest.raises(CompileError, match=r"self\.matrix\.tril.*every pair of positions .*gMLP.* is not supported"):
-        make(SpatialGate(16), 16, order)
+        make(SpatialGate(16), 16)
+
+
+@pytest.mark.parametrize("order", ["features", [*range(16)], Groups(range(16))])
+def test_a_matrix_along_the_positions_of_an_order_that_is_unrolled_is_exact(order):
+    sampler = make(built(lambda: SpatialGate(16)), 16, order)
+    assert torch.equal(sampler.sample(20, seed=1), sampler.sample_naive(20, seed=1))

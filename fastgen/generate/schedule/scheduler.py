@@ -128,7 +128,9 @@ class Scheduler:
             return
         placed = self.placed[node]
         table = placed.soft_deadline if soft else placed.deadline
-        slots, varies = piece.slots[rows][valid], piece.varies
+        slots = piece.slots[rows][valid]
+        # an unrolled cell is one row, which reads one run, where other rows of the piece may read others
+        varies = bool((slots != slots[0]).any()) if self.order.regular else piece.varies
         for run in piece.source_runs():
             number = node.runs.index(run)
             here = valid.copy()
