@@ -10,6 +10,7 @@ from tests.generate import public_attention as attention
 from tests.generate import public_images as images
 from tests.generate import public_recurrent as recurrent
 from tests.generate import public_sequences as sequences
+from tests.generate import public_videos as videos
 
 NETWORKS = {
     make.__name__: make
@@ -48,5 +49,11 @@ NETWORKS = {
         attention.pixelsnail,
         attention.image_gpt,
         attention.image_transformer,
+        videos.pixelcnn_3d,
+        videos.video_stacks,
+        videos.video_pixel_network,
+        videos.video_strides,
+        videos.video_subpixels,
+        videos.video_transformer,
     )
 }

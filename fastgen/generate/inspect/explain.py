@@ -268,13 +268,14 @@ def _multiply_adds(program: Program, instruction: Instruction, steps: int) -> in
             if program.buffers[program.operands[operation.a].buffer].where == CONSTANT:
                 loaded.add(operation.dst)
         elif operation.opcode == OPCODE["mul"] and {operation.a, operation.b} & loaded:
-            total += body.lanes * domain.rows * max(0, end - domain.column0)
+            total += body.lanes * domain.frames * domain.rows * max(0, end - domain.column0)
     for segment in program.segments[body.segment0 : body.segment1]:
         box = program.operands[segment.operand].box
         rows = min(domain.row1, box.row1) - max(domain.row0, box.row0)
         columns = min(end, box.column1) - max(domain.column0, box.column0)
+        frames = min(domain.frame1, box.frame1) - max(domain.frame0, box.frame0)
         inputs = segment.length if segment.kind == DENSE else 1
-        total += body.parts * body.lanes * inputs * max(0, rows) * max(0, columns)
+        total += body.parts * body.lanes * inputs * max(0, frames) * max(0, rows) * max(0, columns)
     return total
 
 
