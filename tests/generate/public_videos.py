@@ -23,27 +23,31 @@ class CausalConv3d(nn.Conv3d):
 
 
 class PixelCnn3d(nn.Module):
-    """Masked 3-d convolutions with residual connections."""
+    """Masked 3-d convolutions with residual connections, and another video as a context."""
 
     def __init__(self, levels: int = 4, width: int = 6, channels: int = 1) -> None:
         super().__init__()
+        self.told = nn.Conv3d(2, width, 3, padding=1)
         self.first = CausalConv3d(channels, width, sees_itself=False)
         self.blocks = nn.ModuleList(CausalConv3d(width, width) for _ in range(2))
         self.last = nn.Conv3d(width, levels * channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x)
+    def forward(self, x: Tensor, told: Tensor | None = None) -> Tensor:
+        h = self.first(x) if told is None else self.first(x) + self.told(told)
         for block in self.blocks:
             h = h + torch.tanh(block(F.silu(h)))
         return self.last(h)
 
 
 def pixelcnn_3d():
-    return built(PixelCnn3d), (1, 3, 4, 5), heads.Categorical(4, to_input="symmetric"), "raster", "same", None
+    head = heads.Categorical(4, to_input="symmetric")
+    return built(PixelCnn3d), (1, 3, 4, 5), head, "raster", "same", None, torch.zeros(2, 2, 3, 4, 5)
 
 
 class PaddedStacks(nn.Module):
-    """A stack that sees the rows above and earlier frames through padding that is cropped, one that sees the left."""
+    """A stack that sees the rows above and earlier frames through padding that is cropped, one that sees the left, and
+    one whose frames have a row more than the event's, all of which the next frame reads.
+    """
 
     def __init__(self, levels: int = 3, width: int = 5) -> None:
         super().__init__()
@@ -51,19 +55,22 @@ class PaddedStacks(nn.Module):
         self.above = nn.Conv3d(width, width, (2, 2, 3), padding=(1, 2, 1))
         self.left = nn.Conv3d(width, width, (1, 1, 2), padding=(0, 0, 2))
         self.deep = nn.Conv3d(width, width, (2, 1, 1), padding=(1, 0, 0))
+        self.tall, self.back = nn.Conv3d(1, width, (1, 2, 2)), nn.Conv3d(width, width, (1, 2, 1))
         self.last = nn.Linear(width, levels)
 
     def forward(self, x: Tensor) -> Tensor:
         t, h, w = x.shape[2:]
+        tall = torch.tanh(self.tall(F.pad(x.float() - 1, (1, 0, 1, 1))))  # h + 1 rows
+        back = F.pad(self.back(tall), (0, 0, 0, 0, 1, 0))[:, :, :t]
         x = self.embed(x[:, 0]).movedim(-1, 1)
         above = torch.tanh(self.above(x)[:, :, :t, : h + 1, :w])[:, :, :, :h]
         left = torch.tanh(self.left(x)[..., :w])
-        mixed = F.relu(self.deep(above + left)[:, :, :t] + left)
+        mixed = F.relu(self.deep(above + left + back)[:, :, :t] + left + F.pad(tall, (1, 0))[:, :, :, :h, :w])
         return self.last(mixed.movedim(1, -1)).movedim(-1, 1)
 
 
 def video_stacks():
-    return built(PaddedStacks), (1, 3, 4, 3), heads.Categorical(3), "raster", "same", None
+    return built(PaddedStacks), (1, 3, 3, 9), heads.Categorical(3), "raster", "same", None
 
 
 class VideoPixelNetwork(nn.Module):
@@ -138,9 +145,9 @@ class FrameTransformer(nn.Module):
     def __init__(self, shape: tuple[int, int, int] = (2, 2, 3), levels: int = 3, width: int = 8) -> None:
         super().__init__()
         self.embed = nn.Embedding(levels, width)
-        self.frame, self.pixel = (
-            nn.Parameter(torch.randn(1, *size, width)) for size in ((shape[0], 1), (1, shape[1] * shape[2]))
-        )
+        frames, height, columns = shape
+        self.frame = nn.Parameter(0.3 * torch.randn(1, frames, 1, width))
+        self.pixel = nn.Parameter(0.3 * torch.randn(1, 1, height * columns, width))
         self.qkv, self.last = nn.Linear(width, 3 * width), nn.Linear(width, levels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,7 +159,7 @@ class FrameTransformer(nn.Module):
 
 
 def video_transformer():
-    return built(FrameTransformer), (1, 2, 2, 3), heads.Categorical(3), "raster", "next", None
+    return built(FrameTransformer, 1.0), (1, 2, 2, 3), heads.Categorical(3), "raster", "next", None
 
 
 def video_subpixels():

@@ -313,10 +313,8 @@ def _memory(network: CompiledNetwork, program: Program) -> Memory:
 def _field_text(found: ReceptiveField | None) -> str:
     if found is None:
         return "unknown: the sampler was loaded from a file"
-    extents = ", ".join(
-        f"{n} steps back" if where == "steps" else f"{n} rows above" if where == "above" else f"{n} columns {where}"
-        for where, n in found.extents.items()
-    )
+    words = {"steps": "{} steps back", "frames": "{} frames back", "above": "{} rows above", "below": "{} rows below"}
+    extents = ", ".join(words.get(where, "{} columns " + where).format(n) for where, n in found.extents.items())
     seen, earlier = int(found.seen.sum()), int(found.earlier.sum())
     return f"of the output at {_at(found.position)}: {extents or 'nothing'}; {seen} of the {earlier} earlier elements"
 

@@ -32,6 +32,8 @@ class Scheduler:
         self.row_length = order.row_length
         self.has_rows = order.regular and order.length > order.row_length
         self.placed: dict[Node, Placed] = {}
+        self.stuck: Node | None = None
+        """The node for which ``run`` found no schedule."""
 
     def run(self) -> dict[Node, Placed]:
         for node in self.graph.nodes:
@@ -151,6 +153,7 @@ class Scheduler:
             early = self._fit(placed, run, live, ready, np.minimum(deadline, soft_deadline)[live])
             domains = early if early is not None and len(early) <= len(domains) else domains
         if domains is None:
+            self.stuck = placed.node
             raise unplaced(self.graph, placed.node)
         for domain in domains:
             rows = placed.row[domain.positions]
