@@ -189,11 +189,14 @@ class Lowering(ProgramTables):
     def _borders(self, merged: list[list], domain: ScheduledDomain) -> dict[int, int]:
         """Returns for terms the number of the constant term that meets the same weights at all other cells."""
         found: dict[int, int] = {}
-        for number, (term, access, length, rows) in enumerate(merged):
-            for other, (constant, outside, count, same) in enumerate(merged):
-                alike = not term.index and not constant.index and length == count and np.array_equal(rows, same)
+        dense = [number for number, (term, *_) in enumerate(merged) if not term.index]
+        constants = [number for number in dense if merged[number][0].piece.node.kind == "constant"]
+        for number in (number for number in dense if number not in constants):
+            term, access, length, rows = merged[number]
+            for other in constants:
+                constant, outside, count, same = merged[other]
+                alike = term.piece.length == length == count and np.array_equal(rows, same)
                 reads = (term.piece, access), (constant.piece, outside)
-                alike = alike and number != other and term.piece.length == length
                 if alike and border_beyond(domain, *reads, self.graph.constants) is not None:
                     found[number] = other
         return found
