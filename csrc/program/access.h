@@ -44,7 +44,7 @@ struct GenerationBatch {
 };
 
 inline std::int64_t position_of(const AccessMap& map, Cell cell) {
-  return map.row_stride * cell.row + map.column_stride * cell.column + map.offset;
+  return map.frame_stride * cell.frame + map.row_stride * cell.row + map.column_stride * cell.column + map.offset;
 }
 
 // Sample b's values of an operand at a cell: base[b * sample_stride + i * channel_stride]; base is null for a write outside the
@@ -61,7 +61,8 @@ struct BorderedBox {
   Box box;
   float* border;
   bool holds(Cell cell) const {
-    return cell.row >= box.row0 && cell.row < box.row1 && cell.column >= box.column0 && cell.column < box.column1;
+    return cell.row >= box.row0 && cell.row < box.row1 && cell.column >= box.column0 && cell.column < box.column1 &&
+           cell.frame >= box.frame0 && cell.frame < box.frame1;
   }
 };
 
@@ -72,16 +73,17 @@ struct alignas(64) BoundOperand {
   std::int64_t first;      // of the first value of position 0, in its arena; of a context, the channel
   double reciprocal;       // of positions
   const BorderedBox* box;  // null where all cells of the domain are inside
-  std::int32_t row_stride, column_stride;  // of the access map
-  std::int32_t positions;  // of the buffer
+  std::int32_t row_stride, column_stride, frame_stride;  // of the access map
+  std::int32_t positions;  // of the buffer; of a context, its number
   std::int32_t channels;   // of the buffer
   std::int32_t channel_stride, length;
-  std::int32_t context;    // its number
   std::int8_t where;
   bool wraps;              // some positions of the domain are beyond the buffer
   bool written;
 
-  std::int64_t position_of(Cell cell) const { return row_stride * cell.row + column_stride * cell.column + offset; }
+  std::int64_t position_of(Cell cell) const {
+    return frame_stride * cell.frame + row_stride * cell.row + column_stride * cell.column + offset;
+  }
 
   Reach resolve(Cell cell, const GenerationBatch& run, float* constants, Address& address) const {
     if (box && !box->holds(cell)) {
@@ -91,7 +93,7 @@ struct alignas(64) BoundOperand {
     std::int64_t position = position_of(cell);
     if (position < 0) return Reach::before_first_position;
     if (where == kContext) {
-      const Context& given = run.contexts[context];
+      const Context& given = run.contexts[positions];
       if (position >= given.positions) return Reach::beyond_context;
       address = {const_cast<float*>(given.data) + position * channels + first, given.positions * channels, channel_stride};
       return Reach::inside;

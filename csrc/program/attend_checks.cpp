@@ -84,9 +84,7 @@ void check_key_runs(const Program& program, const std::string& what, const Itera
 
 // That the operand has a value at every cell.
 void check_whole(const Program& program, const std::string& what, const IterationDomain& cells, std::int64_t index) {
-  const Box& box = program.operands[index].box;
-  const bool whole = cells.empty() || (box.row0 <= cells.row0 && cells.row1 <= box.row1 && box.column0 <= cells.column0 &&
-                                       cells.column1 <= box.column1);
+  const bool whole = cells.empty() || program.operands[index].box.holds(cells);
   FASTGEN_CHECK(whole, what, ": operand ", index, " must have all cells of the domain in its box");
 }
 
@@ -123,7 +121,9 @@ void check_keywise(const Program& program, const std::string& what, const Iterat
 
 void check_attend(const Program& program, const std::string& what, const Instruction& instruction, const Attend& attend) {
   const IterationDomain& cells = instruction.domain;
-  check_domain(what, cells, program.row_length, instruction.when == kPixel);
+  check_domain(what, cells, program.row_length, instruction.when);
+  FASTGEN_CHECK(cells.frame0 == 0 && cells.frame1 == 1, what, ": attends in the frames ", cells.frame0, " .. ", cells.frame1,
+                ", allowed is frame 0 alone");
   const std::int64_t operands = static_cast<std::int64_t>(program.operands.size());
   for (std::int64_t operand : {attend.query, attend.key, attend.value, attend.out}) {
     check_range(what, "operand", operand, 0, operands);

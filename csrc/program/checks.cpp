@@ -23,19 +23,25 @@ void check_span(const std::string& what, const char* field, std::int64_t begin, 
                 end, " is outside the table of ", size);
 }
 
-void check_domain(const std::string& what, const IterationDomain& cells, std::int64_t row_length, bool timed) {
-  FASTGEN_CHECK(cells.row0 <= cells.row1 && cells.column0 <= cells.column1, what, ": the domain of rows ", cells.row0, " .. ",
-                cells.row1, " and columns ", cells.column0, " .. ", cells.column1, " runs backwards");
-  for (std::int64_t value : {cells.row0, cells.row1, cells.column0, cells.column1, cells.delay}) {
+void check_domain(const std::string& what, const IterationDomain& cells, std::int64_t row_length, std::int64_t when) {
+  FASTGEN_CHECK(cells.row0 <= cells.row1 && cells.column0 <= cells.column1 && cells.frame0 <= cells.frame1, what,
+                ": the domain of frames ", cells.frame0, " .. ", cells.frame1, ", rows ", cells.row0, " .. ", cells.row1,
+                " and columns ", cells.column0, " .. ", cells.column1, " runs backwards");
+  for (std::int64_t value : {cells.row0, cells.row1, cells.column0, cells.column1, cells.frame0, cells.frame1, cells.delay}) {
     check_range(what, "domain", value, -kFar, kFar);
   }
-  check_range(what, "row_stride", cells.row_stride, cells.row1 - cells.row0 > 1 ? 1 : 0, 1 << 20);
+  check_range(what, "row_stride", cells.row_stride, when == kPixel && cells.row1 - cells.row0 > 1 ? 1 : 0, 1 << 20);
   check_range(what, "column_stride", cells.column_stride, cells.column1 - cells.column0 > 1 ? 1 : 0, 1 << 20);
-  if (!timed) return;
+  check_range(what, "frame_stride", cells.frame_stride, cells.frame1 - cells.frame0 > 1 ? 1 : 0, 1 << 20);
+  if (when != kPixel) return;
   constexpr std::int64_t kLongest = std::int64_t{1} << 60;
   for (std::int64_t row : {cells.row0, cells.row1}) {
     FASTGEN_CHECK(!beyond(cells.row_stride, row_length, kLongest) && !beyond(cells.row_stride * row_length, row, kLongest), what,
                   ": rows of ", row_length, " steps are too long for rows ", cells.row0, " .. ", cells.row1);
+  }
+  for (std::int64_t frame : {cells.frame0, cells.frame1}) {
+    FASTGEN_CHECK(!beyond(cells.frame_stride, row_length, kLongest) && !beyond(cells.frame_stride * row_length, frame, kLongest),
+                  what, ": frames of ", cells.frame_stride, " rows are too long for frames ", cells.frame0, " .. ", cells.frame1);
   }
   for (std::int64_t column : {cells.column0, cells.column1}) {
     FASTGEN_CHECK(!beyond(cells.column_stride, column, kLongest), what, ": columns of ", cells.column_stride,
@@ -53,27 +59,30 @@ Range product(const std::string& what, std::int64_t coefficient, std::int64_t be
 std::int64_t least_position(const std::string& what, const AccessMap& map, const Box& cells) {
   const Range rows = product(what, map.row_stride, cells.row0, cells.row1);
   const Range columns = product(what, map.column_stride, cells.column0, cells.column1);
-  return rows.least + columns.least + map.offset;
+  const Range frames = product(what, map.frame_stride, cells.frame0, cells.frame1);
+  return frames.least + rows.least + columns.least + map.offset;
 }
 
 void check_positions(const Program& program, const std::string& what, const IterationDomain& cells, std::int64_t index) {
   const Operand& operand = program.operands[index];
-  const Box inside = {std::max(cells.row0, operand.box.row0), std::min(cells.row1, operand.box.row1),
-                      std::max(cells.column0, operand.box.column0), std::min(cells.column1, operand.box.column1)};
-  if (inside.row0 >= inside.row1 || inside.column0 >= inside.column1) return;
+  const Box inside = Box::of(cells).within(operand.box);
+  if (inside.empty()) return;
   const std::int64_t least = least_position(what, operand.map, inside);
   FASTGEN_CHECK(least >= 0, what, ": operand ", index, " addresses position ", least);
 }
 
 void check_map(const std::string& what, const AccessMap& map) {
   for (std::int64_t stride : {map.row_stride, map.column_stride}) check_range(what, "stride", stride, -(1 << 21), 1 << 21);
+  check_range(what, "stride", map.frame_stride, -kMostCells, kMostCells);
   check_range(what, "offset", map.offset, -kFar, kFar);
 }
 
 Range values_of(const std::string& what, const AccessMap& map, const IterationDomain& cells) {
   const Range rows = product(what, map.row_stride, cells.row0, cells.row1);
   const Range columns = product(what, map.column_stride, cells.column0, cells.column1);
-  return {rows.least + columns.least + map.offset, rows.greatest + columns.greatest + map.offset};
+  const Range frames = product(what, map.frame_stride, cells.frame0, cells.frame1);
+  return {frames.least + rows.least + columns.least + map.offset,
+          frames.greatest + rows.greatest + columns.greatest + map.offset};
 }
 
 void check_written(const Program& program, const std::string& what, std::int64_t index) {
@@ -84,10 +93,20 @@ void check_written(const Program& program, const std::string& what, std::int64_t
                 " is written with channel_stride 0");
 }
 
-std::int64_t cells_of_a_step(const IterationDomain& cells, std::int64_t row_length) {
+__int128 cells_of_a_step(const IterationDomain& cells, std::int64_t row_length) {
   const std::int64_t rows = cells.row1 - cells.row0, columns = cells.column1 - cells.column0;
   const std::int64_t row = std::max<std::int64_t>(cells.row_stride * row_length, 1);
-  return columns > 0 ? std::min(rows, cells.column_stride * (columns - 1) / row + 1) : 0;
+  const std::int64_t frame = std::max<std::int64_t>(cells.frame_stride * row_length, 1);
+  if (cells.empty()) return 0;
+  const std::int64_t along = cells.column_stride * (columns - 1), span = cells.row_stride * row_length * (rows - 1) + along;
+  return static_cast<__int128>(std::min(rows, along / row + 1)) * std::min(cells.frame1 - cells.frame0, span / frame + 1);
+}
+
+// How many rows of cells of a ROW domain answer to the start of one row of steps, at most.
+std::int64_t rows_of_a_start(const IterationDomain& cells) {
+  const std::int64_t rows = cells.row1 - cells.row0, frames = cells.frame1 - cells.frame0;
+  if (cells.row_stride == 0 || frames < 2) return cells.row_stride == 0 ? rows : 1;
+  return std::min(frames, cells.row_stride * (rows - 1) / cells.frame_stride + 1);
 }
 
 void check_cells(const std::string& what, __int128 cells, std::int64_t places) {
@@ -98,8 +117,9 @@ void check_cells(const std::string& what, __int128 cells, std::int64_t places) {
 void check_concurrent(const Program& program, const std::string& what, const Instruction& instruction, std::int64_t places) {
   const IterationDomain& cells = instruction.domain;
   check_cells(what,
-              instruction.when == kPrologue ? static_cast<__int128>(cells.row1 - cells.row0) * (cells.column1 - cells.column0)
-              : instruction.when == kRow    ? cells.column1 - cells.column0
+              instruction.when == kPrologue ? static_cast<__int128>(cells.row1 - cells.row0) * (cells.column1 - cells.column0) *
+                                                  (cells.frame1 - cells.frame0)
+              : instruction.when == kRow    ? static_cast<__int128>(rows_of_a_start(cells)) * (cells.column1 - cells.column0)
                                             : cells_of_a_step(cells, program.row_length),
               places);
 }

@@ -19,8 +19,9 @@ void check_range(const std::string& what, const char* field, std::int64_t value,
 // That begin .. end is a range of a table.
 void check_span(const std::string& what, const char* field, std::int64_t begin, std::int64_t end, std::size_t size);
 
-// `timed`: its cells answer to steps.
-void check_domain(const std::string& what, const IterationDomain& cells, std::int64_t row_length, bool timed);
+// `when` its cells run: what answers to steps has schedules in 64 bits, and only what runs at the starts of rows runs several rows
+// at once.
+void check_domain(const std::string& what, const IterationDomain& cells, std::int64_t row_length, std::int64_t when);
 
 struct Range {
   std::int64_t least, greatest;
@@ -41,9 +42,9 @@ void check_map(const std::string& what, const AccessMap& map);
 void check_written(const Program& program, const std::string& what, std::int64_t index);
 
 // How many cells of a PIXEL domain answer to one step, at most.
-std::int64_t cells_of_a_step(const IterationDomain& cells, std::int64_t row_length);
+__int128 cells_of_a_step(const IterationDomain& cells, std::int64_t row_length);
 
-// Cells that run together: all of a PROLOGUE instruction, a row of a ROW one, those of one step of others. As each has a place in
+// Cells that run together: all of a PROLOGUE instruction, those of one start of a row of a ROW one, those of one step of others. As each has a place in
 // the buffers that the instruction writes, there are no more of them than of the places.
 void check_cells(const std::string& what, __int128 cells, std::int64_t places);
 void check_concurrent(const Program& program, const std::string& what, const Instruction& instruction, std::int64_t places);

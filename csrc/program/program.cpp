@@ -23,7 +23,8 @@ void check_operand(const Program& program, std::size_t index) {
                 operand.channel, " + ", operand.length - 1, " * ", operand.channel_stride, " is outside the buffer's ",
                 buffer.channels, " channels");
   check_map(what, operand.map);
-  for (std::int64_t value : {operand.box.row0, operand.box.row1, operand.box.column0, operand.box.column1}) {
+  const Box& box = operand.box;
+  for (std::int64_t value : {box.row0, box.row1, box.column0, box.column1, box.frame0, box.frame1}) {
     check_range(what, "box", value, -kFar, kFar);
   }
   const std::int64_t constants = static_cast<std::int64_t>(program.constants.size());
@@ -55,8 +56,9 @@ void check_operation(const Program& program, const Instruction& instruction, con
 
 void check_compute(const Program& program, const std::string& what, const Instruction& instruction, const Compute& compute) {
   const IterationDomain& cells = instruction.domain;
-  check_domain(what, cells, program.row_length, instruction.when == kPixel);
-  check_range(what, "block", compute.block, 1, instruction.when == kPixel && cells.row1 - cells.row0 == 1 ? 1 << 10 : 2);
+  check_domain(what, cells, program.row_length, instruction.when);
+  const bool one_row = cells.row1 - cells.row0 == 1 && cells.frame1 - cells.frame0 == 1;
+  check_range(what, "block", compute.block, 1, instruction.when == kPixel && one_row ? 1 << 10 : 2);
   check_range(what, "lanes", compute.lanes, 1, 1 << 24);
   check_range(what, "parts", compute.parts, 0, 1 << 10);
   check_range(what, "registers", compute.registers, compute.parts, 1 << 16);
@@ -102,14 +104,14 @@ void check_draw(const Program& program, const std::string& what, const Instructi
   const IterationDomain& cells = instruction.domain;
   check_range(what, "when", instruction.when, kPixel, kPixel + 1);
   check_range(what, "level", instruction.level, 0, 1);
-  check_domain(what, cells, program.row_length, true);
+  check_domain(what, cells, program.row_length, kPixel);
   check_span(what, "parameter", draw.parameter0, draw.parameter1, program.operands.size());
   check_span(what, "input", draw.input0, draw.input1, program.operands.size());
   check_range(what, "channels", draw.channels, 1, 1 << 16);
   check_range(what, "channel0", draw.channel0, 0, 1 << 16);
   check_map(what, draw.map);
   if (!cells.empty()) {
-    const std::int64_t least = least_position(what, draw.map, {cells.row0, cells.row1, cells.column0, cells.column1});
+    const std::int64_t least = least_position(what, draw.map, Box::of(cells));
     FASTGEN_CHECK(least >= 0, what, ": draws position ", least);
   }
   for (std::int64_t i = draw.parameter0; i < draw.parameter1; ++i) check_positions(program, what, cells, i);

@@ -1,6 +1,7 @@
 // The step program (fastgen/generate/ir/program.py explains it), and its checks.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -18,17 +19,30 @@ enum SegmentKind : std::int64_t { kDense = 0, kIndex = 1 };
 // The records have the fields of the Python records (fastgen/generate/ir/instructions.py), in the same order, so that a table's row
 // is a record's memory.
 
-// The cells (row, column) with row0 <= row < row1 and column0 <= column < column1, and their affine schedule.
+// The cells (frame, row, column) with frame0 <= frame < frame1, row0 <= row < row1 and column0 <= column < column1, and their
+// affine schedule; all but videos have one frame, 0.
 struct IterationDomain {
-  std::int64_t row_stride, column_stride, delay, row0, row1, column0, column1;
-  bool empty() const { return row0 == row1 || column0 == column1; }
+  std::int64_t row_stride, column_stride, delay, row0, row1, column0, column1, frame_stride = 1, frame0 = 0, frame1 = 1;
+  bool empty() const { return row0 == row1 || column0 == column1 || frame0 == frame1; }
 };
-// For the cell (row, column) the position row_stride row + column_stride column + offset.
+// For the cell (frame, row, column) the position frame_stride frame + row_stride row + column_stride column + offset.
 struct AccessMap {
-  std::int64_t row_stride, column_stride, offset;
+  std::int64_t row_stride, column_stride, offset, frame_stride = 0;
 };
 struct Box {
-  std::int64_t row0, row1, column0, column1;
+  std::int64_t row0, row1, column0, column1, frame0, frame1;
+  static Box of(const IterationDomain& cells) {
+    return {cells.row0, cells.row1, cells.column0, cells.column1, cells.frame0, cells.frame1};
+  }
+  Box within(const Box& other) const {
+    return {std::max(row0, other.row0),       std::min(row1, other.row1),     std::max(column0, other.column0),
+            std::min(column1, other.column1), std::max(frame0, other.frame0), std::min(frame1, other.frame1)};
+  }
+  bool empty() const { return row0 >= row1 || column0 >= column1 || frame0 >= frame1; }
+  bool holds(const IterationDomain& cells) const {
+    return row0 <= cells.row0 && cells.row1 <= row1 && column0 <= cells.column0 && cells.column1 <= column1 &&
+           frame0 <= cells.frame0 && cells.frame1 <= frame1;
+  }
 };
 struct Buffer {
   std::int64_t where, channels, positions, offset;

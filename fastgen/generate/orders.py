@@ -22,8 +22,8 @@ MOST_ELEMENTS = 1 << 40
 class Order:
     """Says which of ``length`` steps draws channel c of position p (positions in natural order).
 
-    ``row_length`` is the number of steps in a row of the image; a sequence is one row. ``regular`` orders have programs
-    whose size does not depend on the event's size; an arbitrary permutation is unrolled.
+    ``row_length`` is the number of steps in a row of an image or of a frame; a sequence is one row. ``regular`` orders
+    have programs whose size does not depend on the event's size; an arbitrary permutation is unrolled.
     """
 
     name: str
@@ -47,6 +47,11 @@ class Order:
         if self.rule is not None:
             return self.rule.length(self.grid)
         return self.positions * (self.channels if self.name == "raster-subpixel" else 1)
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether the event is a video whose frames are drawn one after the other."""
+        return self.regular and len(self.grid) == 3
 
     @cached_property
     def steps(self) -> np.ndarray:
@@ -104,16 +109,16 @@ class Order:
 
 
 def event_grid(event_shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
-    """Channels and grid of an event: ``(C, H, W)`` images, ``(T,)`` or ``(C, T)`` sequences, ``(D,)`` features.
+    """Channels and grid of an event: ``(C, T, H, W)`` videos, ``(C, H, W)`` images, ``(T,)`` or ``(C, T)`` sequences,
+    ``(D,)`` features.
 
     Raises:
         ValueError: the shape has another number of dimensions, or a size that is no integer of 1 or more.
     """
     sizes = [isinstance(n, Integral) and not isinstance(n, bool) and n >= 1 for n in event_shape]
-    if not (1 <= len(sizes) <= 3 and all(sizes)):
-        raise ValueError(
-            f"event_shape must be (C, H, W), (C, T), (T,) or (D,) with positive sizes, got {tuple(event_shape)}"
-        )
+    if not (1 <= len(sizes) <= 4 and all(sizes)):
+        allowed = "(C, T, H, W), (C, H, W), (C, T), (T,) or (D,) with positive sizes"
+        raise ValueError(f"event_shape must be {allowed}, got {tuple(event_shape)}")
     if math.prod(event_shape) > MOST_ELEMENTS:
         raise ValueError(f"event_shape must have at most {MOST_ELEMENTS} elements, got {tuple(event_shape)}")
     sizes = tuple(int(n) for n in event_shape)
@@ -140,13 +145,13 @@ def make_order(order: str | StepRule | Sequence[int] | np.ndarray, event_shape: 
             f"fastgen.generate.{', '.join(rule.__name__ for rule in RULES.values())}, got {order!r}"
         )
     images = order.startswith("raster")
-    if images and len(grid) != 2:
-        raise ValueError(f"order {order!r} needs event_shape (C, H, W), got {tuple(event_shape)}")
+    if images and len(grid) < 2:
+        raise ValueError(f"order {order!r} needs event_shape (C, H, W) or (C, T, H, W), got {tuple(event_shape)}")
     if not images and len(grid) != 1:
         raise ValueError(f"order {order!r} needs event_shape (T,), (C, T) or (D,), got {tuple(event_shape)}")
     if order == "features" and channels != 1:
         raise ValueError(f"order 'features' needs event_shape (D,), got {tuple(event_shape)}")
-    row_length = grid[1] * (channels if order == "raster-subpixel" else 1) if images else positions
+    row_length = grid[-1] * (channels if order == "raster-subpixel" else 1) if images else positions
     return Order(order, shape, channels, grid, row_length, regular=order != "features")
 
 

@@ -96,7 +96,7 @@ class CompileRequest:
         """Runs the module; its inputs are shifted by one where ``predicts`` is "next"."""
         network = self.network
         if self.shift:
-            flat = inputs.flatten(-2) if self.order.name == "raster" else inputs
+            flat = inputs.flatten(2) if self.order.name == "raster" else inputs
             first = torch.full_like(flat[..., :1], self.start)
             inputs = torch.cat([first, flat[..., :-1]], -1).reshape(inputs.shape)
         leaves = [leaf.clone() for leaf in leaves]  # a forward may write to what it is given

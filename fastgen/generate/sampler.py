@@ -50,7 +50,7 @@ class Sampler(CompiledNetwork):
             ``example_context`` is given; any module that ``torch.export`` takes. It is used in eval mode, and compiling
             leaves it exactly as it was. Masks that it writes into its weights in forward are applied; counters and
             other state that the output does not read are ignored.
-        event_shape: ``(C, H, W)``, ``(C, T)``, ``(T,)`` or ``(D,)``.
+        event_shape: ``(C, H, W)``, a video's ``(C, T, H, W)``, ``(C, T)``, ``(T,)`` or ``(D,)``.
         head: how outputs are read, scored and drawn; see ``fastgen.heads``.
         order: "raster", "raster-subpixel", "time", "features", or the positions in the order in which they are drawn;
             or ``fastgen.generate``'s ``Groups``, ``Wavefront`` or ``Delayed``, where a step draws several elements.
@@ -59,8 +59,8 @@ class Sampler(CompiledNetwork):
             element t + 1; then the network first reads ``start``.
         adapter: applied to the module's output, to bring it to a layout that the head reads.
         example_context: a context (or dict of contexts) of any batch size, if the module takes one: ``[N]`` or
-            ``[N, C]``, or what has positions ``[N, C, F]`` (F frames of a sequence), ``[N, C, H, W]``. What
-            reads only the context may use any operators: it runs once at the start.
+            ``[N, C]``, or what has positions ``[N, C, F]`` (F frames of a sequence), ``[N, C, H, W]``,
+            ``[N, C, T, H, W]``. What reads only the context may use any operators: it runs once at the start.
         start: the input value before the first element, for ``predicts="next"``.
         machine: "cpu" or "reference"; by default "cpu" where the compiled extension is there.
         threads: threads of the cpu machine; by default PyTorch's number.

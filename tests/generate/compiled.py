@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fastgen
 from fastgen.generate.heads import Bernoulli, BivariateGaussianMixture, Composite, Custom, Gaussian, LogisticMixture
+from fastgen.generate.ir.domain_cells import pixel_cells
 from fastgen.generate.machines.reference import ReferenceMachine
 from fastgen.generate.state import State
 from tests.generate.head_cases import logistic_draw, logistic_log_prob
@@ -190,12 +191,8 @@ def parameters_at(sampler: fastgen.Sampler, state: State) -> Tensor:
     reader = ReferenceMachine(program, sampler.head)
     read = []
     for draw in program.draws:
-        domain = draw.domain
-        for row in range(domain.row0, domain.row1):
-            along = step - domain.delay - program.row_length * domain.row_stride * row
-            column, rest = divmod(along, domain.column_stride)
-            if rest == 0 and domain.column0 <= column < domain.column1:
-                cells = torch.tensor([row]), torch.tensor([column])
-                operands = range(draw.body.parameter0, draw.body.parameter1)
-                read.append(torch.cat([reader._read(n, state.run, cells)[:, 0] for n in operands], -1))
+        for cell in pixel_cells(draw.domain, step, program.row_length):
+            cells = tuple(torch.tensor([place]) for place in cell)
+            operands = range(draw.body.parameter0, draw.body.parameter1)
+            read.append(torch.cat([reader._read(n, state.run, cells)[:, 0] for n in operands], -1))
     return torch.cat(read, 1)

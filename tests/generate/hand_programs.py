@@ -62,10 +62,11 @@ class Assembler:
         channel: int = 0,
         channel_stride: int = 1,
         border: int = -1,
+        frame: int = 0,
         **box: int,
     ) -> int:
         """A new operand: the strides and the offset of its access map, and the ends of its box."""
-        access = AccessMap(row, column, offset)
+        access = AccessMap(row, column, offset, frame)
         self.program.operands.append(Operand(buffer, channel, channel_stride, length, access, Box(**box), border))
         return len(self.program.operands) - 1
 
@@ -114,10 +115,18 @@ class Assembler:
         program.instructions.append(Instruction(when, level, loop, self._domain(domain), body))
 
     def draw(
-        self, first: int, last: int, row: int = 0, column: int = 1, offset: int = 0, channels: int = 1, **domain: int
+        self,
+        first: int,
+        last: int,
+        row: int = 0,
+        column: int = 1,
+        offset: int = 0,
+        channels: int = 1,
+        frame: int = 0,
+        **domain: int,
     ) -> None:
         """Operands ``first .. last`` are the parameters, the next ``channels`` of them the inputs."""
-        body = Draw(first, last, AccessMap(row, column, offset), 0, channels, last, last + channels)
+        body = Draw(first, last, AccessMap(row, column, offset, frame), 0, channels, last, last + channels)
         self.program.instructions.append(Instruction(PIXEL, 0, 0, self._domain(domain), body))
 
     def _domain(self, changes: dict[str, int]) -> IterationDomain:
@@ -267,8 +276,71 @@ def image(head: heads.Head, channels: int, damping: float = 1.0) -> Case:
     return Case(new.finish(), head, (channels, size, size), [context], parameters)
 
 
+def video() -> Case:
+    """Three frames: the parameters of a pixel are a function of the pixels left of it and above it, of the frame
+    before, which is encoded as a whole when it is finished, and of every second frame, encoded likewise a frame later.
+    """
+    (frames, height, width), hidden, slow = (3, 2, 3), 4, 2
+    head, size = heads.Bernoulli("symmetric"), height * width
+    encoder, coarse = torch.randn(2, hidden), torch.randn(1, slow)
+    output = torch.randn(hidden + slow + 2, 1)
+    program = Program(frames * size, width, state_size=36 + size * (hidden + slow), lookahead=1)
+    x, e, s, out = range(4)
+    program.buffers = [
+        Buffer(STATE, 1, 18, 0),
+        Buffer(STATE, hidden, size, 18),
+        Buffer(STATE, slow, size, 18 + size * hidden),
+        Buffer(STATE, 1, 18, 18 + size * (hidden + slow)),
+    ]
+    new = Assembler(program)
+    here = {"row": width, "frame": size}
+    grid = {"row1": height, "column1": width, "frame1": frames, "frame_stride": height}
+    whole = grid | {"when": ROW, "row_stride": 0}
+    below = new.operand(x, 1, offset=width, row1=height - 1, **here)
+    new.compute(
+        [Segment(new.operand(x, 1, **here), DENSE, 0, 1), Segment(below, DENSE, 1, 1)],
+        [op("tanh", 0, 0), op("store", 0, 0, new.operand(e, hidden, **here))],
+        parts=1, lanes=hidden, weight=new.weight(encoder), **whole | {"delay": height, "frame1": frames - 1},
+    )  # fmt: skip
+    new.compute(
+        [Segment(new.operand(x, 1, row=width, frame=2 * size), DENSE, 0, 1)],
+        [op("store", 0, 0, new.operand(s, slow, **here))],
+        parts=1, lanes=slow, weight=new.weight(coarse),
+        **whole | {"delay": 2 * height, "frame1": 1, "frame_stride": 2 * height},
+    )  # fmt: skip
+    taps = [
+        (new.operand(e, hidden, offset=-size, frame0=1, **here), hidden),
+        (new.operand(s, slow, row=width, frame0=2), slow),
+        (new.operand(x, 1, offset=-1, column0=1, **here), 1),
+        (new.operand(x, 1, offset=-width, row0=1, **here), 1),
+    ]
+    starts = [sum(n for _, n in taps[:i]) for i in range(4)]
+    new.compute(
+        [Segment(tap, DENSE, start, n) for start, (tap, n) in zip(starts, taps, strict=True)],
+        [op("store", 0, 0, new.operand(out, 1, **here))],
+        parts=1, lanes=1, weight=new.weight(output), **grid,
+    )  # fmt: skip
+    first = len(program.operands)
+    new.operand(out, 1, **here)
+    new.operand(x, 1, **here)
+    new.draw(first, first + 1, **here, **grid)
+
+    def parameters(levels: Tensor, dtype: torch.dtype) -> Tensor:
+        pixels = head.to_input(levels).to(dtype)[:, 0, ..., None]
+        under = F.pad(pixels, (0, 0, 0, 0, 0, 1))[:, :, 1:]
+        encoded = torch.tanh(torch.cat([pixels, under], -1) @ encoder.to(dtype))
+        before = F.pad(encoded, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
+        first = F.pad(pixels[:, :1] @ coarse.to(dtype), (0, 0, 0, 0, 0, 0, 2, 0))
+        left, above = F.pad(pixels, (0, 0, 1, 0))[:, :, :, :-1], F.pad(pixels, (0, 0, 0, 0, 1, 0))[:, :, :-1]
+        result = torch.cat([before, first, left, above], -1) @ output.to(dtype)
+        return result.flatten(1, 3).unflatten(-1, (1, 1))
+
+    return Case(new.finish(), head, (1, frames, height, width), [], parameters)
+
+
 CASES = {
     "sequence": sequence,
+    "video": video,
     "bernoulli": lambda: image(heads.Bernoulli("unit"), 2),
     "categorical": lambda: image(heads.Categorical(4, "symmetric"), 3),
     "logistic-mixture": lambda: image(heads.DiscretizedLogisticMixture(2, 9), 3),

@@ -11,6 +11,7 @@ from tests.generate import public_groups as groups
 from tests.generate import public_images as images
 from tests.generate import public_recurrent as recurrent
 from tests.generate import public_sequences as sequences
+from tests.generate import public_videos as videos
 
 NETWORKS = {
     make.__name__: make
@@ -54,5 +55,11 @@ NETWORKS = {
         groups.scrambled,
         groups.codebooks_parallel,
         groups.codebooks_delayed,
+        videos.pixelcnn_3d,
+        videos.video_stacks,
+        videos.video_pixel_network,
+        videos.video_strides,
+        videos.video_subpixels,
+        videos.video_transformer,
     )
 }

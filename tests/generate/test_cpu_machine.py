@@ -348,7 +348,7 @@ def test_every_instruction_needs_a_body_of_its_kind():
         ({"instructions": swapped}, "draws has 1 rows, more instructions are of this kind"),
         ({"computes": tables["computes"][1:]}, "computes has .* rows, more instructions are of this kind"),
         ({"instructions": tables["instructions"][1:]}, "instructions has .* of kind compute"),
-        ({"instructions": tables["instructions"][:, 1:]}, r"tables\['instructions'\] must have 11 columns"),
+        ({"instructions": tables["instructions"][:, 1:]}, r"tables\['instructions'\] must have 14 columns"),
     ):
         with pytest.raises(ValueError, match=said):
             _C.Machine(tables | changes, head.spec(), "float32")

@@ -11,6 +11,7 @@ from torch import nn
 
 import fastgen
 from fastgen.generate.files.tensor_file import read_tensor_file, write_tensor_file
+from fastgen.generate.ir.domain_cells import pixel_cells, row_cells
 from fastgen.generate.ir.instructions import INDEX, AccessMap, Box, Instruction, IterationDomain, Operand, Operation
 from fastgen.generate.ir.opcodes import OPCODE
 from fastgen.generate.ir.program import Program
@@ -231,7 +232,7 @@ def test_what_is_compiled_passes(name):
 @pytest.mark.parametrize("name", HAND_MADE)
 def test_what_is_made_by_hand_passes(name):
     made = HAND_MADE[name]()
-    order = make_order("raster" if len(made.event_shape) == 3 else "time", made.event_shape)
+    order = make_order("raster" if len(made.event_shape) > 2 else "time", made.event_shape)
     check_program(made.program, made.head, order, [c.shape[2] for c in made.contexts])
 
 
@@ -254,24 +255,27 @@ def test_an_index_does_not_read_the_rows_of_the_next_tap():
 @pytest.mark.parametrize("seed", range(3))
 def test_step_by_step_the_cells_are_those_of_the_whole_domain(seed):
     """The reference machine finds a step's cells by arithmetic, not by a walk over all rows."""
-    from fastgen.generate.machines.reference import _pixel_cells
-
     choose = random.Random(seed)
     for _ in range(40):
         row0, column0 = choose.randrange(-2, 3), choose.randrange(-2, 3)
+        frame0, stride, frame_stride = choose.randrange(-2, 3), choose.randrange(3), choose.randrange(5)
         domain = IterationDomain(
-            row_stride=choose.randrange(3), column_stride=choose.randrange(1, 4), delay=choose.randrange(-3, 9),
+            row_stride=stride, column_stride=choose.randrange(1, 4), delay=choose.randrange(-3, 9),
             row0=row0, row1=row0 + choose.randrange(5), column0=column0, column1=column0 + choose.randrange(6),
+            frame_stride=frame_stride, frame0=frame0, frame1=frame0 + choose.randrange(4),
         )  # fmt: skip
         length = choose.randrange(1, 7)
+        rows = [(f, r) for f in range(frame0, domain.frame1) for r in range(row0, domain.row1)]
         for t in range(60):
             wanted = [
-                (row, column)
-                for row in range(domain.row0, domain.row1)
+                (row, column, frame)
+                for frame, row in rows
                 for column in range(domain.column0, domain.column1)
-                if length * domain.row_stride * row + domain.column_stride * column + domain.delay == t
+                if length * (frame_stride * frame + stride * row) + domain.column_stride * column + domain.delay == t
             ]
-            assert list(_pixel_cells(domain, t, length)) == wanted
+            assert list(pixel_cells(domain, t, length)) == wanted
+            begun = [(f, r) for f, r in rows if frame_stride * f + stride * r + domain.delay == t]
+            assert [(f, r) for f, found in row_cells(domain, t) for r in found] == begun
 
 
 def test_loading_an_event_of_a_trillion_steps_takes_no_memory(good, tmp_path):

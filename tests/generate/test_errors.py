@@ -146,7 +146,7 @@ HEAD = heads.Categorical(5, to_input="unit")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"event_shape": (1, 9, 7, 2)}, r"event_shape must be \(C, H, W\), .* got \(1, 9, 7, 2\)"),
+        ({"event_shape": (1, 2, 9, 7, 2)}, r"event_shape must be \(C, T, H, W\), .* got \(1, 2, 9, 7, 2\)"),
         ({"event_shape": ()}, r"event_shape must be .* got \(\)"),
         ({"event_shape": (1, 9.5, 7)}, r"event_shape must be .*, got \(1, 9.5, 7\)"),
         ({"event_shape": (1, 0, 7)}, r"event_shape must be .*positive sizes, got \(1, 0, 7\)"),
@@ -182,7 +182,9 @@ def test_predicts_next_needs_an_order_with_a_next_element():
 
 
 def test_raster_needs_an_image():
-    with pytest.raises(ValueError, match=r"order 'raster' needs event_shape \(C, H, W\), got \(17,\)"):
+    with pytest.raises(
+        ValueError, match=r"order 'raster' needs event_shape \(C, H, W\) or \(C, T, H, W\), got \(17,\)"
+    ):
         make(case("made").module, (17,), heads.Bernoulli(to_input="unit"))
 
 

@@ -21,6 +21,7 @@ from fastgen.generate.ir.loops import order_loops
 from fastgen.generate.lower.lowering import Lowered, Lowering
 from fastgen.generate.orders import Order
 from fastgen.generate.passes.causality import check_causal
+from fastgen.generate.passes.compute_twice import compute_twice
 from fastgen.generate.passes.fold_constant_cells import fold_constant_cells
 from fastgen.generate.passes.merge_sums import merge_sums
 from fastgen.generate.passes.roll_up_loops import roll_up_loops
@@ -120,11 +121,24 @@ def _analysed(
     merge_sums(graph, draws)
     _ran("merge_sums", graph, draws)
 
-    placed = Scheduler(graph, order, draws).run()
+    placed = _scheduled(graph, order, draws)
+    _ran("compute_twice", graph, draws)
+
     lookahead = lookahead_of(graph, order)
     lowered = Lowering(graph, order, placed, draws, traced.input, shift, lookahead).run()
     lowered.program.weights, lowered.program.constants = lowered.fill(graph.constants)
     return Analysis(request, exported, traced, plan, draws, placed, lowered)
+
+
+def _scheduled(graph: Graph, order: Order, draws: list[DrawSite]) -> dict[Node, Placed]:
+    """Returns the schedule; a node that none suits is computed twice, where that helps."""
+    while True:
+        scheduler = Scheduler(graph, order, draws)
+        try:
+            return scheduler.run()
+        except CompileError:
+            if scheduler.stuck is None or not compute_twice(graph, scheduler.placed, scheduler.stuck):
+                raise
 
 
 after_pass: Callable[[str, Graph, list[DrawSite]], None] | None = None

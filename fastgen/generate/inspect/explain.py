@@ -269,13 +269,14 @@ def _multiply_adds(program: Program, instruction: Instruction, steps: int) -> in
             if program.buffers[program.operands[operation.a].buffer].where == CONSTANT:
                 loaded.add(operation.dst)
         elif operation.opcode == OPCODE["mul"] and {operation.a, operation.b} & loaded:
-            total += body.lanes * domain.rows * max(0, end - domain.column0)
+            total += body.lanes * domain.frames * domain.rows * max(0, end - domain.column0)
     for segment in program.segments[body.segment0 : body.segment1]:
         box = program.operands[segment.operand].box
         rows = min(domain.row1, box.row1) - max(domain.row0, box.row0)
         columns = min(end, box.column1) - max(domain.column0, box.column0)
+        frames = min(domain.frame1, box.frame1) - max(domain.frame0, box.frame0)
         inputs = segment.length if segment.kind == DENSE else 1
-        total += body.parts * body.lanes * inputs * max(0, rows) * max(0, columns)
+        total += body.parts * body.lanes * inputs * max(0, frames) * max(0, rows) * max(0, columns)
     return total
 
 
@@ -313,10 +314,8 @@ def _memory(network: CompiledNetwork, program: Program) -> Memory:
 def _field_text(found: ReceptiveField | None) -> str:
     if found is None:
         return "unknown: the sampler was loaded from a file"
-    extents = ", ".join(
-        f"{n} steps back" if where == "steps" else f"{n} rows above" if where == "above" else f"{n} columns {where}"
-        for where, n in found.extents.items()
-    )
+    words = {"steps": "{} steps back", "frames": "{} frames back", "above": "{} rows above", "below": "{} rows below"}
+    extents = ", ".join(words.get(where, "{} columns " + where).format(n) for where, n in found.extents.items())
     seen, earlier = int(found.seen.sum()), int(found.earlier.sum())
     return f"of the output at {_at(found.position)}: {extents or 'nothing'}; {seen} of the {earlier} earlier elements"
 

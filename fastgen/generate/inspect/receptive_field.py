@@ -33,7 +33,8 @@ class ReceptiveField:
 
     @property
     def extents(self) -> dict[str, int]:
-        """How far it reaches: rows "above", columns "left" and "right", or "steps" back.
+        """How far it reaches: rows "above", columns "left" and "right", of a video also "frames" back and rows "below";
+        or "steps" back.
 
         Of features it is the number "seen".
         """
@@ -43,12 +44,10 @@ class ReceptiveField:
         low, high = at.min(0), at.max(0)
         if len(self.position) == 1:
             return {"steps": max(0, self.position[0] - int(low[0]))}
-        row, column = self.position
-        return {
-            "above": max(0, row - int(low[0])),
-            "left": max(0, column - int(low[1])),
-            "right": max(0, int(high[1]) - column),
-        }
+        before = [max(0, at - int(end)) for at, end in zip(self.position, low, strict=True)]
+        after = [max(0, int(end) - at) for at, end in zip(self.position, high, strict=True)]
+        image = {"above": before[-2], "left": before[-1], "right": after[-1]}
+        return image if len(self.position) == 2 else {"frames": before[0], **image, "below": after[-2]}
 
 
 def receptive_field(
@@ -58,8 +57,8 @@ def receptive_field(
 
     ``shift``: the input at position t is the element at t - shift (1 for ``predicts="next"``).
 
-    By default the position is the middle of the last row of an image, the last step of a sequence, or the last in the
-    order.
+    By default the position is the middle of the last row of an image or a video, the last step of a sequence, or the
+    last in the order.
 
     Raises:
         ValueError: the position or the channel is outside the event.
@@ -82,8 +81,8 @@ def receptive_field(
 def shown_position(order: Order) -> tuple[int, ...]:
     """Returns the position whose output is shown where none is named; see ``receptive_field``."""
     grid = order.grid
-    if len(grid) == 2 and order.regular:
-        return grid[0] - 1, grid[1] // 2
+    if len(grid) > 1 and order.regular:
+        return (*(n - 1 for n in grid[:-1]), grid[-1] // 2)
     return order.coordinates(int(order.steps[order.channels - 1].argmax()))
 
 
@@ -97,8 +96,9 @@ def blind_elements(seen: np.ndarray, order: Order, channel: int, position: int) 
     """
     step = order.steps[channel, position]
     seen = seen & (order.steps < step)
-    image = len(order.grid) == 2
-    hull = _hull(seen, position, order.grid) if image else order.steps >= order.steps[seen].min(initial=step)
+    hull = (
+        _hull(seen, position, order.grid) if len(order.grid) > 1 else order.steps >= order.steps[seen].min(initial=step)
+    )
     return (order.steps < step) & hull & ~seen
 
 
@@ -161,7 +161,6 @@ def _hull(seen: np.ndarray, position: int, grid: tuple[int, ...]) -> np.ndarray:
     inside = seen.any(0)
     inside[position] = True
     at = np.argwhere(inside.reshape(grid))
-    (top, left), (bottom, right) = at.min(0), at.max(0)
     box = np.zeros(grid, bool)
-    box[top : bottom + 1, left : right + 1] = True
+    box[tuple(slice(low, high + 1) for low, high in zip(at.min(0), at.max(0), strict=True))] = True
     return box.reshape(1, -1)

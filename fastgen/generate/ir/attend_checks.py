@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastgen.generate.ir.instructions import CONTEXT, PIXEL, PROLOGUE, ROW
+from fastgen.generate.ir.instructions import CONTEXT, PIXEL, PROLOGUE
 from fastgen.generate.ir.opcodes import LANES, OPCODE, OPCODES
 from fastgen.generate.ir.program_tables import FAR, FARTHER, Cells, Tables
 
@@ -24,7 +24,9 @@ def check_attends(tables: Tables) -> None:
 def _check_fields(tables: Tables) -> None:
     attends, operands = tables.attends, tables.operands
     tables.between("attends", "when", PROLOGUE, PIXEL + 1)
-    concurrent = tables.check_domains("attends", attends["when"] == PIXEL)
+    together = tables.check_domains("attends")
+    cells = Cells.of(attends, "domain")
+    tables.require("attends", (cells.frame0 == 0) & (cells.frame1 == 1), "it attends in other frames than frame 0")
     tables.between("attends", "level", 0, FAR)
     tables.between("attends", "query key value out", 0, len(tables.program.operands))
     tables.between("attends", "groups", 1, 1 << 16)
@@ -44,13 +46,9 @@ def _check_fields(tables: Tables) -> None:
         tables.require("attends", straight, "an operand must have channel_stride 1")
     tables.check_uses("attends", every, attends["query"], written=False)
     tables.check_uses("attends", every, attends["out"], written=True)
-    cells, when = Cells.of(attends, "domain"), attends["when"]
-    rows, columns = cells.row1 - cells.row0, cells.column1 - cells.column0
-    together = np.where(when == PROLOGUE, rows.astype(float) * columns, np.where(when == ROW, columns, concurrent))
     places = tables.buffers["positions"][operands["buffer"][attends["out"]]]
     tables.require("attends", together <= places, "more of its cells run together than it stores")
-    tables.between("attends", "keys.row_stride keys.column_stride", -(1 << 21), 1 << 21)
-    tables.between("attends", "keys.offset", -FAR, FAR)
+    tables.check_maps("attends", "keys")
 
 
 def _check_key_runs(tables: Tables) -> None:
@@ -59,8 +57,7 @@ def _check_key_runs(tables: Tables) -> None:
     tables.between("key_runs", "high", runs["low"], FAR)
     tables.between("key_runs", "step", 1, _MOST_KEYS)
     for end in ("start", "end"):
-        tables.between("key_runs", f"{end}.row_stride {end}.column_stride", -(1 << 21), 1 << 21)
-        tables.between("key_runs", f"{end}.offset", -FAR, FAR)
+        tables.check_maps("key_runs", end)
     tables.members("key_sets", "run", "key_runs")
 
 
@@ -70,7 +67,7 @@ class _Attends:
     def __init__(self, tables: Tables) -> None:
         self.tables, attends = tables, tables.attends
         cells = Cells.of(attends, "domain")
-        empty = (cells.row0 >= cells.row1) | (cells.column0 >= cells.column1)
+        empty = cells.empty
         least, most = _values(tables, attends["keys.row_stride"], attends["keys.column_stride"],
                               attends["keys.offset"], cells)  # fmt: skip
         size = len(tables.program.key_sets)
@@ -93,7 +90,7 @@ class _Attends:
         row_stride, column_stride, offset = (
             self.tables.attends[f"keys.{name}"][attend] for name in ("row_stride", "column_stride", "offset")
         )
-        rows, columns = cells.row1 - cells.row0, cells.column1 - cells.column0
+        rows, columns, _ = cells.sizes
         alone = (column_stride >= 1) & ((rows <= 1) | (row_stride >= column_stride * columns))
         rest = number - offset - row_stride * cells.row0 - column_stride * cells.column0
         divisor = np.where(alone & (rows > 1), row_stride, 1)
@@ -103,9 +100,8 @@ class _Attends:
         inside = (rest >= 0) & (off == 0) & (row < rows) & (column < columns)
         row0 = np.where(alone, cells.row0 + row, cells.row0)
         column0 = np.where(alone, cells.column0 + column, cells.column0)
-        return Cells(
-            row0, np.where(alone, row0 + inside, cells.row1), column0, np.where(alone, column0 + 1, cells.column1)
-        )
+        row1, column1 = np.where(alone, row0 + inside, cells.row1), np.where(alone, column0 + 1, cells.column1)
+        return Cells(row0, row1, column0, column1, cells.frame0, cells.frame1)
 
     def check(self) -> None:
         tables, attends = self.tables, self.tables.attends
@@ -119,11 +115,12 @@ class _Attends:
             used = {field: values[operand] for field, values in tables.operands.items()}
             buffer = {field: values[used["buffer"]] for field, values in tables.buffers.items()}
             zero = np.zeros(len(operand), np.int64)
-            along = Cells(zero, zero + 1, least.astype(np.int64), most.astype(np.int64) + 1)
+            along = Cells(zero, zero + 1, least.astype(np.int64), most.astype(np.int64) + 1, zero, zero + 1)
             along = Cells(*(np.where(seen, end, 0) for end in along))
             tables.check_positions("attends", self.attend, used, along)
             box = Cells.of(used, "box")
-            whole = ~seen | ((box.row0 <= 0) & (box.row1 >= 1) & (box.column0 <= least) & (most < box.column1))
+            whole = (box.row0 <= 0) & (box.row1 >= 1) & (box.column0 <= least) & (most < box.column1)
+            whole = ~seen | (whole & (box.frame0 <= 0) & (box.frame1 >= 1))
             tables.require("attends", whole, "its keys are not all in the box of their operand", self.attend)
             context = buffer["where"] == CONTEXT
             plain = (used["map.column_stride"] == 1) & (used["map.offset"] == 0)
@@ -143,8 +140,7 @@ class _Attends:
         _, between = _values(self.tables, *(b - a for a, b in zip(*ends, strict=True)), self.cells)
         most = np.minimum(runs["high"] - runs["low"], between)
         most = np.minimum(most, np.minimum(greatest - runs["low"], runs["high"] - least))
-        empty = (self.cells.row0 >= self.cells.row1) | (self.cells.column0 >= self.cells.column1)
-        return np.where(empty, 0, np.ceil(np.maximum(most, 0) / runs["step"]))
+        return np.where(self.cells.empty, 0, np.ceil(np.maximum(most, 0) / runs["step"]))
 
     def _bounds(self, own: np.ndarray, stride: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the least and the greatest value of a map ``own`` of the cell plus ``stride`` times a key."""
@@ -190,10 +186,10 @@ class _Attends:
         operands = {name: values[scores["operand"]] for name, values in tables.operands.items()}
         cells = Cells.of({name: values[attend] for name, values in tables.attends.items()}, "domain")
         box = Cells.of(operands, "box")
-        empty = (cells.row0 >= cells.row1) | (cells.column0 >= cells.column1)
         held = (box.row0 <= cells.row0) & (cells.row1 <= box.row1)
         held &= (box.column0 <= cells.column0) & (cells.column1 <= box.column1)
-        tables.require("operations", empty | held, "it has no value at some cells", operation)
+        held &= (box.frame0 <= cells.frame0) & (cells.frame1 <= box.frame1)
+        tables.require("operations", cells.empty | held, "it has no value at some cells", operation)
         channels = tables.buffers["channels"][operands["buffer"]]
         heads = scores["head_stride"] * (tables.attends["heads"][attend] - 1)
         for place in range(len(attend)):

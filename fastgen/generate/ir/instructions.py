@@ -25,10 +25,11 @@ UNBOUNDED = 1 << 40
 
 @dataclass
 class IterationDomain:
-    """The cells (row, column) with ``row0 <= row < row1`` and ``column0 <= column < column1``, and their schedule.
+    """The cells (frame, row, column) in a box, and their schedule; all but videos have one frame, 0.
 
-    The schedule is affine: ``row_stride`` rows of steps a row, ``column_stride`` steps a column, ``delay`` steps (rows
-    of steps for instructions that run ROW by row).
+    The box: ``frame0 <= frame < frame1``, ``row0 <= row < row1`` and ``column0 <= column < column1``. The schedule is
+    affine: ``frame_stride`` rows of steps a frame, ``row_stride`` rows of steps a row, ``column_stride`` steps a
+    column, ``delay`` steps (rows of steps for instructions that run at the starts of rows).
     """
 
     row_stride: int
@@ -38,6 +39,13 @@ class IterationDomain:
     row1: int
     column0: int
     column1: int
+    frame_stride: int = 0
+    frame0: int = 0
+    frame1: int = 1
+
+    @property
+    def frames(self) -> int:
+        return self.frame1 - self.frame0
 
     @property
     def rows(self) -> int:
@@ -50,29 +58,33 @@ class IterationDomain:
 
 @dataclass
 class AccessMap:
-    """For the cell (row, column) the position ``row_stride * row + column_stride * column + offset``."""
+    """For a cell the position ``frame_stride * frame + row_stride * row + column_stride * column + offset``."""
 
     row_stride: int
     column_stride: int
     offset: int
+    frame_stride: int = 0
 
-    def position(self, row, column):
-        """Returns the position of a cell; of many cells where ``row`` and ``column`` are arrays or tensors."""
-        return self.row_stride * row + self.column_stride * column + self.offset
+    def position(self, row, column, frame=0):
+        """Returns the position of a cell; of many cells where its coordinates are arrays or tensors."""
+        return self.row_stride * row + self.column_stride * column + self.frame_stride * frame + self.offset
 
 
 @dataclass
 class Box:
-    """The cells with ``row0 <= row < row1`` and ``column0 <= column < column1``."""
+    """The cells with ``frame0 <= frame < frame1``, ``row0 <= row < row1`` and ``column0 <= column < column1``."""
 
     row0: int = 0
     row1: int = UNBOUNDED
     column0: int = 0
     column1: int = UNBOUNDED
+    frame0: int = 0
+    frame1: int = UNBOUNDED
 
-    def holds(self, row, column):
-        """Whether a cell is inside; of many cells where ``row`` and ``column`` are arrays or tensors."""
-        return (row >= self.row0) & (row < self.row1) & (column >= self.column0) & (column < self.column1)
+    def holds(self, row, column, frame=0):
+        """Whether a cell is inside; of many cells where its coordinates are arrays or tensors."""
+        inside = (row >= self.row0) & (row < self.row1) & (column >= self.column0) & (column < self.column1)
+        return inside & (frame >= self.frame0) & (frame < self.frame1)
 
 
 # ---- memory
@@ -164,9 +176,9 @@ class KeyRun:
     high: int
     step: int
 
-    def bounds(self, row, column) -> tuple[np.ndarray, np.ndarray]:
-        """Returns ``first`` and ``stop`` at cells, given by arrays of rows and columns."""
-        first, stop = self.start.position(row, column), self.end.position(row, column)
+    def bounds(self, row, column, frame=0) -> tuple[np.ndarray, np.ndarray]:
+        """Returns ``first`` and ``stop`` at cells, given by arrays of their coordinates."""
+        first, stop = self.start.position(row, column, frame), self.end.position(row, column, frame)
         return np.maximum(self.low, first), np.minimum(self.high, stop)
 
 
@@ -175,7 +187,7 @@ class ScoreOperand:
     """One number for every query, key and head.
 
     It is the channel ``offset + row_stride * row + column_stride * column + key_stride * key + head_stride * head`` of
-    the operand's buffer, at the position that the operand's access map gives the cell.
+    the operand's buffer, at the position that the operand's access map gives the cell. Attention has cells in frame 0.
     """
 
     operand: int

@@ -6,16 +6,20 @@ records under the same names.
 
 Iteration domain and schedule
     Generation takes ``steps`` steps; step t has the row ``t // row_length`` and the column ``t % row_length``
-    (sequences have one endless row). An instruction runs at the cells (row, column) of its *iteration domain*,
-    ``row0 <= row < row1`` and ``column0 <= column < column1``: the rows and columns of what it computes, which may be
-    coarser than those of the steps. Its *schedule* is affine, and ``when`` says in which phase it runs:
+    (sequences have one endless row; the rows of a video's frames follow one another). An instruction runs at the cells
+    (frame, row, column) of its *iteration domain*, ``frame0 <= frame < frame1``, ``row0 <= row < row1`` and
+    ``column0 <= column < column1``: the frames, rows and columns of what it computes, which may be coarser than those
+    of the steps. All but videos have the one frame 0. Its *schedule* is affine, and ``when`` says in which phase it
+    runs:
 
     - ``PROLOGUE``: all cells, once, before the first step;
-    - ``ROW``: at the start of row R the cells with ``R == row_stride * row + delay``, all columns at once;
-    - ``PIXEL``: at step t the cells with ``t == row_length * row_stride * row + column_stride * column + delay`` (for
-      sequences the rows are [0, 1) and their term is absent). More than one cell may answer to a step; they run in the
-      order of the rows. A Compute of a sequence may run a ``block`` of its cells at once: those from column on at the
-      step of cell column, where column - column0 is a multiple of ``block``.
+    - ``ROW``: at the start of row R the cells with ``R == frame_stride * frame + row_stride * row + delay``, all
+      columns at once; where ``row_stride`` is 0, all rows of a frame at once;
+    - ``PIXEL``: at step t the cells with ``t == row_length * (frame_stride * frame + row_stride * row) +
+      column_stride * column + delay`` (for sequences the rows are [0, 1) and their term is absent). More than one cell
+      may answer to a step; they run in the order of the frames and the rows. A Compute of a sequence may run a
+      ``block`` of its cells at once: those from column on at the step of cell column, where column - column0 is a
+      multiple of ``block``.
 
     Within one row start, and within one step, instructions run in the order of the list; ``level`` is their depth in
     the dependencies of that phase: instructions of one level never depend on each other at one step.
@@ -26,10 +30,10 @@ Iteration domain and schedule
 
 Operands and access maps
     Every buffer holds positions x channels, a position's channels contiguous. An operand's *access map* gives for a
-    cell the position ``row_stride * row + column_stride * column + offset`` of its buffer, and there it takes
-    ``length`` channels ``channel + i * channel_stride`` (stride 0 broadcasts one value). Outside its ``box`` of cells
-    it reads ``border`` (an offset of ``length`` values in ``constants``), or zeros where ``border`` is -1. A ring
-    buffer keeps position p in slot ``p % positions``.
+    cell the position ``frame_stride * frame + row_stride * row + column_stride * column + offset`` of its buffer, and
+    there it takes ``length`` channels ``channel + i * channel_stride`` (stride 0 broadcasts one value). Outside its
+    ``box`` of cells it reads ``border`` (an offset of ``length`` values in ``constants``), or zeros where ``border`` is
+    -1. A ring buffer keeps position p in slot ``p % positions``.
 
 Instructions
     All kinds share a header (when, level, domain) and have a body of their own.
@@ -43,7 +47,7 @@ Instructions
        Output ``part * lanes + lane`` becomes lane ``lane`` of register ``part``.
     2. a lane program: registers are vectors of ``lanes`` float32, operations apply to every lane (see ``opcodes.py``).
 
-    ``Attend``: for every head h and every key s of the cell's key set, in their order,
+    ``Attend``, whose cells are in frame 0: for every head h and every key s of the cell's key set, in their order,
 
     1. the product ``sum_d query[h, d] * key[s, group(h), d]``, of which a lane program over the keys makes a score;
     2. the weights: the softmax of the scores over the keys, or the scores themselves; altered by another lane program;

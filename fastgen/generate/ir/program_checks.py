@@ -11,7 +11,7 @@ import numpy as np
 
 from fastgen.generate.heads import Head
 from fastgen.generate.ir.attend_checks import check_attends
-from fastgen.generate.ir.instructions import BODIES, CONTEXT, DENSE, INDEX, PIXEL, PROLOGUE, ROW, STATE
+from fastgen.generate.ir.instructions import BODIES, CONTEXT, DENSE, INDEX, PIXEL, PROLOGUE, STATE
 from fastgen.generate.ir.opcodes import OPCODE, OPCODES, REDUCTIONS
 from fastgen.generate.ir.program import Program
 from fastgen.generate.ir.program_tables import FAR, FARTHER, Cells, Tables
@@ -79,8 +79,8 @@ def _check_operands(tables: Tables) -> None:
     tables.between("operands", "channel", 0, channels)
     tables.between("operands", "channel_stride", 0, channels + 1)
     tables.require("operands", channel + (length - 1.0) * stride < channels, "its channels are outside its buffer")
-    tables.between("operands", "map.row_stride map.column_stride", -(1 << 21), 1 << 21)
-    tables.between("operands", "map.offset box.row0 box.row1 box.column0 box.column1", -FAR, FAR)
+    tables.check_maps("operands", "map")
+    tables.between("operands", " ".join(f"box.{end}" for end in Cells._fields), -FAR, FAR)
     tables.between("operands", "border", -1, FAR)
     inside = (border < 0) | (border + length <= len(tables.program.constants))
     tables.require("operands", inside, "its border is outside the constants")
@@ -102,12 +102,11 @@ def _check_loops(tables: Tables) -> None:
 def _check_computes(tables: Tables) -> None:
     computes, program = tables.computes, tables.program
     when, lanes, bias, summed = (computes[f] for f in ("when", "lanes", "bias", "accumulator"))
-    cells = Cells.of(computes, "domain")
-    rows, columns = cells.row1 - cells.row0, cells.column1 - cells.column0
     tables.between("computes", "when", PROLOGUE, PIXEL + 1)
-    concurrent = tables.check_domains("computes", when == PIXEL)
+    together = tables.check_domains("computes")
+    rows, _, frames = Cells.of(computes, "domain").sizes
     tables.between("computes", "level", 0, FAR)
-    tables.between("computes", "block", 1, np.where((when == PIXEL) & (rows == 1), 1 << 10, 2))
+    tables.between("computes", "block", 1, np.where((when == PIXEL) & (rows == 1) & (frames == 1), 1 << 10, 2))
     tables.between("computes", "lanes", 1, 1 << 24)
     tables.between("computes", "parts", 0, 1 << 10)
     tables.between("computes", "registers", computes["parts"], 1 << 16)
@@ -128,7 +127,6 @@ def _check_computes(tables: Tables) -> None:
     tables.check_uses("computes", compute[stores], stored, written=True)
     places = np.zeros(len(when))
     np.maximum.at(places, compute[stores], tables.buffers["positions"][tables.operands["buffer"][stored]])
-    together = np.where(when == PROLOGUE, rows.astype(float) * columns, np.where(when == ROW, columns, concurrent))
     tables.require("computes", together <= places, "more of its cells run together than it stores")
 
 
@@ -179,13 +177,12 @@ def _check_draws(tables: Tables, head: Head, order: Order) -> None:
     draws, lengths = tables.draws, tables.operands["length"]
     tables.between("draws", "when", PIXEL, PIXEL + 1)
     tables.between("draws", "level", 0, 1)
-    concurrent = tables.check_domains("draws", np.ones(len(draws["when"]), dtype=bool))
+    together = tables.check_domains("draws")
     tables.between("draws", "channels", 1, order.channels + 1)
     tables.between("draws", "channel0", 0, order.channels)
     beyond = draws["channel0"] + draws["channels"] > order.channels
     tables.require("draws", ~beyond, "it draws channels that the event does not have")
-    tables.between("draws", "map.row_stride map.column_stride", -(1 << 21), 1 << 21)
-    tables.between("draws", "map.offset", -FAR, FAR)
+    tables.check_maps("draws", "map")
     tables.check_positions("draws", np.arange(len(draws["when"])), draws, Cells.of(draws, "domain"))
     coupled = order.channels if head.coupled is None else head.coupled
     tables.require("draws", draws["channels"] % coupled == 0, f"the head draws {coupled} channels at once")
@@ -200,7 +197,7 @@ def _check_draws(tables: Tables, head: Head, order: Order) -> None:
     same = (given == draws["channels"]) & (np.bincount(draw, minlength=len(draws["when"])) == draws["channels"])
     tables.require("draws", same, "it has not one input of length 1 for each channel")
     places = tables.buffers["positions"][tables.operands["buffer"][operand]]
-    tables.require("draws", concurrent[draw] <= places, "more of its cells run together than it writes", draw)
+    tables.require("draws", together[draw] <= places, "more of its cells run together than it writes", draw)
 
 
 def _check_packed(tables: Tables) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastgen.generate.ir.instructions import BODIES, STATE
+from fastgen.generate.ir.instructions import BODIES, PIXEL, PROLOGUE, ROW, STATE
 from fastgen.generate.ir.program import Program
 
 FAR = 1 << 41
@@ -24,6 +24,17 @@ class Cells(NamedTuple):
     row1: np.ndarray
     column0: np.ndarray
     column1: np.ndarray
+    frame0: np.ndarray
+    frame1: np.ndarray
+
+    @property
+    def empty(self) -> np.ndarray:
+        return (self.row0 >= self.row1) | (self.column0 >= self.column1) | (self.frame0 >= self.frame1)
+
+    @property
+    def sizes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows, columns and frames."""
+        return self.row1 - self.row0, self.column1 - self.column0, self.frame1 - self.frame0
 
     @classmethod
     def of(cls, columns: dict[str, np.ndarray], name: str) -> Cells:
@@ -31,7 +42,7 @@ class Cells(NamedTuple):
 
     def inside(self, other: Cells) -> Cells:
         lower, upper = np.maximum, np.minimum
-        return Cells(*(f(a, b) for f, a, b in zip((lower, upper, lower, upper), self, other, strict=True)))
+        return Cells(*(f(a, b) for f, a, b in zip((lower, upper) * 3, self, other, strict=True)))
 
 
 class Tables:
@@ -91,28 +102,43 @@ class Tables:
 
     def check_positions(self, table: str, record: np.ndarray, used: dict[str, np.ndarray], cells: Cells) -> None:
         """Checks that the access map gives 0 or more at every cell, by terms that float64 holds exactly."""
-        row, column = used["map.row_stride"].astype(float), used["map.column_stride"].astype(float)
-        rows = np.stack([row * cells.row0, row * (cells.row1 - 1)])
-        columns = np.stack([column * cells.column0, column * (cells.column1 - 1)])
-        small = (np.abs(rows).max(0) <= FARTHER) & (np.abs(columns).max(0) <= FARTHER)
-        seen = (cells.row0 < cells.row1) & (cells.column0 < cells.column1)
-        self.require(table, ~seen | small, "a position is too large", record)
-        first = rows.min(0) + columns.min(0) + used["map.offset"]
-        self.require(table, ~seen | (first >= 0), "it addresses a position before the first", record)
+        strides = (used[f"map.{axis}_stride"].astype(float) for axis in ("row", "column", "frame"))
+        ends = (cells[:2], cells[2:4], cells[4:])
+        terms = [np.stack([s * low, s * (high - 1)]) for s, (low, high) in zip(strides, ends, strict=True)]
+        small = np.all([np.abs(term).max(0) <= FARTHER for term in terms], 0)
+        self.require(table, cells.empty | small, "a position is too large", record)
+        first = np.sum([term.min(0) for term in terms], 0) + used["map.offset"]
+        self.require(table, cells.empty | (first >= 0), "it addresses a position before the first", record)
 
-    def check_domains(self, table: str, timed: np.ndarray) -> np.ndarray:
-        """Checks the domains of one kind of instruction; returns how many of its cells answer to one step at most."""
+    def check_maps(self, table: str, name: str) -> None:
+        """Checks the sizes of the numbers of access maps."""
+        self.between(table, f"{name}.row_stride {name}.column_stride", -(1 << 21), 1 << 21)
+        self.between(table, f"{name}.frame_stride", -(1 << 31), 1 << 31)
+        self.between(table, f"{name}.offset", -FAR, FAR)
+
+    def check_domains(self, table: str) -> np.ndarray:
+        """Checks the domains of one kind of instruction; returns how many of its cells run together, at most.
+
+        These are all cells of a PROLOGUE instruction, those of one start of a row of a ROW one, those of one step.
+        """
         rows = getattr(self, table)
-        cells, column = Cells.of(rows, "domain"), rows["domain.column_stride"]
-        self.between(table, "domain.row0 domain.row1 domain.column0 domain.column1 domain.delay", -FAR, FAR)
-        forwards = (cells.row0 <= cells.row1) & (cells.column0 <= cells.column1)
-        self.require(table, forwards, "its domain runs backwards")
-        height, width = cells.row1 - cells.row0, cells.column1 - cells.column0
-        self.between(table, "domain.row_stride", np.where(height > 1, 1, 0), 1 << 20)
+        cells, when = Cells.of(rows, "domain"), rows["when"]
+        self.between(table, " ".join(f"domain.{end}" for end in (*Cells._fields, "delay")), -FAR, FAR)
+        height, width, frames = cells.sizes
+        self.require(table, (height >= 0) & (width >= 0) & (frames >= 0), "its domain runs backwards")
+        self.between(table, "domain.row_stride", np.where((height > 1) & (when == PIXEL), 1, 0), 1 << 20)
         self.between(table, "domain.column_stride", np.where(width > 1, 1, 0), 1 << 20)
-        row = rows["domain.row_stride"].astype(float) * self.program.row_length
-        longest = row * np.maximum(1, np.maximum(np.abs(cells.row0), np.abs(cells.row1)))
-        longest = np.maximum(longest, column.astype(float) * np.maximum(np.abs(cells.column0), np.abs(cells.column1)))
-        self.require(table, ~timed | (longest <= 2.0**60), "its steps are out of range")
-        along = column * np.maximum(width - 1, 0) // np.maximum(row, 1) + 1
-        return np.where(width > 0, np.minimum(height, along), 0)
+        self.between(table, "domain.frame_stride", np.where(frames > 1, 1, 0), 1 << 20)
+        row, column, frame = (rows[f"domain.{axis}_stride"].astype(float) for axis in ("row", "column", "frame"))
+        length = float(self.program.row_length)
+        longest = column * np.maximum(np.abs(cells.column0), np.abs(cells.column1))
+        for step, low, high in (row, cells.row0, cells.row1), (frame, cells.frame0, cells.frame1):
+            longest = np.maximum(longest, step * length * np.maximum(1, np.maximum(np.abs(low), np.abs(high))))
+        self.require(table, (when != PIXEL) | (longest <= 2.0**60), "its steps are out of range")
+        along, below = column * np.maximum(width - 1, 0), row * np.maximum(height - 1, 0)
+        at_step = np.minimum(height, along // np.maximum(row * length, 1) + 1)
+        at_step = at_step * np.minimum(frames, (below * length + along) // np.maximum(frame * length, 1) + 1)
+        at_start = np.where(row > 0, np.minimum(frames, below // np.maximum(frame, 1) + 1), height) * width
+        every = height.astype(float) * width * frames
+        together = np.where(when == PROLOGUE, every, np.where(when == ROW, at_start, at_step))
+        return np.where(cells.empty, 0, together)

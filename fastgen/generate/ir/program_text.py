@@ -1,6 +1,7 @@
 """Step programs as text: one line a buffer, one line an instruction.
 
-An instruction's line has its phase and level, the cells (rows x columns) of its domain and its schedule, the loop that
+An instruction's line has its phase and level, the cells (frames, if there are several, x rows x columns) of its domain
+and its schedule, the loop that
 it is in, then what it does. ``b3[column - 2]`` is buffer 3 at a position, with ``[0:6]`` its channels where not all of
 them are meant and ``{column >= 2, else c8}`` the box of cells outside which the constants from 8 on are read;
 ``W1[6:12]`` are rows of a weight matrix, and ``W1[6:12][b0[column]]`` the one of them that an index chooses; ``s0``,
@@ -88,12 +89,18 @@ class ProgramText:
 
     def _domain(self, when: int, domain: IterationDomain) -> str:
         cells = f"[{domain.row0}, {domain.row1}) x [{domain.column0}, {domain.column1})"
+        if (domain.frame0, domain.frame1) != (0, 1):
+            cells = f"[{domain.frame0}, {domain.frame1}) x {cells}"
+        frame_stride = 0 if domain.frames <= 1 and not domain.frame0 else domain.frame_stride
         if when == PROLOGUE:
             return f"cells {cells}"
         if when != PIXEL:
-            return f"cells {cells}, row of steps = {_affine(AccessMap(domain.row_stride, 0, domain.delay))}"
+            return (
+                f"cells {cells}, row of steps = {_affine(AccessMap(domain.row_stride, 0, domain.delay, frame_stride))}"
+            )
         row_stride = 0 if domain.rows <= 1 and not domain.row0 else self.row_length * domain.row_stride
-        return f"cells {cells}, step = {_affine(AccessMap(row_stride, domain.column_stride, domain.delay))}"
+        step = AccessMap(row_stride, domain.column_stride, domain.delay, self.row_length * frame_stride)
+        return f"cells {cells}, step = {_affine(step)}"
 
     def _operand(self, number: int, written: bool = False) -> str:
         operand = self.operands[number]
@@ -235,7 +242,8 @@ def _bare(value: str) -> str:
 
 def _affine(access: AccessMap) -> str:
     """ "10 row + column - 1" """
-    return _sum([(access.row_stride, "row"), (access.column_stride, "column"), (access.offset, "")])
+    strides = (access.frame_stride, "frame"), (access.row_stride, "row"), (access.column_stride, "column")
+    return _sum([*strides, (access.offset, "")])
 
 
 def _sum(terms: Sequence[tuple[int, str]]) -> str:
@@ -249,7 +257,7 @@ def _sum(terms: Sequence[tuple[int, str]]) -> str:
 
 
 def _box(box: Box, border: str) -> str:
-    ends = [("row", box.row0, box.row1), ("column", box.column0, box.column1)]
+    ends = [("frame", box.frame0, box.frame1), ("row", box.row0, box.row1), ("column", box.column0, box.column1)]
     limits = [f"{name} >= {low}" for name, low, _ in ends if low > 0]
     limits += [f"{name} < {high}" for name, _, high in ends if high < UNBOUNDED]
     return "{" + ", ".join(limits) + border + "}" if limits else ""

@@ -54,7 +54,7 @@ class AttentionLowering:
         position = self.placed[keys.node].position[keys.rows[0]]
         read = np.flatnonzero(seen.any(0))
         read = read if len(read) else np.zeros(1, np.int64)
-        found = affine(Cells(np.zeros_like(read), read), position[read].astype(np.int64))
+        found = affine(Cells.of_frame(np.zeros_like(read), read), position[read].astype(np.int64))
         if found is None:
             raise CompileError(f"the keys of attention do not lie regularly in {keys.node.name}, {keys.node.where}")
         operands = self.tables.program.operands

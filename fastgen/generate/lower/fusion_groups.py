@@ -64,6 +64,11 @@ class Grouping:
         for node in graph.nodes:
             for number, run in enumerate(node.runs):
                 self.tasks[node, number] = [Task(node, run, domain) for domain in placed[node].domains[number]]
+        self._by_position = {
+            source: {int(task.domain.positions[0]): task for task in tasks}
+            for source, tasks in self.tasks.items()
+            if len(tasks) > 1 and all(len(task.domain.positions) == 1 for task in tasks)
+        }
         for tasks in self.tasks.values():
             for task in tasks:
                 self._join(task)
@@ -74,9 +79,23 @@ class Grouping:
         """Returns the tasks that compute what a piece reads."""
         return [t for run in piece.source_runs() for t in self.tasks[piece.node, piece.node.runs.index(run)]]
 
+    def _read(self, piece: Piece, access: Access, domain: ScheduledDomain) -> list[Task]:
+        """Returns those of ``computing``; of a node that is unrolled, the ones whose cells the domain reads."""
+        found = []
+        for run in piece.source_runs():
+            source = piece.node, piece.node.runs.index(run)
+            unrolled = self._by_position.get(source)
+            if unrolled is None:
+                found += self.tasks[source]
+            else:
+                inside = access.box.holds(*domain.cells)
+                read = np.unique(access.map.position(*domain.cells.chosen(inside))).tolist()
+                found += [unrolled[position] for position in read if position in unrolled]
+        return found
+
     def sources(self, task: Task) -> list[tuple[Piece, Access, list[Task]]]:
         return [
-            (piece, access, self.computing(piece))
+            (piece, access, self._read(piece, access, task.domain))
             for piece, access in zip(task.run.pieces(), task.domain.operands, strict=True)
             if access is not None and piece.node.kind == "computed"
         ]
@@ -134,9 +153,10 @@ class Grouping:
                 task.stored = True
                 for source in self.feeding(task):
                     source.stored = True
-        for piece in (p for draw in draws for p in draw.pieces if p.node.kind == "computed"):
-            for source in self.computing(piece):
-                source.stored = True
+        for draw in draws:
+            for piece, access in zip(draw.pieces, draw.domain.operands, strict=True):
+                for source in self._read(piece, access, draw.domain) if piece.node.kind == "computed" else ():
+                    source.stored = True
 
     def _levels(self) -> None:
         """Gives every group its depth in the dependencies of its phase, and those of a loop levels of their own."""

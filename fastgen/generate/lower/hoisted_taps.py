@@ -44,11 +44,23 @@ def split_terms(group: Group, order: Order, placed: dict[Node, Placed], event: N
         return [n for n in chosen if _written_by(terms[n].piece, operands[n], domain, phases, placed, event)]
 
     if order.length > order.row_length:
-        if domain.row_step % order.row_length:
+        if domain.schedule.row_step % order.row_length or domain.schedule.frame_step % order.row_length:
             return SplitTerms(numbers, [])
         hoisted = there_at(2 * (domain.first_steps() // order.row_length * order.row_length), numbers)
         return SplitTerms([n for n in numbers if n not in hoisted], hoisted)
     return _in_blocks(group, numbers, there_at)
+
+
+def rows_at_once(domain: ScheduledDomain, row_length: int) -> int:
+    """Returns how many rows of cells, one after the other, hold sums that are still read when those of a row start."""
+    box, times = domain.box, domain.schedule
+    width, height = box.column1 - box.column0, box.row1 - box.row0
+    first = times.column_step * box.column0 + times.delay
+    last = first % row_length + times.column_step * (width - 1)
+    beyond = 0  # rows of a frame that start no earlier than the first of the next frame
+    if box.frame1 - box.frame0 > 1 and times.row_step:
+        beyond = max(0, height - times.frame_step // times.row_step)
+    return beyond + 1 + last // row_length
 
 
 def _in_blocks(group: Group, numbers: list[int], there_at) -> SplitTerms:
@@ -59,7 +71,7 @@ def _in_blocks(group: Group, numbers: list[int], there_at) -> SplitTerms:
     box = domain.box
     dense = [n for n in numbers if not terms[n].index and terms[n].piece.node.kind not in ("constant", "context")]
     for block in _BLOCKS if box.row1 - box.row0 == 1 and box.column1 - box.column0 > 1 else ():
-        ahead = domain.column_step * ((domain.cells.column - box.column0) % block)
+        ahead = domain.schedule.column_step * ((domain.cells.column - box.column0) % block)
         hoisted = there_at(domain.phases - 1 - 2 * ahead, dense)
         rows = sum(len(terms[n].weight_rows) for n in hoisted)
         spared = rows * (1 - 1 / block)

@@ -27,7 +27,7 @@ from fastgen.generate.ir.program import Program
 from fastgen.generate.lower.attention import AttentionLowering
 from fastgen.generate.lower.borders import border_beyond
 from fastgen.generate.lower.fusion_groups import Group, Grouping, Task
-from fastgen.generate.lower.hoisted_taps import SplitTerms, split_terms
+from fastgen.generate.lower.hoisted_taps import SplitTerms, rows_at_once, split_terms
 from fastgen.generate.lower.program_tables import Constants, ProgramTables
 from fastgen.generate.orders import Order
 from fastgen.generate.schedule.iteration_domain import Access, ScheduledDomain
@@ -113,14 +113,13 @@ class Lowering(ProgramTables):
         """Emits the hoisted terms, of a whole row or a block of cells; returns the instruction and the accumulator."""
         domain, parts, lanes = group.domain, len(group.contractions), group.lanes
         box = domain.box
-        width = box.column1 - box.column0
+        width, times = box.column1 - box.column0, domain.schedule
         if split.when == ROW:
-            first = domain.column_step * box.column0 + domain.delay
-            last = first % self.order.row_length + domain.column_step * (width - 1)
-            buffer = self.state_buffer(parts * lanes, width * (1 + last // self.order.row_length))
-            sums = AccessMap(width, 1, -box.column0 - width * box.row0)
+            frame = width * (box.row1 - box.row0) if box.frame1 - box.frame0 > 1 else 0
+            buffer = self.state_buffer(parts * lanes, width * rows_at_once(domain, self.order.row_length))
+            sums = AccessMap(width, 1, -box.column0 - width * box.row0 - frame * box.frame0, frame)
         else:
-            buffer = self.state_buffer(parts * lanes, -(-self.lookahead // domain.column_step) + split.block - 1)
+            buffer = self.state_buffer(parts * lanes, -(-self.lookahead // times.column_step) + split.block - 1)
             sums = AccessMap(0, 1, -box.column0)
         segments, weight = self._segments(group.contractions, split.hoisted, domain)
         operations = []
@@ -190,11 +189,14 @@ class Lowering(ProgramTables):
     def _borders(self, merged: list[list], domain: ScheduledDomain) -> dict[int, int]:
         """Returns for terms the number of the constant term that meets the same weights at all other cells."""
         found: dict[int, int] = {}
-        for number, (term, access, length, rows) in enumerate(merged):
-            for other, (constant, outside, count, same) in enumerate(merged):
-                alike = not term.index and not constant.index and length == count and np.array_equal(rows, same)
+        dense = [number for number, (term, *_) in enumerate(merged) if not term.index]
+        constants = [number for number in dense if merged[number][0].piece.node.kind == "constant"]
+        for number in (number for number in dense if number not in constants):
+            term, access, length, rows = merged[number]
+            for other in constants:
+                constant, outside, count, same = merged[other]
+                alike = term.piece.length == length == count and np.array_equal(rows, same)
                 reads = (term.piece, access), (constant.piece, outside)
-                alike = alike and number != other and term.piece.length == length
                 if alike and border_beyond(domain, *reads, self.graph.constants) is not None:
                     found[number] = other
         return found

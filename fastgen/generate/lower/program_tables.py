@@ -74,6 +74,10 @@ class ProgramTables:
             box.column0 = inside.column0
         if inside.column1 < whole.column1:
             box.column1 = inside.column1
+        if inside.frame0 > whole.frame0:
+            box.frame0 = inside.frame0
+        if inside.frame1 < whole.frame1:
+            box.frame1 = inside.frame1
         self.program.operands.append(Operand(buffer, access.slot, stride, length, replace(access.map), box))
         return len(self.program.operands) - 1
 
@@ -92,16 +96,20 @@ class ProgramTables:
         )
 
     def domain(self, domain: ScheduledDomain, when: int) -> IterationDomain:
-        """Returns the domain with its schedule in rows and columns of steps; ROW for whole rows of cells."""
+        """Returns the domain with its schedule in rows and columns of steps; ROW for whole rows or frames of cells."""
         box, row_length = domain.box, self.order.row_length
-        row_stride, column_stride, delay = domain.row_step, domain.column_step, domain.delay
+        row_stride, column_stride, delay, frame_stride = domain.schedule
         if domain.when == PIXEL and when == ROW:
-            first = domain.column_step * box.column0 + domain.delay
+            first = column_stride * box.column0 + delay
             row_stride, column_stride, delay = row_stride // row_length, 0, first // row_length
         elif when == PIXEL:
             row_stride = row_stride // row_length
+        if domain.when == PIXEL:
+            frame_stride = frame_stride // row_length
+        if domain.when != ROW:
+            row_stride = max(1, row_stride)
         ends = box.row0, box.row1, box.column0, box.column1
-        return IterationDomain(max(1, row_stride), max(1, column_stride), delay, *ends)
+        return IterationDomain(row_stride, max(1, column_stride), delay, *ends, frame_stride, box.frame0, box.frame1)
 
     def weight(self, parts: list[tuple[Recipe, np.ndarray, np.ndarray]]) -> int:
         key = tuple(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fastgen.generate.heads import Head
+from fastgen.generate.ir.domain_cells import Cell, Rows, pixel_cells, row_cells
 from fastgen.generate.ir.instructions import (
     CONSTANT,
     CONTEXT,
@@ -28,8 +29,8 @@ from fastgen.generate.ir.program import Program
 from fastgen.generate.machines.batch import FEW_SAMPLES, GenerationBatch, state_stride
 from fastgen.generate.machines.draw_position import draw_position
 
-Cells = tuple[Tensor, Tensor]
-"""Rows and columns of some cells of a domain, int64 ``[cells]`` each."""
+Cells = tuple[Tensor, Tensor, Tensor]
+"""Rows, columns and frames of some cells of a domain, int64 ``[cells]`` each."""
 
 
 class ReferenceMachine:
@@ -85,7 +86,7 @@ class ReferenceMachine:
         """Computes what depends on no drawn element: once, before the first step."""
         for instruction in self._working[PROLOGUE]:
             domain = instruction.domain
-            cells = _grid(range(domain.row0, domain.row1), range(domain.column0, domain.column1))
+            cells = _grid(domain, range(domain.row0, domain.row1), range(domain.frame0, domain.frame1))
             self._execute(instruction.body, run, cells)
 
     def advance(self, run: GenerationBatch, t0: int, t1: int) -> None:
@@ -104,13 +105,13 @@ class ReferenceMachine:
             for instruction in self._working[PIXEL]:
                 domain, body = instruction.domain, instruction.body
                 block = body.block if run.ahead and isinstance(body, Compute) else 1
-                for row, column in _pixel_cells(domain, t, self.program.row_length):
+                for row, column, frame in pixel_cells(domain, t, self.program.row_length):
                     if (column - domain.column0) % block == 0:
                         columns = range(column, min(column + block, domain.column1))
-                        self._execute(body, run, _grid([row], columns))
+                        self._execute(body, run, _grid(domain, [row], [frame], columns))
             for draw in self._draws:
-                for row, column in _pixel_cells(draw.domain, t, self.program.row_length):
-                    self._draw(draw.body, run, row, column)
+                for cell in pixel_cells(draw.domain, t, self.program.row_length):
+                    self._draw(draw.body, run, cell)
 
     def absorb(self, run: GenerationBatch, t0: int, t1: int) -> None:
         """``advance`` for steps whose elements are all known.
@@ -120,10 +121,10 @@ class ReferenceMachine:
         """
         for t in range(t0, t1):
             for draw in self._draws:
-                for row, column in _pixel_cells(draw.domain, t, self.program.row_length):
+                for cell in pixel_cells(draw.domain, t, self.program.row_length):
                     known = torch.tensor(False)
                     if run.known is not None:
-                        known = self._elements(run.known, draw.body, run, row, column)
+                        known = self._elements(run.known, draw.body, run, cell)
                     if not known.all():
                         raise ValueError(f"known is False for an element of step {t}; absorb needs all of them known")
         self.advance(run, t0, t1)
@@ -138,19 +139,18 @@ class ReferenceMachine:
     def _start_row(self, run: GenerationBatch, row: int) -> None:
         for instruction in self._working[ROW]:
             domain = instruction.domain
-            cell_row, rest = divmod(row - domain.delay, domain.row_stride)
-            if rest == 0 and domain.row0 <= cell_row < domain.row1:
-                self._execute(instruction.body, run, _grid([cell_row], range(domain.column0, domain.column1)))
+            for frame, rows in row_cells(domain, row):
+                self._execute(instruction.body, run, _grid(domain, rows, [frame]))
 
     def _execute(self, body: Compute | Attend, run: GenerationBatch, cells: Cells) -> None:
         """Runs an instruction at cells independent of one another: so many at once that they take little memory."""
         if isinstance(body, Attend):
-            for row, column in zip(*cells, strict=True):
-                self._attend(body, run, (row[None], column[None]))
+            for row, column, frame in zip(*cells, strict=True):
+                self._attend(body, run, (row[None], column[None], frame[None]))
             return
         most = max(1, _VALUES_AT_ONCE // (body.lanes * max(body.registers, 1)))
-        for rows, columns in zip(cells[0].split(most), cells[1].split(most), strict=True):
-            self._execute_cells(body, run, (rows, columns))
+        for rows, columns, frames in zip(*(axis.split(most) for axis in cells), strict=True):
+            self._execute_cells(body, run, (rows, columns, frames))
 
     def _execute_cells(self, body: Compute, run: GenerationBatch, cells: Cells) -> None:
         shape = (run.state.shape[0], len(cells[0]), body.lanes)
@@ -177,7 +177,7 @@ class ReferenceMachine:
         if not len(keys):
             self._write(body.out, run, cell, torch.zeros(len(query), 1, self.program.operands[body.out].length))
             return
-        repeats, along = body.heads // body.groups, (torch.zeros_like(keys), keys)
+        repeats, along = body.heads // body.groups, (torch.zeros_like(keys), keys, torch.zeros_like(keys))
         key, value = (
             self._read(number, run, along).unflatten(-1, (body.groups, -1)).repeat_interleave(repeats, 2).double()
             for number in (body.key, body.value)
@@ -264,26 +264,27 @@ class ReferenceMachine:
             border = self.constants[operand.border : operand.border + operand.length]
         values = border.expand(run.state.shape[0], len(cells[0]), -1).clone()
         inside = operand.box.holds(*cells)
-        slots = self._slots(operand, run, (cells[0][inside], cells[1][inside]))
+        slots = self._slots(operand, run, _chosen(cells, inside))
         values[:, inside] = self._buffer(operand, run)[:, slots[:, None], _channels(operand)]
         return values
 
     def _write(self, number: int, run: GenerationBatch, cells: Cells, values: Tensor) -> None:
         operand = self.program.operands[number]
         inside = operand.box.holds(*cells)
-        slots = self._slots(operand, run, (cells[0][inside], cells[1][inside]))
+        slots = self._slots(operand, run, _chosen(cells, inside))
         self._buffer(operand, run)[:, slots[:, None], _channels(operand)] = values[:, inside]
 
-    def _elements(self, event: Tensor, draw: Draw, run: GenerationBatch, row: int, column: int) -> Tensor:
+    def _elements(self, event: Tensor, draw: Draw, run: GenerationBatch, cell: Cell) -> Tensor:
         """Returns the draw's elements of ``levels`` or ``known``: ``[B, channels]``, a view."""
-        position = draw.map.position(row, column) - run.position0
+        position = draw.map.position(*cell) - run.position0
         if not 0 <= position < event.shape[2]:
             held = f"{run.position0} .. {run.position0 + event.shape[2] - 1}"
             raise ValueError(f"levels holds the positions {held}; position {position + run.position0} is drawn")
         return event[:, draw.channel0 : draw.channel0 + draw.channels, position]
 
-    def _draw(self, draw: Draw, run: GenerationBatch, row: int, column: int) -> None:
-        cells, position = _grid([row], [column]), draw.map.position(row, column)
+    def _draw(self, draw: Draw, run: GenerationBatch, cell: Cell) -> None:
+        position = draw.map.position(*cell)
+        cells = tuple(torch.tensor([place]) for place in cell)
         parameters = torch.cat([self._read(n, run, cells)[:, 0] for n in range(draw.parameter0, draw.parameter1)], -1)
         if run.parameters is not None:
             first = draw.channel0 * (parameters.shape[-1] // draw.channels)
@@ -298,23 +299,16 @@ def _keys_of(run: KeyRun, cell: Cells) -> Tensor:
     return torch.arange(first, max(first, stop), run.step)
 
 
-def _grid(rows: list[int] | range, columns: list[int] | range) -> Cells:
-    row, column = torch.tensor(list(rows)), torch.tensor(list(columns))
-    return row.repeat_interleave(len(column)), column.repeat(len(row))
+def _grid(domain: IterationDomain, rows: Rows, frames: Rows, columns: Rows | None = None) -> Cells:
+    """Returns the cells of frames and rows, at the columns of the domain or at some."""
+    columns = range(domain.column0, domain.column1) if columns is None else columns
+    frame, row, column = torch.meshgrid(*(torch.tensor(list(axis)) for axis in (frames, rows, columns)), indexing="ij")
+    return row.reshape(-1), column.reshape(-1), frame.reshape(-1)
 
 
-def _pixel_cells(domain: IterationDomain, t: int, row_length: int) -> Iterator[tuple[int, int]]:
-    """Yields the cells that answer to step t, in the order of the rows."""
-    row_steps, column_steps = row_length * domain.row_stride, max(domain.column_stride, 1)
-    last = t - domain.delay - column_steps * domain.column0
-    first = last - column_steps * max(domain.columns - 1, 0)
-    rows = range(domain.row0, domain.row1)
-    if row_steps:  # those with first <= row_steps * row <= last
-        rows = range(max(domain.row0, -(-first // row_steps)), min(domain.row1, last // row_steps + 1))
-    for row in rows:
-        column, rest = divmod(t - domain.delay - row_steps * row, column_steps)
-        if rest == 0 and domain.column0 <= column < domain.column1:
-            yield row, column
+def _chosen(cells: Cells, which: Tensor) -> Cells:
+    row, column, frame = (axis[which] for axis in cells)
+    return row, column, frame
 
 
 def _channels(operand: Operand) -> Tensor:

@@ -121,8 +121,9 @@ def chosen_steps(order: Order, most: int, generator: torch.Generator) -> list[in
     if last < most:
         return list(range(order.length))
     ends: list[int] = []
-    if len(order.grid) == 2:
-        height, width = order.grid
+    if len(order.grid) > 1:
+        width = order.grid[-1]
+        height = order.positions // width
         rows = torch.linspace(0, height - 1, min(height, _ROWS)).long().tolist()
         ends = order.steps[
             0, [position for row in rows for position in (row * width, row * width + width - 1)]

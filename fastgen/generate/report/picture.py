@@ -22,7 +22,7 @@ def save_picture(path: Path, title: str, order: Order, leaks: Leaks, influence: 
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plot needs matplotlib: pip install fastgen-kernels[zoo]") from error
-    image = len(order.grid) == 2
+    image = len(order.grid) > 1
     figure = Figure(figsize=(11, 5.4) if image else (11, 5.6), layout="constrained", dpi=120)
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(1, 2) if image else figure.subplots(2, 1)
@@ -71,8 +71,9 @@ def _image_of_output(axes, order: Order, influence: Influence) -> None:
     kinds = _kinds(order, influence)
     for name, mask in kinds.items():
         picture[mask] = to_rgb(_COLOURS[name])
-    axes.imshow(picture.reshape(*order.grid, 3))
-    row, column = influence.output.position
+    axes.imshow(_frames_beside(picture, order))
+    *frame, row, column = influence.output.position
+    column += frame[0] * order.grid[-1] if frame else 0
     axes.plot([column], [row], marker="s", mfc="none", mec=_OUTPUT, mew=2, ms=max(3, 180 / max(order.grid)))
     _finish_image(axes, f"what the output that scores {influence.output} sees", kinds)
 
@@ -82,9 +83,15 @@ def _image_of_leaks(axes, order: Order, leaks: Leaks) -> None:
 
     found = (leaks.sizes > 0).any(0).numpy()
     picture = np.where(found[:, None], to_rgb(_LEAK), to_rgb(_FREE))
-    axes.imshow(picture.reshape(*order.grid, 3))
+    axes.imshow(_frames_beside(picture, order))
     kinds = {"sees elements that are not drawn yet": found, "sees nothing that is not drawn yet": ~found}
     _finish_image(axes, _leak_title(leaks), {name: mask for name, mask in kinds.items() if mask.any()})
+
+
+def _frames_beside(picture: np.ndarray, order: Order) -> np.ndarray:
+    """Returns colours ``[P, 3]`` as an image, the frames of a video side by side."""
+    *_, height, width = order.grid
+    return picture.reshape(-1, height, width, 3).swapaxes(0, 1).reshape(height, -1, 3)
 
 
 def _finish_image(axes, title: str, kinds: dict[str, np.ndarray]) -> None:

@@ -20,6 +20,8 @@ class Placed:
     node: Node
     position: np.ndarray  # [rows] position of the row in sample 0, else -1
     row: np.ndarray  # [positions] row
+    height: int
+    """Rows of a frame; all of them but for videos."""
     width: int
     deadline: list[np.ndarray]  # per run, [positions]
     soft_deadline: list[np.ndarray]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastgen.generate.ir.graph import Graph, Node
-from fastgen.generate.ir.instructions import PIXEL, PROLOGUE, ROW
+from fastgen.generate.ir.instructions import PIXEL
 from fastgen.generate.orders import Order
 from fastgen.generate.schedule.iteration_domain import Cells, ScheduledDomain
 from fastgen.generate.schedule.key_reads import oldest_reads
@@ -39,8 +39,9 @@ def written(placed: Placed, number: int, event: Node) -> np.ndarray:
 def _grid(domain: ScheduledDomain) -> Cells:
     """Returns all cells of the domain's box."""
     box = domain.box
-    row, column = np.meshgrid(np.arange(box.row0, box.row1), np.arange(box.column0, box.column1), indexing="ij")
-    return Cells(row.reshape(-1), column.reshape(-1))
+    ends = (box.row0, box.row1), (box.column0, box.column1), (box.frame0, box.frame1)
+    row, column, frame = np.meshgrid(*(np.arange(*end) for end in ends), indexing="ij")
+    return Cells(row.reshape(-1), column.reshape(-1), frame.reshape(-1))
 
 
 def _horizon(phases: np.ndarray, order: Order, lookahead: int) -> np.ndarray:
@@ -60,7 +61,8 @@ def ring_lengths(
 
     def noted(node: Node, positions: np.ndarray, domain: ScheduledDomain, inside: np.ndarray) -> None:
         readers.setdefault(node, []).append((positions, domain.phases[inside]))
-        if order.length > order.row_length and order.regular and domain.row_step and domain.when == PIXEL:
+        advances = domain.schedule.row_step or domain.schedule.frame_step
+        if order.length > order.row_length and order.regular and advances and domain.when == PIXEL:
             starts = domain.first_steps() // order.row_length * order.row_length
             readers[node].append((positions, 2 * starts[inside]))
 
@@ -113,14 +115,9 @@ def _writes(place: Placed, number: int, event: Node, order: Order) -> tuple[np.n
         return np.arange(place.positions), written(place, number, event)
     positions, phases = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for domain in place.domains[number]:
-        row, column = _grid(domain)
-        positions.append(domain.target.position(row, column))
-        if domain.when == PROLOGUE:
-            phases.append(np.full(len(row), -1))
-        elif domain.when == ROW:
-            phases.append(2 * (domain.row_step * row + domain.delay) * order.row_length)
-        else:
-            phases.append(2 * (domain.row_step * row + domain.column_step * column + domain.delay) + 1)
+        cells = _grid(domain)
+        positions.append(domain.target.position(*cells))
+        phases.append(domain.schedule.phases(domain.when, cells, order.row_length))
     return np.concatenate(positions), np.concatenate(phases)
 
 

@@ -3,14 +3,11 @@
 Time is counted in phases: the prologue is -1, the start of the row of step t is 2 t, step t itself 2 t + 1. A cell is
 computed in a phase no earlier than it is ready and no later than its first consumer; within a phase, in the order of
 the graph. Nodes are placed from the outputs back, each run of channels as late as its deadlines allow, on a domain
-whose cells keep one affine relation to time: whole rows where that is legal, one offset from the step otherwise. What a
-node of a loop reads of a later one, or of itself, must be computed in an earlier phase.
+whose cells keep one affine relation to time: whole frames or rows where that is legal, one offset from the step
+otherwise. What a node of a loop reads of a later one, or of itself, must be computed in an earlier phase.
 """
 
 from __future__ import annotations
-
-import math
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -22,13 +19,11 @@ from fastgen.generate.ir.records import halves
 from fastgen.generate.orders import Order
 from fastgen.generate.schedule.affine_fit import affine, regular_times
 from fastgen.generate.schedule.check_schedule import check_schedule
-from fastgen.generate.schedule.iteration_domain import INFINITE, Access, Cells, ScheduledDomain
+from fastgen.generate.schedule.grids import grids, likely_advance, sizes_of
+from fastgen.generate.schedule.iteration_domain import INFINITE, Access, Cells, Schedule, ScheduledDomain
 from fastgen.generate.schedule.key_reads import first_reads
 from fastgen.generate.schedule.placed import DrawSite, Placed, follows, source_positions
 from fastgen.generate.schedule.unplaced import unplaced
-
-_PERIODS_2D = [(1, 1), (2, 2), (1, 2), (2, 1), (4, 4), (3, 3), (1, 3), (1, 4), (2, 4), (4, 2), (8, 8), (6, 6), (2, 6)]
-_PERIODS_1D = [(1, m) for m in (*range(1, 33), 40, 48, 64, 80, 96, 100, 128, 160, 200, 256, 320, 400, 441, 512)]
 
 
 class Scheduler:
@@ -37,6 +32,8 @@ class Scheduler:
         self.row_length = order.row_length
         self.has_rows = order.regular and order.length > order.row_length
         self.placed: dict[Node, Placed] = {}
+        self.stuck: Node | None = None
+        """The node for which ``run`` found no schedule."""
 
     def run(self) -> dict[Node, Placed]:
         for node in self.graph.nodes:
@@ -97,24 +94,9 @@ class Scheduler:
         far = [np.full(len(row), INFINITE) for _ in range(runs)]
         before = [self.placed[piece.node] for run in node.runs for piece in run.pieces() if piece.node in self.placed]
         return Placed(
-            node, position, row, self._width(node, len(row)), far, [f.copy() for f in far], [[] for _ in range(runs)],
-            node.kind == "input" or any(source.fed for source in before),
+            node, position, row, *sizes_of(node, len(row), self.placed, self.order), far, [f.copy() for f in far],
+            [[] for _ in range(runs)], node.kind == "input" or any(source.fed for source in before),
         )  # fmt: skip
-
-    def _width(self, node: Node, positions: int) -> int:
-        dims = [
-            n for n in (node.rows_shape[1:] if node.rows_shape[0] == 2 or node.kind == "constant" else (1,)) if n > 1
-        ]
-        if len(dims) >= 2:
-            return dims[-1]
-        for run in node.runs:
-            for piece in run.pieces():
-                source = self.placed.get(piece.node)
-                if source is not None and piece.node.kind != "constant" and source.positions == positions:
-                    return source.width
-        if self.has_rows and positions % self.order.row_width == 0:
-            return self.order.row_width
-        return max(positions, 1)
 
     # ---- deadlines
 
@@ -142,10 +124,12 @@ class Scheduler:
         rows = np.arange(len(draw.steps))
         phases = 2 * draw.steps + 1
         width = self.order.grid[-1] if self.has_rows else len(rows)
-        cells = Cells(rows // width, rows % width)
-        row_step, column_step, delay = regular_times(cells, draw.steps, draw.steps, (self.row_length, 1))
-        row_step, column_step = row_step or self.row_length, column_step or 1
-        domain = self._domain(PIXEL, (row_step, column_step, delay), cells, draw.positions, draw.pieces, rows)
+        height = self.order.grid[1] if self.order.has_frames else len(rows) // width
+        cells = Cells.on_grid(rows, height, width)
+        likely = (self.row_length, 1, height * self.row_length)
+        times = regular_times(cells, draw.steps, draw.steps, likely)
+        times = times._replace(row_step=times.row_step or self.row_length, column_step=times.column_step or 1)
+        domain = self._domain(PIXEL, times, cells, draw.positions, draw.pieces, rows)
         if domain is None:
             raise CompileError("the head's parameters do not lie regularly in the network's output")
         draw.domain = domain
@@ -168,6 +152,7 @@ class Scheduler:
             early = self._fit(placed, run, live, ready, np.minimum(deadline, soft_deadline)[live])
             domains = early if early is not None and len(early) <= len(domains) else domains
         if domains is None:
+            self.stuck = placed.node
             raise unplaced(self.graph, placed.node)
         for domain in domains:
             rows = placed.row[domain.positions]
@@ -188,7 +173,8 @@ class Scheduler:
 
     def _row_starts(self, domain: ScheduledDomain) -> np.ndarray | None:
         """Returns for each cell the first step of the row of steps in which its row begins."""
-        if domain.when != PIXEL or not self.has_rows or domain.row_step % self.row_length:
+        uneven = domain.schedule.row_step % self.row_length or domain.schedule.frame_step % self.row_length
+        if domain.when != PIXEL or not self.has_rows or uneven:
             return None
         return domain.first_steps() // self.row_length * self.row_length
 
@@ -200,35 +186,23 @@ class Scheduler:
             (run.ready[source.row[positions[valid]]] <= steps[valid]).all() for run in piece.source_runs()
         )
 
-    def _grids(self, placed: Placed, run: ChannelRun) -> Iterator[tuple[Cells, list[tuple[int, int]]]]:
-        p = np.arange(placed.positions)
-        if placed.width < placed.positions:
-            yield Cells(p // placed.width, p % placed.width), _PERIODS_2D
-        else:
-            yield Cells(p * 0, p), _PERIODS_1D
-        if self.has_rows:
-            yield Cells(p * 0, p), _PERIODS_1D[:8]
-        order = np.argsort(run.ready[placed.row], kind="stable")
-        rank = np.empty_like(p)
-        rank[order] = p
-        if not np.array_equal(rank, p):
-            yield Cells(p * 0, rank), _PERIODS_1D[:8]
-
     def _fit(self, placed: Placed, run: ChannelRun, live, ready, deadline) -> list[ScheduledDomain] | None:
         pieces = run.pieces()
         if not self.order.regular:
             return self._unrolled(placed, pieces, live, ready, deadline)
-        for grid, periods in self._grids(placed, run):
-            row, column = grid.chosen(live)
-            for every_row, every_column in periods:
-                if every_row > max(1, row.max() + 1) or every_column > max(1, column.max() + 1):
+        for grid, periods in grids(placed, run, self.has_rows):
+            row, column, frame = grid.chosen(live)
+            for every in periods:
+                if any(m > max(1, axis.max() + 1) for m, axis in zip(every, (row, column, frame), strict=True)):
                     continue
                 domains = []
-                likely = self._likely(placed, grid.column, every_row, every_column)
-                residues = (row % every_row) * every_column + column % every_column
-                for residue in sorted(set(residues.tolist())):
+                likely = likely_advance(grid, every, self.order)
+                residues = ((frame % every.frame) * every.row + row % every.row) * every.column + column % every.column
+                for residue in np.unique(residues):
                     chosen = residues == residue
-                    cells = Cells(row[chosen] // every_row, column[chosen] // every_column)
+                    cells = Cells(
+                        row[chosen] // every.row, column[chosen] // every.column, frame[chosen] // every.frame
+                    )
                     domain = self._fit_class(
                         placed, pieces, live[chosen], cells, ready[chosen], deadline[chosen], likely
                     )
@@ -239,59 +213,53 @@ class Scheduler:
                     return domains
         return None
 
-    def _likely(self, placed: Placed, columns: np.ndarray, every_row: int, every_column: int) -> tuple[int, int]:
-        """Steps a row and a column of a grid that covers the event evenly, of whose rows and columns every so manyth
-        is taken."""
-        width = int(columns.max()) + 1
-        if width == placed.positions:
-            return 0, max(1, round(self.order.length / width)) * every_column
-        height, rows = placed.positions // width, math.prod(self.order.grid[:-1])
-        row_step = max(1, round(rows / height)) * every_row * self.row_length
-        return row_step, max(1, round(self.row_length / width)) * every_column
-
     def _fit_class(
         self, placed: Placed, pieces, positions, cells: Cells, ready, deadline, likely
     ) -> ScheduledDomain | None:
         rows = placed.row[positions]
         if len(positions) == 1 and not self.has_rows:
-            likely = 0, 1  # one cell advances no further in a longer event
+            likely = 0, 1, 0  # one cell advances no further in a longer event
         for when in (PROLOGUE, ROW, PIXEL):
             if when == PROLOGUE:
                 once = placed.positions == 1 and not placed.fed  # what is fed may wait for the step that it belongs to
-                times = (0, 0, 0) if not ready.any() and (once or (deadline < 0).any()) else None
+                times = Schedule(0, 0, 0) if not ready.any() and (once or (deadline < 0).any()) else None
             elif when == ROW:
-                times = self._row_times(cells.row, ready, deadline, likely[0] // self.row_length)
+                times = self._row_times(cells, ready, deadline, likely)
             else:
                 times = regular_times(cells, ready, (deadline - 1) // 2, likely)
             if times is not None:
                 return self._domain(when, times, cells, positions, pieces, rows)
         return None
 
-    def _row_times(self, row, ready, deadline, likely: int) -> tuple[int, int, int] | None:
+    def _row_times(self, cells: Cells, ready, deadline, likely: tuple[int, int, int]) -> Schedule | None:
+        """Returns a schedule at the starts of rows: of whole frames where these may be computed so, else of rows."""
         if not self.has_rows:
             return None
         first, last = -(-ready // self.row_length), deadline // 2 // self.row_length
-        times = regular_times(Cells(row, np.zeros_like(row)), first, last, (max(1, likely), 0))
-        if times is None or (times[0] < 1 and (row != row[0]).any()):
+        (row, _, frame), zero = cells, np.zeros_like(cells.row)
+        row_step, frame_step = max(1, likely[0] // self.row_length), likely[2] // self.row_length
+        if self.order.has_frames:
+            times = regular_times(Cells(zero, zero, frame), first, last, (0, 0, frame_step))
+            if times is not None and not _at_once(frame, times.frame_step):
+                return times
+        times = regular_times(Cells(row, zero, frame), first, last, (row_step, 0, frame_step))
+        if times is None or _at_once(row, times.row_step) or _at_once(frame, times.frame_step):
             return None
-        return max(1, times[0]), 0, times[2] if times[0] else times[2] - int(row[0])
+        return times if times.row_step else times._replace(row_step=1, delay=times.delay - int(row[0]))
 
-    def _domain(self, when, times, cells: Cells, positions, pieces, rows) -> ScheduledDomain | None:
-        (row_step, column_step, delay), (row, column) = times, cells
+    def _domain(self, when: int, times: Schedule, cells: Cells, positions, pieces, rows) -> ScheduledDomain | None:
         target = affine(cells, positions)
         if target is None:
             return None
-        if when == PROLOGUE:
-            phases = np.full(len(row), -1, np.int64)
-        elif when == ROW:
-            phases = 2 * (row_step * row + delay) * self.row_length
-        elif (column_step < 1 and (column != column[0]).any()) or (
-            (row_step < 1 or row_step % self.row_length) and (row != row[0]).any()
-        ):
-            return None
-        else:
-            phases = 2 * (row_step * row + column_step * column + delay) + 1
-        domain = ScheduledDomain(when, row_step, column_step, delay, cells, positions, phases, target)
+        if when == PIXEL:
+            rows_of_steps = (times.row_step, cells.row), (times.frame_step, cells.frame)
+            uneven = any(step % self.row_length and (axis != axis[0]).any() for step, axis in rows_of_steps)
+            if uneven or any(
+                _at_once(axis, step) for step, axis in (*rows_of_steps, (times.column_step, cells.column))
+            ):
+                return None
+        phases = times.phases(when, cells, self.row_length)
+        domain = ScheduledDomain(when, times, cells, positions, phases, target)
         for piece in pieces:
             access = self._access(piece, rows, cells)
             if access is False:
@@ -323,6 +291,11 @@ class Scheduler:
         zero = np.zeros(1, np.int64)
         for i, position in enumerate(live):
             when, delay = (PROLOGUE, 0) if ready[i] == 0 else (PIXEL, int(deadline[i] - 1) // 2)
-            rows, times = placed.row[[position]], (self.row_length, 1, delay)
-            domains.append(self._domain(when, times, Cells(zero, zero), live[[i]], pieces, rows))
+            rows, times = placed.row[[position]], Schedule(self.row_length, 1, delay)
+            domains.append(self._domain(when, times, Cells.of_frame(zero, zero), live[[i]], pieces, rows))
         return domains
+
+
+def _at_once(axis: np.ndarray, step: int) -> bool:
+    """Whether cells at different places along an axis would be computed at the same time."""
+    return step < 1 and bool((axis != axis[0]).any())

@@ -9,8 +9,9 @@ from torch.fx import Interpreter
 from fastgen.generate.compiled_network import CompiledNetwork
 from fastgen.generate.frontend.export import state_of
 from fastgen.generate.frontend.fx_info import name_of, where_of
+from fastgen.generate.ir.domain_cells import Cell, pixel_cells, row_cells
 from fastgen.generate.ir.graph import Node
-from fastgen.generate.ir.instructions import PROLOGUE, ROW, Instruction
+from fastgen.generate.ir.instructions import PIXEL, ROW, Instruction
 from fastgen.generate.ir.opcodes import OPCODE
 from fastgen.generate.ir.program import Program
 from fastgen.generate.machines.batch import GenerationBatch
@@ -131,22 +132,16 @@ def _written(program: Program, buffer: int, step: int) -> list[int]:
     return positions
 
 
-def _cells(program: Program, instruction: Instruction, step: int) -> list[tuple[int, int]]:
-    """Returns the cells (row, column) at which an instruction runs at a step, or at the start of the step's row."""
-    if instruction.when == PROLOGUE:
-        return []
+def _cells(program: Program, instruction: Instruction, step: int) -> list[Cell]:
+    """Returns the cells at which an instruction runs at a step, or at the start of the step's row."""
     domain = instruction.domain
-    step_row, step_column = divmod(step, program.row_length)
-    cells = []
-    for row in range(domain.row0, min(domain.row1, step_row + 2)):
-        if instruction.when == ROW:
-            if step_column == 0 and step_row == domain.row_stride * row + domain.delay:
-                cells += [(row, column) for column in range(domain.column0, domain.column1)]
-        else:
-            along = step - domain.delay - program.row_length * domain.row_stride * row
-            column, rest = divmod(along, domain.column_stride)
-            cells += [(row, column)] * (rest == 0 and domain.column0 <= column < domain.column1)
-    return cells
+    if instruction.when == PIXEL:
+        return list(pixel_cells(domain, step, program.row_length))
+    start, rest = divmod(step, program.row_length)
+    if instruction.when != ROW or rest:
+        return []
+    columns = range(domain.column0, domain.column1)
+    return [(row, column, frame) for frame, rows in row_cells(domain, start) for row in rows for column in columns]
 
 
 def _kept(program: Program, run: GenerationBatch, buffer: int, position: int) -> Tensor:

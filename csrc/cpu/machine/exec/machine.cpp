@@ -39,8 +39,7 @@ class Machine::TeamMember {
 
   void run_prologue() {
     for (int number : machine_.plan_.prologue) {
-      const IterationDomain& domain = machine_.plan_.iterations[number];
-      run_grid(number, domain.row0, domain.row1, 0);
+      run_grid(number, Box::of(machine_.plan_.iterations[number]), 0);
     }
     barrier_wait();
   }
@@ -48,11 +47,9 @@ class Machine::TeamMember {
   void start_row(std::int64_t row, std::int64_t step) {
     for (int number : machine_.plan_.row) {
       const IterationDomain& domain = machine_.plan_.iterations[number];
-      const std::int64_t rest = row - domain.delay, stride = std::max<std::int64_t>(domain.row_stride, 1);
-      const std::int64_t cell_row = rest >= 0 ? rest / stride : -1;
-      if (cell_row * stride == rest && cell_row >= domain.row0 && cell_row < domain.row1) {
-        run_grid(number, cell_row, cell_row + 1, step);
-      }
+      each_row_at(domain, row, [&](std::int64_t frame, std::int64_t row0, std::int64_t row1) {
+        run_grid(number, {row0, row1, domain.column0, domain.column1, frame, frame + 1}, step);
+      });
     }
     barrier_wait();
   }
@@ -131,16 +128,17 @@ class Machine::TeamMember {
     level_ = -1;
   }
 
-  void run_grid(int number, std::int64_t row0, std::int64_t row1, std::int64_t step) {
-    const IterationDomain& domain = machine_.plan_.iterations[number];
+  void run_grid(int number, const Box& box, std::int64_t step) {
     cells_.clear();
-    for (std::int64_t row = row0; row < row1; ++row) {
-      for (std::int64_t column = domain.column0; column < domain.column1; ++column) {
-        cells_.push_back({row, column});
-        if (static_cast<std::int64_t>(cells_.size()) == kCellsTogether) {
-          run_compute(number, cells_, step);
-          if (worker_.stopped()) return;
-          cells_.clear();
+    for (std::int64_t frame = box.frame0; frame < box.frame1; ++frame) {
+      for (std::int64_t row = box.row0; row < box.row1; ++row) {
+        for (std::int64_t column = box.column0; column < box.column1; ++column) {
+          cells_.push_back({row, column, frame});
+          if (static_cast<std::int64_t>(cells_.size()) == kCellsTogether) {
+            run_compute(number, cells_, step);
+            if (worker_.stopped()) return;
+            cells_.clear();
+          }
         }
       }
     }

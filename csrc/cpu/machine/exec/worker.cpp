@@ -87,7 +87,7 @@ void Worker::resolve(const BoundOperand* operands, std::size_t count, Cell cell,
     const std::int64_t position = operands[i].position_of(cell);
     failure_.report(step, reach == Reach::before_first_position
                               ? text("an operand addresses position ", position, " of its buffer, at step ", step)
-                              : text("contexts[", operands[i].context, "] has ", run.contexts[operands[i].context].positions,
+                              : text("contexts[", operands[i].positions, "] has ", run.contexts[operands[i].positions].positions,
                                      " positions; position ", position, " is needed"));
   }
 }

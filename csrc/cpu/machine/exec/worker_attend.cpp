@@ -34,7 +34,7 @@ void Worker::list_keys(const PlannedAttend& planned, Cell cell, const Generation
     const std::int64_t first = std::max(keys.low, position_of(keys.start, cell));
     std::int64_t stop = std::min(keys.high, position_of(keys.end, cell));
     for (const BoundOperand* operand : {&planned.key, &planned.value}) {
-      if (operand->where == kContext) stop = std::min(stop, run.contexts[operand->context].positions);
+      if (operand->where == kContext) stop = std::min(stop, run.contexts[operand->positions].positions);
     }
     if (first >= stop) continue;
     keys_.push_back({first, (stop - first + keys.step - 1) / keys.step, keys.step});

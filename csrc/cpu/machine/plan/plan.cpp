@@ -24,25 +24,25 @@ BoundOperand bind(Program& program, const Operand& operand, const IterationDomai
   BoundOperand bound{};
   bound.row_stride = static_cast<std::int32_t>(operand.map.row_stride);
   bound.column_stride = static_cast<std::int32_t>(operand.map.column_stride);
+  bound.frame_stride = static_cast<std::int32_t>(operand.map.frame_stride);
   bound.offset = operand.map.offset;
-  if (cells.row0 < box.row0 || cells.row1 > box.row1 || cells.column0 < box.column0 || cells.column1 > box.column1) {
+  if (!box.holds(cells)) {
     float* border = operand.border >= 0 ? plan.constants + operand.border : plan.zeros.data();
     plan.boxes.push_back({box, written ? nullptr : border});
     bound.box = &plan.boxes.back();
   }
-  const Box inside = {std::max(cells.row0, box.row0), std::min(cells.row1, box.row1), std::max(cells.column0, box.column0),
-                      std::min(cells.column1, box.column1)};
-  if (inside.row0 < inside.row1 && inside.column0 < inside.column1) {
+  const Box inside = Box::of(cells).within(box);
+  if (!inside.empty()) {
+    const Span frames = product_range(operand.map.frame_stride, inside.frame0, inside.frame1);
     const Span rows = product_range(operand.map.row_stride, inside.row0, inside.row1);
     const Span columns = product_range(operand.map.column_stride, inside.column0, inside.column1);
-    bound.wraps = rows.end + columns.end + operand.map.offset >= buffer.positions;
+    bound.wraps = frames.end + rows.end + columns.end + operand.map.offset >= buffer.positions;
   }
   bound.where = static_cast<std::int8_t>(buffer.where);
-  bound.positions = static_cast<std::int32_t>(buffer.positions);
+  bound.positions = static_cast<std::int32_t>(buffer.where == kContext ? buffer.offset : buffer.positions);
   bound.reciprocal = buffer.positions > 0 ? 1.0 / static_cast<double>(buffer.positions) : 0.0;
   bound.channels = static_cast<std::int32_t>(buffer.channels);
   bound.first = operand.channel + (buffer.where == kContext ? 0 : buffer.offset);
-  bound.context = buffer.where == kContext ? static_cast<std::int32_t>(buffer.offset) : -1;
   bound.channel_stride = static_cast<std::int32_t>(operand.channel_stride);
   bound.length = static_cast<std::int32_t>(operand.length);
   bound.written = written;
@@ -287,7 +287,7 @@ Plan::Plan(Program& program, const PackedWeights& weights, const HeadSpec& head)
     } else {
       const TimedDomain timed = TimedDomain::of(cells, program.row_length, compute ? compute->block : 1);
       if (timed.single()) {
-        planned.only = {cells.row0, cells.column0};
+        planned.only = {cells.row0, cells.column0, cells.frame0};
         planned.step = timed.first_step();
         computes_once.push_back({planned.step, number});
       } else if (!timed.empty()) {
