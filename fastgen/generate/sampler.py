@@ -51,7 +51,7 @@ class Sampler(CompiledNetwork):
             other state that the output does not read are ignored.
         event_shape: ``(C, H, W)``, ``(C, T)``, ``(T,)`` or ``(D,)``.
         head: how outputs are read, scored and drawn; see ``fastgen.heads``.
-        order: "raster", "raster-subpixel", "time", "features", or the positions in the order in which they are drawn.
+        order: "raster", "raster-subpixel", "time", "time-channels", "features", or the positions as they are drawn.
         weights: "float32", or "bfloat16" or "int8": rounded weights, an approximation.
         predicts: "same" where output t scores element t, "next" (orders "time" and "raster" only) where it scores
             element t + 1; then the network first reads ``start``.
@@ -171,8 +171,8 @@ class Sampler(CompiledNetwork):
         ``known``. The chunks together are bitwise what ``sample`` returns.
 
         Raises:
-            ValueError: the order is not "time", an argument is out of range or of the wrong shape, or ``steps`` is None
-                and the network has an end; said before any work.
+            ValueError: the order is not that of a sequence, an argument is out of range or of the wrong shape, or
+                ``steps`` is None and the network has an end; said before any work.
         """
         return stream(self, batch, steps, chunk, seed, prompt, SamplingOptions.of("stream", options))
 

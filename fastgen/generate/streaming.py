@@ -26,12 +26,12 @@ def stream(
     options: SamplingOptions,
 ) -> Iterator[Tensor]:
     """``Sampler.stream``: its arguments, results and errors."""
-    if network.order.name != "time":
-        raise ValueError(f"stream needs order 'time'; this sampler has order {network.order.name!r}")
+    if not network.order.is_sequence:
+        raise ValueError(f"stream needs order 'time' or 'time-channels'; this sampler has order {network.order.name!r}")
     chunk = check_integer("chunk", chunk, 1)
     prompt = None if prompt is None else as_tensor("prompt", prompt)
     given = 0 if prompt is None or not prompt.dim() else prompt.shape[-1]
-    last = network.program.steps
+    last = network.program.steps // network.order.steps_per_position
     total = last if steps is None else given + check_integer("steps", steps, 1)
     framed = network.request.layout is not None and network.request.layout.frames()
     if not 0 < total <= last or (steps is None and last < STREAM and not framed):
@@ -43,7 +43,7 @@ def stream(
         levels = given_levels(network.head, prompt, batch, "prompt", (*network.event_shape[:-1], given))
         state.run.levels = levels.reshape(batch, channels, given).clone()
         state.run.known = torch.ones_like(state.run.levels, dtype=torch.bool)
-        network.machine.absorb(state.run, 0, given)
+        network.machine.absorb(state.run, 0, given * network.order.steps_per_position)
     return _chunks(network, state, given, total, chunk)
 
 
@@ -58,5 +58,5 @@ def _chunks(network: CompiledNetwork, state: State, at: int, total: int, chunk: 
 def _next(network: CompiledNetwork, state: State, at: int, size: int) -> Tensor:
     state.run.levels, state.run.known = state.run.levels.new_zeros(*state.run.levels.shape[:2], size), None
     state.run.position0 = at
-    network.machine.advance(state.run, at, at + size)
+    network.machine.advance(state.run, *[step * network.order.steps_per_position for step in (at, at + size)])
     return network.request.levels(state.run.levels, (*network.event_shape[:-1], size))

@@ -7,6 +7,8 @@ mode and its weights are seeded. ``order`` is a name, or the flat elements in th
 from __future__ import annotations
 
 from tests.generate import public_attention as attention
+from tests.generate import public_audio as audio
+from tests.generate import public_image_loops as image_loops
 from tests.generate import public_images as images
 from tests.generate import public_recurrent as recurrent
 from tests.generate import public_sequences as sequences
@@ -39,6 +41,10 @@ NETWORKS = {
         recurrent.rwkv,
         recurrent.mamba,
         recurrent.row_lstm,
+        image_loops.conv_lstm,
+        audio.wavernn,
+        audio.wavernn_mels,
+        audio.samplernn,
         attention.gpt,
         attention.llama,
         attention.transformer_xl,

@@ -40,10 +40,10 @@ def _sites(parameters: Tensor, order: Order) -> list[Site]:
     parameters = parameters[0]  # [P, G, n]
     groups, channels = parameters.shape[1], order.channels
     positions = np.arange(parameters.shape[0])
-    if order.name == "raster-subpixel":
+    if order.by_channel:
         if groups != channels:
             raise CompileError(
-                "order 'raster-subpixel' draws one channel a step; the head draws all channels of a position at once"
+                f"order {order.name!r} draws one channel a step; the head draws all channels of a position at once"
             )
         tables = [(c, 1, parameters[:, c]) for c in range(channels)]
     else:

@@ -92,7 +92,7 @@ def _without_step(node: Node, order: Order, lag: int) -> np.ndarray:
     if not still.any() or not halves(uses):
         return still
     settled = np.zeros(node.rows, bool)
-    if order.name != "time" or node.rows_shape[0] != 2 or sum(n > 1 for n in node.rows_shape[1:]) > 1:
+    if not order.is_sequence or node.rows_shape[0] != 2 or sum(n > 1 for n in node.rows_shape[1:]) > 1:
         return settled
     for half in np.split(np.arange(node.rows), 2):
         first = int(np.argmax(~still[half]))
