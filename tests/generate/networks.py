@@ -36,6 +36,7 @@ NETWORKS = {
         recurrent.own_cell,
         recurrent.sequence_first_loop,
         recurrent.averages,
+        recurrent.cumulative_norm,
         recurrent.linear_attention,
         recurrent.retention,
         recurrent.rwkv,

@@ -164,6 +164,34 @@ class Averages(nn.Module):
         return self.mix(torch.cat([torch.stack(averages, 1), mean, x.cummax(1).values], 2))
 
 
+class CumulativeNorm(nn.Module):
+    """Cumulative layer normalisation of Conv-TasNet (Luo and Mesgarani 2019, arXiv 1809.07454), by sums over time.
+
+    Then a moving mean and variance, by which the input is normalised.
+    """
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.gain, self.bias = nn.Parameter(torch.rand(1, channels, 1) + 0.5), nn.Parameter(torch.randn(1, channels, 1))
+        self.conv, self.rate = nn.Conv1d(channels, channels, 3), nn.Parameter(torch.randn(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(F.pad(x.transpose(1, 2), (2, 0)))
+        channels, length = y.shape[1:]
+        total, power = y.sum(1).cumsum(1), y.square().sum(1).cumsum(1)
+        count = channels * torch.arange(1, length + 1)
+        mean = total / count
+        variance = (power - 2 * mean * total) / count + mean.square()
+        y = self.gain * (y - mean.unsqueeze(1)) / (variance + 1e-2).sqrt().unsqueeze(1) + self.bias
+        rate, mean, outputs = torch.sigmoid(self.rate), torch.zeros_like(x[:, 0]), []
+        variance = mean + 1
+        for now in y.unbind(2):
+            mean = rate * mean + (1 - rate) * now
+            variance = rate * variance + (1 - rate) * (now - mean).square()
+            outputs.append((now - mean) * torch.rsqrt(variance + 1e-2))
+        return torch.stack(outputs, 1)
+
+
 class LinearAttention(nn.Module):
     """Katharopoulos et al. 2020, arXiv 2006.16236, by sums over the past."""
 
@@ -197,6 +225,10 @@ class Retention(nn.Module):
 
 def averages():
     return _tokens(Averages)
+
+
+def cumulative_norm():
+    return _tokens(CumulativeNorm, 16)
 
 
 def linear_attention():
