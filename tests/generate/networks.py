@@ -43,6 +43,8 @@ NETWORKS = {
         recurrent.mamba,
         recurrent.row_lstm,
         image_loops.conv_lstm,
+        image_loops.diagonal_lstm,
+        image_loops.columns_gru,
         audio.wavernn,
         audio.wavernn_mels,
         audio.samplernn,

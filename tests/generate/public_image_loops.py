@@ -52,27 +52,22 @@ def conv_lstm():
 
 
 class NotesConvLSTM(nn.Module):
-    """A piano roll [N, pitches, T]: the convolutions of a two-layer convolutional LSTM run along the pitches."""
+    """A piano roll [N, pitches, T]: the convolutions of a convolutional LSTM run along the pitches."""
 
     def __init__(self, hidden: int = 3) -> None:
         super().__init__()
-        self.cells = nn.ModuleList([ConvLSTMCell(1, hidden), ConvLSTMCell(hidden, hidden)])
-        self.out, self.hidden = nn.Conv1d(hidden, 1, 1), hidden
+        self.cell, self.out, self.hidden = ConvLSTMCell(1, hidden), nn.Conv1d(hidden, 1, 1), hidden
 
     def forward(self, x: Tensor) -> Tensor:
-        zeros = x.new_zeros(x.shape[0], self.hidden, x.shape[1])
-        states, scores = [(zeros, zeros) for _ in self.cells], []
-        for t in range(x.shape[2]):
-            h = x[:, None, :, t]
-            for number, cell in enumerate(self.cells):
-                states[number] = cell(h, states[number])
-                h = states[number][0]
-            scores.append(self.out(h)[:, 0])
+        state, scores = (x.new_zeros(x.shape[0], self.hidden, x.shape[1]),) * 2, []
+        for now in x.unbind(2):
+            state = self.cell(now[:, None], state)
+            scores.append(self.out(state[0])[:, 0])
         return torch.stack(scores, 2)
 
 
 def conv_lstm_pitches():
-    return built(NotesConvLSTM), (4, 14), heads.Bernoulli(to_input="float"), "time", "next", None
+    return built(NotesConvLSTM), (4, 12), heads.Bernoulli(to_input="float"), "time", "next", None
 
 
 # ---- Diagonal BiLSTM ----
@@ -109,21 +104,50 @@ class DiagonalLSTM(nn.Module):
         return unskew(torch.stack(outputs, 3))
 
 
-class DiagonalBiLSTM(nn.Module):
+class DiagonalNetwork(nn.Module):
     """van den Oord et al. 2016, arXiv 1601.06759: the half that runs from the right sees the rows above only."""
 
-    def __init__(self, channels: int = 4, levels: int = 5) -> None:
+    def __init__(self, both: bool, channels: int = 4, levels: int = 5) -> None:
         super().__init__()
-        self.first = MaskedConv("A", 1, channels, 3, padding=1)
-        self.left, self.right = DiagonalLSTM(channels, channels), DiagonalLSTM(channels, channels)
+        self.first, self.left = MaskedConv("A", 1, channels, 3, padding=1), DiagonalLSTM(channels, channels)
+        self.right = DiagonalLSTM(channels, channels) if both else None
         self.out = nn.Conv2d(channels, levels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
-        right = self.right(x.flip(3)).flip(3)
-        return self.out(x + self.left(x) + F.pad(right, (0, 0, 1, -1)))
+        states = self.left(x)
+        if self.right is not None:
+            states = states + F.pad(self.right(x.flip(3)).flip(3), (0, 0, 1, -1))
+        return self.out(x + states)
 
 
-def diagonal_bilstm():
+def diagonal_lstm():
     head = heads.Categorical(5, to_input="symmetric")
-    return built(DiagonalBiLSTM), (1, 6, 5), head, "raster", "same", None
+    return built(lambda: DiagonalNetwork(both=False)), (1, 5, 6), head, "raster", "same", None
+
+
+# ---- an LSTM along every row ----
+
+
+class ColumnsGRU(nn.Module):
+    """A cell in a loop over the columns, for all rows at once, which lie in the batch."""
+
+    def __init__(self, channels: int = 4, levels: int = 5) -> None:
+        super().__init__()
+        self.first, self.cell = MaskedConv("A", 1, channels, 3, padding=1), nn.GRUCell(channels, channels)
+        self.out = nn.Conv2d(channels, levels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        n, c, h, w = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(n * h, w, c)
+        state, states = x.new_zeros(n * h, c), []
+        for column in rows.unbind(1):
+            state = self.cell(column, state)
+            states.append(state)
+        return self.out(x + torch.stack(states, 1).reshape(n, h, w, c).permute(0, 3, 1, 2))
+
+
+def columns_gru():
+    head = heads.Categorical(5, to_input="symmetric")
+    return built(ColumnsGRU), (1, 6, 5), head, "raster", "same", None

@@ -20,6 +20,7 @@ from fastgen.generate.ir.loops import loops_of
 from fastgen.generate.ir.records import halves
 from fastgen.generate.orders import Order
 from fastgen.generate.schedule.affine_fit import affine, regular_times
+from fastgen.generate.schedule.boxes import boxes_of
 from fastgen.generate.schedule.check_schedule import check_schedule
 from fastgen.generate.schedule.iteration_domain import INFINITE, Access, Cells, ScheduledDomain
 from fastgen.generate.schedule.key_reads import first_reads
@@ -28,6 +29,8 @@ from fastgen.generate.schedule.unplaced import unplaced
 
 _PERIODS_2D = [(1, 1), (2, 2), (1, 2), (2, 1), (4, 4), (3, 3), (1, 3), (1, 4), (2, 4), (4, 2), (8, 8), (6, 6), (2, 6)]
 _PERIODS_1D = [(1, m) for m in (*range(1, 33), 40, 48, 64, 80, 96, 100, 128, 160, 200, 256, 320, 400, 441, 512)]
+_FEW = 4
+"""Domains of a run beyond which its cells are rather cut into boxes, if they can be; in a loop one."""
 
 
 class Scheduler:
@@ -208,6 +211,8 @@ class Scheduler:
             yield Cells(p * 0, p), _PERIODS_1D
         if self.has_rows:
             yield Cells(p * 0, p), _PERIODS_1D[:8]
+        elif placed.width < placed.positions:  # many cells a step, a class of cells for each
+            yield Cells(p * 0, p), _PERIODS_1D
         order = np.argsort(run.ready[placed.row], kind="stable")
         rank = np.empty_like(p)
         rank[order] = p
@@ -218,6 +223,7 @@ class Scheduler:
         pieces = run.pieces()
         if not self.order.regular:
             return self._unrolled(placed, pieces, live, ready, deadline)
+        many = None
         for grid, periods in self._grids(placed, run):
             row, column = grid.chosen(live)
             for every_row, every_column in periods:
@@ -236,8 +242,32 @@ class Scheduler:
                         break
                     domains.append(domain)
                 else:
-                    return domains
-        return None
+                    if not self.has_rows or len(domains) <= (1 if placed.node.loop else _FEW):
+                        return domains
+                    many = many or domains
+                    break
+        return self._fit_boxes(placed, pieces, live, ready, deadline) or many
+
+    def _fit_boxes(self, placed: Placed, pieces, live, ready, deadline) -> list[ScheduledDomain] | None:
+        """Returns a domain for every box of cells of an image that read the same pieces, where there are a few."""
+        if not self.has_rows:
+            return None
+        grid = Cells(live // placed.width, live % placed.width)
+        early = 2 * ready + 1 > deadline  # what must be there at the start of a row
+        kinds = [early]
+        for piece in pieces:
+            valid = source_positions(self.placed, piece, placed.row[live]) >= 0
+            kinds.append(np.where(valid, piece.slots[placed.row[live]], -1))
+        likely = self._likely(placed, np.arange(placed.positions) % placed.width, 1, 1)
+        domains = []
+        for box in boxes_of(grid, kinds) or ():
+            cells = live[box], grid.chosen(box), ready[box], deadline[box]
+            found = self._fit_class(placed, pieces, *cells, likely, (PIXEL,))
+            found = found or self._fit_class(placed, pieces, *cells, likely)
+            if found is None:
+                return None
+            domains.append(found)
+        return domains or None
 
     def _likely(self, placed: Placed, columns: np.ndarray, every_row: int, every_column: int) -> tuple[int, int]:
         """Steps a row and a column of a grid that covers the event evenly, of whose rows and columns every so manyth
@@ -250,12 +280,12 @@ class Scheduler:
         return row_step, max(1, round(self.row_length / width)) * every_column
 
     def _fit_class(
-        self, placed: Placed, pieces, positions, cells: Cells, ready, deadline, likely
+        self, placed: Placed, pieces, positions, cells: Cells, ready, deadline, likely, phases=(PROLOGUE, ROW, PIXEL)
     ) -> ScheduledDomain | None:
         rows = placed.row[positions]
         if len(positions) == 1 and not self.has_rows:
             likely = 0, 1  # one cell advances no further in a longer event
-        for when in (PROLOGUE, ROW, PIXEL):
+        for when in phases:
             if when == PROLOGUE:
                 once = placed.positions == 1 and not placed.fed  # what is fed may wait for the step that it belongs to
                 times = (0, 0, 0) if not ready.any() and (once or (deadline < 0).any()) else None
