@@ -30,6 +30,7 @@ NETWORKS = {
         sequences.causal_unet,
         sequences.bytenet,
         recurrent.char_lstm,
+        recurrent.lstm_given_states,
         recurrent.gru_sequence_first,
         recurrent.relu_rnn,
         recurrent.cells,

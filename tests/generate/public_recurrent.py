@@ -63,6 +63,23 @@ class ReluRNN(nn.Module):
         return self.norm(x + self.rnn(x)[0])
 
 
+class GivenStates(nn.Module):
+    """Two layers in the layout [T, N, C], whose first states ``h0`` and ``c0`` [N, 2 * 6] are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.lstm, self.out = nn.Embedding(LEVELS, 6), nn.LSTM(6, 6, 2), nn.Linear(6, LEVELS)
+
+    def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
+        first = [states[name].unflatten(1, (2, 6)).transpose(0, 1).contiguous() for name in ("h0", "c0")]
+        return self.out(self.lstm(self.embed(x).transpose(0, 1), first)[0]).permute(1, 2, 0)
+
+
+def lstm_given_states():
+    states = {name: torch.zeros(1, 12) for name in ("h0", "c0")}
+    return built(GivenStates), (20,), heads.Categorical(LEVELS), "time", "next", None, states
+
+
 def char_lstm():
     return _tokens(CharLSTM)
 
