@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from fastgen.generate.step_rules import RULES, StepRule
 
-ORDERS = ("raster", "raster-subpixel", "time", "features")
+ORDERS = ("raster", "raster-subpixel", "time", "time-channels", "features")
 MOST_ELEMENTS = 1 << 40
 """Of an event; so many steps, and what is computed with them, fit into 64 bits."""
 
@@ -46,7 +46,21 @@ class Order:
     def length(self) -> int:
         if self.rule is not None:
             return self.rule.length(self.grid)
-        return self.positions * (self.channels if self.name == "raster-subpixel" else 1)
+        return self.positions * self.steps_per_position
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether the channels of a position are drawn one after the other."""
+        return self.name in ("raster-subpixel", "time-channels")
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether positions are times, of which there may be any number."""
+        return self.name in ("time", "time-channels")
+
+    @property
+    def steps_per_position(self) -> int:
+        return self.channels if self.by_channel else 1
 
     @property
     def has_frames(self) -> bool:
@@ -59,7 +73,7 @@ class Order:
         if self.rule is not None:
             return self.rule.steps(self.channels, self.grid)
         natural = np.arange(self.positions, dtype=np.int64)
-        if self.name == "raster-subpixel":
+        if self.by_channel:
             return natural[None] * self.channels + np.arange(self.channels)[:, None]
         steps = natural if self.permutation is None else np.argsort(self.permutation)
         return np.tile(steps, (self.channels, 1))
@@ -151,8 +165,9 @@ def make_order(order: str | StepRule | Sequence[int] | np.ndarray, event_shape: 
         raise ValueError(f"order {order!r} needs event_shape (T,), (C, T) or (D,), got {tuple(event_shape)}")
     if order == "features" and channels != 1:
         raise ValueError(f"order 'features' needs event_shape (D,), got {tuple(event_shape)}")
-    row_length = grid[-1] * (channels if order == "raster-subpixel" else 1) if images else positions
-    return Order(order, shape, channels, grid, row_length, regular=order != "features")
+    width = grid[-1] if images else positions
+    made = Order(order, shape, channels, grid, width, regular=order != "features")
+    return replace(made, row_length=width * made.steps_per_position)
 
 
 def _permutation(order: Sequence[int] | np.ndarray, positions: int, event_shape: Sequence[int]) -> np.ndarray:

@@ -52,8 +52,8 @@ class Sampler(CompiledNetwork):
             other state that the output does not read are ignored.
         event_shape: ``(C, H, W)``, a video's ``(C, T, H, W)``, ``(C, T)``, ``(T,)`` or ``(D,)``.
         head: how outputs are read, scored and drawn; see ``fastgen.heads``.
-        order: "raster", "raster-subpixel", "time", "features", or the positions in the order in which they are drawn;
-            or ``fastgen.generate``'s ``Groups``, ``Wavefront`` or ``Delayed``, where a step draws several elements.
+        order: "raster", "raster-subpixel", "time", "time-channels", "features", or the positions as they are drawn; or
+            ``fastgen.generate``'s ``Groups``, ``Wavefront`` or ``Delayed``, where a step draws several elements.
         weights: "float32", or "bfloat16" or "int8": rounded weights, an approximation.
         predicts: "same" where output t scores element t, "next" (orders "time" and "raster" only) where it scores
             element t + 1; then the network first reads ``start``.
@@ -173,8 +173,8 @@ class Sampler(CompiledNetwork):
         ``options`` are those of ``start`` but ``known``. The chunks together are bitwise what ``sample`` returns.
 
         Raises:
-            ValueError: the order is not one in time, an argument is out of range or of the wrong shape, or ``steps`` is
-                None and the network has an end; said before any work.
+            ValueError: the order is not that of a sequence, an argument is out of range or of the wrong shape, or
+                ``steps`` is None and the network has an end; said before any work.
         """
         return stream(self, batch, steps, chunk, seed, prompt, SamplingOptions.of("stream", options))
 

@@ -26,13 +26,15 @@ def stream(
     options: SamplingOptions,
 ) -> Iterator[Tensor]:
     """``Sampler.stream``: its arguments, results and errors."""
-    if network.order.name not in ("time", "delayed"):
-        raise ValueError(f"stream needs order 'time' or Delayed; this sampler has order {network.order.name!r}")
+    order = network.order
+    if not order.is_sequence and order.name != "delayed":
+        wanted = "order 'time' or 'time-channels', or Delayed"
+        raise ValueError(f"stream needs {wanted}; this sampler has order {order.name!r}")
     chunk = check_integer("chunk", chunk, 1)
     prompt = None if prompt is None else as_tensor("prompt", prompt)
     given = 0 if prompt is None or not prompt.dim() else prompt.shape[-1]
     lag = _lag(network)
-    last = network.program.steps - lag
+    last = network.program.steps // order.steps_per_position - lag
     total = last if steps is None else given + check_integer("steps", steps, 1)
     framed = network.request.layout is not None and network.request.layout.frames()
     if not 0 < total <= last or (steps is None and last < STREAM and not framed):
@@ -44,7 +46,7 @@ def stream(
         levels = given_levels(network.head, prompt, batch, "prompt", (*network.event_shape[:-1], given))
         state.run.levels = torch.nn.functional.pad(levels.reshape(batch, channels, given), (0, lag))
         state.run.known = torch.arange(given + lag).expand_as(state.run.levels) < given
-        network.machine.absorb(state.run, 0, given)
+        network.machine.absorb(state.run, 0, given * order.steps_per_position)
     return _chunks(network, state, given, total, chunk)
 
 
@@ -57,8 +59,8 @@ def _chunks(network: CompiledNetwork, state: State, at: int, total: int, chunk: 
 
 @called_on_cpu
 def _next(network: CompiledNetwork, state: State, at: int, size: int) -> Tensor:
-    run, lag = state.run, _lag(network)
-    first = max(0, run.step - lag)  # the first position that the steps to come may draw
+    run, lag, each = state.run, _lag(network), network.order.steps_per_position
+    first = max(0, run.step // each - lag)  # the first position that the steps to come may draw
     begin, end = first - run.position0, run.levels.shape[2]
     kept, known = run.levels[:, :, begin:end], None if run.known is None else run.known[:, :, begin:end]
     run.levels = run.levels.new_zeros(*run.levels.shape[:2], at + size + lag - first)
@@ -68,7 +70,7 @@ def _next(network: CompiledNetwork, state: State, at: int, size: int) -> Tensor:
         run.known = torch.zeros_like(run.levels, dtype=torch.bool)
         run.known[:, :, : known.shape[2]] = known[:, :, : run.levels.shape[2]]
     run.position0 = first
-    network.machine.advance(run, run.step, at + size + lag)
+    network.machine.advance(run, run.step, (at + size) * each + lag)
     drawn = run.levels[:, :, at - first : at - first + size]
     return network.request.levels(drawn, (*network.event_shape[:-1], size))
 

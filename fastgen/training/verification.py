@@ -34,7 +34,7 @@ class VerifyConfig:
     """FILE.py: mixtures of a head that has some."""
     to_input: Literal["index", "float", "unit", "symmetric"] | None = None
     """FILE.py: how a level is fed to the network; without it integers or floats, whichever it takes."""
-    order: Literal["raster", "raster-subpixel", "time", "features"] = "raster"
+    order: Literal["raster", "raster-subpixel", "time", "time-channels", "features"] = "raster"
     """FILE.py: the order of generation."""
     predicts: Literal["same", "next"] = "same"
     """FILE.py: the element that output t scores: t, or t + 1."""

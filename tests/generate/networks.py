@@ -7,7 +7,9 @@ mode and its weights are seeded. ``order`` is a name, the flat elements in their
 from __future__ import annotations
 
 from tests.generate import public_attention as attention
+from tests.generate import public_audio as audio
 from tests.generate import public_groups as groups
+from tests.generate import public_image_loops as image_loops
 from tests.generate import public_images as images
 from tests.generate import public_recurrent as recurrent
 from tests.generate import public_sequences as sequences
@@ -30,17 +32,25 @@ NETWORKS = {
         sequences.causal_unet,
         sequences.bytenet,
         recurrent.char_lstm,
+        recurrent.lstm_given_states,
         recurrent.gru_sequence_first,
         recurrent.relu_rnn,
         recurrent.cells,
         recurrent.own_cell,
         recurrent.sequence_first_loop,
         recurrent.averages,
+        recurrent.cumulative_norm,
         recurrent.linear_attention,
         recurrent.retention,
         recurrent.rwkv,
         recurrent.mamba,
         recurrent.row_lstm,
+        image_loops.conv_lstm,
+        image_loops.diagonal_lstm,
+        image_loops.columns_gru,
+        audio.wavernn,
+        audio.wavernn_mels,
+        audio.samplernn,
         attention.gpt,
         attention.llama,
         attention.transformer_xl,

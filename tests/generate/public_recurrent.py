@@ -63,6 +63,23 @@ class ReluRNN(nn.Module):
         return self.norm(x + self.rnn(x)[0])
 
 
+class GivenStates(nn.Module):
+    """Two layers in the layout [T, N, C], whose first states ``h0`` and ``c0`` [N, 2 * 6] are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.lstm, self.out = nn.Embedding(LEVELS, 6), nn.LSTM(6, 6, 2), nn.Linear(6, LEVELS)
+
+    def forward(self, x: Tensor, states: dict[str, Tensor]) -> Tensor:
+        first = [states[name].unflatten(1, (2, 6)).transpose(0, 1).contiguous() for name in ("h0", "c0")]
+        return self.out(self.lstm(self.embed(x).transpose(0, 1), first)[0]).permute(1, 2, 0)
+
+
+def lstm_given_states():
+    states = {name: torch.zeros(1, 12) for name in ("h0", "c0")}
+    return built(GivenStates), (20,), heads.Categorical(LEVELS), "time", "next", None, states
+
+
 def char_lstm():
     return _tokens(CharLSTM)
 
@@ -164,6 +181,34 @@ class Averages(nn.Module):
         return self.mix(torch.cat([torch.stack(averages, 1), mean, x.cummax(1).values], 2))
 
 
+class CumulativeNorm(nn.Module):
+    """Cumulative layer normalisation of Conv-TasNet (Luo and Mesgarani 2019, arXiv 1809.07454), by sums over time.
+
+    Then a moving mean and variance, by which the input is normalised.
+    """
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.gain, self.bias = nn.Parameter(torch.rand(1, channels, 1) + 0.5), nn.Parameter(torch.randn(1, channels, 1))
+        self.conv, self.rate = nn.Conv1d(channels, channels, 3), nn.Parameter(torch.randn(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(F.pad(x.transpose(1, 2), (2, 0)))
+        channels, length = y.shape[1:]
+        total, power = y.sum(1).cumsum(1), y.square().sum(1).cumsum(1)
+        count = channels * torch.arange(1, length + 1)
+        mean = total / count
+        variance = (power - 2 * mean * total) / count + mean.square()
+        y = self.gain * (y - mean.unsqueeze(1)) / (variance + 1e-2).sqrt().unsqueeze(1) + self.bias
+        rate, mean, outputs = torch.sigmoid(self.rate), torch.zeros_like(x[:, 0]), []
+        variance = mean + 1
+        for now in y.unbind(2):
+            mean = rate * mean + (1 - rate) * now
+            variance = rate * variance + (1 - rate) * (now - mean).square()
+            outputs.append((now - mean) * torch.rsqrt(variance + 1e-2))
+        return torch.stack(outputs, 1)
+
+
 class LinearAttention(nn.Module):
     """Katharopoulos et al. 2020, arXiv 2006.16236, by sums over the past."""
 
@@ -197,6 +242,10 @@ class Retention(nn.Module):
 
 def averages():
     return _tokens(Averages)
+
+
+def cumulative_norm():
+    return _tokens(CumulativeNorm, 16)
 
 
 def linear_attention():

@@ -111,6 +111,13 @@ def test_a_gated_pixelcnn_has_no_blind_spot_and_a_wavenet_the_reach_of_its_dilat
     assert not field.blind.any()
 
 
+@pytest.mark.parametrize("name", ["char_lstm", "cells", "averages", "samplernn", "row_lstm", "wavernn"])
+def test_a_recurrence_sees_every_earlier_element(name):
+    field = sampler(name).explain().field
+    assert (field.seen == field.earlier).all()
+    assert not field.blind.any()
+
+
 # ---- work
 
 

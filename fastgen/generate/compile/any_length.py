@@ -28,12 +28,16 @@ from fastgen.generate.ir.program import STREAM, Program
 from fastgen.generate.request import CompileRequest
 
 _GRAIN = 64
-_GRAIN_OF_LOOPS = 16
+_GRAIN_OF_LOOPS = 8
 """Steps between the two lengths of a network that loops over positions, whose every step takes its time to export."""
+_BEYOND, _BEYOND_LOOPS = 40, 16
+"""Steps that the shorter length has at least, besides twice those that the operators reach back."""
 _LONGEST = 1 << 16
 _FAR = 1 << 16
 """Steps up to which, at least, a network must be seen to stay the same to have a program without an end."""
-_LOOPED = 3
+_MOST_STEPS = 1 << 40
+"""Of a program without an end; several steps may draw one position."""
+_LOOPED = 7
 """Periods beyond the longer analysis up to which a network with a loop over positions is followed."""
 
 
@@ -81,7 +85,7 @@ def compile_module(request: CompileRequest) -> Compiled:
         CompileError: the network has no program; the message says where and why.
     """
     ends = ""
-    if request.order.name in ("time", "delayed"):
+    if request.order.is_sequence or request.order.name == "delayed":
         compiled, ends = _of_two_lengths(request)
         if compiled is not None:
             return compiled
@@ -102,9 +106,10 @@ def _of_two_lengths(request: CompileRequest) -> tuple[Compiled | None, str]:
     loops, ending = not frames and _has_loops(request), _has_an_end(request)
     grain = math.lcm(_GRAIN_OF_LOOPS if loops else _GRAIN, *[steps // math.gcd(steps, count) for count in frames])
     rest = steps % grain if ending else 0
+    beyond = _BEYOND_LOOPS if loops else _BEYOND
 
     def past(reach: int) -> int:
-        return -(-(2 * reach + 40) // grain) * grain + rest
+        return -(-(2 * reach + beyond) // grain) * grain + rest
 
     length, ends, tried = past(_reach(request.module)), "", False
     while length + grain < steps or not (ending or tried):
@@ -123,7 +128,8 @@ def _of_two_lengths(request: CompileRequest) -> tuple[Compiled | None, str]:
             if needed > length:
                 length = needed
                 continue
-            times = ((steps if ending else STREAM) - length) // grain
+            endless = min(STREAM, _MOST_STEPS // request.order.steps_per_position)
+            times = ((steps if ending else endless) - length) // grain
             programs = short.lowered.program, long.lowered.program
             program = extrapolate(*programs, times)
             plan = _whole_plan(request, short, long, times)
@@ -133,7 +139,7 @@ def _of_two_lengths(request: CompileRequest) -> tuple[Compiled | None, str]:
                 reach = max(map(sum, by_kind.values()), default=1)
                 return replace(_compiled(long, program, plan), analysed=length + grain, reach=reach), ""
         tried = True
-        length += 3 * (length - rest)
+        length += (1 if loops else 3) * (length - rest)
     return None, ends
 
 

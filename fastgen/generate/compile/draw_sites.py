@@ -44,7 +44,7 @@ def _sites(parameters: Tensor, order: Order) -> list[Site]:
     else:
         sites = [(channel0, count, positions[[at]]) for draws in order.draws for channel0, count, at in draws]
     if any(channel0 % coupled or count % coupled for channel0, count, _ in sites):
-        rule = "one channel a step" if order.name == "raster-subpixel" else "channels of a position at several steps"
+        rule = "one channel a step" if order.by_channel else "channels of a position at several steps"
         most = "all" if coupled == order.channels else f"{coupled}"
         raise CompileError(f"order {order.name!r} draws {rule}; the head draws {most} channels of a position at once")
     return [

@@ -22,7 +22,6 @@ from fastgen.generate.ir.opcodes import OPCODE
 from fastgen.generate.ir.program import Program
 
 _EXAMPLES = 4
-_ATTENTION_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _WHEN = {"prologue": "before the first step", "row": "at the start of a row", "pixel": "at a step"}
 
 
@@ -284,7 +283,7 @@ def _forward_multiply_adds(analysis: Analysis) -> float:
     """Counts those of one sample on the exported graph (which has a batch of two) without computing anything."""
     graph = analysis.exported.graph_module
     inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
-    counting = FlopCounterMode(display=False, custom_mapping={_ATTENTION_ON_CPU: _attention_flops})
+    counting = FlopCounterMode(display=False, custom_mapping=_UNCOUNTED)
     with FakeTensorMode(allow_non_fake_inputs=True), counting as counter, torch.no_grad():
         graph(*(torch.empty(value.shape, dtype=value.dtype) for value in inputs))
     return counter.get_total_flops() / 4
@@ -294,6 +293,17 @@ def _attention_flops(query, key, value, *_, **__) -> int:
     """Counts the operations of attention, which PyTorch does for GPUs only; the arguments are shapes."""
     *lead, queries, depth = query
     return 2 * math.prod(lead) * queries * key[-2] * (depth + value[-1])
+
+
+def _lstm_flops(x, inputs, states, *_, **__) -> int:
+    """Counts the operations of a layer of an LSTM, which PyTorch does not; the arguments are shapes."""
+    return 2 * math.prod(x[:-1]) * (math.prod(inputs) + math.prod(states))
+
+
+_UNCOUNTED = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten.mkldnn_rnn_layer: _lstm_flops,
+}
 
 
 def _memory(network: CompiledNetwork, program: Program) -> Memory:

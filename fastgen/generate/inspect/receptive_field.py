@@ -9,6 +9,7 @@ import numpy as np
 
 from fastgen.generate.compile.pipeline import Analysis
 from fastgen.generate.ir.graph import Node, Piece
+from fastgen.generate.ir.loops import loops_of
 from fastgen.generate.ir.records import KeyRows
 from fastgen.generate.orders import Order
 from fastgen.generate.schedule.scheduler import DrawSite
@@ -137,16 +138,22 @@ def _walk(analysis: Analysis, shift: int, draw: DrawSite, row: int) -> tuple[np.
         elif keys.node.kind == "computed":
             needed[keys.node][:, rows] = True
 
+    def mark_sources(node: Node) -> None:
+        for run, rows in zip(node.runs, needed[node], strict=True):
+            if rows.any():
+                for piece in run.pieces():
+                    mark(piece, np.flatnonzero(rows))
+                for keys in run.key_rows():
+                    mark_keys(keys, keys.read_by(rows, run.attention.seen))
+
     for piece in draw.pieces:
         mark(piece, np.array([row]))
-    for node in reversed(graph.nodes):
-        if node.kind == "computed":
-            for run, rows in zip(node.runs, needed[node], strict=True):
-                if rows.any():
-                    for piece in run.pieces():
-                        mark(piece, np.flatnonzero(rows))
-                    for keys in run.key_rows():
-                        mark_keys(keys, keys.read_by(rows, run.attention.seen))
+    for members in reversed(loops_of(graph)):
+        inside, before = [node for node in reversed(members) if node in needed], -1
+        while before != (now := sum(int(needed[node].sum()) for node in inside)):
+            before = now
+            for node in inside:
+                mark_sources(node)
     channels, grid = analysis.order.channels, analysis.order.grid
     if analysis.order.name == "features":
         seen = read[:1]

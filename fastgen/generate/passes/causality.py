@@ -119,4 +119,6 @@ def _remedy(order: Order, shift: int, late_by: int) -> str:
         said.append('If output t is meant to score element t + 1, pass predicts="next".')
     if late_by == 1 and order.name == "raster" and order.channels > 1:
         said.append('If the channels of a pixel follow one another, pass order="raster-subpixel".')
+    if late_by == 1 and order.name == "time" and order.channels > 1:
+        said.append('If the channels of a step follow one another, pass order="time-channels".')
     return "".join(" " + words for words in said)

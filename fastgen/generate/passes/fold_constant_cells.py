@@ -23,6 +23,9 @@ from fastgen.generate.ir.opcodes import OPCODE, REDUCTIONS
 from fastgen.generate.ir.operation_values import apply_operation
 from fastgen.generate.ir.records import halves
 from fastgen.generate.orders import Order
+from fastgen.generate.passes.loop_rows import loop_places
+from fastgen.generate.passes.needed_rows import needed_rows
+from fastgen.generate.passes.repeated_nodes import repeated_nodes
 from fastgen.generate.schedule.scheduler import DrawSite
 
 _LONGEST_PERIOD = 64
@@ -43,6 +46,8 @@ def fold_constant_cells(graph: Graph, order: Order, draws: list[DrawSite]) -> Fo
         CompileError: such a cell is the index of a table's row.
     """
     settled = {node: _without_step(node, order, _lag(draws)) for node in graph.nodes if node.kind == "computed"}
+    if order.regular and not order.is_sequence:
+        _settle_beside_images(graph, draws, settled)
     for piece in (piece for draw in draws for piece in draw.pieces):
         if piece.node in settled:
             settled[piece.node][piece.rows] = False
@@ -56,6 +61,15 @@ def fold_constant_cells(graph: Graph, order: Order, draws: list[DrawSite]) -> Fo
 
 
 # ---- which cells
+
+
+def _settle_beside_images(graph: Graph, draws: list[DrawSite], settled: dict[Node, np.ndarray]) -> None:
+    """Adds what a loop over the columns of a skewed image computes of padding, beside the image."""
+    needed = needed_rows(graph, draws)
+    for members in repeated_nodes(graph, needed):
+        beside = loop_places(members, needed).index < 0
+        for node, cells in zip(members, beside, strict=True):
+            settled[node] |= (node.uses == 0) & np.tile(cells, 2)
 
 
 def _lag(draws: list[DrawSite]) -> int:
@@ -92,7 +106,7 @@ def _without_step(node: Node, order: Order, lag: int) -> np.ndarray:
     if not still.any() or not halves(uses):
         return still
     settled = np.zeros(node.rows, bool)
-    if order.name != "time" or node.rows_shape[0] != 2 or sum(n > 1 for n in node.rows_shape[1:]) > 1:
+    if not order.is_sequence or node.rows_shape[0] != 2 or sum(n > 1 for n in node.rows_shape[1:]) > 1:
         return settled
     for half in np.split(np.arange(node.rows), 2):
         first = int(np.argmax(~still[half]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -16,8 +16,11 @@ BY_NUMBER = {"addc": "add", "mulc": "mul"}
 """Operations with a number that may differ from copy to copy, and those with an operand in its place."""
 
 
-def repeated_nodes(graph: Graph) -> list[list[Node]]:
-    """Returns for every node of the bodies of loops its copies, in the order of time."""
+def repeated_nodes(graph: Graph, needed: Mapping[Node, np.ndarray]) -> list[list[Node]]:
+    """Returns for every node of the bodies of loops its copies, in the order of time.
+
+    ``needed``: the rows (bool ``[rows]``) of every computed node that the draws need.
+    """
     nodes = [node for node in graph.nodes if node.kind == "computed"]
     known: dict[tuple, int] = {}
     tokens = np.array([known.setdefault(_signature(node), len(known)) for node in nodes], np.int64)
@@ -25,7 +28,7 @@ def repeated_nodes(graph: Graph) -> list[list[Node]]:
     while at < len(nodes):
         for repetition in repetitions_from(tokens, at):
             copies = [nodes[n : repetition.stop : repetition.period] for n in range(at, at + repetition.period)]
-            if _is_loop(graph, copies):
+            if _is_loop(graph, copies, needed):
                 found += [kept for members in copies if len(kept := _from_the_first_step(members)) > 1]
                 at = repetition.stop
                 break
@@ -49,9 +52,9 @@ def _signature(node: Node) -> tuple:
     return (node.rows_shape, node.channels, *runs)
 
 
-def _is_loop(graph: Graph, copies: list[list[Node]]) -> bool:
+def _is_loop(graph: Graph, copies: list[list[Node]], needed: Mapping[Node, np.ndarray]) -> bool:
     """Whether the copies compute alike, and each is ready later than the one before or depends on no step."""
-    if not _over_positions(graph, copies):
+    if not _over_positions(graph, copies, needed):
         return False
     steady = {node: number for members in copies if not _advances(members) for number, node in enumerate(members)}
     if len(steady) == sum(map(len, copies)) or any(node.uses.any() and _ready(node).any() for node in steady):
@@ -63,10 +66,19 @@ def _is_loop(graph: Graph, copies: list[list[Node]]) -> bool:
     return all(_alike(graph, members[-1], other) for members in copies for other in members[:-1])
 
 
-def _over_positions(graph: Graph, copies: list[list[Node]]) -> bool:
-    """Whether the copies share out the positions of the event: layers of shared weights each have all of them."""
+def _over_positions(graph: Graph, copies: list[list[Node]], needed: Mapping[Node, np.ndarray]) -> bool:
+    """Whether the copies share out the positions of the event: layers of shared weights each have all of them.
+
+    The columns of a skewed image have more rows than these, but no more that move and that the draws need.
+    """
     positions = math.prod(graph.grid) if graph.grid else math.inf
-    return all(len(members) * (members[0].rows // 2) <= positions + members[0].rows for members in copies)
+    for members in copies:
+        half = members[0].rows // 2
+        if len(members) * half > positions + half:
+            moving = sum(int(((node.uses > 0) & needed[node])[:half].sum()) for node in members)
+            if moving > positions + half:
+                return False
+    return True
 
 
 def _ready(node: Node) -> np.ndarray:

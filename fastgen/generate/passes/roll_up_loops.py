@@ -7,7 +7,8 @@ Merging only renumbers rows: every row is computed as before, from what it was c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,20 +17,23 @@ import torch
 from fastgen.generate.ir.graph import ChannelRun, Constant, Graph, Node, Piece, Recipe, Term, derive
 from fastgen.generate.ir.loops import order_loops
 from fastgen.generate.ir.records import same_values
+from fastgen.generate.passes.loop_rows import loop_places
+from fastgen.generate.passes.needed_rows import needed_rows
 from fastgen.generate.passes.repeated_nodes import BY_NUMBER, repeated_nodes
 from fastgen.generate.schedule.scheduler import DrawSite
 
 
 def roll_up_loops(graph: Graph, draws: list[DrawSite]) -> None:
     """Merges the copies of nodes that loops made, and orders the loops that arise."""
-    copies = repeated_nodes(graph)
+    needed = needed_rows(graph, draws)
+    copies = repeated_nodes(graph, needed)
     if copies:
-        _Merging(graph, draws, copies).run()
+        _Merging(graph, draws, copies, needed).run()
 
 
 @dataclass(frozen=True)
 class _Copy:
-    """A node's place in the merged node: its rows are some rows of ``node``."""
+    """A node's place in the merged node: its rows are some rows of ``node``, or -1 where nobody needs them."""
 
     node: Node
     rows: np.ndarray
@@ -49,8 +53,10 @@ class _Joined:
 
 
 class _Merging:
-    def __init__(self, graph: Graph, draws: list[DrawSite], copies: list[list[Node]]) -> None:
-        self.graph, self.draws, self.copies = graph, draws, copies
+    def __init__(
+        self, graph: Graph, draws: list[DrawSite], copies: list[list[Node]], needed: Mapping[Node, np.ndarray]
+    ) -> None:
+        self.graph, self.draws, self.copies, self.needed = graph, draws, copies, needed
         self.rank: dict[Node, float] = {node: node.index for node in graph.nodes}
         self.target: dict[Node, _Copy] = {}
         self.chosen: dict[tuple, Piece] = {}
@@ -76,14 +82,23 @@ class _Merging:
         order_loops(self.graph, self.rank)
 
     def _node(self, members: list[Node]) -> Node:
-        """Adds the merged node, sample by sample and in each of them copy by copy."""
+        """Adds the merged node, sample by sample and in each of them copy by copy, or along the rows of the image."""
         last, count = members[-1], len(members)
         half = last.rows // 2
         inner = last.rows_shape[1:] if last.rows_shape[0] == 2 else (half,)
-        places = np.arange(2 * count * half).reshape(2, count, half)
+        shape, places = (count, *inner), np.arange(count * half).reshape(count, half)
+        if len(self.graph.grid) == 2 and half > 1:
+            found = loop_places(members, self.needed)
+            if not np.array_equal(found.index, places):
+                shape, places = found.shape, found.index
+        rows = math.prod(shape)
+        places = np.stack([places, np.where(places >= 0, places + rows, -1)])
 
         def together(times: Iterable[np.ndarray]) -> np.ndarray:
-            return np.stack([t.reshape(2, half) for t in times], 1).reshape(-1)
+            given = np.stack([t.reshape(2, half) for t in times], 1)
+            filled = np.zeros(2 * rows, given.dtype)
+            filled[places[places >= 0]] = given[places >= 0]
+            return filled
 
         runs = [
             replace(
@@ -94,7 +109,7 @@ class _Merging:
             for number, run in enumerate(last.runs)
         ]
         with self.graph.at(last.place):
-            node = self.graph.add("computed", (2, count, *inner), last.channels, runs)
+            node = self.graph.add("computed", (2, *shape), last.channels, runs)
         self.rank[node] = last.index
         for number, member in enumerate(members):
             self.target[member] = _Copy(node, places[:, number].reshape(-1))
@@ -132,7 +147,7 @@ class _Merging:
             constant = self.graph.constant_node((len(numbers),), 1, Recipe((), lambda: values))
         rows = np.full(node.rows, -1, np.int32)
         for number, (_, at) in enumerate(numbers):
-            rows[at] = number
+            rows[at[at >= 0]] = number
         run.operands.append([Piece(constant, rows, np.zeros(node.rows, np.int32), 0, run.length)])
         run.opcode, run.x = BY_NUMBER[run.opcode], 0.0
 
@@ -143,7 +158,7 @@ class _Merging:
         found: list[_Joined] = []
         for given, at, key in read:
             piece = self._moved(given)
-            inside = piece.rows >= 0
+            inside = (piece.rows >= 0) & (at >= 0)
             if not inside.any():
                 continue
             slot = -1 if piece.varies else int(piece.slots[inside][0])

@@ -66,6 +66,8 @@ def grids(placed: Placed, run: ChannelRun, has_rows: bool) -> Iterator[tuple[Cel
         yield Cells.of_frame(p * 0, p), _PERIODS_1D
     if has_rows:
         yield Cells.of_frame(p * 0, p), _PERIODS_1D[:8]
+    elif placed.width < placed.positions:  # many cells a step, a class of cells for each
+        yield Cells.of_frame(p * 0, p), _PERIODS_1D
     order = np.argsort(run.ready[placed.row], kind="stable")
     rank = np.empty_like(p)
     rank[order] = p

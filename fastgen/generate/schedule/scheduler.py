@@ -18,12 +18,16 @@ from fastgen.generate.ir.loops import loops_of
 from fastgen.generate.ir.records import halves
 from fastgen.generate.orders import Order
 from fastgen.generate.schedule.affine_fit import affine, regular_times
+from fastgen.generate.schedule.boxes import boxes_of
 from fastgen.generate.schedule.check_schedule import check_schedule
-from fastgen.generate.schedule.grids import grids, likely_advance, sizes_of
+from fastgen.generate.schedule.grids import Period, grids, likely_advance, sizes_of
 from fastgen.generate.schedule.iteration_domain import INFINITE, Access, Cells, Schedule, ScheduledDomain
 from fastgen.generate.schedule.key_reads import first_reads
 from fastgen.generate.schedule.placed import DrawSite, Placed, follows, source_positions
 from fastgen.generate.schedule.unplaced import unplaced
+
+_FEW = 4
+"""Domains of a run beyond which its cells are rather cut into boxes, if they can be; in a loop one."""
 
 
 class Scheduler:
@@ -190,6 +194,7 @@ class Scheduler:
         pieces = run.pieces()
         if not self.order.regular:
             return self._unrolled(placed, pieces, live, ready, deadline)
+        many = None
         for grid, periods in grids(placed, run, self.has_rows):
             row, column, frame = grid.chosen(live)
             for every in periods:
@@ -210,16 +215,42 @@ class Scheduler:
                         break
                     domains.append(domain)
                 else:
-                    return domains
-        return None
+                    if not self.has_rows or self.order.has_frames or len(domains) <= (1 if placed.node.loop else _FEW):
+                        return domains
+                    many = many or domains
+                    break
+        return self._fit_boxes(placed, pieces, live, ready, deadline) or many
+
+    def _fit_boxes(self, placed: Placed, pieces, live, ready, deadline) -> list[ScheduledDomain] | None:
+        """Returns a domain for every box of cells of an image that read the same pieces, where there are a few."""
+        if not self.has_rows or self.order.has_frames:
+            return None
+        grid = Cells.of_frame(live // placed.width, live % placed.width)
+        early = 2 * ready + 1 > deadline  # what must be there at the start of a row
+        kinds = [early]
+        for piece in pieces:
+            valid = source_positions(self.placed, piece, placed.row[live]) >= 0
+            kinds.append(np.where(valid, piece.slots[placed.row[live]], -1))
+        p = np.arange(placed.positions)
+        whole = Cells.of_frame(p // placed.width, p % placed.width)
+        likely = likely_advance(whole, Period(1, 1), self.order)
+        domains = []
+        for box in boxes_of(grid, kinds) or ():
+            cells = live[box], grid.chosen(box), ready[box], deadline[box]
+            found = self._fit_class(placed, pieces, *cells, likely, (PIXEL,))
+            found = found or self._fit_class(placed, pieces, *cells, likely)
+            if found is None:
+                return None
+            domains.append(found)
+        return domains or None
 
     def _fit_class(
-        self, placed: Placed, pieces, positions, cells: Cells, ready, deadline, likely
+        self, placed: Placed, pieces, positions, cells: Cells, ready, deadline, likely, phases=(PROLOGUE, ROW, PIXEL)
     ) -> ScheduledDomain | None:
         rows = placed.row[positions]
         if len(positions) == 1 and not self.has_rows:
             likely = 0, 1, 0  # one cell advances no further in a longer event
-        for when in (PROLOGUE, ROW, PIXEL):
+        for when in phases:
             if when == PROLOGUE:
                 once = placed.positions == 1 and not placed.fed  # what is fed may wait for the step that it belongs to
                 times = Schedule(0, 0, 0) if not ready.any() and (once or (deadline < 0).any()) else None

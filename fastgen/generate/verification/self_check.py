@@ -158,7 +158,8 @@ def _of_program(network: CompiledNetwork, levels: Tensor, leaves: list[Tensor]) 
     positions = run.levels.shape[2]
     run.parameters = torch.full((len(levels), positions, count), torch.nan, dtype=torch.float32)
     try:
-        machine.absorb(run, 0, network.steps if network.program.steps < STREAM else positions)
+        every = network.order.steps_per_position
+        machine.absorb(run, 0, network.steps if network.program.steps < STREAM else positions * every)
     except ValueError as error:
         return run.parameters, str(error)
     return run.parameters, ""

@@ -71,7 +71,8 @@ def _defined(graph: Graph, node: Node, state: Value) -> Node:
     """Makes a carried state what ``state`` is, and returns its node; where that is another's, it takes its place."""
     ids = state.ids.reshape(graph.ids(node).shape)
     owner = graph.owner(ids)
-    if owner is not None and owner.rows_shape == node.rows_shape and torch.equal(ids, graph.ids(owner)):
+    alike = owner is not None and (owner.rows, owner.channels) == (node.rows, node.channels)
+    if alike and torch.equal(ids, graph.ids(owner).reshape(ids.shape)):
         for piece in (p for other in graph.nodes[node.index :] for run in other.runs for p in run.pieces()):
             if piece.node is node:
                 piece.node = owner
