@@ -7,6 +7,7 @@ mode and its weights are seeded. ``order`` is a name, or the flat elements in th
 from __future__ import annotations
 
 from tests.generate import public_attention as attention
+from tests.generate import public_captured as captured
 from tests.generate import public_images as images
 from tests.generate import public_recurrent as recurrent
 from tests.generate import public_sequences as sequences
@@ -48,5 +49,7 @@ NETWORKS = {
         attention.pixelsnail,
         attention.image_gpt,
         attention.image_transformer,
+        captured.flex_decoder,
+        captured.associative_state_space,
     )
 }

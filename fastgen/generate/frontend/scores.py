@@ -125,6 +125,8 @@ class Scores:
         if torch.broadcast_shapes(given.shape, self.shape) != self.shape:
             raise UnsupportedOperator(graph, "scores of attention that a mask of more dimensions is applied to")
         graph.assume(mask.recipe, lambda t: torch.equal(t.bool(), given))
+        if not bool(given.any()):
+            return self
         if not self.softmaxed:
             return replace(self._hide(graph, given, value), replaced=True)
         if value != 0:
