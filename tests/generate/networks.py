@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tests.generate import public_attention as attention
 from tests.generate import public_audio as audio
+from tests.generate import public_captured as captured
 from tests.generate import public_groups as groups
 from tests.generate import public_image_loops as image_loops
 from tests.generate import public_images as images
@@ -71,5 +72,7 @@ NETWORKS = {
         videos.video_strides,
         videos.video_subpixels,
         videos.video_transformer,
+        captured.flex_decoder,
+        captured.associative_state_space,
     )
 }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastgen.generate.errors import CompileError, UnsupportedOperator
@@ -20,6 +21,8 @@ from fastgen.generate.ir.records import BATCH, Node
 
 def attended(graph: Graph, weights: Scores, values: Tensor) -> Value:
     """Returns ``weights @ values`` for ids ``[*lead, S, width]``."""
+    if any(weights.left_out):
+        values, weights = F.pad(values, (0, 0, *weights.left_out)), replace(weights, left_out=(0, 0))
     _leave_to_context(graph, weights, values)
     values = values.expand(*weights.shape[:-2], *values.shape[-2:])
     lead, (count, width) = weights.shape[:-2], (weights.shape[-2], values.shape[-1])

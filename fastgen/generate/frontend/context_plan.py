@@ -31,6 +31,8 @@ class ContextPlan:
         self.exported, self.state, self.context = exported, state, context
         self.sizes = {*sizes, *(n for leaf in tree_leaves(context) for n in leaf.shape[2:])}
         """Sizes that positions have."""
+        self.tokens = {n for leaf in tree_leaves(context) if not leaf.is_floating_point() for n in leaf.shape[1:2]}
+        """Sizes that positions have where a context ``[N, S]`` holds tokens."""
         self.nodes = {node.name: node for node in exported.graph_module.graph.nodes}
         event, *self.contexts = exported.users
         moving, still = {event}, set(self.contexts)
@@ -133,7 +135,7 @@ class ContextPlan:
         """Returns the dimensions that may hold the channels, the likeliest first."""
         shape, batch = self.still[name].meta["val"].shape, self._batch[name]
         dims = [d for d in range(len(shape)) if d != batch]
-        return sorted(dims, key=lambda d: (shape[d] in self.sizes, d != 1, -d)) or [None]
+        return sorted(dims, key=lambda d: (shape[d] in self.sizes, shape[d] in self.tokens, d != 1, -d)) or [None]
 
     def _cut(self) -> set[str]:
         """Returns the names whose values the program reads: of the smallest borders, the one closest to the event."""

@@ -29,7 +29,7 @@ from fastgen.generate.frontend.ranges import (
     range_of,
 )
 from fastgen.generate.frontend.rules.movement import MOVEMENT, VIEWS
-from fastgen.generate.frontend.scores import Scores
+from fastgen.generate.frontend.scores import Scores, SoftmaxPart
 from fastgen.generate.ir.graph import Constant, Graph, Value
 
 aten = torch.ops.aten
@@ -65,7 +65,7 @@ class Wide:
 
 def is_moving(operand: object) -> bool:
     """Whether an operand depends on the input."""
-    return isinstance(operand, (Value, Wide, Scores))
+    return isinstance(operand, (Value, Wide, Scores, SoftmaxPart))
 
 
 def computed(graph: Graph, node, rule: Callable, args: list, kwargs: dict):

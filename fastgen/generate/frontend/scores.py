@@ -64,10 +64,16 @@ class Scores:
     """Queries all of whose scores are one number: they weigh all keys evenly. ``[..., T, 1]``"""
     place: Place | None = None
     """Of the product, where it may be written out."""
+    sinks: tuple[int, int] = (0, 0)
+    """How many of the first keys and of the last are 0, and stand for numbers put beside the scores."""
+    left_out: tuple[int, int] = (0, 0)
+    """Of these, how many are no longer there: they weigh no values."""
+    less_peak: bool = False
+    """Whether the greatest score of every query was subtracted, which a softmax does not notice."""
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size((*self.queries.shape[:-1], self.keys.shape[-2]))
+        return torch.Size((*self.queries.shape[:-1], self.keys.shape[-2] - sum(self.left_out)))
 
     @property
     def ids(self) -> Tensor:
@@ -108,14 +114,18 @@ class Scores:
         return masked._then(Step("add", operand=kept))
 
     def _then(self, step: Step) -> Scores:
-        hidden = _applied(step, self.hidden)
+        if self.less_peak or (step.operand is not None and any(self.left_out)):
+            raise CompileError(f"scores of attention are altered in the midst of a softmax{self._at()}")
+        hidden = result_of(step, self.hidden)
         if self.softmaxed:
             scaled = step.operand is None or step.opcode == "mul" or (step.opcode == "div" and not step.swapped)
             if not (scaled and hidden == 0) and not bool(self.seen.all()):
-                at = "" if self.place is None else f" (the product at {self.place})"
-                raise CompileError(f"weights of attention are altered so that masked keys get a weight{at}")
+                raise CompileError(f"weights of attention are altered so that masked keys get a weight{self._at()}")
             return replace(self, weighting=(*self.weighting, step), hidden=hidden)
         return replace(self, scores=(*self.scores, step), hidden=hidden)
+
+    def _at(self) -> str:
+        return "" if self.place is None else f" (the product at {self.place})"
 
     # ---- masks
 
@@ -125,6 +135,8 @@ class Scores:
         if torch.broadcast_shapes(given.shape, self.shape) != self.shape:
             raise UnsupportedOperator(graph, "scores of attention that a mask of more dimensions is applied to")
         graph.assume(mask.recipe, lambda t: torch.equal(t.bool(), given))
+        if not bool(given.any()):
+            return self
         if not self.softmaxed:
             return replace(self._hide(graph, given, value), replaced=True)
         if value != 0:
@@ -169,10 +181,18 @@ class Scores:
             empty = ~seen.any(-1, keepdim=True)  # what is masked all over with a finite number is weighed by the rest
             seen, even = seen | empty, empty if self.replaced else None
         nan = not bool(seen.any(-1).all())
-        return replace(self, softmaxed=True, seen=seen, hidden=0.0, least=least, nan=nan, even=even)
+        return replace(self, softmaxed=True, seen=seen, hidden=0.0, least=least, nan=nan, even=even, less_peak=False)
 
 
-def _applied(step: Step, number: float) -> float:
+@dataclass(frozen=True)
+class SoftmaxPart:
+    """A part of a softmax that is written by hand: its "peak", its "powers" of e, or their "total"."""
+
+    kind: str
+    scores: Scores
+
+
+def result_of(step: Step, number: float) -> float:
     """Returns the greatest result of a step on a number that stands where keys are hidden; NaN where it is unknown."""
     if math.isinf(number) and step.opcode in ("add", "addc", "sub") and not step.swapped:
         return number

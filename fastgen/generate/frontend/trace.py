@@ -25,7 +25,8 @@ from fastgen.generate.frontend.ranges import TRUTH, UNKNOWN
 from fastgen.generate.frontend.refused import REFUSED, REFUSED_RESULTS
 from fastgen.generate.frontend.rules import RULES
 from fastgen.generate.frontend.rules.attention import SCORE_RULES, written_out
-from fastgen.generate.frontend.scores import Scores
+from fastgen.generate.frontend.rules.softmax_by_hand import check_parts
+from fastgen.generate.frontend.scores import Scores, SoftmaxPart
 from fastgen.generate.ir.graph import ChannelRun, Constant, Graph, Node, Recipe, Value
 from fastgen.generate.ir.records import BATCH, Place
 
@@ -188,7 +189,9 @@ def _apply(graph: Graph, node: FxNode, args, kwargs):
     if target is aten._assert_tensor_metadata.default:
         return None
     _check_precision(graph, node)
-    scored = tree_any(lambda a: isinstance(a, Scores), (args, kwargs))
+    scored = tree_any(lambda a: isinstance(a, (Scores, SoftmaxPart)), (args, kwargs))
+    if scored:
+        check_parts(graph, target, (args, kwargs))
     if scored and target not in SCORE_RULES:
         args, kwargs = tree_map(lambda a: written_out(graph, a) if isinstance(a, Scores) else a, (args, kwargs))
         scored = False

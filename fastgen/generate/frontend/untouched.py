@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fastgen.eval_mode import set_mode
+from fastgen.generate.frontend.called_functions import written_out
 
 _ATOMS = (
     type(None),
@@ -62,7 +63,7 @@ def borrowed(network: nn.Module) -> Iterator[None]:
         torch.inference_mode(False),
         torch.no_grad(),
         torch.autocast("cpu", enabled=False),
-        torch.compiler.set_stance("force_eager"),
+        written_out(),
     ):
         set_mode(network, training=False)
         yield

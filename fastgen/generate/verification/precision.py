@@ -10,6 +10,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_leaves, tree_map
 
+from fastgen.generate.frontend.called_functions import written_out
+
 
 class Precision:
     """Inside, every operator takes and gives floats of ``dtype``, whatever the module holds or casts to.
@@ -22,6 +24,7 @@ class Precision:
         self._operators, self._functions = _Operators(dtype), _Functions(dtype)
         # nn.RNN, LSTM and GRU compare the dtypes of their input and weights in Python
         self._recurrent = patch.object(nn.RNNBase, "check_input", lambda *arguments: None)
+        self._written_out = written_out()
 
     @property
     def saw_less(self) -> bool:
@@ -30,6 +33,7 @@ class Precision:
 
     def __enter__(self) -> Precision:
         self._recurrent.start()
+        self._written_out.__enter__()
         self._functions.__enter__()
         self._operators.__enter__()
         return self
@@ -37,6 +41,7 @@ class Precision:
     def __exit__(self, *raised) -> None:
         self._operators.__exit__(*raised)
         self._functions.__exit__(*raised)
+        self._written_out.__exit__(*raised)
         self._recurrent.stop()
 
 

@@ -19,6 +19,8 @@ from fastgen.generate.frontend.rules import (
     pooling,
     recurrent,
     reduction,
+    sinks,
+    softmax_by_hand,
 )
 from fastgen.generate.frontend.rules.registry import RULES, register_rule
 
@@ -37,4 +39,6 @@ __all__ = [
     "recurrent",
     "reduction",
     "register_rule",
+    "sinks",
+    "softmax_by_hand",
 ]

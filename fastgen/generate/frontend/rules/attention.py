@@ -25,6 +25,13 @@ Operand = Value | Constant | Scores
 _MOST_PRODUCTS = 1 << 20
 """Products of two computed tensors that are written out one by one."""
 
+KEYS_LAST = "Write scores as [..., queries, keys] = q @ k.transpose(-2, -1), their softmax over the last dimension"
+_USES_OF_SCORES = (
+    "Scores may be scaled, capped, biased and masked, head by head, put through a softmax over the keys, and weigh "
+    "values; nothing may order them, choose among them or mix the heads (docs/generate.md, Attention)"
+)
+_WEIGH_EACH = "Weigh the values by each of them, and combine what comes out: (a - b) @ v is a @ v - b @ v"
+
 SCORE_RULES: dict[object, Callable] = {}
 """Rules of operators of whose operands one is scores."""
 
@@ -63,7 +70,9 @@ def written_out(graph: Graph, scores: Scores) -> Value:
     """
     *lead, _, depth = scores.queries.shape
     if scores.scores or scores.softmaxed or not bool(scores.seen.all()):
-        raise UnsupportedOperator(graph, "scores of attention, in another use than as weights of values,")
+        raise UnsupportedOperator(
+            graph, "scores of attention, in another use than as weights of values,", change=_USES_OF_SCORES
+        )
     across = any(same_row(graph, ids, -1) is False for ids in (scores.queries, scores.keys))
     if across or scores.shape.numel() * depth > _MOST_PRODUCTS:
         with graph.at(scores.place or graph.place):
@@ -123,7 +132,7 @@ def einsum(graph: Graph, equation: str, operands: Sequence[Operand], **options) 
         if found is not None:
             return found
     if any(isinstance(o, Scores) for o in operands):
-        raise UnsupportedOperator(graph, f"einsum {equation!r} of scores of attention")
+        raise UnsupportedOperator(graph, f"einsum {equation!r} of scores of attention", change=_USES_OF_SCORES)
     return contraction.einsum(graph, equation, operands, **options)
 
 
@@ -139,6 +148,10 @@ def _einsum(graph: Graph, names: list[str], out: str, operands: Sequence[Operand
     (first, second), (a, b) = names, operands
     summed = [c for c in first if c in second and c not in out]
     rows, columns = ([c for c in x if c not in y and c in out] for x, y in ((first, second), (second, first)))
+    if isinstance(a, Scores):
+        rows = [c for c in rows if c == first[-2]]
+    elif len(rows) > 1 or len(columns) > 1:  # heads that share keys: one of the operands has no letter for them
+        rows, columns = ([c for c in found if c == out[at]] for found, at in ((rows, -2), (columns, -1)))
     lead = [c for c in out if c not in rows + columns]
     if (
         len(summed) != 1
@@ -162,7 +175,9 @@ def _einsum(graph: Graph, names: list[str], out: str, operands: Sequence[Operand
     if isinstance(result, Value):
         return Value(result.ids.permute([made.index(c) for c in out]))
     if list(out[-2:]) != made[-2:]:
-        raise UnsupportedOperator(graph, "scores of attention of which the keys are not the last dimension")
+        raise UnsupportedOperator(
+            graph, "scores of attention of which the keys are not the last dimension", change=KEYS_LAST
+        )
     return result
 
 
@@ -251,7 +266,7 @@ def _joined(graph: Graph, a: Scores, b: Scores, opcode: str, alpha: float) -> Sc
     alike = not a.softmaxed and not b.softmaxed and a.scores == b.scores and opcode == "add" and alpha == 1
     linear = all(step.opcode in ("mulc", "neg") for step in a.scores)
     if not alike or not linear or a.shape != b.shape or not bool(a.seen.all() and b.seen.all()):
-        raise UnsupportedOperator(graph, f"{opcode} of two scores of attention")
+        raise UnsupportedOperator(graph, f"{opcode} of two scores of attention", change=_WEIGH_EACH)
     return replace(a, queries=torch.cat([a.queries, b.queries], -1), keys=torch.cat([a.keys, b.keys], -1))
 
 
@@ -284,7 +299,7 @@ def triangle(graph: Graph, x: Scores, diagonal: int = 0, *, operator) -> Scores:
 @score_rule(aten.softmax.int, aten._softmax.default)
 def softmax(graph: Graph, x: Scores, dim: int, *_, **__) -> Scores:
     if dim % len(x.shape) != len(x.shape) - 1:
-        raise UnsupportedOperator(graph, "a softmax of scores of attention that is not over the keys")
+        raise UnsupportedOperator(graph, "a softmax of scores of attention that is not over the keys", change=KEYS_LAST)
     return x.softmax(graph)
 
 
@@ -328,7 +343,7 @@ def moved(graph: Graph, x: Scores, *args, operator) -> Scores:
     for places in (queries, keys):
         result = operator(places.expand(x.shape), *args)
         if result.shape[-2:] != rest or not torch.equal(result, places.expand(result.shape)):
-            raise UnsupportedOperator(graph, f"{operator} that moves queries or keys of attention")
+            raise UnsupportedOperator(graph, f"{operator} that moves queries or keys of attention", change=KEYS_LAST)
     numbers = torch.arange(lead.numel(), dtype=torch.int32).reshape(*lead, 1, 1)
     order = operator(numbers.expand(x.shape), *args)[..., 0, 0].long()
 

@@ -319,6 +319,14 @@ def isfinite(graph: Graph, x: Value) -> Value:
     return graph.map("lt", graph.map("abs", x), constant(math.inf))
 
 
+@register_rule(aten.nan_to_num.default)
+def nan_to_num(graph: Graph, x: Value, nan=None, posinf=None, neginf=None) -> Value:
+    most = torch.finfo(torch.float32).max
+    for number, given, usual in ((math.inf, posinf, most), (-math.inf, neginf, -most)):
+        x = graph.map("where", graph.map("eq", x, constant(number)), constant(usual if given is None else given), x)
+    return graph.map("where", graph.map("ne", x, x), constant(nan or 0.0), x)
+
+
 @register_rule(aten.signbit.default)
 def signbit(graph: Graph, x: Value) -> Value:
     """Tells the sign of a zero by its reciprocal."""
