@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from fastgen.generate.arguments import check_integer
 from fastgen.generate.compile.any_length import Compiled, compile_module, refreshed
 from fastgen.generate.compile.pipeline import check_start
-from fastgen.generate.compiled_network import WEIGHTS, CompiledNetwork
+from fastgen.generate.compiled_network import CompiledNetwork
 from fastgen.generate.contexts import ContextLayout, context_leaves
 from fastgen.generate.errors import CompileError, VerificationError
 from fastgen.generate.files.sampler_file import read_sampler, write_sampler
 from fastgen.generate.heads import Head
 from fastgen.generate.inspect.explain import Explanation, explain
+from fastgen.generate.ir.instructions import FORMATS
 from fastgen.generate.known import known_levels, known_spans
 from fastgen.generate.machines.machine import check_threads
 from fastgen.generate.on_cpu import on_cpu
@@ -53,6 +54,8 @@ class Sampler(CompiledNetwork):
         head: how outputs are read, scored and drawn; see ``fastgen.heads``.
         order: "raster", "raster-subpixel", "time", "features", or the positions in the order in which they are drawn.
         weights: "float32", or "bfloat16" or "int8": rounded weights, an approximation.
+        kv: "float32", or "bfloat16" or "int8" (one scale a position and head): rounded keys and values of attention, an
+            approximation that takes half or about a quarter of their memory. Those of a context stay float32.
         predicts: "same" where output t scores element t, "next" (orders "time" and "raster" only) where it scores
             element t + 1; then the network first reads ``start``.
         adapter: applied to the module's output, to bring it to a layout that the head reads.
@@ -69,7 +72,8 @@ class Sampler(CompiledNetwork):
         VerificationError: the program is not the module; the message names the first position and the layer.
         CompileError: the network is not causal, mixes the batch, has an operator without a rule, computes in half
             precision or with integers that float32 does not hold, holds NaN, or gives another output at every call.
-        ValueError: an argument is wrong, or the output has a layout that the head does not read.
+        ValueError: an argument is wrong, or the output has a layout that the head does not read; ``kv`` rounds keys
+            and values, and the network has none in the state.
 
     Example::
 
@@ -91,15 +95,18 @@ class Sampler(CompiledNetwork):
         machine: str | None = None,
         threads: int | None = None,
         verify: bool = True,
+        *,
+        kv: str = "float32",
     ) -> None:
-        if weights not in WEIGHTS:
-            raise ValueError(f"weights must be one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}")
+        for name, given in (("weights", weights), ("kv", kv)):
+            if given not in FORMATS:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, FORMATS))}, got {given!r}")
         check_threads(threads)
         layout = ContextLayout(example_context) if example_context is not None else None
         request = CompileRequest.checked(module, event_shape, head, order, predicts, adapter, layout, start)
         compiled = compile_module(request)
         request = replace(request, head=compiled.analysis.request.head)
-        super().__init__(request, compiled, weights, machine, threads)
+        super().__init__(request, compiled, weights, kv, machine, threads)
         if predicts == "next":
             check_start(compiled.analysis.traced, request.start)
         self.verify = bool(verify)
@@ -300,9 +307,9 @@ class Sampler(CompiledNetwork):
                 threads is none that there is; a ``Custom`` head is missing, or another than the file's.
             OSError: the file cannot be read.
         """
-        request, compiled, weights = read_sampler(path, head)
+        request, compiled, weights, kv = read_sampler(path, head)
         sampler = cls.__new__(cls)
-        CompiledNetwork.__init__(sampler, request, compiled, weights, machine, threads)
+        CompiledNetwork.__init__(sampler, request, compiled, weights, kv, machine, threads)
         sampler.verify = False
         return sampler
 

@@ -63,7 +63,7 @@ def test_another_format_version_is_told(kind, version, saved):
     save_file(tensors, path, metadata)
     got = "none" if version is None else f"'{version}'"
     with pytest.raises(
-        ValueError, match=rf"must have format_version 5, got {got}: .* save it again with this one"
+        ValueError, match=rf"must have format_version 6, got {got}: .* save it again with this one"
     ) as told:
         read(kind, path)
     assert "\n" not in str(told.value)
@@ -316,6 +316,6 @@ def test_the_file_says_what_it_is(saved):
     """Others may read the description without fastgen."""
     with safe_open(saved["program"][0], "pt") as file:
         metadata = file.metadata()
-    assert metadata["format_version"] == "5"
+    assert metadata["format_version"] == "6"
     assert json.loads(metadata["program"])["event_shape"] == [60]
     assert load_file(saved["program"][0])["weights"].dtype == torch.float32

@@ -5,14 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastgen.generate.compile.any_length import Compiled
-from fastgen.generate.compiled_network import WEIGHTS, CompiledNetwork
+from fastgen.generate.compiled_network import CompiledNetwork
 from fastgen.generate.context_network import ContextNetwork
 from fastgen.generate.contexts import ContextLayout
 from fastgen.generate.files.context_file import PREFIX, read_network, write_network
 from fastgen.generate.files.tensor_file import read_tensor_file, write_tensor_file
 from fastgen.generate.heads import Head, from_config, to_config
+from fastgen.generate.ir.instructions import FORMATS
 from fastgen.generate.ir.program import Program
 from fastgen.generate.ir.program_checks import check_program
+from fastgen.generate.lower.key_format import with_key_format
 from fastgen.generate.request import CompileRequest
 
 
@@ -25,6 +27,7 @@ def write_sampler(network: CompiledNetwork, path) -> None:
         "head": to_config(request.head),
         "order": request.order.name if permutation is None else permutation.tolist(),
         "weights": network.weights,
+        "kv": network.kv,
         "predicts": request.predicts,
         "start": request.start,
         "context": None if request.layout is None else request.layout.to_config(),
@@ -37,8 +40,8 @@ def write_sampler(network: CompiledNetwork, path) -> None:
     write_tensor_file(path, "program", tensors, description)
 
 
-def read_sampler(path, head: Head | None = None) -> tuple[CompileRequest, Compiled, str]:
-    """Returns the request (without a module), what was compiled, and the format of the weights.
+def read_sampler(path, head: Head | None = None) -> tuple[CompileRequest, Compiled, str, str]:
+    """Returns the request (without a module), what was compiled, and the formats of weights and of keys and values.
 
     ``head`` is the ``Custom`` head of the file, if it has one.
 
@@ -55,7 +58,9 @@ def read_sampler(path, head: Head | None = None) -> tuple[CompileRequest, Compil
         check_program(program, request.head, request.order, contexts)
         if request.shift and not program.draws:
             raise ValueError("predicts='next' needs a program that draws")
-        return request, Compiled(program, [], None, None, network), saved["weights"]
+        if with_key_format(program, saved["kv"]) is not program:
+            raise ValueError(f"kv must be the format of the program's keys and values, got {saved['kv']!r}")
+        return request, Compiled(program, [], None, None, network), saved["weights"], saved["kv"]
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path} holds a sampler that cannot be used: {error}") from error
 
@@ -67,15 +72,16 @@ def _network(layout: ContextLayout | None, saved: dict, tensors: dict[str, Tenso
 
 
 def _request(saved: dict, custom: Head | None) -> CompileRequest:
-    fields = {"event_shape", "head", "order", "weights", "predicts", "start", "context", "context_network"}
+    fields = {"event_shape", "head", "order", "weights", "kv", "predicts", "start", "context", "context_network"}
     if saved.keys() != fields:
         odd = ", ".join(sorted(saved.keys() ^ fields))
         raise ValueError(f"a sampler has {', '.join(sorted(fields))}; missing or not known: {odd:.200}")
     shape, order = saved["event_shape"], saved["order"]
     if not isinstance(shape, list):
         raise ValueError(f"event_shape must be a list of sizes, got {shape!s:.100}")
-    if saved["weights"] not in WEIGHTS:
-        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {saved['weights']!s:.100}")
+    for name in ("weights", "kv"):
+        if saved[name] not in FORMATS:
+            raise ValueError(f"{name} must be one of {', '.join(FORMATS)}, got {saved[name]!s:.100}")
     layout = None if saved["context"] is None else ContextLayout.from_config(saved["context"])
     head, order = from_config(saved["head"], custom), order if isinstance(order, str | list) else repr(order)
     request = CompileRequest.checked(None, shape, head, order, saved["predicts"], None, layout, saved["start"])

@@ -11,6 +11,7 @@ from fastgen.generate.heads import Head
 from fastgen.generate.ir.instructions import (
     CONSTANT,
     CONTEXT,
+    FLOAT32,
     INDEX,
     PIXEL,
     PROLOGUE,
@@ -27,6 +28,7 @@ from fastgen.generate.ir.operation_values import apply_operation
 from fastgen.generate.ir.program import Program
 from fastgen.generate.machines.batch import FEW_SAMPLES, GenerationBatch, state_stride
 from fastgen.generate.machines.draw_position import draw_position
+from fastgen.generate.machines.rounded_rows import read_rows, rounded_rows
 
 Cells = tuple[Tensor, Tensor]
 """Rows and columns of some cells of a domain, int64 ``[cells]`` each."""
@@ -237,13 +239,13 @@ class ReferenceMachine:
         return sums.float()
 
     def _buffer(self, operand: Operand, run: GenerationBatch) -> Tensor:
-        """``[B or 1, positions, channels]``, a view."""
+        """``[B or 1, positions, numbers of one]``, a view."""
         buffer = self.program.buffers[operand.buffer]
         if buffer.where == CONTEXT:
             return run.contexts[buffer.offset]
         arena = self.constants[None] if buffer.where == CONSTANT else run.state
-        values = arena[:, buffer.offset : buffer.offset + buffer.positions * buffer.channels]
-        return values.unflatten(1, (buffer.positions, buffer.channels))
+        values = arena[:, buffer.offset : buffer.offset + buffer.positions * buffer.stride]
+        return values.unflatten(1, (buffer.positions, buffer.stride))
 
     def _slots(self, operand: Operand, run: GenerationBatch, cells: Cells) -> Tensor:
         position = operand.map.position(*cells)
@@ -265,14 +267,19 @@ class ReferenceMachine:
         values = border.expand(run.state.shape[0], len(cells[0]), -1).clone()
         inside = operand.box.holds(*cells)
         slots = self._slots(operand, run, (cells[0][inside], cells[1][inside]))
-        values[:, inside] = self._buffer(operand, run)[:, slots[:, None], _channels(operand)]
+        rows = self._buffer(operand, run)[:, slots]
+        values[:, inside] = read_rows(rows, self.program.buffers[operand.buffer])[..., _channels(operand)]
         return values
 
     def _write(self, number: int, run: GenerationBatch, cells: Cells, values: Tensor) -> None:
         operand = self.program.operands[number]
         inside = operand.box.holds(*cells)
         slots = self._slots(operand, run, (cells[0][inside], cells[1][inside]))
-        self._buffer(operand, run)[:, slots[:, None], _channels(operand)] = values[:, inside]
+        held, buffer = self._buffer(operand, run), self.program.buffers[operand.buffer]
+        if buffer.format == FLOAT32:
+            held[:, slots[:, None], _channels(operand)] = values[:, inside]
+        else:
+            held[:, slots] = rounded_rows(held[:, slots], operand.channel, values[:, inside], buffer)
 
     def _elements(self, event: Tensor, draw: Draw, run: GenerationBatch, row: int, column: int) -> Tensor:
         """Returns the draw's elements of ``levels`` or ``known``: ``[B, channels]``, a view."""

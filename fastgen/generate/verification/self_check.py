@@ -14,7 +14,6 @@ from fastgen.generate.errors import VerificationError
 from fastgen.generate.frontend.untouched import untouched
 from fastgen.generate.ir.program import STREAM, Program
 from fastgen.generate.machines.batch import GenerationBatch
-from fastgen.generate.machines.machine import default_machine, make_machine
 from fastgen.generate.noise import Noise
 from fastgen.generate.options import SamplingOptions
 from fastgen.generate.state import start_state
@@ -59,10 +58,13 @@ def self_check(network: CompiledNetwork) -> None:
     The module's float64 result is that of ``Precision``: the module is not copied. Levels and contexts come from a
     generator of their own.
 
+    Rounded weights, keys and values are approximations: the program is run without, in float32.
+
     Raises:
         VerificationError: they differ, in two independent draws of the levels, by more than rounding. The message names
             the first position and the layer. (Once, it may be a comparison that rounding decides.)
     """
+    network = network.in_float32()
     with untouched(network.module, network.request.adapter):
         found = _difference(network, 0) and _difference(network, 1)
     if found is not None:
@@ -87,8 +89,9 @@ def greatest_error(network: CompiledNetwork) -> Agreement:
     """Returns the greatest error of the program, teacher-forced over random levels as in ``self_check``.
 
     It is the error that is greatest relative to its bound. An endless program is compared at the greatest of its
-    ``check_lengths``.
+    ``check_lengths``. Weights, keys and values are float32.
     """
+    network = network.in_float32()
     generator = torch.Generator().manual_seed(0)
     length = check_lengths(network)[-1]
     shape = network.event_shape if length is None else (*network.event_shape[:-1], length)
@@ -153,30 +156,24 @@ def _difference(network: CompiledNetwork, seed: int) -> Difference | None:
 
 def _of_program(network: CompiledNetwork, levels: Tensor, leaves: list[Tensor]) -> tuple[Tensor, str]:
     """Returns the parameters ``[N, P, n]`` that the program computes, NaN from where it stops, and why it stops."""
-    run, machine = _taught(network, levels, leaves)
+    run = _taught(network, levels, leaves)
     count = network.head.groups(network.event_shape) * network.head.parameters_per_group
     positions = run.levels.shape[2]
     run.parameters = torch.full((len(levels), positions, count), torch.nan, dtype=torch.float32)
     try:
-        machine.absorb(run, 0, network.steps if network.program.steps < STREAM else positions)
+        network.machine.absorb(run, 0, network.steps if network.program.steps < STREAM else positions)
     except ValueError as error:
         return run.parameters, str(error)
     return run.parameters, ""
 
 
-def _taught(network: CompiledNetwork, levels: Tensor, leaves: list[Tensor]) -> tuple[GenerationBatch, object]:
-    """Starts a generation before its first step that knows all of its elements, and a float32 machine for it."""
-    machine = network.machine
-    if network.weights != "float32" or network.machine_name != default_machine():
-        machine = make_machine(default_machine(), network.program, network.head, "float32")
+def _taught(network: CompiledNetwork, levels: Tensor, leaves: list[Tensor]) -> GenerationBatch:
+    """Starts a generation before its first step that knows all of its elements."""
     channels = network.order.steps.shape[0]
     known = levels.reshape(len(levels), channels, -1).float().contiguous()
     context = None if network.request.layout is None else network.request.layout.module_context(leaves)
     everything = torch.ones_like(known, dtype=torch.bool)
-    run = start_state(network, len(levels), 0, known, everything, SamplingOptions(context)).run
-    if machine is not network.machine:
-        machine.prologue(run)
-    return run, machine
+    return start_state(network, len(levels), 0, known, everything, SamplingOptions(context)).run
 
 
 def _compare(forward: Forward, computed: Tensor, trouble: str, levels: Tensor, length: int | None) -> Difference | None:
@@ -354,9 +351,9 @@ def _layer(network: CompiledNetwork, found: Difference) -> str:
     inputs = network.head.to_input(levels)
     error = found.bound / max(abs(found.module), EPSILON)
     try:
-        run, machine = _taught(network, levels, found.leaves)
-        machine.absorb(run, 0, found.step)
-        machine.advance(run, found.step, found.step + 1)
+        run = _taught(network, levels, found.leaves)
+        network.machine.absorb(run, 0, found.step)
+        network.machine.advance(run, found.step, found.step + 1)
         with untouched(network.module, network.request.adapter):
             return first_layer(network, inputs, found.leaves, run, found.step, error)
     except Exception as problem:  # the difference is to be told, whatever this network does to the search
