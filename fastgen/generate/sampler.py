@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastgen.generate.arguments import check_integer
 from fastgen.generate.compile.any_length import Compiled, compile_module, refreshed
+from fastgen.generate.compile.any_positions import with_any_positions
 from fastgen.generate.compile.pipeline import check_start
 from fastgen.generate.compiled_network import CompiledNetwork
 from fastgen.generate.contexts import ContextLayout, context_leaves
@@ -104,8 +105,9 @@ class Sampler(CompiledNetwork):
         check_threads(threads)
         layout = ContextLayout(example_context) if example_context is not None else None
         request = CompileRequest.checked(module, event_shape, head, order, predicts, adapter, layout, start)
-        compiled = compile_module(request)
-        request = replace(request, head=compiled.analysis.request.head)
+        compiled = with_any_positions(compile_module(request))
+        resolved = compiled.analysis.request
+        request = replace(request, head=resolved.head, layout=resolved.layout)
         super().__init__(request, compiled, weights, kv, machine, threads)
         if predicts == "next":
             check_start(compiled.analysis.traced, request.start)

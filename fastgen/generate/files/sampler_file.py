@@ -68,7 +68,8 @@ def read_sampler(path, head: Head | None = None) -> tuple[CompileRequest, Compil
 def _network(layout: ContextLayout | None, saved: dict, tensors: dict[str, Tensor]) -> ContextNetwork | None:
     if saved["context_network"] is None and not tensors:
         return None
-    return read_network(saved["context_network"], tensors, [] if layout is None else layout.leaves)
+    leaves, free = ([], ()) if layout is None else (layout.leaves, layout.free)
+    return read_network(saved["context_network"], tensors, leaves, free)
 
 
 def _request(saved: dict, custom: Head | None) -> CompileRequest:

@@ -174,7 +174,8 @@ class KeySet:
 class KeyRun:
     """The keys ``first, first + step, ...`` below ``stop``, at a cell.
 
-    ``first`` is what ``start`` gives the cell, ``low`` at least; ``stop`` what ``end`` gives it, ``high`` at most.
+    ``first`` is what ``start`` gives the cell, ``low`` at least; ``stop`` what ``end`` gives it, ``high`` at most, and
+    at most the number of positions of a context whose keys or values are seen.
     """
 
     start: AccessMap

@@ -16,6 +16,7 @@ from fastgen.generate.ir.instructions import (
     PIXEL,
     PROLOGUE,
     ROW,
+    UNBOUNDED,
     Attend,
     Compute,
     Draw,
@@ -174,7 +175,10 @@ class ReferenceMachine:
     def _attend(self, body: Attend, run: GenerationBatch, cell: Cells) -> None:
         """Runs an Attend at one cell."""
         chosen = self.program.key_sets[int(body.keys.position(*cell))]
-        keys = torch.cat([_keys_of(r, cell) for r in self.program.key_runs[chosen.run0 : chosen.run1]] or [cell[0][:0]])
+        buffers = [self.program.buffers[self.program.operands[number].buffer] for number in (body.key, body.value)]
+        most = min([run.contexts[b.offset].shape[1] for b in buffers if b.where == CONTEXT], default=UNBOUNDED)
+        runs = self.program.key_runs[chosen.run0 : chosen.run1]
+        keys = torch.cat([_keys_of(r, cell, most) for r in runs] or [cell[0][:0]])
         query = self._read(body.query, run, cell).unflatten(-1, (body.heads, -1))[:, 0].double()  # [B, heads, depth]
         if not len(keys):
             self._write(body.out, run, cell, torch.zeros(len(query), 1, self.program.operands[body.out].length))
@@ -300,9 +304,9 @@ class ReferenceMachine:
             self._write(number, run, cells, inputs[:, None, channel, None])
 
 
-def _keys_of(run: KeyRun, cell: Cells) -> Tensor:
+def _keys_of(run: KeyRun, cell: Cells, most: int) -> Tensor:
     first, stop = (int(bound) for bound in run.bounds(*(int(place) for place in cell)))
-    return torch.arange(first, max(first, stop), run.step)
+    return torch.arange(first, max(first, min(stop, most)), run.step)
 
 
 def _grid(rows: list[int] | range, columns: list[int] | range) -> Cells:

@@ -53,7 +53,7 @@ def self_check(network: CompiledNetwork) -> None:
     position is compared with the module's output. The program may differ from the module's float64 result by twice what
     the module's own float32 does, and what the order of its longest sum may do. An endless program is compared at
     several lengths beyond the receptive field, a prime one among them, and at ``event_shape`` where that is of such a
-    length.
+    length; one that takes contexts of any number of positions, with three numbers of them.
 
     The module's float64 result is that of ``Precision``: the module is not copied. Levels and contexts come from a
     generator of their own.
@@ -66,7 +66,9 @@ def self_check(network: CompiledNetwork) -> None:
     """
     network = network.in_float32()
     with untouched(network.module, network.request.adapter):
-        found = _difference(network, 0) and _difference(network, 1)
+        found = None
+        for positions in _numbers_of_positions(network):
+            found = found or (_difference(network, 0, positions) and _difference(network, 1, positions))
     if found is not None:
         raise VerificationError(f"{_message(found)}. {_layer(network, found)}".removesuffix(". "))
 
@@ -130,13 +132,28 @@ def check_lengths(network: CompiledNetwork) -> list[int | None]:
     return sorted({short, far, *([steps] if steps <= 2 * far else [])})
 
 
-def _difference(network: CompiledNetwork, seed: int) -> Difference | None:
+def _numbers_of_positions(network: CompiledNetwork) -> list[int | None]:
+    """Returns numbers of positions of the context to compare with; None is the example's."""
+    layout = network.request.layout
+    if layout is None or not layout.free:
+        return [None]
+    generator = torch.Generator().manual_seed(0)
+    levels = network.head.random_levels((2, *network.event_shape), generator)
+    try:
+        with torch.no_grad():
+            Forward(network, random_contexts(network, 2, generator, 1))(network.head.to_input(levels))
+    except Exception:  # whatever a module raises that does not take a single position
+        return [None, layout.positions() + 2]
+    return [None, layout.positions() + 2, 1]
+
+
+def _difference(network: CompiledNetwork, seed: int, positions: int | None) -> Difference | None:
     generator = torch.Generator().manual_seed(seed)
     lengths = check_lengths(network)
     shape = network.event_shape if lengths[-1] is None else (*network.event_shape[:-1], lengths[-1])
     rows = check_rows(network, shape)
     levels = network.head.random_levels((rows, *shape), generator)
-    leaves = random_contexts(network, rows, generator)
+    leaves = random_contexts(network, rows, generator, positions)
     forward = Forward(network, leaves)
     with torch.no_grad():
         computed, trouble = _of_program(network, levels, leaves)
