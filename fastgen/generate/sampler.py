@@ -64,6 +64,8 @@ class Sampler(CompiledNetwork):
             ``[N, C]``, or what has positions ``[N, C, F]`` (F frames of a sequence), ``[N, C, H, W]``. What
             reads only the context may use any operators: it runs once at the start.
         start: the input value before the first element, for ``predicts="next"``.
+        prefix: how many first elements of a sequence (order "time") are always known, so that all of the network may
+            see all of them (prefix-LM). They are read at the start, at once, and never scored.
         machine: "cpu" or "reference"; by default "cpu" where the compiled extension is there.
         threads: threads of the cpu machine; by default PyTorch's number.
         verify: compare the program with the module once it is compiled, and at ``refresh``: one teacher-forced pass
@@ -98,13 +100,14 @@ class Sampler(CompiledNetwork):
         verify: bool = True,
         *,
         kv: str = "float32",
+        prefix: int = 0,
     ) -> None:
         for name, given in (("weights", weights), ("kv", kv)):
             if given not in FORMATS:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, FORMATS))}, got {given!r}")
         check_threads(threads)
         layout = ContextLayout(example_context) if example_context is not None else None
-        request = CompileRequest.checked(module, event_shape, head, order, predicts, adapter, layout, start)
+        request = CompileRequest.checked(module, event_shape, head, order, predicts, adapter, layout, start, prefix)
         compiled = with_any_positions(compile_module(request))
         resolved = compiled.analysis.request
         request = replace(request, head=resolved.head, layout=resolved.layout)
@@ -247,6 +250,8 @@ class Sampler(CompiledNetwork):
     def log_prob(self, x: Tensor, context=None) -> Tensor:
         """Returns the log-probability ``[N]`` in nats of levels ``[N, *event_shape]``, by one forward of the module.
 
+        Behind a ``prefix`` it is that of the elements after it, given the prefix.
+
         Raises:
             ValueError: ``x`` or the context has another shape or dtype, or a level is none of the head's.
             CompileError: the sampler was loaded from a file and has no module.
@@ -254,8 +259,9 @@ class Sampler(CompiledNetwork):
         self.head.check_levels(x, "x")
         if tuple(x.shape[1:]) != self.event_shape:
             raise ValueError(f"x must have shape [N, {', '.join(map(str, self.event_shape))}], got {list(x.shape)}")
-        leaves = context_leaves(self.request.layout, context, len(x))
-        return self.head.log_prob(self.request.forward(self.head.to_input(x), leaves), x)
+        leaves, prefix = context_leaves(self.request.layout, context, len(x)), self.request.prefix
+        output = self.request.forward(self.head.to_input(x), leaves)
+        return self.head.log_prob(output[..., prefix:], x[..., prefix:]) if prefix else self.head.log_prob(output, x)
 
     # ---- the sampler itself
 

@@ -14,6 +14,7 @@ from fastgen.generate.arguments import as_tensor, check_integer
 from fastgen.generate.compiled_network import CompiledNetwork
 from fastgen.generate.contexts import context_leaves, position_major, position_major_shape
 from fastgen.generate.files.tensor_file import read_tensor_file, write_tensor_file
+from fastgen.generate.known import check_prefix
 from fastgen.generate.machines.batch import MOST_SAMPLES, GenerationBatch, check_batch, sample_indices
 from fastgen.generate.machines.machine import check_threads
 from fastgen.generate.on_cpu import on_cpu
@@ -98,6 +99,24 @@ class State:
         tensors |= {f"context.{i}": c for i, c in enumerate(run.contexts)}
         numbers = {name: getattr(run, name) for name in _NUMBERS} | {"step": self.step}
         write_tensor_file(path, "state", tensors, numbers | {"program": self.sampler.fingerprint})
+
+
+def _give_prefix(network: CompiledNetwork, run: GenerationBatch) -> None:
+    """Writes the inputs of the prefix, which the prologue reads, to where draws write the others."""
+    prefix, program = network.request.prefix, network.program
+    if not prefix:
+        return
+    shape = (*network.event_shape[:-1], prefix)
+    levels = network.request.levels(run.levels[..., :prefix].contiguous(), shape)
+    inputs = network.head.to_input(levels).reshape(len(levels), -1, prefix).float()
+    for draw in (instruction.body for instruction in program.draws):
+        for channel, number in enumerate(range(draw.input0, draw.input1), draw.channel0):
+            operand = program.operands[number]
+            buffer = program.buffers[operand.buffer]
+            for element in range(prefix):
+                position = operand.map.position(0, element - prefix) % buffer.positions
+                place = buffer.offset + position * buffer.channels + operand.channel
+                run.state[:, place] = inputs[:, channel, element]
 
 
 def load_state(path, sampler: CompiledNetwork) -> State:
@@ -217,5 +236,7 @@ def start_state(
         draw = program.draws[0].body
         buffer = program.buffers[program.operands[draw.input0].buffer]
         run.state[:, buffer.offset : buffer.offset + buffer.channels] = network.request.start
+    check_prefix(network.request.prefix, known_mask)
+    _give_prefix(network, run)
     network.machine.prologue(run)
     return State(run, network)

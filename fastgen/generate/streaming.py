@@ -38,11 +38,13 @@ def stream(
         reason = f"; {network.compiled.ends}" if network.compiled.ends else ""
         raise ValueError(f"steps must be 1 .. {last - given} for this network{reason}, got {steps}")
     channels = network.order.channels
-    state = start_state(network, batch, seed, None, None, options, window=max(given, chunk))
+    levels = known = None
     if prompt is not None:
         levels = given_levels(network.head, prompt, batch, "prompt", (*network.event_shape[:-1], given))
-        state.run.levels = levels.reshape(batch, channels, given).clone()
-        state.run.known = torch.ones_like(state.run.levels, dtype=torch.bool)
+        levels = levels.reshape(batch, channels, given).clone()
+        known = torch.ones_like(levels, dtype=torch.bool)
+    state = start_state(network, batch, seed, levels, known, options, window=chunk)
+    if prompt is not None:
         network.machine.absorb(state.run, 0, given)
     return _chunks(network, state, given, total, chunk)
 

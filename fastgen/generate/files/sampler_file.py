@@ -30,6 +30,7 @@ def write_sampler(network: CompiledNetwork, path) -> None:
         "kv": network.kv,
         "predicts": request.predicts,
         "start": request.start,
+        "prefix": request.prefix,
         "context": None if request.layout is None else request.layout.to_config(),
         "context_network": None,
     }
@@ -73,7 +74,18 @@ def _network(layout: ContextLayout | None, saved: dict, tensors: dict[str, Tenso
 
 
 def _request(saved: dict, custom: Head | None) -> CompileRequest:
-    fields = {"event_shape", "head", "order", "weights", "kv", "predicts", "start", "context", "context_network"}
+    fields = {
+        "event_shape",
+        "head",
+        "order",
+        "weights",
+        "kv",
+        "predicts",
+        "start",
+        "prefix",
+        "context",
+        "context_network",
+    }
     if saved.keys() != fields:
         odd = ", ".join(sorted(saved.keys() ^ fields))
         raise ValueError(f"a sampler has {', '.join(sorted(fields))}; missing or not known: {odd:.200}")
@@ -85,7 +97,9 @@ def _request(saved: dict, custom: Head | None) -> CompileRequest:
             raise ValueError(f"{name} must be one of {', '.join(FORMATS)}, got {saved[name]!s:.100}")
     layout = None if saved["context"] is None else ContextLayout.from_config(saved["context"])
     head, order = from_config(saved["head"], custom), order if isinstance(order, str | list) else repr(order)
-    request = CompileRequest.checked(None, shape, head, order, saved["predicts"], None, layout, saved["start"])
+    request = CompileRequest.checked(
+        None, shape, head, order, saved["predicts"], None, layout, saved["start"], saved["prefix"]
+    )
     if request.head.to_input_name is None:
         raise ValueError("the head must say how a level becomes the network's input, got to_input None")
     return request

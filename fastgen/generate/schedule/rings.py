@@ -92,18 +92,20 @@ def ring_lengths(
 def _length(node: Node, place: Placed, order: Order, event: Node, reads, lookahead: int) -> int:
     if not order.regular:
         return place.positions
-    positions, phases = [], []
+    positions, phases, whole = [], [], [domain for domains in place.domains for domain in domains]
     if node is event:
         for number in range(len(node.runs)):
             positions.append(np.arange(place.positions))
             phases.append(written(place, number, event))
     else:
-        for domain in (domain for domains in place.domains for domain in domains):
+        for domain in whole:
             row, column = _grid(domain)
             positions.append(domain.target.position(row, column))
             if domain.when == PROLOGUE:
-                return place.positions
-            if domain.when == ROW:
+                if all(other.when == PROLOGUE for other in whole):
+                    return place.positions
+                phases.append(np.full(len(row), -1))
+            elif domain.when == ROW:
                 phases.append(2 * (domain.row_step * row + domain.delay) * order.row_length)
             else:
                 phases.append(2 * (domain.row_step * row + domain.column_step * column + domain.delay) + 1)

@@ -98,6 +98,7 @@ class Scheduler:
         return Placed(
             node, position, row, self._width(node, len(row)), far, [f.copy() for f in far], [[] for _ in range(runs)],
             node.kind == "input" or any(source.fed for source in before),
+            node.loop > 0 or any(source.looped for source in before),
         )  # fmt: skip
 
     def _width(self, node: Node, positions: int) -> int:
@@ -215,6 +216,10 @@ class Scheduler:
             yield Cells(p * 0, rank), _PERIODS_1D[:8]
 
     def _fit(self, placed: Placed, run: ChannelRun, live, ready, deadline) -> list[ScheduledDomain] | None:
+        known = ready == 0
+        if self._reads_prefix(placed) and known.any() and not known.all():
+            parts = [self._fit(placed, run, live[c], ready[c], deadline[c]) for c in (known, ~known)]
+            return None if None in parts else [domain for part in parts for domain in part or ()]
         pieces = run.pieces()
         if not self.order.regular:
             return self._unrolled(placed, pieces, live, ready, deadline)
@@ -239,6 +244,10 @@ class Scheduler:
                     return domains
         return None
 
+    def _reads_prefix(self, placed: Placed) -> bool:
+        """Whether cells that depend on nothing but a known prefix are computed at once; loops take them in turn."""
+        return self.graph.prefix > 0 and placed.fed and not placed.looped
+
     def _likely(self, placed: Placed, columns: np.ndarray, every_row: int, every_column: int) -> tuple[int, int]:
         """Steps a row and a column of a grid that covers the event evenly, of whose rows and columns every so manyth
         is taken."""
@@ -258,7 +267,8 @@ class Scheduler:
         for when in (PROLOGUE, ROW, PIXEL):
             if when == PROLOGUE:
                 once = placed.positions == 1 and not placed.fed  # what is fed may wait for the step that it belongs to
-                times = (0, 0, 0) if not ready.any() and (once or (deadline < 0).any()) else None
+                now = once or (deadline < 0).any() or self._reads_prefix(placed)
+                times = (0, 0, 0) if not ready.any() and now else None
             elif when == ROW:
                 times = self._row_times(cells.row, ready, deadline, likely[0] // self.row_length)
             else:

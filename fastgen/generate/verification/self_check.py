@@ -111,6 +111,8 @@ def greatest_error(network: CompiledNetwork) -> Agreement:
             length = network.compiled.analysed
             shape, levels, computed = (*shape[:-1], length), levels[..., :length], computed[:, :length]
             exact, single = forward.in_precision(network.head.to_input(levels))
+    prefix = network.request.prefix
+    computed = torch.cat([exact[:, :prefix], computed[:, prefix:].double()], 1)
     when = _steps(network, shape, exact.shape[2])
     bound = _bound(single, exact, when, _association(network.program, when))
     end = _end(network, exact, computed, when) if trouble else math.inf
@@ -198,7 +200,8 @@ def _compare(forward: Forward, computed: Tensor, trouble: str, levels: Tensor, l
     shape = tuple(levels.shape[1:])
     inputs = network.head.to_input(levels)
     module = forward(inputs)
-    computed = computed[:, : module.shape[1]].double()
+    prefix = network.request.prefix  # of elements that are not scored
+    computed = torch.cat([module[:, :prefix], computed[:, prefix : module.shape[1]].double()], 1)
     beginning = _beginning(network, inputs, length)
     if beginning is not None:
         association = _association(network.program, _steps(network, shape, module.shape[2]))
