@@ -62,7 +62,8 @@ class Sampler(CompiledNetwork):
         adapter: applied to the module's output, to bring it to a layout that the head reads.
         example_context: a context (or dict of contexts) of any batch size, if the module takes one: ``[N]`` or
             ``[N, C]``, or what has positions ``[N, C, F]`` (F frames of a sequence), ``[N, C, H, W]``. What
-            reads only the context may use any operators: it runs once at the start.
+            reads only the context may use any operators: it runs once at the start. What is attended to may have any
+            number of positions, where the network is otherwise the same.
         start: the input value before the first element, for ``predicts="next"``.
         prefix: how many first elements of a sequence (order "time") are always known, so that all of the network may
             see all of them (prefix-LM). They are read at the start, at once, and never scored.

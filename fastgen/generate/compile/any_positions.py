@@ -15,12 +15,13 @@ from fastgen.generate.context_network import Call, ContextNetwork, Extent
 from fastgen.generate.contexts import ContextLayout
 from fastgen.generate.errors import CompileError
 from fastgen.generate.frontend.context_plan import ContextPlan, call_of
+from fastgen.generate.frontend.export import export, state_of
 from fastgen.generate.ir.instructions import CONTEXT, UNBOUNDED, Attend, KeyRun
 from fastgen.generate.ir.program import Program
 from fastgen.generate.request import CompileRequest
 
-_FURTHER = 3
-"""Positions of the second analysis beyond the example's."""
+_FURTHER, _CHECKED = 3, 8
+"""Positions of the second analysis beyond the example's, and those at which the calls that follow are compared."""
 
 
 def with_any_positions(compiled: Compiled) -> Compiled:
@@ -63,7 +64,8 @@ def _freed(compiled: Compiled, first: Analysis, request: CompileRequest) -> Comp
         return program
     plan, network = compiled.plan, compiled.context_network
     if network is not None:
-        plan = _followed(compiled, first, second, positions)
+        checked = _plan_at(request, layout.resized(layout.leaves, positions + _CHECKED))
+        plan = _followed(compiled, first, second, checked, positions)
         if isinstance(plan, str):
             return plan
         plan.free = layout.free[0]
@@ -160,7 +162,18 @@ def _sees_all(run: KeyRun, positions: int) -> bool:
 # ---- what runs in PyTorch
 
 
-def _followed(compiled: Compiled, first: Analysis, second: Analysis, positions: int) -> ContextPlan | str:
+def _plan_at(request: CompileRequest, leaves: list[Tensor]) -> ContextPlan:
+    """Returns the plan of the exported network for other contexts, of which nothing is known but its calls."""
+    leaves = [leaf[:1].expand(2, *leaf.shape[1:]).contiguous() for leaf in leaves]
+    levels = torch.zeros((2, *request.event_shape), dtype=torch.int64 if request.head.levels else torch.float32)
+    context = request.layout.module_context(leaves)
+    exported = export(request.network, request.head.to_input(levels), context)
+    return ContextPlan(exported, state_of(exported, request.network), context, ())
+
+
+def _followed(
+    compiled: Compiled, first: Analysis, second: Analysis, checked: ContextPlan, positions: int
+) -> ContextPlan | str:
     """Returns the plan with the calls that follow the number of positions, or why they do not."""
     plan, other = compiled.plan, second.plan
     networks = [p.network() for p in (plan, first.plan, other)]
@@ -184,16 +197,23 @@ def _followed(compiled: Compiled, first: Analysis, second: Analysis, positions: 
     made.followed = followed
     network = made.network()
     for call in network.calls:
-        same = other.nodes.get(call.name)
-        b = None if same is None else call_of(same)
-        at = [_at(part, positions + _FURTHER) for part in (call.arguments, call.options)]
-        if b is None or b.operator is not call.operator or [b.arguments, b.options] != at:
+        if not _is_at(call, other, positions + _FURTHER) or not _is_at(call, checked, positions + _CHECKED):
             return f"what reads the context, at {call.name}, does not follow from the number of positions"
     held = other.state | networks[2].tensors
     for name, tensor in network.tensors.items():
         if name not in held or not torch.equal(tensor, held[name]):
             return f"what reads the context has a constant, {name}, that depends on the number of positions"
     return made
+
+
+def _is_at(call: Call, plan: ContextPlan, positions: int) -> bool:
+    """Whether a call is that of a plan for so many positions."""
+    node = plan.nodes.get(call.name)
+    if node is None or node.op != "call_function":
+        return False
+    given = call_of(node)
+    wanted = [_at(part, positions) for part in (call.arguments, call.options)]
+    return given.operator is call.operator and [given.arguments, given.options] == wanted
 
 
 def _same_tensors(a: ContextNetwork, b: ContextNetwork) -> bool:
