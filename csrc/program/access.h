@@ -47,8 +47,8 @@ inline std::int64_t position_of(const AccessMap& map, Cell cell) {
   return map.frame_stride * cell.frame + map.row_stride * cell.row + map.column_stride * cell.column + map.offset;
 }
 
-// Sample b's values of an operand at a cell: base[b * sample_stride + i * channel_stride]; base is null for a write outside the
-// box, which is dropped.
+// Sample b's values of an operand at a cell: base[b * sample_stride + i * channel_stride], or side by side from base + b *
+// sample_stride on in formats of less than 32 bits; base is null for a write outside the box, which is dropped.
 struct Address {
   float* base;
   std::int64_t sample_stride, channel_stride;
@@ -70,14 +70,15 @@ struct BorderedBox {
 // line, since the weights of a step drive the operands, too, out of the near caches.
 struct alignas(64) BoundOperand {
   std::int64_t offset;     // of the access map
-  std::int64_t first;      // of the first value of position 0, in its arena; of a context, the channel
+  std::int64_t first;      // float of the first value of position 0, in its arena; of a context, the channel
   double reciprocal;       // of positions
   const BorderedBox* box;  // null where all cells of the domain are inside
   std::int32_t row_stride, column_stride, frame_stride;  // of the access map
   std::int32_t positions;  // of the buffer; of a context, its number
-  std::int32_t channels;   // of the buffer
+  std::int32_t stride;     // floats from one position to the next
   std::int32_t channel_stride, length;
   std::int8_t where;
+  std::int8_t format;      // of the buffer; no channel_stride goes with those of less than 32 bits
   bool wraps;              // some positions of the domain are beyond the buffer
   bool written;
 
@@ -95,7 +96,7 @@ struct alignas(64) BoundOperand {
     if (where == kContext) {
       const Context& given = run.contexts[positions];
       if (position >= given.positions) return Reach::beyond_context;
-      address = {const_cast<float*>(given.data) + position * channels + first, given.positions * channels, channel_stride};
+      address = {const_cast<float*>(given.data) + position * stride + first, given.positions * stride, channel_stride};
       return Reach::inside;
     }
     if (wraps) {  // exact: the quotient is off by one at most
@@ -104,7 +105,7 @@ struct alignas(64) BoundOperand {
       position -= position >= positions ? positions : 0;
     }
     float* arena = where == kState ? run.state : constants;
-    address = {arena + first + position * channels, where == kState ? run.state_stride : 0, channel_stride};
+    address = {arena + first + position * stride, where == kState ? run.state_stride : 0, channel_stride};
     return Reach::inside;
   }
 };

@@ -152,10 +152,13 @@ void check_attend(const Program& program, const std::string& what, const Instruc
   const KeyBounds keys = key_bounds(program, attend, cells);
   const IterationDomain along = {1, 1, 0, 0, 1, keys.least, std::max(keys.least, keys.end)};
   for (std::int64_t operand : {attend.key, attend.value}) {
-    check_positions(program, what, along, operand);
+    check_positions(program, what, along, operand, true);
+    check_rounded(program, what, operand);
     check_whole(program, what, along, operand);
     const Buffer& buffer = program.buffers[program.operands[operand].buffer];
     const AccessMap& map = program.operands[operand].map;
+    FASTGEN_CHECK(buffer.format != Format::int8 || program.operands[operand].length == attend.groups * buffer.group, what,
+                  ": scales of ", buffer.group, " channels are not those of its heads");
     FASTGEN_CHECK(buffer.where != kContext || (map.column_stride == 1 && map.offset == 0), what,
                   ": the keys of a context must be its positions");
     FASTGEN_CHECK(buffer.where == kContext || keys.count <= buffer.positions, what, ": ", keys.count,

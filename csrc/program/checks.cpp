@@ -63,12 +63,25 @@ std::int64_t least_position(const std::string& what, const AccessMap& map, const
   return frames.least + rows.least + columns.least + map.offset;
 }
 
-void check_positions(const Program& program, const std::string& what, const IterationDomain& cells, std::int64_t index) {
+void check_positions(const Program& program, const std::string& what, const IterationDomain& cells, std::int64_t index,
+                     bool rounded) {
   const Operand& operand = program.operands[index];
+  FASTGEN_CHECK(rounded || program.buffers[operand.buffer].format == Format::float32, what, ": operand ", index,
+                " must lie in a float32 buffer");
   const Box inside = Box::of(cells).within(operand.box);
   if (inside.empty()) return;
   const std::int64_t least = least_position(what, operand.map, inside);
   FASTGEN_CHECK(least >= 0, what, ": operand ", index, " addresses position ", least);
+}
+
+void check_rounded(const Program& program, const std::string& what, std::int64_t index) {
+  const Operand& operand = program.operands[index];
+  const Buffer& buffer = program.buffers[operand.buffer];
+  if (buffer.format == Format::float32) return;
+  const std::int64_t group = buffer.format == Format::int8 ? buffer.group : 1, word = buffer.format == Format::int8 ? 4 : 2;
+  const bool whole = operand.channel % word == 0 && operand.channel % group == 0 && operand.length % group == 0;
+  FASTGEN_CHECK(whole && (operand.channel_stride == 1 || operand.length == 1), what, ": operand ", index,
+                " must have whole groups of neighbouring channels, from a whole number of the state on");
 }
 
 void check_map(const std::string& what, const AccessMap& map) {

@@ -35,8 +35,13 @@ Range values_of(const std::string& what, const AccessMap& map, const IterationDo
 // The least position of some cells.
 std::int64_t least_position(const std::string& what, const AccessMap& map, const Box& cells);
 
-// That no cell of the domain, inside the operand's box, addresses a position before the first.
-void check_positions(const Program& program, const std::string& what, const IterationDomain& cells, std::int64_t index);
+// That no cell of the domain, inside the operand's box, addresses a position before the first. Where it is no Compute that stores
+// and no Attend that reads keys or values, `rounded` is false: the buffer must hold float32.
+void check_positions(const Program& program, const std::string& what, const IterationDomain& cells, std::int64_t index,
+                     bool rounded = false);
+
+// That an operand of keys or values begins at a float, and holds whole groups of channels that share a scale.
+void check_rounded(const Program& program, const std::string& what, std::int64_t index);
 
 void check_map(const std::string& what, const AccessMap& map);
 void check_written(const Program& program, const std::string& what, std::int64_t index);

@@ -45,8 +45,9 @@ void check_operation(const Program& program, const Instruction& instruction, con
     check_range(what, "operand", operand, 0, operands);
     FASTGEN_CHECK(program.operands[operand].length == compute.lanes, what, ": operand ", operand, " has length ",
                   program.operands[operand].length, ", the instruction has ", compute.lanes, " lanes");
-    check_positions(program, what, instruction.domain, operand);
+    check_positions(program, what, instruction.domain, operand, operation.opcode == kStore);
     if (operation.opcode == kStore) check_written(program, what, operand);
+    if (operation.opcode == kStore) check_rounded(program, what, operand);
   }
   if (is_reduction(operation.opcode)) {
     FASTGEN_CHECK(operation.b > 0 && compute.lanes % operation.b == 0, what, ": groups of ", operation.b, " do not divide ",
@@ -179,10 +180,15 @@ void check(const Program& program) {
     check_range(what, "positions", buffer.positions, buffer.where == kContext ? 0 : 1,
                 buffer.where == kContext ? kFar : kMostCells);
     check_range(what, "offset", buffer.offset, 0, buffer.where == kContext ? 1 << 16 : kFar);
+    check_range(what, "format", static_cast<std::int64_t>(buffer.format), 0, buffer.where == kState ? kFormats : 1);
+    const bool scaled = buffer.format == Format::int8;
+    check_range(what, "group", buffer.group, scaled, scaled ? buffer.channels + 1 : 1);
+    FASTGEN_CHECK(!scaled || buffer.channels % buffer.group == 0, what, ": groups of ", buffer.group, " do not divide ",
+                  buffer.channels, " channels");
     const std::int64_t size = buffer.where == kState ? program.state_size : static_cast<std::int64_t>(program.constants.size());
     FASTGEN_CHECK(buffer.where == kContext ||
-                      (buffer.positions <= size / buffer.channels && buffer.offset <= size - buffer.positions * buffer.channels),
-                  what, ": ", buffer.positions, " x ", buffer.channels, " at ", buffer.offset, " is outside the ", size,
+                      (buffer.positions <= size / buffer.stride() && buffer.offset <= size - buffer.positions * buffer.stride()),
+                  what, ": ", buffer.positions, " x ", buffer.stride(), " at ", buffer.offset, " is outside the ", size,
                   " floats");
   }
   for (std::size_t i = 0; i < program.weight_table.size(); ++i) {

@@ -8,6 +8,7 @@
 #include <variant>
 #include <vector>
 
+#include "program/format.h"
 #include "program/opcodes.h"
 
 namespace fastgen {
@@ -44,8 +45,15 @@ struct Box {
            frame0 <= cells.frame0 && cells.frame1 <= frame1;
   }
 };
+// A position of int8 values is followed by a scale for each `group` of its channels.
 struct Buffer {
   std::int64_t where, channels, positions, offset;
+  Format format;
+  std::int64_t group;
+  std::int64_t words() const {  // floats that hold a position's channels, without the scales
+    return format == Format::float32 ? channels : format == Format::bfloat16 ? (channels + 1) / 2 : (channels + 3) / 4;
+  }
+  std::int64_t stride() const { return words() + (format == Format::int8 ? channels / group : 0); }  // between positions
 };
 struct Operand {
   std::int64_t buffer, channel, channel_stride, length;

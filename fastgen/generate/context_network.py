@@ -9,10 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fastgen.fields import one_line
 from fastgen.generate.contexts import in_float32
+
+MOST = 1 << 28
+"""Numbers in a result of a call, of a network from a file or for another number of positions than the example's."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,17 @@ class Reference:
     """The value of an input, a tensor or an earlier call, by name."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class Extent:
+    """An integer that follows from the number of positions of the context: ``offset + stride * positions``."""
+
+    offset: int
+    stride: int
+
+    def at(self, positions: int) -> int:
+        return self.offset + self.stride * positions
 
 
 @dataclass(frozen=True)
@@ -87,7 +102,9 @@ class ContextNetwork:
     calls: list[Call]
     results: list[Result]
     sizes: list[tuple[int, int]]
-    """Positions and channels of every result."""
+    """Positions and channels of every result, for contexts like the example."""
+    free: tuple[int, int] | None = None
+    """The context and its dimension whose size ``Extent`` follows; None where all contexts have the example's size."""
 
     @torch.no_grad()
     def run(self, leaves: Sequence[Tensor]) -> list[Tensor]:
@@ -97,6 +114,7 @@ class ContextNetwork:
         batch. Where one row stands for all samples it runs once.
         """
         count = len(leaves[0])
+        self._check_sizes(leaves)
         rows = 1 if all(leaf.stride(0) == 0 for leaf in leaves) else count
         try:
             with _one_thread():
@@ -115,11 +133,12 @@ class ContextNetwork:
     def values(self, leaves: Sequence[Tensor], check: Callable | None = None) -> dict[str, Tensor]:
         """Returns the results of contexts ``[2, ...]`` by name; ``check`` is called with what every call returns."""
         values = self.tensors | dict(zip(self.inputs, leaves, strict=True))
+        positions = 0 if self.free is None else leaves[self.free[0]].shape[self.free[1]]
         kept = {result.name for result in self.results}
         last = {name: number for number, call in enumerate(self.calls) for name in call.reads}
         for number, call in enumerate(self.calls):
             with torch.autocast("cpu", enabled=False):
-                values[call.name] = _called(call, values)
+                values[call.name] = _called(call, values, positions)
             if check is not None:
                 check(values[call.name])
             for name in call.reads - kept:
@@ -127,17 +146,47 @@ class ContextNetwork:
                     del values[name]
         return {name: values[name] for name in kept}
 
+    def dry_run(self, leaves: Sequence[Tensor]) -> list[tuple[int, int]]:
+        """Returns ``sizes`` for contexts of these shapes, without memory; raises what the operators raise."""
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            inputs = [torch.empty((2, *leaf.shape[1:]), dtype=leaf.dtype) for leaf in leaves]
+            values = self.values(inputs, check_size)
+        return self.measured(values)
+
+    def _check_sizes(self, leaves: Sequence[Tensor]) -> None:
+        """Raises ValueError where the calls do not go together for so many positions, or take too much memory."""
+        if self.free is None:
+            return
+        try:
+            self.dry_run(leaves)
+        except Exception as error:  # of the operators, which raise what they like
+            positions = leaves[self.free[0]].shape[self.free[1]]
+            raise ValueError(
+                f"context has {positions} positions, for which the network that reads it does not run: "
+                f"{one_line(error)}"
+            ) from error
+
     def measured(self, values: Mapping[str, Tensor]) -> list[tuple[int, int]]:
         """``sizes``, from tensors of the results' shapes."""
         arranged = [result.arranged(values[result.name])[0] for result in self.results]
         return [(part[..., 0].numel(), part.shape[-1]) for part in arranged]
 
 
-def _called(call: Call, values: Mapping[str, Tensor]):
-    arguments, options = tree_map(
-        lambda leaf: values[leaf.name] if isinstance(leaf, Reference) else leaf, (call.arguments, call.options)
-    )
+def _called(call: Call, values: Mapping[str, Tensor], positions: int):
+    def given(leaf):
+        if isinstance(leaf, Extent):
+            return leaf.at(positions)
+        return values[leaf.name] if isinstance(leaf, Reference) else leaf
+
+    arguments, options = tree_map(given, (call.arguments, call.options))
     return call.operator(*arguments, **options)
+
+
+def check_size(value) -> None:
+    """Raises ValueError where what a call returns has more than ``MOST`` numbers."""
+    for part in value if isinstance(value, tuple | list) else [value]:
+        if isinstance(part, Tensor) and part.numel() > MOST:
+            raise ValueError(f"a result has the shape {list(part.shape)}; it may have {MOST} numbers")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,10 +24,15 @@ MOST_OF_CONTEXT = 1 << 20
 
 
 class ContextLayout:
-    """The structure that ``example_context`` shows: one tensor, or a dict or tuple of tensors, ``[N, ...]`` each."""
+    """The structure that ``example_context`` shows: one tensor, or a dict or tuple of tensors, ``[N, ...]`` each.
 
-    def __init__(self, example) -> None:
+    ``free`` are dimensions, (leaf, dimension) each, that may have another size than the example's: one for all of them,
+    the number of the context's positions. ``fixed`` says why there are none, where some were tried.
+    """
+
+    def __init__(self, example, free: Sequence[tuple[int, int]] = (), fixed: str = "") -> None:
         self.leaves, self.structure = tree_flatten(example)
+        self.free, self.fixed = tuple(free), fixed
         for path, leaf in tree_flatten_with_path(example)[0]:
             if not isinstance(leaf, Tensor) or leaf.dim() < 1:
                 said = "a tensor without dimensions" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
@@ -61,7 +66,8 @@ class ContextLayout:
         Raises:
             NotImplementedError: the context holds something else than tensors in dicts, lists and tuples.
         """
-        return {"structure": _written(tree_unflatten(self.leaves, self.structure), 0)}
+        free = [[leaf, dim] for leaf, dim in self.free]
+        return {"structure": _written(tree_unflatten(self.leaves, self.structure), 0), "free": free}
 
     @classmethod
     def from_config(cls, config: Any) -> ContextLayout:
@@ -70,17 +76,46 @@ class ContextLayout:
         Raises:
             ValueError: the structure, a shape or a dtype is none that ``to_config`` writes.
         """
-        if not isinstance(config, dict) or config.keys() != {"structure"}:
-            raise ValueError("context must have a structure and nothing else")
-        return cls(_read(config["structure"], 0))
+        if not isinstance(config, dict) or config.keys() != {"structure", "free"}:
+            raise ValueError("context must have a structure, free dimensions, and nothing else")
+        layout, free = cls(_read(config["structure"], 0)), config["free"]
+        pairs = isinstance(free, list) and all(isinstance(f, list) and [type(n) for n in f] == [int, int] for f in free)
+        if not pairs or any(not 0 <= n < len(layout.leaves) or not 0 < d < layout.leaves[n].dim() for n, d in free):
+            raise ValueError("context must have free dimensions of its tensors, each a leaf and a dimension")
+        layout.free = tuple((number, dim) for number, dim in free)
+        return layout
 
     def position_major_shapes(self, batch: int) -> list[list[int]]:
         """Returns the shapes that ``position_major`` gives the leaves of ``batch`` samples."""
-        shapes = [leaf.shape[1:] for leaf in self.leaves]
-        return [[batch, math.prod(shape[1:]), *(shape[:1] or [1])] for shape in shapes]
+        return [position_major_shape([batch, *leaf.shape[1:]]) for leaf in self.leaves]
 
     def frames(self) -> list[int]:
-        return [leaf.shape[2] for leaf in self.leaves if leaf.dim() == 3]
+        return [
+            leaf.shape[2]
+            for number, leaf in enumerate(self.leaves)
+            if leaf.dim() == 3 and not any(number == other for other, _ in self.free)
+        ]
+
+    # ---- the number of positions
+
+    def candidates(self) -> list[tuple[tuple[int, int], ...]]:
+        """Returns which dimensions may be the context's positions: those of one size together, or one of them."""
+        dims = [(n, d) for n, leaf in enumerate(self.leaves) for d in range(1, leaf.dim()) if leaf.shape[d] > 1]
+        sizes = dict.fromkeys(self.leaves[n].shape[d] for n, d in dims)
+        together = [tuple(dim for dim in dims if self.leaves[dim[0]].shape[dim[1]] == size) for size in sizes]
+        return [*dict.fromkeys([*together, *((dim,) for dim in dims)])]
+
+    def positions(self, leaves: Sequence[Tensor] | None = None) -> int:
+        """Returns the size of the free dimensions of some leaves, by default the example's."""
+        number, dim = self.free[0]
+        return (self.leaves if leaves is None else leaves)[number].shape[dim]
+
+    def resized(self, leaves: Sequence[Tensor], positions: int) -> list[Tensor]:
+        """Returns the leaves with so many positions: the first ones, and all of them again."""
+        made = list(leaves)
+        for number, dim in self.free:
+            made[number] = made[number].index_select(dim, torch.arange(positions) % made[number].shape[dim])
+        return made
 
     def check(self, context, batch: int) -> list[Tensor]:
         """Returns the leaves of ``context`` for ``batch`` samples; one row stands for all.
@@ -91,14 +126,22 @@ class ContextLayout:
         leaves, structure = tree_flatten(context)
         if structure != self.structure:
             raise ValueError(f"context must have the structure of example_context, {self.structure}, got {structure}")
-        checked = []
+        checked, positions = [], None
         for number, (leaf, example) in enumerate(zip(leaves, self.leaves, strict=True)):
             name = "context" if len(leaves) == 1 else f"context, leaf {number},"
             if not isinstance(leaf, Tensor):
                 raise ValueError(f"{name} must be a tensor, got {type(leaf).__name__}")
-            if leaf.dim() != example.dim() or leaf.shape[1:] != example.shape[1:] or leaf.shape[0] not in (1, batch):
-                wanted = ["N", *example.shape[1:]]
-                raise ValueError(f"{name} must have shape {wanted} with N = {batch} or 1, got {list(leaf.shape)}")
+            free = {dim for other, dim in self.free if other == number}
+            if free and leaf.dim() == example.dim() and positions is None:
+                positions = leaf.shape[min(free)]
+            wanted = ["N", *example.shape[1:]]
+            for dim in free:
+                wanted[dim] = "any number" if positions is None else positions
+            if leaf.dim() != example.dim() or list(leaf.shape[1:]) != wanted[1:] or leaf.shape[0] not in (1, batch):
+                said = f"; {self.fixed}" if self.fixed else ""
+                raise ValueError(f"{name} must have shape {wanted} with N = {batch} or 1, got {list(leaf.shape)}{said}")
+            if not leaf.numel():
+                raise ValueError(f"{name} must have elements, got {list(leaf.shape)}")
             if leaf.is_floating_point() != example.is_floating_point():
                 raise ValueError(f"{name} must have dtype {example.dtype}, got {leaf.dtype}")
             if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
@@ -156,6 +199,12 @@ def in_float32(leaf: Tensor) -> Tensor:
                 "floats"
             )
     return leaf.float()
+
+
+def position_major_shape(shape: Sequence[int]) -> list[int]:
+    """Returns the shape that ``position_major`` gives a leaf ``[N, ...]``."""
+    batch, *rest = shape
+    return [batch, math.prod(rest[1:]), *(rest[:1] or [1])]
 
 
 def position_major(leaf: Tensor) -> Tensor:

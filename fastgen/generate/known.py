@@ -56,6 +56,16 @@ def known_levels(
     return kept, mask
 
 
+def check_prefix(prefix: int, mask: Tensor | None) -> None:
+    """Raises ValueError unless a mask ``[batch, C, positions]`` has the first ``prefix`` positions of every sample."""
+    if prefix and (mask is None or not bool(mask[..., :prefix].all()) or mask.shape[-1] < prefix):
+        got = "no known levels" if mask is None else "False for some of them"
+        raise ValueError(
+            f"known_mask must be True for the prefix of this sampler, the first {prefix} positions of every sample, "
+            f"got {got}"
+        )
+
+
 def known_spans(known: Tensor | None, order: Order, first: int, end: int) -> Iterator[tuple[int, int, bool]]:
     """Cuts the steps ``first .. end`` into spans (from, to, whether all their elements are known in every sample)."""
     if known is None or known.shape[-1] != order.positions:

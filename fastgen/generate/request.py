@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgen.eval_mode import eval_mode
-from fastgen.generate.arguments import finite_number
+from fastgen.generate.arguments import check_integer, finite_number
 from fastgen.generate.contexts import ContextLayout
 from fastgen.generate.errors import CompileError
 from fastgen.generate.frontend.adapted import Adapted, usable
@@ -33,6 +33,8 @@ class CompileRequest:
     layout: ContextLayout | None = None
     start: float = 0.0
     """The input before the first element, where ``predicts`` is "next"."""
+    prefix: int = 0
+    """How many first elements of a sequence are always known, so that the network may see all of them at any time."""
 
     @classmethod
     def checked(
@@ -45,6 +47,7 @@ class CompileRequest:
         adapter: Callable | None,
         layout: ContextLayout | None,
         start: float,
+        prefix: int = 0,
     ) -> CompileRequest:
         """Returns the request.
 
@@ -59,9 +62,15 @@ class CompileRequest:
             raise ValueError(f"predicts must be 'same' or 'next', got {predicts!r:.100}")
         if predicts == "next" and made.name not in ("time", "raster"):
             raise ValueError(f"predicts='next' needs order 'time' or 'raster', got {made.name!r}")
+        prefix = check_integer("prefix", prefix, 0)
+        if prefix and (made.name != "time" or prefix >= made.length):
+            raise ValueError(
+                f"prefix must be 0, or less than the {made.length} steps of order 'time', got {prefix} in order "
+                f"{made.name!r}"
+            )
         module = None if module is None else usable(module)
         start = finite_number("start", start)
-        return cls(module, made, head.resolve(made.event_shape), predicts, adapter, layout, start)
+        return cls(module, made, head.resolve(made.event_shape), predicts, adapter, layout, start, prefix)
 
     @property
     def event_shape(self) -> tuple[int, ...]:

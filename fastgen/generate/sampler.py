@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from fastgen.generate.arguments import check_integer
 from fastgen.generate.compile.any_length import Compiled, compile_module, refreshed
+from fastgen.generate.compile.any_positions import with_any_positions
 from fastgen.generate.compile.pipeline import check_start
-from fastgen.generate.compiled_network import WEIGHTS, CompiledNetwork
+from fastgen.generate.compiled_network import CompiledNetwork
 from fastgen.generate.contexts import ContextLayout, context_leaves
 from fastgen.generate.errors import CompileError, VerificationError
 from fastgen.generate.files.sampler_file import read_sampler, write_sampler
 from fastgen.generate.heads import Head
 from fastgen.generate.inspect.explain import Explanation, explain
+from fastgen.generate.ir.instructions import FORMATS
 from fastgen.generate.known import known_levels, known_spans
 from fastgen.generate.machines.machine import check_threads
 from fastgen.generate.on_cpu import on_cpu
@@ -55,13 +57,18 @@ class Sampler(CompiledNetwork):
         order: "raster", "raster-subpixel", "time", "time-channels", "features", or the positions as they are drawn; or
             ``fastgen.generate``'s ``Groups``, ``Wavefront`` or ``Delayed``, where a step draws several elements.
         weights: "float32", or "bfloat16" or "int8": rounded weights, an approximation.
+        kv: "float32", or "bfloat16" or "int8" (one scale a position and head): rounded keys and values of attention, an
+            approximation that takes half or about a quarter of their memory. Those of a context stay float32.
         predicts: "same" where output t scores element t, "next" (orders "time" and "raster" only) where it scores
             element t + 1; then the network first reads ``start``.
         adapter: applied to the module's output, to bring it to a layout that the head reads.
         example_context: a context (or dict of contexts) of any batch size, if the module takes one: ``[N]`` or
             ``[N, C]``, or what has positions ``[N, C, F]`` (F frames of a sequence), ``[N, C, H, W]``,
-            ``[N, C, T, H, W]``. What reads only the context may use any operators: it runs once at the start.
+            ``[N, C, T, H, W]``. What reads only the context may use any operators: it runs once at the start. What is
+            attended to may have any number of positions, where the network is otherwise the same.
         start: the input value before the first element, for ``predicts="next"``.
+        prefix: how many first elements of a sequence (order "time") are always known, so that all of the network may
+            see all of them (prefix-LM). They are read at the start, at once, and never scored.
         machine: "cpu" or "reference"; by default "cpu" where the compiled extension is there.
         threads: threads of the cpu machine; by default PyTorch's number.
         verify: compare the program with the module once it is compiled, and at ``refresh``: one teacher-forced pass
@@ -71,7 +78,8 @@ class Sampler(CompiledNetwork):
         VerificationError: the program is not the module; the message names the first position and the layer.
         CompileError: the network is not causal, mixes the batch, has an operator without a rule, computes in half
             precision or with integers that float32 does not hold, holds NaN, or gives another output at every call.
-        ValueError: an argument is wrong, or the output has a layout that the head does not read.
+        ValueError: an argument is wrong, or the output has a layout that the head does not read; ``kv`` rounds keys
+            and values, and the network has none in the state.
 
     Example::
 
@@ -93,15 +101,20 @@ class Sampler(CompiledNetwork):
         machine: str | None = None,
         threads: int | None = None,
         verify: bool = True,
+        *,
+        kv: str = "float32",
+        prefix: int = 0,
     ) -> None:
-        if weights not in WEIGHTS:
-            raise ValueError(f"weights must be one of {', '.join(map(repr, WEIGHTS))}, got {weights!r}")
+        for name, given in (("weights", weights), ("kv", kv)):
+            if given not in FORMATS:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, FORMATS))}, got {given!r}")
         check_threads(threads)
         layout = ContextLayout(example_context) if example_context is not None else None
-        request = CompileRequest.checked(module, event_shape, head, order, predicts, adapter, layout, start)
-        compiled = compile_module(request)
-        request = replace(request, head=compiled.analysis.request.head)
-        super().__init__(request, compiled, weights, machine, threads)
+        request = CompileRequest.checked(module, event_shape, head, order, predicts, adapter, layout, start, prefix)
+        compiled = with_any_positions(compile_module(request))
+        resolved = compiled.analysis.request
+        request = replace(request, head=resolved.head, layout=resolved.layout)
+        super().__init__(request, compiled, weights, kv, machine, threads)
         if predicts == "next":
             check_start(compiled.analysis.traced, request.start)
         self.verify = bool(verify)
@@ -240,6 +253,8 @@ class Sampler(CompiledNetwork):
     def log_prob(self, x: Tensor, context=None) -> Tensor:
         """Returns the log-probability ``[N]`` in nats of levels ``[N, *event_shape]``, by one forward of the module.
 
+        Behind a ``prefix`` it is that of the elements after it, given the prefix.
+
         Raises:
             ValueError: ``x`` or the context has another shape or dtype, or a level is none of the head's.
             CompileError: the sampler was loaded from a file and has no module.
@@ -247,8 +262,9 @@ class Sampler(CompiledNetwork):
         self.head.check_levels(x, "x")
         if tuple(x.shape[1:]) != self.event_shape:
             raise ValueError(f"x must have shape [N, {', '.join(map(str, self.event_shape))}], got {list(x.shape)}")
-        leaves = context_leaves(self.request.layout, context, len(x))
-        return self.head.log_prob(self.request.forward(self.head.to_input(x), leaves), x)
+        leaves, prefix = context_leaves(self.request.layout, context, len(x)), self.request.prefix
+        output = self.request.forward(self.head.to_input(x), leaves)
+        return self.head.log_prob(output[..., prefix:], x[..., prefix:]) if prefix else self.head.log_prob(output, x)
 
     # ---- the sampler itself
 
@@ -302,9 +318,9 @@ class Sampler(CompiledNetwork):
                 threads is none that there is; a ``Custom`` head is missing, or another than the file's.
             OSError: the file cannot be read.
         """
-        request, compiled, weights = read_sampler(path, head)
+        request, compiled, weights, kv = read_sampler(path, head)
         sampler = cls.__new__(cls)
-        CompiledNetwork.__init__(sampler, request, compiled, weights, machine, threads)
+        CompiledNetwork.__init__(sampler, request, compiled, weights, kv, machine, threads)
         sampler.verify = False
         return sampler
 

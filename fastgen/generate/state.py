@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from fastgen.generate.arguments import as_tensor, check_integer
 from fastgen.generate.compiled_network import CompiledNetwork
-from fastgen.generate.contexts import context_leaves, position_major
+from fastgen.generate.contexts import context_leaves, position_major, position_major_shape
 from fastgen.generate.files.tensor_file import read_tensor_file, write_tensor_file
+from fastgen.generate.known import check_prefix
 from fastgen.generate.machines.batch import MOST_SAMPLES, GenerationBatch, check_batch, sample_indices
 from fastgen.generate.machines.machine import check_threads
 from fastgen.generate.on_cpu import on_cpu
@@ -99,6 +101,24 @@ class State:
         write_tensor_file(path, "state", tensors, numbers | {"program": self.sampler.fingerprint})
 
 
+def _give_prefix(network: CompiledNetwork, run: GenerationBatch) -> None:
+    """Writes the inputs of the prefix, which the prologue reads, to where draws write the others."""
+    prefix, program = network.request.prefix, network.program
+    if not prefix:
+        return
+    shape = (*network.event_shape[:-1], prefix)
+    levels = network.request.levels(run.levels[..., :prefix].contiguous(), shape)
+    inputs = network.head.to_input(levels).reshape(len(levels), -1, prefix).float()
+    for draw in (instruction.body for instruction in program.draws):
+        for channel, number in enumerate(range(draw.input0, draw.input1), draw.channel0):
+            operand = program.operands[number]
+            buffer = program.buffers[operand.buffer]
+            for element in range(prefix):
+                position = operand.map.position(0, element - prefix) % buffer.positions
+                place = buffer.offset + position * buffer.channels + operand.channel
+                run.state[:, place] = inputs[:, channel, element]
+
+
 def load_state(path, sampler: CompiledNetwork) -> State:
     """``Sampler.load_state``: everything is checked here, before a machine reads it."""
     tensors, numbers = read_tensor_file(path, "state")
@@ -126,9 +146,7 @@ def _checked_state(sampler: CompiledNetwork, tensors: dict[str, Tensor], numbers
     batch, order = len(tensors["state"]), sampler.order
     check_batch(batch, numbers["seed"])
     event = (torch.float32, [batch, order.channels, order.positions])
-    contexts = [] if sampler.request.layout is None else sampler.request.layout.position_major_shapes(batch)
-    network = sampler.compiled.context_network
-    contexts += [[batch, *size] for size in (network.sizes if network is not None else [])]
+    contexts = _context_shapes(sampler, tensors, batch)
     shapes = {f"context.{i}": (torch.float32, shape) for i, shape in enumerate(contexts)}
     needed = {
         "state": (torch.float32, [batch, sampler.machine.state_stride]),
@@ -153,6 +171,24 @@ def _checked_state(sampler: CompiledNetwork, tensors: dict[str, Tensor], numbers
         raise ValueError("a context holds NaN or infinite values")
     run = GenerationBatch(contexts=given, **{name: tensors.get(name) for name in _TENSORS}, **numbers, step=step)
     return State(run, sampler)
+
+
+def _context_shapes(sampler: CompiledNetwork, tensors: dict[str, Tensor], batch: int) -> list[list[int]]:
+    """Returns the shapes of a state's contexts; the number of positions is that of one that may have any."""
+    layout, network = sampler.request.layout, sampler.compiled.context_network
+    if layout is None:
+        return []
+    leaves = layout.leaves
+    if layout.free:
+        number, dim = layout.free[0]
+        given = tensors.get(f"context.{number}")
+        shape = [] if given is None else list(given.shape)
+        if len(shape) != 3:
+            raise ValueError(f"the tensor context.{number} [batch, positions, channels] is missing")
+        rest = math.prod(n for d, n in enumerate(leaves[number].shape) if d > 1 and d != dim)
+        leaves = layout.resized(leaves, check_integer("positions", shape[2] if dim == 1 else shape[1] // rest, 1))
+    sizes = [] if network is None else network.dry_run(leaves) if layout.free else network.sizes
+    return [*(position_major_shape([batch, *leaf.shape[1:]]) for leaf in leaves), *([batch, *size] for size in sizes)]
 
 
 def check_state(state: State, sampler: CompiledNetwork) -> None:
@@ -200,5 +236,7 @@ def start_state(
         draw = program.draws[0].body
         buffer = program.buffers[program.operands[draw.input0].buffer]
         run.state[:, buffer.offset : buffer.offset + buffer.channels] = network.request.start
+    check_prefix(network.request.prefix, known_mask)
+    _give_prefix(network, run)
     network.machine.prologue(run)
     return State(run, network)

@@ -41,11 +41,13 @@ def stream(
         reason = f"; {network.compiled.ends}" if network.compiled.ends else ""
         raise ValueError(f"steps must be 1 .. {last - given} for this network{reason}, got {steps}")
     channels = network.order.channels
-    state = start_state(network, batch, seed, None, None, options, window=max(given, chunk) + lag)
+    levels = known = None
     if prompt is not None:
         levels = given_levels(network.head, prompt, batch, "prompt", (*network.event_shape[:-1], given))
-        state.run.levels = torch.nn.functional.pad(levels.reshape(batch, channels, given), (0, lag))
-        state.run.known = torch.arange(given + lag).expand_as(state.run.levels) < given
+        levels = torch.nn.functional.pad(levels.reshape(batch, channels, given), (0, lag))
+        known = torch.arange(given + lag).expand_as(levels) < given
+    state = start_state(network, batch, seed, levels, known, options, window=chunk + lag)
+    if prompt is not None:
         network.machine.absorb(state.run, 0, given * order.steps_per_position)
     return _chunks(network, state, given, total, chunk)
 

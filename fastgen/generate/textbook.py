@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastgen.generate.compiled_network import CompiledNetwork
 from fastgen.generate.contexts import context_leaves
-from fastgen.generate.known import known_levels
+from fastgen.generate.known import check_prefix, known_levels
 from fastgen.generate.machines.batch import check_batch, sample_indices
 from fastgen.generate.noise import Noise
 from fastgen.generate.options import SamplingOptions
@@ -44,6 +44,7 @@ def sample_naive(
     n, seed = check_batch(n, seed)
     altered = replace(chosen, log_prob=return_log_prob, proposal_log_prob=return_proposal_log_prob).check(head)
     levels, mask = known_levels(head, order, known, known_mask, n)
+    check_prefix(request.prefix, mask)
     contexts = context_leaves(request.layout, chosen.context, n)
     channels, positions = order.channels, order.positions
     shape = (n, *network.event_shape)
@@ -57,7 +58,7 @@ def sample_naive(
     log_prob, proposal = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
     total = order.length if steps is None else min(steps, order.length)
     bar = progress_bar(total, "textbook loop") if progress else None
-    for step in range(total):
+    for step in range(request.prefix, total):
         output = request.forward(inputs.reshape(shape), contexts)
         parameters = head.arrange(output, network.event_shape).float()
         coupled = channels // parameters.shape[2]

@@ -179,7 +179,9 @@ def test_loading_imports_nothing_that_a_file_names(tmp_path, monkeypatch):
     leaf = {"type": None, "context": None, "children_spec": []}
     spec = {"type": "collections.defaultdict", "context": factory, "children_spec": [leaf]}
     for structure in (json.dumps([1, spec]), [1, spec], spec):
-        write_tensor_file(tmp_path / "file", "program", tensors, description | {"context": {"structure": structure}})
+        write_tensor_file(
+            tmp_path / "file", "program", tensors, description | {"context": {"structure": structure, "free": []}}
+        )
         with pytest.raises(ValueError, match="context must be"):
             fastgen.Sampler.load(tmp_path / "file", machine=FAST)
 

@@ -85,7 +85,7 @@ def compile_module(request: CompileRequest) -> Compiled:
         CompileError: the network has no program; the message says where and why.
     """
     ends = ""
-    if request.order.is_sequence or request.order.name == "delayed":
+    if (request.order.is_sequence or request.order.name == "delayed") and not request.prefix:
         compiled, ends = _of_two_lengths(request)
         if compiled is not None:
             return compiled

@@ -16,18 +16,18 @@ Site = tuple[int, int, np.ndarray, Tensor]
 """First channel, channels, positions, and the ids of the head's parameters ``[positions, n]``."""
 
 
-def draw_sites(graph: Graph, parameters: Tensor, order: Order) -> list[DrawSite]:
-    """Returns the draws, from the ids of the head's parameters ``[N, P, G, n]``.
+def draw_sites(graph: Graph, parameters: Tensor, order: Order, prefix: int) -> list[DrawSite]:
+    """Returns the draws, from the ids of the head's parameters ``[N, P, G, n]``; none of the first ``prefix`` steps.
 
     A draw reads runs of channels, each from one computed tensor at every position. An output that is padded or joined
     along its positions, or whose constant rows belong to no sample (positions before the batch), is copied to one.
     """
-    sites = _sites(parameters, order)
+    sites = _sites(parameters, order, prefix)
     runs = [_runs(graph, table) for *_, table in sites]
     if not all(_readable(found) for site in runs for found in site):
         output = Value(parameters.reshape(-1, *order.grid, parameters[0, 0].numel()))
         copied = graph.map("mulc", output, x=1.0, channel=len(order.grid) + 1)
-        sites = _sites(copied.ids.reshape(parameters.shape), order)
+        sites = _sites(copied.ids.reshape(parameters.shape), order, prefix)
         runs = [_runs(graph, table) for *_, table in sites]
     return [
         DrawSite(channel0, count, positions, order.steps[channel0][positions], [p for found in site for p in found])
@@ -35,14 +35,14 @@ def draw_sites(graph: Graph, parameters: Tensor, order: Order) -> list[DrawSite]
     ]
 
 
-def _sites(parameters: Tensor, order: Order) -> list[Site]:
+def _sites(parameters: Tensor, order: Order, prefix: int) -> list[Site]:
     parameters = parameters[0]  # [P, G, n]
     coupled = order.channels // parameters.shape[1]
-    positions = np.arange(parameters.shape[0])
+    positions = np.arange(prefix, parameters.shape[0])
     if order.regular:
         sites = [(channel0, count, positions) for channel0, count in order.channel_runs]
     else:
-        sites = [(channel0, count, positions[[at]]) for draws in order.draws for channel0, count, at in draws]
+        sites = [(channel0, count, np.array([at])) for draws in order.draws for channel0, count, at in draws]
     if any(channel0 % coupled or count % coupled for channel0, count, _ in sites):
         rule = "one channel a step" if order.by_channel else "channels of a position at several steps"
         most = "all" if coupled == order.channels else f"{coupled}"

@@ -88,7 +88,7 @@ def _analysed(
     order, head, shift = request.order, request.head, request.shift
 
     def event(graph: Graph, example: Tensor) -> tuple[Node, Value]:
-        graph.grid = tuple(order.grid)
+        graph.grid, graph.prefix = tuple(order.grid), request.prefix
         node, value = _event_node(graph, order, shift)
         return node, replace(value, **_input_range(head, request.start))
 
@@ -99,7 +99,7 @@ def _analysed(
     except ValueError as error:
         raise CompileError(str(error)) from error
     with graph.at(traced.place):
-        draws = draw_sites(graph, parameters, order)
+        draws = draw_sites(graph, parameters, order, request.prefix)
     order_loops(graph)
     _ran("trace", graph, draws)
 
@@ -161,6 +161,7 @@ def _input_range(head, start: float) -> dict[str, float]:
 def _event_node(graph: Graph, order: Order, shift: int) -> tuple[Node, Value]:
     channels, grid = order.channels, order.grid
     steps = order.steps + 1 - shift
+    steps = np.where(steps <= graph.prefix, 0, steps)
     if order.name == "features":
         runs = [ChannelRun(d, 1, np.full(2, steps[0, d], np.int32), np.array([1, 2], np.uint8)) for d in range(grid[0])]
         node = graph.add("input", (2,), grid[0], runs)

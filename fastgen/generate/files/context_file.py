@@ -8,18 +8,16 @@ together and that no result is larger than ``MOST``.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastgen.generate.context_network import Call, ContextNetwork, Reference, Result
+from fastgen.generate.context_network import Call, ContextNetwork, Extent, Reference, Result
 from fastgen.generate.files.tensor_file import one_line
 
-MOST = 1 << 28
-"""Numbers in a result of a call."""
 PREFIX = "context_network."
 """Of the tensors' names in a sampler's file."""
 
@@ -29,7 +27,7 @@ _NAMES = """
     repeat_interleave movedim swapaxes pixel_shuffle pixel_unshuffle channel_shuffle unfold diagonal tril triu clone
     contiguous detach lift_fresh_copy dropout feature_dropout alpha_dropout to _to_copy type_as pad constant_pad_nd
     reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d zeros_like ones_like full_like new_zeros
-    new_ones new_full
+    new_ones new_full arange zeros ones full
     add sub rsub mul div true_divide floor_divide remainder fmod pow neg abs square exp exp2 expm1 log log1p log2 log10
     sqrt rsqrt reciprocal sin cos tan asin acos atan atan2 sinh cosh tanh sigmoid erf erfc relu relu6 elu selu celu
     leaky_relu prelu gelu silu mish softplus log_sigmoid hardtanh hardsigmoid hardswish threshold softshrink hardshrink
@@ -72,19 +70,27 @@ def write_network(network: ContextNetwork) -> tuple[dict[str, Any], dict[str, Te
         "tensors": list(network.tensors),
         "calls": [[c.name, _name(c.operator), _written(c.arguments), _written(c.options)] for c in network.calls],
         "results": [[r.name, r.batch, r.channel] for r in network.results],
+        "free": network.free and list(network.free),
     }
     return config, {f"{PREFIX}{numbers[name]}": tensor for name, tensor in network.tensors.items()}
 
 
-def read_network(config: Any, tensors: dict[str, Tensor], leaves: list[Tensor]) -> ContextNetwork:
+def read_network(
+    config: Any, tensors: dict[str, Tensor], leaves: list[Tensor], free: Sequence[tuple[int, int]] = ()
+) -> ContextNetwork:
     """Returns the network of a ``write_network``; ``leaves`` have the shapes and dtypes of its contexts.
+
+    ``free`` are the dimensions of the leaves that may have other sizes.
 
     Raises:
         ValueError: a field is missing or wrong, an operator is not allowed, or the calls do not go together.
     """
     fields = ("inputs", "tensors", "calls", "results")
-    if not isinstance(config, dict) or config.keys() != {*fields} or not all(type(config[f]) is list for f in fields):
-        raise ValueError(f"context_network must have the lists {', '.join(fields)}")
+    given = isinstance(config, dict) and config.keys() == {*fields, "free"}
+    if not given or not all(type(config[f]) is list for f in fields):
+        raise ValueError(f"context_network must have free and the lists {', '.join(fields)}")
+    if config["free"] is not None and tuple(config["free"]) not in free:
+        raise ValueError(f"context_network must follow a free dimension of the context, got {config['free']!s:.100}")
     names = [*config["inputs"], *config["tensors"]]
     if len(config["inputs"]) != len(leaves) or len(config["tensors"]) != len(tensors) or not leaves:
         raise ValueError("context_network must have the contexts and the tensors of the file")
@@ -98,26 +104,14 @@ def read_network(config: Any, tensors: dict[str, Tensor], leaves: list[Tensor]) 
             type(r.name) is str and type(r.batch) is int and type(r.channel) in (int, type(None)) for r in results
         ):
             raise ValueError("a result is a name, the dimension of the samples and that of the channels")
-        network = ContextNetwork(config["inputs"], held, calls, results, [])
-        network.sizes = _dry_run(network, leaves)
+        follows = None if config["free"] is None else tuple(config["free"])
+        network = ContextNetwork(config["inputs"], held, calls, results, [], follows)
+        network.sizes = network.dry_run(leaves)
     except RecursionError as error:
         raise ValueError("context_network is nested too deeply") from error
     except Exception as error:  # of the operators, which raise what they like
         raise ValueError(f"context_network cannot run: {one_line(error)}") from error
     return network
-
-
-def _dry_run(network: ContextNetwork, leaves: list[Tensor]) -> list[tuple[int, int]]:
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        inputs = [torch.empty((2, *leaf.shape[1:]), dtype=leaf.dtype) for leaf in leaves]
-        values = network.values(inputs, _check_size)
-    return network.measured(values)
-
-
-def _check_size(value) -> None:
-    for part in value if isinstance(value, tuple | list) else [value]:
-        if isinstance(part, Tensor) and part.numel() > MOST:
-            raise ValueError(f"a result has the shape {list(part.shape)}; it may have {MOST} numbers")
 
 
 # ---- calls
@@ -160,6 +154,8 @@ def _call(name: str, function: str, arguments: list, options: dict) -> Call:
 def _written(value):
     if isinstance(value, Reference):
         return {"value": value.name}
+    if isinstance(value, Extent):
+        return {"extent": [value.offset, value.stride]}
     if isinstance(value, list | tuple):
         return [_written(part) for part in value]
     if isinstance(value, dict):
@@ -183,6 +179,8 @@ def _read(written):
     ((kind, value),) = written.items()
     if kind == "value" and type(value) is str:
         return Reference(value)
+    if kind == "extent" and isinstance(value, list) and [type(n) for n in value] == [int, int]:
+        return Extent(*value)
     if kind == "options" and isinstance(value, dict):
         return {name: _read(part) for name, part in value.items()}
     if kind in _CONSTANTS and type(value) is str and value in _CONSTANTS[kind]:

@@ -16,7 +16,8 @@ from fastgen.fields import one_line, parse_object
 
 FORMAT_VERSION = 6
 """Kept as ``format_version`` in every file. Raise it whenever older readers would misread a file, or newer ones an old
-file. Version 1 had neither a digest nor a version; 3 keeps instructions as a header and a body, 2 did not."""
+file. Version 1 had neither a digest nor a version; 3 keeps instructions as a header and a body, 2 did not; 6 has
+the formats of buffers."""
 
 _KINDS = {
     "program": "a sampler, as Sampler.save writes it",

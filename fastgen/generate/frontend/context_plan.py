@@ -46,6 +46,10 @@ class ContextPlan:
         """Returns the nodes that depend on contexts only."""
         self.forced: set[str] = set()
         self.results: list[Result] = []
+        self.followed: dict[str, Call] = {}
+        """Calls that follow the number of the context's positions, where it may be another than the example's."""
+        self.free: tuple[int, int] | None = None
+        """The context and its dimension that they follow."""
         self._channels: dict[str, list[int | None]] = {}
         self._batch: dict[str, int | None] = {}
 
@@ -177,16 +181,17 @@ class ContextPlan:
             if node.name in wanted and node.op == "call_function":
                 wanted |= {n.name for n in node.all_input_nodes}
         tensors = {name: tensor for name, tensor in self.state.items() if name in wanted}
-        still, calls = set(self.still), []
+        still, calls = {*self.still, *self.followed}, []
         for node in self.nodes.values():
             if node.name in wanted and node.op == "call_function":
-                call = _call(node)
+                call = self.followed.get(node.name) or call_of(node)
                 if node.name in still:
                     calls.append(call)
                 else:
                     tensors |= ContextNetwork([], tensors, [call], [Result(node.name, 0, None)], []).values([])
         read = {name for call in calls for name in call.reads}
-        return ContextNetwork(self.contexts, {n: t for n, t in tensors.items() if n in read}, calls, results, [])
+        tensors = {name: tensor for name, tensor in tensors.items() if name in read}
+        return ContextNetwork(self.contexts, tensors, calls, results, [], self.free)
 
     def layers(self) -> list[str]:
         """Returns the layers whose operators run in PyTorch, in order."""
@@ -214,7 +219,8 @@ def _batch_dimension(value: Tensor, exchanged: Tensor, alike: Tensor) -> int | N
     return None
 
 
-def _call(node: FxNode) -> Call:
+def call_of(node: FxNode) -> Call:
+    """Returns the call of an operator in an exported graph."""
     arguments, options = tree_map(
         lambda leaf: Reference(leaf.name) if isinstance(leaf, FxNode) else leaf, (list(node.args), dict(node.kwargs))
     )

@@ -20,6 +20,7 @@ from fastgen.generate.inspect.receptive_field import ReceptiveField, receptive_f
 from fastgen.generate.ir.instructions import CONSTANT, DENSE, PIXEL, PROLOGUE, ROW, STATE, Instruction
 from fastgen.generate.ir.opcodes import OPCODE
 from fastgen.generate.ir.program import Program
+from fastgen.generate.lower.key_format import key_bytes
 
 _EXAMPLES = 4
 _WHEN = {"prologue": "before the first step", "row": "at the start of a row", "pixel": "at a step"}
@@ -60,6 +61,8 @@ class Memory:
 
     state: int
     """Of a sample: activations that later steps read."""
+    keys: int
+    """The part of ``state`` that holds keys and values which only attention reads, in the format that ``kv`` names."""
     contexts: int
     """Of a sample."""
     weights: int
@@ -311,6 +314,7 @@ def _memory(network: CompiledNetwork, program: Program) -> Memory:
     leaves, sizes = layout.leaves if layout is not None else [], contexts.sizes if contexts is not None else []
     return Memory(
         state=4 * network.machine.state_stride,
+        keys=key_bytes(program),
         contexts=4 * (sum(leaf[0].numel() for leaf in leaves) + sum(p * c for p, c in sizes)),
         weights=program.weights.nbytes,
         packed=network.machine.memory(),
@@ -364,15 +368,16 @@ def _textbook_text(work: Work) -> str:
 
 def _memory_text(memory: Memory) -> str:
     contexts = f" and {_bytes(memory.contexts)} of contexts" if memory.contexts else ""
+    keys = f" ({_bytes(memory.keys)} keys and values)" if memory.keys else ""
     return (
-        f"{_bytes(memory.state)} of state{contexts} a sample; {_bytes(memory.shared)} once "
+        f"{_bytes(memory.state)} of state{keys}{contexts} a sample; {_bytes(memory.shared)} once "
         f"(weights {_bytes(memory.weights)}, packed {_bytes(memory.packed)}, constants {_bytes(memory.constants)})"
     )
 
 
 def _rings_text(rings: list[tuple[int, int]]) -> str:
-    numbers, longest = sum(p * c for p, c in rings), max((positions for positions, _ in rings), default=0)
-    return f"{len(rings)} buffers of {numbers} numbers a sample; the longest keeps {longest} positions"
+    values, longest = sum(p * c for p, c in rings), max((positions for positions, _ in rings), default=0)
+    return f"{len(rings)} buffers of {values} values a sample; the longest keeps {longest} positions"
 
 
 def _count(number: float) -> str:

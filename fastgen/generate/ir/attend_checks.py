@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastgen.generate.ir.instructions import CONTEXT, PIXEL, PROLOGUE
+from fastgen.generate.ir.instructions import CONTEXT, INT8, PIXEL, PROLOGUE
 from fastgen.generate.ir.opcodes import LANES, OPCODE, OPCODES
 from fastgen.generate.ir.program_tables import FAR, FARTHER, Cells, Tables
 
@@ -46,6 +46,11 @@ def _check_fields(tables: Tables) -> None:
         tables.require("attends", straight, "an operand must have channel_stride 1")
     tables.check_uses("attends", every, attends["query"], written=False)
     tables.check_uses("attends", every, attends["out"], written=True)
+    for name in ("key", "value"):
+        tables.check_rounded("attends", every, attends[name])
+        form, group = (tables.buffers[field][operands["buffer"][attends[name]]] for field in ("format", "group"))
+        own = (form != INT8) | (operands["length"][attends[name]] == groups * group)
+        tables.require("attends", own, "its heads are not the channels that share a scale")
     places = tables.buffers["positions"][operands["buffer"][attends["out"]]]
     tables.require("attends", together <= places, "more of its cells run together than it stores")
     tables.check_maps("attends", "keys")

@@ -37,6 +37,7 @@ class Graph(Ids):
         self.remark = ""
         """What a refusal for want of causality should add."""
         self.grid: tuple[int, ...] = ()
+        self.prefix = 0  # first elements that are always known
         """Sizes of the event's dimensions."""
 
     def __str__(self) -> str:

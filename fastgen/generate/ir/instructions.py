@@ -18,6 +18,9 @@ PROLOGUE, ROW, PIXEL = 0, 1, 2
 STATE, CONSTANT, CONTEXT = 0, 1, 2
 DENSE, INDEX = 0, 1
 UNBOUNDED = 1 << 40
+FLOAT32, BFLOAT16, INT8 = 0, 1, 2
+FORMATS = ("float32", "bfloat16", "int8")
+"""The formats of buffers, by name."""
 
 
 # ---- where and when
@@ -92,16 +95,32 @@ class Box:
 
 @dataclass
 class Buffer:
-    """``positions`` slots of ``channels`` float32.
+    """``positions`` slots of ``channels`` values.
 
     ``offset``: in the sample's state, in ``constants``, or the context's number. A CONTEXT buffer has as many positions
     as the context tensor has; ``positions`` is then 0.
+
+    ``format`` is FLOAT32, or BFLOAT16 or INT8 for a buffer of the state that Computes store and only Attends read, as
+    keys or values. A position then takes whole numbers of the state: a BFLOAT16 one two channels a number; an INT8 one
+    four channels a number, then one float32 scale for every ``group`` channels, which are scale * integer in
+    -127 .. 127. ``group`` is 0 in other formats.
     """
 
     where: int
     channels: int
     positions: int
     offset: int
+    format: int = FLOAT32
+    group: int = 0
+
+    @property
+    def stride(self) -> int:
+        """Numbers from one position to the next."""
+        if self.format == FLOAT32:
+            return self.channels
+        return (
+            -(-self.channels // 2) if self.format == BFLOAT16 else -(-self.channels // 4) + self.channels // self.group
+        )
 
 
 @dataclass
@@ -167,7 +186,8 @@ class KeySet:
 class KeyRun:
     """The keys ``first, first + step, ...`` below ``stop``, at a cell.
 
-    ``first`` is what ``start`` gives the cell, ``low`` at least; ``stop`` what ``end`` gives it, ``high`` at most.
+    ``first`` is what ``start`` gives the cell, ``low`` at least; ``stop`` what ``end`` gives it, ``high`` at most, and
+    at most the number of positions of a context whose keys or values are seen.
     """
 
     start: AccessMap

@@ -11,7 +11,19 @@ import numpy as np
 
 from fastgen.generate.heads import Head
 from fastgen.generate.ir.attend_checks import check_attends
-from fastgen.generate.ir.instructions import BODIES, CONTEXT, DENSE, INDEX, PIXEL, PROLOGUE, STATE
+from fastgen.generate.ir.instructions import (
+    BFLOAT16,
+    BODIES,
+    CONTEXT,
+    DENSE,
+    FLOAT32,
+    FORMATS,
+    INDEX,
+    INT8,
+    PIXEL,
+    PROLOGUE,
+    STATE,
+)
 from fastgen.generate.ir.opcodes import OPCODE, OPCODES, REDUCTIONS
 from fastgen.generate.ir.program import Program
 from fastgen.generate.ir.program_tables import FAR, FARTHER, Cells, Tables
@@ -57,8 +69,16 @@ def _check_buffers(tables: Tables, order: Order, contexts: Sequence[int]) -> Non
     tables.between("buffers", "channels", 1, 1 << 31)
     tables.between("buffers", "positions", np.where(where == CONTEXT, 0, 1), 1 << 31)
     tables.between("buffers", "offset", 0, np.where(where == CONTEXT, len(contexts), FAR))
+    form, group = tables.buffers["format"], tables.buffers["group"]
+    tables.between("buffers", "format", FLOAT32, np.where(where == STATE, len(FORMATS), 1))
+    tables.between("buffers", "group", form == INT8, np.where(form == INT8, channels + 1, 1))
+    groups = np.where(form == INT8, channels // np.maximum(group, 1), 0)
+    tables.require(
+        "buffers", groups * group == np.where(form == INT8, channels, 0), "its groups do not divide channels"
+    )
+    stride = np.select([form == FLOAT32, form == BFLOAT16], [channels, -(-channels // 2)], -(-channels // 4) + groups)
     sizes = np.asarray([program.state_size, len(program.constants), FAR])[where]
-    end = offset + positions.astype(float) * channels
+    end = offset + positions.astype(float) * stride
     tables.require("buffers", (where == CONTEXT) | (end <= sizes), "it lies outside the state or the constants")
     given = np.asarray([*contexts, 0])[np.where(where == CONTEXT, offset, -1)]
     tables.require("buffers", (where != CONTEXT) | (given == channels), "the context has another number of channels")
@@ -124,7 +144,8 @@ def _check_computes(tables: Tables) -> None:
     compute, operation = tables.members("computes", "operation", "operations")
     stores = tables.operations["opcode"][operation] == OPCODE["store"]
     stored = tables.operations["b"][operation[stores]]
-    tables.check_uses("computes", compute[stores], stored, written=True)
+    tables.check_uses("computes", compute[stores], stored, written=True, rounded=True)
+    tables.check_rounded("computes", compute[stores], stored)
     places = np.zeros(len(when))
     np.maximum.at(places, compute[stores], tables.buffers["positions"][tables.operands["buffer"][stored]])
     tables.require("computes", together <= places, "more of its cells run together than it stores")

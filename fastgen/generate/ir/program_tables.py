@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastgen.generate.ir.instructions import BODIES, PIXEL, PROLOGUE, ROW, STATE
+from fastgen.generate.ir.instructions import BODIES, FLOAT32, INT8, PIXEL, PROLOGUE, ROW, STATE
 from fastgen.generate.ir.program import Program
 
 FAR = 1 << 41
@@ -87,11 +87,18 @@ class Tables:
         record = np.repeat(np.arange(len(first)), counts)
         return record, np.arange(len(record)) - np.repeat(np.cumsum(counts) - counts - first, counts)
 
-    def check_uses(self, table: str, record: np.ndarray, operand: np.ndarray, written: bool) -> None:
-        """Checks that ``operand[i]``, used by ``record[i]`` of a table, lies in its buffer at every cell."""
+    def check_uses(
+        self, table: str, record: np.ndarray, operand: np.ndarray, written: bool, rounded: bool = False
+    ) -> None:
+        """Checks that ``operand[i]``, used by ``record[i]`` of a table, lies in its buffer at every cell.
+
+        The buffer must be float32 unless ``rounded``: where Computes store, and Attends read keys or values.
+        """
         size = len(self.program.operands)
         self.require(table, (operand >= 0) & (operand < size), "an operand is out of range", record)
         used = {field: values[operand] for field, values in self.operands.items()}
+        float32 = self.buffers["format"][used["buffer"]] == FLOAT32
+        self.require(table, rounded | float32, "an operand must lie in a float32 buffer", record)
         cells = Cells.of({field: values[record] for field, values in getattr(self, table).items()}, "domain")
         self.check_positions(table, record, used, cells.inside(Cells.of(used, "box")))
         if written:
@@ -99,6 +106,15 @@ class Tables:
             self.require(table, where == STATE, "it writes outside the state", record)
             apart = (used["channel_stride"] > 0) | (used["length"] == 1)
             self.require(table, apart, "it writes with channel_stride 0", record)
+
+    def check_rounded(self, table: str, record: np.ndarray, operand: np.ndarray) -> None:
+        """Checks that operands of keys or values begin at a number of the state, and hold whole groups of channels."""
+        used = {field: values[operand] for field, values in self.operands.items()}
+        form, group = (self.buffers[field][used["buffer"]] for field in ("format", "group"))
+        channel, group = used["channel"], np.where(form == INT8, group, 1)
+        whole = (channel % np.where(form == INT8, 4, 2) == 0) & (channel % group == 0) & (used["length"] % group == 0)
+        whole &= (used["channel_stride"] == 1) | (used["length"] == 1)
+        self.require(table, (form == FLOAT32) | whole, "an operand has parts of groups of rounded channels", record)
 
     def check_positions(self, table: str, record: np.ndarray, used: dict[str, np.ndarray], cells: Cells) -> None:
         """Checks that the access map gives 0 or more at every cell, by terms that float64 holds exactly."""

@@ -16,6 +16,8 @@ from typing import Protocol
 
 from fastgen.generate.ir.instructions import (
     CONTEXT,
+    FLOAT32,
+    FORMATS,
     INDEX,
     PIXEL,
     PROLOGUE,
@@ -72,6 +74,8 @@ class ProgramText:
         size = f"{buffer.channels} channels"
         if buffer.where == CONTEXT:
             return f"b{number:<4} {_WHERE[buffer.where]} {buffer.offset}, {size}"
+        if buffer.format != FLOAT32:
+            size += f" of {FORMATS[buffer.format]}" + (f", a scale for {buffer.group}" if buffer.group else "")
         return f"b{number:<4} {_WHERE[buffer.where]} at {buffer.offset}, {buffer.positions} positions x {size}"
 
     def instruction(self, number: int, instruction: Instruction) -> str:

@@ -35,12 +35,15 @@ class KeySets:
         found = _affine_runs(runs, cells)
         if found is not None:
             return AccessMap(0, 0, self._one_set(found))
+        positions = target.position(*cells)
+        first = int(positions.min()) if np.array_equal(positions, queries) else 0  # of the queries that are listed
+        seen = seen[first : int(positions.max()) + 1] if first else seen
         key = seen.tobytes()
         if key not in self._listed:
             self._listed[key] = len(self.program.key_sets)
             for row in seen:
                 self._add([_constant_run(run) for run in _runs(row)])
-        return AccessMap(target.row_stride, target.column_stride, target.offset + self._listed[key])
+        return AccessMap(target.row_stride, target.column_stride, target.offset - first + self._listed[key])
 
     def _one_set(self, runs: list[KeyRun]) -> int:
         key = tuple(map(repr, runs))

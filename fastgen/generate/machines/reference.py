@@ -12,10 +12,12 @@ from fastgen.generate.ir.domain_cells import Cell, Rows, pixel_cells, row_cells
 from fastgen.generate.ir.instructions import (
     CONSTANT,
     CONTEXT,
+    FLOAT32,
     INDEX,
     PIXEL,
     PROLOGUE,
     ROW,
+    UNBOUNDED,
     Attend,
     Compute,
     Draw,
@@ -28,6 +30,7 @@ from fastgen.generate.ir.operation_values import apply_operation
 from fastgen.generate.ir.program import Program
 from fastgen.generate.machines.batch import FEW_SAMPLES, GenerationBatch, state_stride
 from fastgen.generate.machines.draw_position import draw_position
+from fastgen.generate.machines.rounded_rows import read_rows, rounded_rows
 
 Cells = tuple[Tensor, Tensor, Tensor]
 """Rows, columns and frames of some cells of a domain, int64 ``[cells]`` each."""
@@ -172,7 +175,10 @@ class ReferenceMachine:
     def _attend(self, body: Attend, run: GenerationBatch, cell: Cells) -> None:
         """Runs an Attend at one cell."""
         chosen = self.program.key_sets[int(body.keys.position(*cell))]
-        keys = torch.cat([_keys_of(r, cell) for r in self.program.key_runs[chosen.run0 : chosen.run1]] or [cell[0][:0]])
+        buffers = [self.program.buffers[self.program.operands[number].buffer] for number in (body.key, body.value)]
+        most = min([run.contexts[b.offset].shape[1] for b in buffers if b.where == CONTEXT], default=UNBOUNDED)
+        runs = self.program.key_runs[chosen.run0 : chosen.run1]
+        keys = torch.cat([_keys_of(r, cell, most) for r in runs] or [cell[0][:0]])
         query = self._read(body.query, run, cell).unflatten(-1, (body.heads, -1))[:, 0].double()  # [B, heads, depth]
         if not len(keys):
             self._write(body.out, run, cell, torch.zeros(len(query), 1, self.program.operands[body.out].length))
@@ -237,13 +243,13 @@ class ReferenceMachine:
         return sums.float()
 
     def _buffer(self, operand: Operand, run: GenerationBatch) -> Tensor:
-        """``[B or 1, positions, channels]``, a view."""
+        """``[B or 1, positions, numbers of one]``, a view."""
         buffer = self.program.buffers[operand.buffer]
         if buffer.where == CONTEXT:
             return run.contexts[buffer.offset]
         arena = self.constants[None] if buffer.where == CONSTANT else run.state
-        values = arena[:, buffer.offset : buffer.offset + buffer.positions * buffer.channels]
-        return values.unflatten(1, (buffer.positions, buffer.channels))
+        values = arena[:, buffer.offset : buffer.offset + buffer.positions * buffer.stride]
+        return values.unflatten(1, (buffer.positions, buffer.stride))
 
     def _slots(self, operand: Operand, run: GenerationBatch, cells: Cells) -> Tensor:
         position = operand.map.position(*cells)
@@ -265,14 +271,19 @@ class ReferenceMachine:
         values = border.expand(run.state.shape[0], len(cells[0]), -1).clone()
         inside = operand.box.holds(*cells)
         slots = self._slots(operand, run, _chosen(cells, inside))
-        values[:, inside] = self._buffer(operand, run)[:, slots[:, None], _channels(operand)]
+        rows = self._buffer(operand, run)[:, slots]
+        values[:, inside] = read_rows(rows, self.program.buffers[operand.buffer])[..., _channels(operand)]
         return values
 
     def _write(self, number: int, run: GenerationBatch, cells: Cells, values: Tensor) -> None:
         operand = self.program.operands[number]
         inside = operand.box.holds(*cells)
         slots = self._slots(operand, run, _chosen(cells, inside))
-        self._buffer(operand, run)[:, slots[:, None], _channels(operand)] = values[:, inside]
+        held, buffer = self._buffer(operand, run), self.program.buffers[operand.buffer]
+        if buffer.format == FLOAT32:
+            held[:, slots[:, None], _channels(operand)] = values[:, inside]
+        else:
+            held[:, slots] = rounded_rows(held[:, slots], operand.channel, values[:, inside], buffer)
 
     def _elements(self, event: Tensor, draw: Draw, run: GenerationBatch, cell: Cell) -> Tensor:
         """Returns the draw's elements of ``levels`` or ``known``: ``[B, channels]``, a view."""
@@ -294,9 +305,9 @@ class ReferenceMachine:
             self._write(number, run, cells, inputs[:, None, channel, None])
 
 
-def _keys_of(run: KeyRun, cell: Cells) -> Tensor:
+def _keys_of(run: KeyRun, cell: Cells, most: int) -> Tensor:
     first, stop = (int(bound) for bound in run.bounds(*(int(place) for place in cell)))
-    return torch.arange(first, max(first, stop), run.step)
+    return torch.arange(first, max(first, min(stop, most)), run.step)
 
 
 def _grid(domain: IterationDomain, rows: Rows, frames: Rows, columns: Rows | None = None) -> Cells:

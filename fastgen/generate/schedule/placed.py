@@ -28,6 +28,8 @@ class Placed:
     domains: list[list[ScheduledDomain]]
     fed: bool = False
     """Whether it depends on the event, if only on the value before the first element."""
+    looped: bool = False
+    """Whether it is of a loop, or depends on one."""
 
     @property
     def positions(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastgen.generate.ir.graph import Graph, Node
-from fastgen.generate.ir.instructions import PIXEL
+from fastgen.generate.ir.instructions import PIXEL, PROLOGUE
 from fastgen.generate.orders import Order
 from fastgen.generate.schedule.iteration_domain import Cells, ScheduledDomain
 from fastgen.generate.schedule.key_reads import oldest_reads
@@ -95,7 +95,7 @@ def _length(node: Node, place: Placed, order: Order, event: Node, reads, lookahe
     if not order.regular:
         return place.positions
     runs = [_writes(place, number, event, order) for number in range(len(node.runs))]
-    if any((phase == -1).any() for _, phase in runs) and node is not event:
+    if node is not event and all(domain.when == PROLOGUE for domains in place.domains for domain in domains):
         return place.positions
     length = max(_apart(*run) for run in runs)
     position, phase = (np.concatenate(parts) for parts in zip(*runs, strict=True))

@@ -100,6 +100,7 @@ class Scheduler:
         return Placed(
             node, position, row, *sizes_of(node, len(row), self.placed, self.order), far, [f.copy() for f in far],
             [[] for _ in range(runs)], node.kind == "input" or any(source.fed for source in before),
+            node.loop > 0 or any(source.looped for source in before),
         )  # fmt: skip
 
     # ---- deadlines
@@ -191,6 +192,10 @@ class Scheduler:
         )
 
     def _fit(self, placed: Placed, run: ChannelRun, live, ready, deadline) -> list[ScheduledDomain] | None:
+        known = ready == 0
+        if self._reads_prefix(placed) and known.any() and not known.all():
+            parts = [self._fit(placed, run, live[c], ready[c], deadline[c]) for c in (known, ~known)]
+            return None if None in parts else [domain for part in parts for domain in part or ()]
         pieces = run.pieces()
         if not self.order.regular:
             return self._unrolled(placed, pieces, live, ready, deadline)
@@ -220,6 +225,10 @@ class Scheduler:
                     many = many or domains
                     break
         return self._fit_boxes(placed, pieces, live, ready, deadline) or many
+
+    def _reads_prefix(self, placed: Placed) -> bool:
+        """Whether cells that depend on nothing but a known prefix are computed at once; loops take them in turn."""
+        return self.graph.prefix > 0 and placed.fed and not placed.looped
 
     def _fit_boxes(self, placed: Placed, pieces, live, ready, deadline) -> list[ScheduledDomain] | None:
         """Returns a domain for every box of cells of an image that read the same pieces, where there are a few."""
@@ -253,7 +262,8 @@ class Scheduler:
         for when in phases:
             if when == PROLOGUE:
                 once = placed.positions == 1 and not placed.fed  # what is fed may wait for the step that it belongs to
-                times = Schedule(0, 0, 0) if not ready.any() and (once or (deadline < 0).any()) else None
+                now = once or (deadline < 0).any() or self._reads_prefix(placed)
+                times = Schedule(0, 0, 0) if not ready.any() and now else None
             elif when == ROW:
                 times = self._row_times(cells, ready, deadline, likely)
             else:

@@ -25,14 +25,19 @@ def check_rows(network: CompiledNetwork, shape: tuple[int, ...]) -> int:
     return max(rows, 1 if network.request.layout is None else 2)
 
 
-def random_contexts(network: CompiledNetwork, rows: int, generator: torch.Generator) -> list[Tensor]:
-    """Contexts like the example's.
+def random_contexts(
+    network: CompiledNetwork, rows: int, generator: torch.Generator, positions: int | None = None
+) -> list[Tensor]:
+    """Contexts like the example's, of so many positions, by default of as many.
 
     Floats are normal, with the mean and the deviation of the example (1, where it is constant). Integers are rows of
     the table that they are looked up in, else numbers that occur in the example.
     """
-    made = []
-    for number, leaf in enumerate([] if network.request.layout is None else network.request.layout.leaves):
+    made, layout = [], network.request.layout
+    leaves = [] if layout is None else layout.leaves
+    if layout is not None and positions is not None:
+        leaves = layout.resized(leaves, positions)
+    for number, leaf in enumerate(leaves):
         shape = (rows, *leaf.shape[1:])
         if leaf.is_floating_point():
             values = leaf.detach().double()

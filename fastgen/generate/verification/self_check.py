@@ -14,7 +14,6 @@ from fastgen.generate.errors import VerificationError
 from fastgen.generate.frontend.untouched import untouched
 from fastgen.generate.ir.program import STREAM, Program
 from fastgen.generate.machines.batch import GenerationBatch
-from fastgen.generate.machines.machine import default_machine, make_machine
 from fastgen.generate.noise import Noise
 from fastgen.generate.options import SamplingOptions
 from fastgen.generate.state import start_state
@@ -54,17 +53,22 @@ def self_check(network: CompiledNetwork) -> None:
     position is compared with the module's output. The program may differ from the module's float64 result by twice what
     the module's own float32 does, and what the order of its longest sum may do. An endless program is compared at
     several lengths beyond the receptive field, a prime one among them, and at ``event_shape`` where that is of such a
-    length.
+    length; one that takes contexts of any number of positions, with three numbers of them.
 
     The module's float64 result is that of ``Precision``: the module is not copied. Levels and contexts come from a
     generator of their own.
+
+    Rounded weights, keys and values are approximations: the program is run without, in float32.
 
     Raises:
         VerificationError: they differ, in two independent draws of the levels, by more than rounding. The message names
             the first position and the layer. (Once, it may be a comparison that rounding decides.)
     """
+    network = network.in_float32()
     with untouched(network.module, network.request.adapter):
-        found = _difference(network, 0) and _difference(network, 1)
+        found = None
+        for positions in _numbers_of_positions(network):
+            found = found or (_difference(network, 0, positions) and _difference(network, 1, positions))
     if found is not None:
         raise VerificationError(f"{_message(found)}. {_layer(network, found)}".removesuffix(". "))
 
@@ -87,8 +91,9 @@ def greatest_error(network: CompiledNetwork) -> Agreement:
     """Returns the greatest error of the program, teacher-forced over random levels as in ``self_check``.
 
     It is the error that is greatest relative to its bound. An endless program is compared at the greatest of its
-    ``check_lengths``.
+    ``check_lengths``. Weights, keys and values are float32.
     """
+    network = network.in_float32()
     generator = torch.Generator().manual_seed(0)
     length = check_lengths(network)[-1]
     shape = network.event_shape if length is None else (*network.event_shape[:-1], length)
@@ -106,6 +111,8 @@ def greatest_error(network: CompiledNetwork) -> Agreement:
             length = network.compiled.analysed
             shape, levels, computed = (*shape[:-1], length), levels[..., :length], computed[:, :length]
             exact, single = forward.in_precision(network.head.to_input(levels))
+    prefix = network.request.prefix
+    computed = torch.cat([exact[:, :prefix], computed[:, prefix:].double()], 1)
     when = _steps(network, shape, exact.shape[2])
     bound = _bound(single, exact, when, _association(network.program, when))
     end = _end(network, exact, computed, when) if trouble else math.inf
@@ -127,13 +134,28 @@ def check_lengths(network: CompiledNetwork) -> list[int | None]:
     return sorted({short, far, *([steps] if steps <= 2 * far else [])})
 
 
-def _difference(network: CompiledNetwork, seed: int) -> Difference | None:
+def _numbers_of_positions(network: CompiledNetwork) -> list[int | None]:
+    """Returns numbers of positions of the context to compare with; None is the example's."""
+    layout = network.request.layout
+    if layout is None or not layout.free:
+        return [None]
+    generator = torch.Generator().manual_seed(0)
+    levels = network.head.random_levels((2, *network.event_shape), generator)
+    try:
+        with torch.no_grad():
+            Forward(network, random_contexts(network, 2, generator, 1))(network.head.to_input(levels))
+    except Exception:  # whatever a module raises that does not take a single position
+        return [None, layout.positions() + 2]
+    return [None, layout.positions() + 2, 1]
+
+
+def _difference(network: CompiledNetwork, seed: int, positions: int | None) -> Difference | None:
     generator = torch.Generator().manual_seed(seed)
     lengths = check_lengths(network)
     shape = network.event_shape if lengths[-1] is None else (*network.event_shape[:-1], lengths[-1])
     rows = check_rows(network, shape)
     levels = network.head.random_levels((rows, *shape), generator)
-    leaves = random_contexts(network, rows, generator)
+    leaves = random_contexts(network, rows, generator, positions)
     forward = Forward(network, leaves)
     with torch.no_grad():
         computed, trouble = _of_program(network, levels, leaves)
@@ -153,31 +175,25 @@ def _difference(network: CompiledNetwork, seed: int) -> Difference | None:
 
 def _of_program(network: CompiledNetwork, levels: Tensor, leaves: list[Tensor]) -> tuple[Tensor, str]:
     """Returns the parameters ``[N, P, n]`` that the program computes, NaN from where it stops, and why it stops."""
-    run, machine = _taught(network, levels, leaves)
+    run = _taught(network, levels, leaves)
     count = network.head.groups(network.event_shape) * network.head.parameters_per_group
     positions = run.levels.shape[2]
     run.parameters = torch.full((len(levels), positions, count), torch.nan, dtype=torch.float32)
     try:
         every = network.order.steps_per_position
-        machine.absorb(run, 0, network.steps if network.program.steps < STREAM else positions * every)
+        network.machine.absorb(run, 0, network.steps if network.program.steps < STREAM else positions * every)
     except ValueError as error:
         return run.parameters, str(error)
     return run.parameters, ""
 
 
-def _taught(network: CompiledNetwork, levels: Tensor, leaves: list[Tensor]) -> tuple[GenerationBatch, object]:
-    """Starts a generation before its first step that knows all of its elements, and a float32 machine for it."""
-    machine = network.machine
-    if network.weights != "float32" or network.machine_name != default_machine():
-        machine = make_machine(default_machine(), network.program, network.head, "float32")
+def _taught(network: CompiledNetwork, levels: Tensor, leaves: list[Tensor]) -> GenerationBatch:
+    """Starts a generation before its first step that knows all of its elements."""
     channels = network.order.steps.shape[0]
     known = levels.reshape(len(levels), channels, -1).float().contiguous()
     context = None if network.request.layout is None else network.request.layout.module_context(leaves)
     everything = torch.ones_like(known, dtype=torch.bool)
-    run = start_state(network, len(levels), 0, known, everything, SamplingOptions(context)).run
-    if machine is not network.machine:
-        machine.prologue(run)
-    return run, machine
+    return start_state(network, len(levels), 0, known, everything, SamplingOptions(context)).run
 
 
 def _compare(forward: Forward, computed: Tensor, trouble: str, levels: Tensor, length: int | None) -> Difference | None:
@@ -185,7 +201,8 @@ def _compare(forward: Forward, computed: Tensor, trouble: str, levels: Tensor, l
     shape = tuple(levels.shape[1:])
     inputs = network.head.to_input(levels)
     module = forward(inputs)
-    computed = computed[:, : module.shape[1]].double()
+    prefix = network.request.prefix  # of elements that are not scored
+    computed = torch.cat([module[:, :prefix], computed[:, prefix : module.shape[1]].double()], 1)
     beginning = _beginning(network, inputs, length)
     if beginning is not None:
         association = _association(network.program, _steps(network, shape, module.shape[2]))
@@ -356,9 +373,9 @@ def _layer(network: CompiledNetwork, found: Difference) -> str:
     inputs = network.head.to_input(levels)
     error = found.bound / max(abs(found.module), EPSILON)
     try:
-        run, machine = _taught(network, levels, found.leaves)
-        machine.absorb(run, 0, found.step)
-        machine.advance(run, found.step, found.step + 1)
+        run = _taught(network, levels, found.leaves)
+        network.machine.absorb(run, 0, found.step)
+        network.machine.advance(run, found.step, found.step + 1)
         with untouched(network.module, network.request.adapter):
             return first_layer(network, inputs, found.leaves, run, found.step, error)
     except Exception as problem:  # the difference is to be told, whatever this network does to the search

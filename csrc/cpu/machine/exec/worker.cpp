@@ -278,13 +278,13 @@ void Worker::apply(const Tile& tile) {
     const std::int64_t cell0 = item0 == 0 ? 0 : item0 / tile.samples, sample0 = item0 - cell0 * tile.samples;
     float* registers = floats(registers_) + item0 * tile.width;
     const std::size_t lanes = static_cast<std::size_t>((item1 - item0) * tile.width);
-    const auto each = [&](std::int64_t operand, auto function) {
+    const auto each_address = [&](std::int64_t operand, auto function) {
       std::int64_t cell = cell0, sample = sample0;
       for (std::int64_t item = item0; item < item1; ++item) {
         const Address& address = addresses_[cell * stride + operand];
         if (address.base) {
-          function(address.base + (tile.sample0 + sample) * address.sample_stride + tile.lane0 * address.channel_stride,
-                   address.channel_stride, (item - item0) * tile.width);
+          function(address.base + (tile.sample0 + sample) * address.sample_stride, address.channel_stride,
+                   (item - item0) * tile.width);
         }
         if (++sample == tile.samples) {
           sample = 0;
@@ -292,13 +292,23 @@ void Worker::apply(const Tile& tile) {
         }
       }
     };
+    const auto each = [&](std::int64_t operand, auto function) {
+      each_address(operand, [&](float* base, std::int64_t channel_stride, std::int64_t offset) {
+        function(base + tile.lane0 * channel_stride, channel_stride, offset);
+      });
+    };
     for (const PlannedOperation& operation : planned.operations) {
       if (items == 1) look_ahead(kLinesAtOperation);
-      float* dst = registers + operation.dst * tile.register_stride;
+      float* dst = registers + (operation.opcode == kStore ? 0 : operation.dst) * tile.register_stride;
       const float* a = registers + operation.a * tile.register_stride;
       if (operation.opcode == kLoad) {
         each(operation.a, [&](const float* from, std::int64_t channel_stride, std::int64_t offset) {
           kernels_.gather(dst + offset, from, channel_stride, tile.lanes);
+        });
+      } else if (operation.opcode == kStore && planned.operands[operation.b].format != static_cast<int>(Format::float32)) {
+        const Format format = static_cast<Format>(planned.operands[operation.b].format);
+        each_address(operation.b, [&](float* row, std::int64_t, std::int64_t offset) {
+          store_rounded(operation, format, row, a + offset, tile.lane0, tile.lanes);
         });
       } else if (operation.opcode == kStore) {
         each(operation.b, [&](float* to, std::int64_t channel_stride, std::int64_t offset) {

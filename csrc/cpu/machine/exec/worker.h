@@ -99,6 +99,11 @@ class Worker {
   void list_keys(const PlannedAttend& planned, Cell cell, const GenerationBatch& run);
   void list_rows(const BoundOperand& operand, const GenerationBatch& run, std::int64_t step, std::vector<KeyRows>& rows);
   void attend_head(const PlannedAttend& planned, std::int64_t head, Cell cell, std::int64_t sample, std::int64_t step);
+  // Multiplies the scores of a head by the scales of its int8 keys or values.
+  void scale_scores(const PlannedAttend& planned, const std::vector<KeyRows>& rows, std::int64_t scales, std::int64_t sample);
+  // Stores a row of keys or values in a format of less than 32 bits, from the lane `lane0` on.
+  void store_rounded(const PlannedOperation& store, Format format, float* row, const float* from, std::int64_t lane0,
+                     std::int64_t lanes);
   void score(const PlannedAttend& planned, const std::vector<PlannedOperation>& operations, std::int64_t head, Cell cell,
              std::int64_t sample);
   void start(const Tile& tile);

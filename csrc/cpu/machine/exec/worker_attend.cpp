@@ -6,6 +6,15 @@
 #include "cpu/machine/exec/worker.h"
 
 namespace fastgen {
+namespace {
+
+// A channel of a row.
+const void* channels_at(const float* row, std::int64_t channel, Format format) {
+  constexpr std::int64_t bytes[kFormats] = {4, 2, 1};
+  return reinterpret_cast<const char*>(row) + channel * bytes[static_cast<int>(format)];
+}
+
+}  // namespace
 
 void Worker::attend(const PlannedCompute& planned, const Cell* cells, std::int64_t count, const Share& share,
                     const GenerationBatch& run, std::int64_t step) {
@@ -55,7 +64,7 @@ void Worker::list_rows(const BoundOperand& operand, const GenerationBatch& run, 
         const std::int64_t position = operand.position_of({0, keys.first + done * keys.step}) % operand.positions;
         here = advance > 0 ? std::min(here, (operand.positions - position + advance - 1) / advance) : 1;
       }
-      rows.push_back({address.base, address.sample_stride, advance * operand.channels, here});
+      rows.push_back({address.base, address.sample_stride, advance * operand.stride, here});
       done += here;
     }
   }
@@ -75,12 +84,14 @@ void Worker::attend_head(const PlannedAttend& planned, std::int64_t head, Cell c
   float* scores = scores_.data();
   std::size_t done = 0;
   for (const KeyRows& rows : key_rows_) {
-    kernels_.products(scores + done, query, static_cast<std::size_t>(planned.depth),
-                      rows.base + sample * rows.sample_stride + group * planned.depth, rows.stride,
-                      static_cast<std::size_t>(rows.count));
+    kernels_.products[static_cast<int>(planned.key_format)](
+        scores + done, query, static_cast<std::size_t>(planned.depth),
+        channels_at(rows.base + sample * rows.sample_stride, group * planned.depth, planned.key_format),
+        rows.stride * static_cast<std::ptrdiff_t>(sizeof(float)), static_cast<std::size_t>(rows.count));
     done += static_cast<std::size_t>(rows.count);
   }
   std::fill(scores + count, scores + padded, 0.0f);
+  if (planned.key_format == Format::int8) scale_scores(planned, key_rows_, planned.key_scales + group, sample);
   score(planned, planned.scores, head, cell, sample);
   if (planned.softmax) {
     const float top = kernels_.fold(kAmax, scores, count);
@@ -94,12 +105,38 @@ void Worker::attend_head(const PlannedAttend& planned, std::int64_t head, Cell c
     kernels_.lanes[kMulC](scores, scores, scores, scores, padded, 1.0f / sum, 0.0f);
   }
   score(planned, planned.weighting, head, cell, sample);
+  if (planned.value_format == Format::int8) scale_scores(planned, value_rows_, planned.value_scales + group, sample);
   done = 0;
   for (const KeyRows& rows : value_rows_) {
-    kernels_.weigh(out, static_cast<std::size_t>(planned.width), scores + done,
-                   rows.base + sample * rows.sample_stride + group * planned.width, rows.stride,
-                   static_cast<std::size_t>(rows.count));
+    kernels_.weigh[static_cast<int>(planned.value_format)](
+        out, static_cast<std::size_t>(planned.width), scores + done,
+        channels_at(rows.base + sample * rows.sample_stride, group * planned.width, planned.value_format),
+        rows.stride * static_cast<std::ptrdiff_t>(sizeof(float)), static_cast<std::size_t>(rows.count));
     done += static_cast<std::size_t>(rows.count);
+  }
+}
+
+void Worker::scale_scores(const PlannedAttend& planned, const std::vector<KeyRows>& rows, std::int64_t scales,
+                          std::int64_t sample) {
+  const std::size_t padded = (static_cast<std::size_t>(key_count_) + kTile - 1) / kTile * kTile;
+  float *scores = scores_.data(), *factors = scores + static_cast<std::size_t>(planned.scale_register) * padded, *to = factors;
+  for (const KeyRows& some : rows) {
+    kernels_.gather(to, some.base + sample * some.sample_stride + scales, some.stride, static_cast<std::size_t>(some.count));
+    to += some.count;
+  }
+  std::fill(to, factors + padded, 0.0f);
+  kernels_.lanes[kMul](scores, scores, factors, scores, padded, 0.0f, 0.0f);
+}
+
+void Worker::store_rounded(const PlannedOperation& store, Format format, float* row, const float* from, std::int64_t lane0,
+                           std::int64_t lanes) {
+  if (format == Format::bfloat16) {
+    kernels_.round_bfloat16(reinterpret_cast<std::uint16_t*>(row) + lane0, from, static_cast<std::size_t>(lanes));
+    return;
+  }
+  std::int8_t* to = reinterpret_cast<std::int8_t*>(row);  // of all lanes: an instruction that stores int8 is not cut
+  for (std::int64_t lane = 0; lane < lanes; lane += store.c) {
+    row[store.dst + lane / store.c] = kernels_.round_int8(to + lane, from + lane, static_cast<std::size_t>(store.c));
   }
 }
 

@@ -1,4 +1,5 @@
-// The products and sums of attention, of kernels.h, for the instruction set of the including file.
+// The products and sums of attention, and the rounding of keys and values, of kernels.h, for the instruction set of the including
+// file. Rounded keys and values become float32 as they are loaded: std::uint16_t holds a bfloat16.
 //
 // Both read keys and values once, row by row, and ask for rows ahead: the heads of a position lie side by side, so that the rows of
 // one head are apart, and what the processor fetches by itself is another head's.
@@ -12,21 +13,60 @@ namespace {
 
 constexpr std::size_t kRowsAhead = 16;
 
-// The first n < kWidth floats, then zeros.
-inline Float load_first(const float* p, std::size_t n) {
+typedef std::uint16_t Halves __attribute__((vector_size(kWidth * 2)));
+typedef std::int8_t Bytes __attribute__((vector_size(kWidth)));
+
+inline Float load(const std::uint16_t* p) {
 #if defined(__AVX512F__)
-  return (Float)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+  return (Float)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16);
+#elif defined(__AVX2__)
+  return (Float)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16);
 #else
-  float values[kWidth] = {};
-  for (std::size_t i = 0; i < n; ++i) values[i] = p[i];
-  return load(values);
+  Halves halves;
+  std::memcpy(&halves, p, sizeof halves);
+  return from_bits((Int)(__builtin_convertvector(halves, Unsigned) << 16));
 #endif
 }
 
-inline Float load_at_most(const float* p, std::size_t n) { return n >= kWidth ? load(p) : load_first(p, n); }
+inline Float load(const std::int8_t* p) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  return (Float)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  Bytes bytes;
+  std::memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, Float);
+#endif
+}
 
-inline void prefetch_row(const float* row, std::size_t floats) {
-  for (std::size_t i = 0; i < floats; i += 16) __builtin_prefetch(row + i, 0, 3);
+// The first n < kWidth values, then zeros.
+template <typename T>
+inline Float load_first(const T* p, std::size_t n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return (Float)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+  }
+#endif
+  T values[kWidth] = {};
+  std::memcpy(values, p, n * sizeof(T));
+  return load(values);
+}
+
+template <typename T>
+inline Float load_at_most(const T* p, std::size_t n) {
+  return n >= kWidth ? load(p) : load_first(p, n);
+}
+
+// The row `rows` rows of `stride` bytes behind another.
+template <typename T>
+inline const T* row_of(const void* first, std::ptrdiff_t stride, std::size_t rows) {
+  return reinterpret_cast<const T*>(static_cast<const char*>(first) + static_cast<std::ptrdiff_t>(rows) * stride);
+}
+
+template <typename T>
+inline void prefetch_row(const T* row, std::size_t values) {
+  for (std::size_t i = 0; i < values; i += 64 / sizeof(T)) __builtin_prefetch(row + i, 0, 3);
 }
 
 // Adds neighbouring parts of Half lanes of two vectors; those of a come first.
@@ -54,7 +94,8 @@ inline Float fold_all(Float* sums, int count = kWidth) {
 }
 
 // One key's sums in 16 columns, folded to a vector.
-inline Float columns_of(const float* query, std::size_t depth, const float* key) {
+template <typename T>
+inline Float columns_of(const float* query, std::size_t depth, const T* key) {
   constexpr int vectors = kTile / kWidth;
   Float columns[vectors] = {};
   std::size_t d = 0;
@@ -69,7 +110,8 @@ inline Float columns_of(const float* query, std::size_t depth, const float* key)
   return columns[0];
 }
 
-void products(float* out, const float* query, std::size_t depth, const float* keys, std::ptrdiff_t stride, std::size_t count) {
+template <typename T>
+void products(float* out, const float* query, std::size_t depth, const void* keys, std::ptrdiff_t stride, std::size_t count) {
   std::size_t i = 0;
   for (; i < count; i += kWidth) {
     const std::size_t here = count - i < kWidth ? count - i : kWidth;
@@ -77,9 +119,8 @@ void products(float* out, const float* query, std::size_t depth, const float* ke
 #pragma GCC unroll 16
     for (int k = 0; k < kWidth; ++k) {
       const std::size_t row = i + (static_cast<std::size_t>(k) < here ? k : 0);
-      const float* key = keys + static_cast<std::ptrdiff_t>(row) * stride;
-      if (row + kRowsAhead < count) prefetch_row(key + static_cast<std::ptrdiff_t>(kRowsAhead) * stride, depth);
-      sums[k] = columns_of(query, depth, key);
+      if (row + kRowsAhead < count) prefetch_row(row_of<T>(keys, stride, row + kRowsAhead), depth);
+      sums[k] = columns_of(query, depth, row_of<T>(keys, stride, row));
     }
     const Float folded = fold_all(sums);
     if (here == kWidth) {
@@ -91,13 +132,13 @@ void products(float* out, const float* query, std::size_t depth, const float* ke
 }
 
 // V vectors of the values' channels.
-template <int V>
-inline void weigh_vectors(float* out, const float* weights, const float* values, std::ptrdiff_t stride, std::size_t count) {
+template <int V, typename T>
+inline void weigh_vectors(float* out, const float* weights, const T* values, std::ptrdiff_t stride, std::size_t count) {
   Float sums[V];
   for (int v = 0; v < V; ++v) sums[v] = load(out + v * kWidth);
   for (std::size_t i = 0; i < count; ++i) {
-    const float* row = values + static_cast<std::ptrdiff_t>(i) * stride;
-    if (i + kRowsAhead < count) prefetch_row(row + static_cast<std::ptrdiff_t>(kRowsAhead) * stride, V * kWidth);
+    const T* row = row_of<T>(values, stride, i);
+    if (i + kRowsAhead < count) prefetch_row(row_of<T>(values, stride, i + kRowsAhead), V * kWidth);
     const Float weight = broadcast(weights[i]);
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) sums[v] = fma(weight, load(row + v * kWidth), sums[v]);
@@ -105,7 +146,9 @@ inline void weigh_vectors(float* out, const float* weights, const float* values,
   for (int v = 0; v < V; ++v) store(out + v * kWidth, sums[v]);
 }
 
-void weigh(float* out, std::size_t width, const float* weights, const float* values, std::ptrdiff_t stride, std::size_t count) {
+template <typename T>
+void weigh(float* out, std::size_t width, const float* weights, const void* rows, std::ptrdiff_t stride, std::size_t count) {
+  const T* values = static_cast<const T*>(rows);
   std::size_t c = 0;
   for (; c + 8 * kWidth <= width; c += 8 * kWidth) weigh_vectors<8>(out + c, weights, values + c, stride, count);
   for (; c + 4 * kWidth <= width; c += 4 * kWidth) weigh_vectors<4>(out + c, weights, values + c, stride, count);
@@ -113,9 +156,37 @@ void weigh(float* out, std::size_t width, const float* weights, const float* val
   if (c == width) return;
   Float sum = load_first(out + c, width - c);
   for (std::size_t i = 0; i < count; ++i) {
-    sum = fma(broadcast(weights[i]), load_first(values + static_cast<std::ptrdiff_t>(i) * stride + c, width - c), sum);
+    sum = fma(broadcast(weights[i]), load_first(row_of<T>(values + c, stride, i), width - c), sum);
   }
   for (std::size_t k = 0; c + k < width; ++k) out[c + k] = sum[k];
+}
+
+void round_bfloat16(std::uint16_t* out, const float* a, std::size_t n) {
+  for (std::size_t i = 0; i < n; i += kWidth) {
+    const std::size_t here = n - i < kWidth ? n - i : kWidth;
+    const Float values = load_at_most(a + i, n - i);
+    const Unsigned words = (Unsigned)bits(values), rounded = (words + 0x7fff + ((words >> 16) & 1)) >> 16;
+    const Unsigned kept = (Unsigned)select(is_nan(values), from_bits(broadcast_int(0x7fc0)), from_bits((Int)rounded));
+    const Halves halves = __builtin_convertvector(kept, Halves);
+    std::memcpy(out + i, &halves, here * sizeof(std::uint16_t));
+  }
+}
+
+float round_int8(std::int8_t* out, const float* a, std::size_t n) {
+  Float largest = {};
+  for (std::size_t i = 0; i < n; i += kWidth) largest = max(largest, abs(load_at_most(a + i, n - i)));
+  float top = largest[0];
+  for (int lane = 1; lane < kWidth; ++lane) top = top != top || largest[lane] <= top ? top : largest[lane];
+  const float scale = top / 127.0f;
+  const bool regular = scale > 0.0f && scale <= 3.0e38f;  // else it is 0, or infinite or NaN, which makes the values NaN
+  for (std::size_t i = 0; i < n; i += kWidth) {
+    const std::size_t here = n - i < kWidth ? n - i : kWidth;
+    Float values = {};
+    if (regular) values = max(min(round(load_at_most(a + i, n - i) / scale), broadcast(127.0f)), broadcast(-127.0f));
+    const Bytes bytes = __builtin_convertvector(__builtin_convertvector(values, Int), Bytes);
+    std::memcpy(out + i, &bytes, here);
+  }
+  return scale;
 }
 
 }  // namespace

@@ -5,14 +5,12 @@
 #include <cstdint>
 
 #include "common/isa.h"
+#include "program/format.h"
 #include "program/opcodes.h"
 
 namespace fastgen {
 
-enum class Format { float32, bfloat16, int8 };
-
 constexpr int kTile = 16;  // outputs that are packed side by side, whatever the width of a vector
-constexpr int kFormats = 3;
 
 constexpr std::ptrdiff_t kPrefetch = 1024;  // bytes of the weights behind its own that `panel` asks for at one item's end
 
@@ -50,12 +48,17 @@ struct Kernels {
   void (*reduce)(std::int64_t opcode, float* dst, const float* a, std::size_t n, std::size_t group);
   // kSum, kAmax or kAmin of n values
   float (*fold)(std::int64_t opcode, const float* a, std::size_t n);
-  // attention: out[i] = sum_d query[d] * keys[i * stride + d] for i < count; each sum in 16 columns, which are folded in halves
-  void (*products)(float* out, const float* query, std::size_t depth, const float* keys, std::ptrdiff_t stride,
-                   std::size_t count);
-  // out[c] += sum_i weights[i] * values[i * stride + c] for c < width, one after the other
-  void (*weigh)(float* out, std::size_t width, const float* weights, const float* values, std::ptrdiff_t stride,
-                std::size_t count);
+  // attention: out[i] = sum_d query[d] * key[i][d] for i < count; each sum in 16 columns, which are folded in halves. Keys and
+  // values are of a format, those of int8 without their scales, `stride` bytes apart.
+  void (*products[kFormats])(float* out, const float* query, std::size_t depth, const void* keys, std::ptrdiff_t stride,
+                             std::size_t count);
+  // out[c] += sum_i weights[i] * value[i][c] for c < width, one after the other
+  void (*weigh[kFormats])(float* out, std::size_t width, const float* weights, const void* values, std::ptrdiff_t stride,
+                          std::size_t count);
+  // to nearest, ties to even
+  void (*round_bfloat16)(std::uint16_t* out, const float* a, std::size_t n);
+  // out[i] = a[i] / scale to the nearest integer, for the scale that it returns: the largest size of n values over 127
+  float (*round_int8)(std::int8_t* out, const float* a, std::size_t n);
   // probes: reads n floats (a multiple of 256) once; runs `rounds` of independent fma and returns how many operations they were
   float (*read)(const float* data, std::size_t n);
   double (*fma_burst)(std::int64_t rounds, float* sink);

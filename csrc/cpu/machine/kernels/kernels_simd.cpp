@@ -23,8 +23,10 @@ const Kernels& FASTGEN_OF_ISA(kernels)() {
       scatter,
       reduce,
       reduce_group,
-      products,
-      weigh,
+      {products<float>, products<std::uint16_t>, products<std::int8_t>},
+      {weigh<float>, weigh<std::uint16_t>, weigh<std::int8_t>},
+      round_bfloat16,
+      round_int8,
       read,
       fma_burst,
   };

@@ -18,6 +18,18 @@ Span product_range(std::int64_t coefficient, std::int64_t begin, std::int64_t en
   return {std::min(first, last), std::max(first, last)};
 }
 
+// Floats before a channel, which begins one of them.
+std::int64_t words_before(const Buffer& buffer, std::int64_t channel) {
+  return buffer.format == Format::float32 ? channel : buffer.format == Format::bfloat16 ? channel / 2 : channel / 4;
+}
+
+// Floats from an operand's first channel to the scale of its first group, for int8.
+std::int64_t scales_behind(const Program& program, std::int64_t operand) {
+  const Buffer& buffer = program.buffers[program.operands[operand].buffer];
+  const std::int64_t channel = program.operands[operand].channel;
+  return buffer.format == Format::int8 ? buffer.words() + channel / buffer.group - words_before(buffer, channel) : 0;
+}
+
 BoundOperand bind(Program& program, const Operand& operand, const IterationDomain& cells, bool written, Plan& plan) {
   const Buffer& buffer = program.buffers[operand.buffer];
   const Box& box = operand.box;
@@ -41,8 +53,9 @@ BoundOperand bind(Program& program, const Operand& operand, const IterationDomai
   bound.where = static_cast<std::int8_t>(buffer.where);
   bound.positions = static_cast<std::int32_t>(buffer.where == kContext ? buffer.offset : buffer.positions);
   bound.reciprocal = buffer.positions > 0 ? 1.0 / static_cast<double>(buffer.positions) : 0.0;
-  bound.channels = static_cast<std::int32_t>(buffer.channels);
-  bound.first = operand.channel + (buffer.where == kContext ? 0 : buffer.offset);
+  bound.stride = static_cast<std::int32_t>(buffer.stride());
+  bound.format = static_cast<std::int8_t>(buffer.format);
+  bound.first = words_before(buffer, operand.channel) + (buffer.where == kContext ? 0 : buffer.offset);
   bound.channel_stride = static_cast<std::int32_t>(operand.channel_stride);
   bound.length = static_cast<std::int32_t>(operand.length);
   bound.written = written;
@@ -121,7 +134,13 @@ PlannedCompute plan_compute(Program& program, const PackedWeights& weights, cons
   for (std::int64_t o = compute.operation0; o < compute.operation1; ++o) {
     Operation operation = program.operations[o];
     if (operation.opcode == kLoad) operation.a = binder.read(operation.a);
-    if (operation.opcode == kStore) operation.b = binder.write(operation.b);
+    if (operation.opcode == kStore) {
+      const Buffer& buffer = program.buffers[program.operands[operation.b].buffer];
+      operation.c = buffer.group;
+      operation.dst = scales_behind(program, operation.b);
+      operation.b = binder.write(operation.b);
+      planned.whole |= buffer.format == Format::int8;  // a scale is that of all channels of its group
+    }
     planned.operations.push_back(plan_operation(operation));
     planned.whole |= planned.operations.back().form == OpcodeForm::REDUCTION;
   }
@@ -176,6 +195,11 @@ PlannedCompute plan_attend(Program& program, const Instruction& instruction, con
   const IterationDomain along = {1, 1, 0, 0, 1, keys.least, keys.end};
   own.key = bind(program, program.operands[attend.key], along, false, plan);
   own.value = bind(program, program.operands[attend.value], along, false, plan);
+  own.key_format = program.buffers[program.operands[attend.key].buffer].format;
+  own.value_format = program.buffers[program.operands[attend.value].buffer].format;
+  own.key_scales = scales_behind(program, attend.key);
+  own.value_scales = scales_behind(program, attend.value);
+  if (own.key_format == Format::int8 || own.value_format == Format::int8) own.scale_register = own.registers++;
   own.scores = plan_keywise(program, attend.operation0, attend.operation1, binder, own.inputs);
   own.weighting = plan_keywise(program, attend.weighting0, attend.weighting1, binder, own.inputs);
   planned.parts = 1;

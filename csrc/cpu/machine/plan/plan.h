@@ -24,7 +24,8 @@ struct IndexInput {
   int operand, table;
 };
 
-// As Operation, with what opcodes.def says of it; the operands of load and store are numbers in the instruction's.
+// As Operation, with what opcodes.def says of it; the operands of load and store are numbers in the instruction's. A store of int8
+// has as c how many channels share a scale, and as dst how many floats behind its first channel the first scale lies.
 struct PlannedOperation {
   std::int16_t opcode;
   OpcodeForm form;
@@ -47,6 +48,8 @@ struct PlannedAttend {
   bool softmax;
   const float* least;       // or null
   std::int64_t registers;
+  Format key_format, value_format;
+  std::int64_t key_scales, value_scales, scale_register;  // for int8: floats from a row's first channel to its scales
   std::vector<PlannedOperation> scores, weighting;  // loads name inputs
   std::vector<ScoreInput> inputs;
 };
