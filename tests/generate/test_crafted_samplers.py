@@ -110,6 +110,41 @@ def many_steps_of_a_row(p):
     p.row_length = 1
 
 
+def all_rows_of_a_frame(p):
+    domain = p.instructions[0].domain
+    p.instructions[0].when, domain.row_stride, domain.row1 = 1, 0, 1 << 31
+
+
+def many_frames_of_a_step(p):
+    domain = p.instructions[0].domain
+    domain.frame1, domain.frame_stride, domain.column_stride = 1 << 30, 1, 1 << 19
+    p.row_length = 1
+
+
+def many_frames_of_a_row(p):
+    domain = p.instructions[0].domain
+    p.instructions[0].when, domain.column1 = 1, 1
+    domain.row_stride, domain.row1, domain.frame_stride, domain.frame1 = 1, 1 << 30, 1, 1 << 30
+
+
+def frames_that_stand_still(p):
+    p.instructions[0].domain.frame1 = 2
+
+
+def frames_that_run_backwards(p):
+    p.draws[0].domain.frame0 = 2
+
+
+def a_frame_before_the_first(p):
+    draw = p.draws[0]
+    draw.domain.frame0, draw.domain.frame1 = 1, 2
+    p.operands[draw.body.parameter0].map.frame_stride = -1
+
+
+def frames_that_are_far(p):
+    p.operands[0].map.frame_stride = 1 << 31
+
+
 def rows_beyond_the_matrix(p):
     segment = next(s for s in p.segments if s.kind == INDEX)
     segment.length += 1
@@ -184,12 +219,16 @@ def steps_before_the_event(p):
     p.steps = 39
 
 
+FRAMES = [
+    all_rows_of_a_frame, many_frames_of_a_step, many_frames_of_a_row, frames_that_stand_still,
+    frames_that_run_backwards, a_frame_before_the_first, frames_that_are_far,
+]  # fmt: skip
 CRAFTED = [
     prologue, row, overflow_read, overflow_write, wrap, unused_length, before_the_first, box_that_is_far,
     ring_outside_the_state, large_state, many_steps_of_a_row, rows_beyond_the_matrix, many_registers,
     lanes_out_of_nothing, one_matrix_many_times, segments_that_overlap, a_draw_before_the_first_step,
     a_draw_of_a_level, a_draw_in_a_loop, a_loop_in_two_places, a_loop_before_the_first_step, no_modulus,
-    draws_beyond_the_event, steps_before_the_event,
+    draws_beyond_the_event, steps_before_the_event, *FRAMES,
 ]  # fmt: skip
 
 
@@ -210,7 +249,7 @@ def test_crafted_tables_are_refused(change, machine, good, tmp_path):
 @pytest.mark.parametrize(
     "change", [prologue, row, overflow_read, overflow_write, wrap, before_the_first, box_that_is_far,
                many_steps_of_a_row, rows_beyond_the_matrix, ring_outside_the_state, a_draw_before_the_first_step,
-               a_draw_of_a_level],
+               a_draw_of_a_level, *FRAMES],
     ids=lambda change: change.__name__,
 )  # fmt: skip
 def test_the_cpu_machine_does_not_rely_on_others_checks(change, good):

@@ -8,9 +8,12 @@ import torch
 import fastgen
 from fastgen.generate import heads
 from fastgen.generate.ir.instructions import ROW
+from fastgen.generate.ir.program import Program
+from fastgen.generate.ir.program_checks import check_program
+from fastgen.generate.machines.cpu import CpuMachine
 from fastgen.generate.orders import make_order
 from tests.generate import public_videos as videos
-from tests.generate.compiled import case, sampler
+from tests.generate.compiled import MACHINES, case, sampler
 from tests.generate.seeded import built
 
 
@@ -100,6 +103,17 @@ def test_explain_says_how_many_frames_are_seen():
     told = str(sampler("pixelcnn_3d").explain())
     seen = "2 frames back, 3 rows above, 2 columns left, 2 columns right, 0 rows below"
     assert f"of the output at (2, 3, 2): {seen}; 56 of the 57 earlier elements" in told
+
+
+def test_a_crafted_program_does_not_attend_in_other_frames():
+    made = sampler("video_transformer")
+    program = Program.from_tensors(made.program.to_tensors())
+    program.attends[0].domain.frame1, program.attends[0].domain.frame_stride = 2, 1
+    with pytest.raises(ValueError, match=r"instructions\[2\]: it attends in other frames than frame 0"):
+        check_program(program, made.head, made.order, [])
+    if "cpu" in MACHINES:
+        with pytest.raises(ValueError, match=r"instructions\[2\]: attends in the frames 0 \.\. 2"):
+            CpuMachine(program, made.head)
 
 
 @pytest.mark.parametrize(
