@@ -38,12 +38,12 @@ def _computed(placed: Mapping[Node, Placed], piece: Piece, rows: np.ndarray, pha
     positions = source_positions(placed, piece, rows)
     valid = positions >= 0
     slots = piece.slots[rows]
-    for run in piece.source_runs():
-        number = piece.node.runs.index(run)
+    varies = piece.varies
+    for number in piece.source_numbers():
         at = np.full(source.positions, INFINITE)
         for domain in source.domains[number]:
             at[domain.positions] = domain.phases
-        here = valid & (piece.node.run_of_slot[slots] == number) if piece.varies else valid
+        here = valid & (piece.node.run_of_slot[slots] == number) if varies else valid
         if (at[positions[here]] > phases[here]).any():
             return False
     return True

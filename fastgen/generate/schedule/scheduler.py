@@ -128,8 +128,7 @@ class Scheduler:
         placed = self.placed[node]
         table = placed.soft_deadline if soft else placed.deadline
         slots = piece.slots[rows][valid]
-        for run in piece.source_runs():
-            number = node.runs.index(run)
+        for number in piece.source_numbers():
             here = valid.copy()
             if len(node.runs) > 1 and (slots != slots[0]).any():
                 here[valid] = node.run_of_slot[slots] == number
