@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastgen.models.autoregressive import GatedPixelCNN, PixelCNN, PixelCNNpp, WaveNet
+from fastgen.models.autoregressive import GatedPixelCNN, PixelCNN, PixelCNNpp, PixelSNAIL, WaveNet
 from fastgen.models.base import Model, ModelConfig
 from fastgen.models.flows import (
     FFJORD,
@@ -45,6 +45,7 @@ __all__ = [
     "NeuralSplineCoupling",
     "PixelCNN",
     "PixelCNNpp",
+    "PixelSNAIL",
     "PlanarFlow",
     "RadialFlow",
     "RealNVP",

@@ -7,6 +7,7 @@ from fastgen.nn.autoregressive.masked_affine_autoregressive import InverseAutore
 from fastgen.nn.autoregressive.masked_autoregressive import MaskedAutoregressive
 from fastgen.nn.autoregressive.masked_linear import MaskedLinear
 from fastgen.nn.autoregressive.masked_spline_autoregressive import MaskedSplineAutoregressive
+from fastgen.nn.causal.causal_attention import CausalAttention
 from fastgen.nn.causal.causal_conv import CausalConv1d, GatedResidualBlock1d
 from fastgen.nn.causal.masked_conv import MaskedConv2d
 from fastgen.nn.causal.shifted_conv import (
@@ -73,6 +74,7 @@ __all__ = [
     "AdditiveCoupling",
     "AffineCoupling",
     "AmortizedFlow",
+    "CausalAttention",
     "CausalConv1d",
     "CheckerboardSplit",
     "ContinuousFlow",

@@ -14,6 +14,15 @@ SMALL = {
     "pixelcnn": {"levels": 4, "layers": 2, "channels": 24, "first_kernel_size": 3, "head_channels": 30},
     "gated_pixelcnn": {"levels": 4, "layers": 5, "channels": 24, "kernel_size": 3, "head_channels": 30},
     "pixelcnn_pp": {"levels": 9, "filters": 8, "blocks": 1, "mixtures": 2},
+    "pixelsnail": {
+        "levels": 5,
+        "filters": 8,
+        "blocks": 2,
+        "convolutions": 1,
+        "key_channels": 4,
+        "value_channels": 6,
+        "mixtures": 2,
+    },
     "wavenet": {
         "levels": 5,
         "cycles": 2,
@@ -35,6 +44,8 @@ CASES = {
     "pixelcnn++": ("pixelcnn_pp", {"event_shape": (1, 8, 8), "blocks": 2}),
     "pixelcnn++ colour": ("pixelcnn_pp", {"event_shape": (3, 8, 4), "classes": 3, "vector": 2}),
     "pixelcnn++ plain": ("pixelcnn_pp", {"event_shape": (1, 8, 4), "weight_norm": False, "classes": 3}),
+    "pixelsnail": ("pixelsnail", {"event_shape": (1, 5, 6)}),
+    "pixelsnail colour": ("pixelsnail", {"event_shape": (3, 4, 5), "classes": 3, "heads": 2}),
     "wavenet": ("wavenet", {"event_shape": (23,)}),
     "wavenet mixture": ("wavenet", {"event_shape": (23,), "classes": 3, **MIXTURE}),
     "wavenet frames": ("wavenet", {"event_shape": (23,), **FRAMES}),
@@ -112,7 +123,17 @@ def test_outputs_at_or_before_a_changed_element_are_the_same(case):
 
 
 @pytest.mark.parametrize(
-    "case", ["gated", "gated colour", "gated kernel 5", "pixelcnn++", "pixelcnn++ colour", "pixelcnn++ plain"]
+    "case",
+    [
+        "gated",
+        "gated colour",
+        "gated kernel 5",
+        "pixelcnn++",
+        "pixelcnn++ colour",
+        "pixelcnn++ plain",
+        "pixelsnail",
+        "pixelsnail colour",
+    ],
 )
 def test_no_blind_spot(case):
     seen = dependence(make(case))
@@ -163,6 +184,8 @@ def test_a_pixelcnn_sees_what_its_masks_let_through(case):
         ("pixelcnn colour", {"event_shape": (3, 1, 2), "levels": 2}),
         ("gated", {"event_shape": (1, 2, 2), "levels": 2}),
         ("gated colour", {"event_shape": (3, 1, 2), "levels": 2}),
+        ("pixelsnail", {"event_shape": (1, 2, 2), "levels": 3}),
+        ("pixelsnail colour", {"event_shape": (3, 1, 2), "levels": 2}),
         ("wavenet", {"event_shape": (4,), "levels": 3}),
         ("wavenet mixture", {"event_shape": (4,), "levels": 2}),
         ("wavenet frames", {"event_shape": (4,), "levels": 3}),
@@ -207,7 +230,9 @@ def test_every_parameter_is_used_and_training_reduces_the_loss(case):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("case", ["gated colour", "pixelcnn++ colour", "wavenet frames", "wavenet repeat"])
+@pytest.mark.parametrize(
+    "case", ["gated colour", "pixelcnn++ colour", "pixelsnail colour", "wavenet frames", "wavenet repeat"]
+)
 def test_every_condition_changes_the_distribution(case):
     model = make(case)
     levels, context = random_levels(model, 1), random_context(model, 1)
@@ -237,7 +262,7 @@ def test_a_repeated_frame_conditions_its_own_samples_and_later_ones():
     assert not differs[:12].any()
 
 
-@pytest.mark.parametrize("case", ["pixelcnn", "gated", "pixelcnn++", "wavenet"])
+@pytest.mark.parametrize("case", ["pixelcnn", "gated", "pixelcnn++", "pixelsnail", "wavenet"])
 def test_the_first_element_depends_on_nothing_but_the_weights(case):
     """The start is nothing: the same in training and sampling, whatever the event."""
     model = make(case)

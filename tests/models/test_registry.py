@@ -27,7 +27,7 @@ def random_levels(model, n: int = 3) -> torch.Tensor:
 
 def test_list_models():
     assert list_models() == sorted(MODELS + list_models("flow"))
-    assert MODELS == ["gated_pixelcnn", "pixelcnn", "pixelcnn_pp", "wavenet"]
+    assert MODELS == ["gated_pixelcnn", "pixelcnn", "pixelcnn_pp", "pixelsnail", "wavenet"]
     assert fastgen.list_models is list_models
 
 

@@ -83,6 +83,7 @@ CASES: dict[str, Case] = {
         lambda: f.AffineCoupling(f.MLP(2, 4, (8,), context_features=3), parameterisation="tanh"), ((4,), (3,))
     ),
     "AffineCoupling with a mask": Case(lambda: f.AffineCoupling(f.MLP(4, 8, (8,)), mask=_of_mask()), ((4,),)),
+    "CausalAttention": Case(lambda: f.CausalAttention(2, strict=True, window=3), ((5, 8), (5, 8), (5, 4))),
     "CausalConv1d": Case(lambda: f.CausalConv1d(3, 5, 2, dilation=2), ((3, 9),)),
     "CheckerboardSplit": Case(f.CheckerboardSplit, (IMAGE,)),
     "ContinuousFlow": Case(

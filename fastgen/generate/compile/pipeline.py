@@ -23,6 +23,7 @@ from fastgen.generate.orders import Order
 from fastgen.generate.passes.causality import check_causal
 from fastgen.generate.passes.compute_twice import compute_twice
 from fastgen.generate.passes.fold_constant_cells import fold_constant_cells
+from fastgen.generate.passes.join_terms import join_terms
 from fastgen.generate.passes.merge_sums import merge_sums
 from fastgen.generate.passes.roll_up_loops import roll_up_loops
 from fastgen.generate.passes.samples_first import samples_first
@@ -120,6 +121,10 @@ def _analysed(
 
     merge_sums(graph, draws)
     _ran("merge_sums", graph, draws)
+
+    if not order.regular:
+        join_terms(graph)
+        _ran("join_terms", graph, draws)
 
     placed = _scheduled(graph, order, draws)
     _ran("compute_twice", graph, draws)

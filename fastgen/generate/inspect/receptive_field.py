@@ -129,8 +129,8 @@ def _walk(analysis: Analysis, shift: int, draw: DrawSite, row: int) -> tuple[np.
                 slots = piece.slots[rows, None] + piece.stride * np.arange(piece.length)
                 table[piece.node.run_of_slot[slots], piece.rows[rows, None]] = True
             elif len(rows):
-                for run in piece.source_runs():
-                    table[piece.node.runs.index(run), piece.rows[rows]] = True
+                for number in piece.source_numbers():
+                    table[number, piece.rows[rows]] = True
 
     def mark_keys(keys: KeyRows, rows: np.ndarray) -> None:
         if keys.node is event:

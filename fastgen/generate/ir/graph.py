@@ -88,10 +88,11 @@ class Graph(Ids):
             source = piece.rows[chosen]
             if piece.node.kind == "constant":
                 continue
-            for run in piece.source_runs():
-                at = source
-                if len(piece.node.runs) > 1 and piece.varies:
-                    here = piece.node.run_of_slot[piece.slots[chosen]] == piece.node.runs.index(run)
+            apart = len(piece.node.runs) > 1 and piece.varies
+            for number in piece.source_numbers():
+                at, run = source, piece.node.runs[number]
+                if apart:
+                    here = piece.node.run_of_slot[piece.slots[chosen]] == number
                     at, chosen_here = source[here], np.flatnonzero(chosen)[here]
                 else:
                     chosen_here = chosen

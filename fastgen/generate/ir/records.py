@@ -91,16 +91,22 @@ class Piece:
     slots: np.ndarray
     stride: int
     length: int
-    _touched: tuple[list[ChannelRun], list[ChannelRun]] | None = None
+    _touched: tuple[list[ChannelRun], list[int]] | None = None
 
     def source_runs(self) -> list[ChannelRun]:
-        """Returns the runs of ``node`` that the piece touches (one, unless it is the whole operand of a reduction)."""
+        """Returns the runs of ``node`` that the piece touches.
+
+        It is one, unless the piece is the whole operand of a reduction, or terms were joined.
+        """
+        return [self.node.runs[number] for number in self.source_numbers()]
+
+    def source_numbers(self) -> list[int]:
+        """Returns the numbers, among the runs of ``node``, of those that the piece touches."""
         if self._touched is None or self._touched[0] is not self.node.runs:
             slots = self.slots[self.rows >= 0]
             if not self.varies:
                 slots = int(slots[0]) + self.stride * np.arange(self.length) if len(slots) else slots
-            runs = [self.node.runs[n] for n in np.unique(self.node.run_of_slot[slots])]
-            self._touched = self.node.runs, runs
+            self._touched = self.node.runs, np.unique(self.node.run_of_slot[slots]).tolist()
         return self._touched[1]
 
     @property

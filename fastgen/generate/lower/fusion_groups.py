@@ -77,7 +77,7 @@ class Grouping:
 
     def computing(self, piece: Piece) -> list[Task]:
         """Returns the tasks that compute what a piece reads."""
-        return [t for run in piece.source_runs() for t in self.tasks[piece.node, piece.node.runs.index(run)]]
+        return [t for number in piece.source_numbers() for t in self.tasks[piece.node, number]]
 
     def _read(self, piece: Piece, access: Access, domain: ScheduledDomain) -> list[Task]:
         """Returns those of ``computing``; of a node that is unrolled, the ones whose cells the domain reads."""

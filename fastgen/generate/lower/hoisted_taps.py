@@ -89,6 +89,6 @@ def _written_by(
     inside = access.box.holds(*domain.cells)
     positions = access.map.position(*domain.cells.chosen(inside))
     return all(
-        (written(placed[piece.node], piece.node.runs.index(run), event)[positions] <= phases[inside]).all()
-        for run in piece.source_runs()
+        (written(placed[piece.node], number, event)[positions] <= phases[inside]).all()
+        for number in piece.source_numbers()
     )

@@ -209,7 +209,7 @@ def _keys(piece: Piece, rows: np.ndarray, cells: dict[Node, _Cells]) -> list[np.
     if piece.node.kind == "constant":
         keys = [source]
     else:
-        numbers = [piece.node.runs.index(run) for run in piece.source_runs()]
+        numbers = piece.source_numbers()
         keys = [np.where(source >= 0, cells[piece.node].alike[n, source], -1) for n in numbers]
     return [*keys, np.where(source >= 0, slots, -1)]
 

@@ -55,9 +55,9 @@ class _Computed:
         positions = source_positions(self.placed, piece, rows)
         valid = positions >= 0
         slots = piece.slots[rows]
-        for run in piece.source_runs():
-            number = piece.node.runs.index(run)
-            here = valid & (piece.node.run_of_slot[slots] == number) if piece.varies else valid
+        varies = piece.varies
+        for number in piece.source_numbers():
+            here = valid & (piece.node.run_of_slot[slots] == number) if varies else valid
             if (self.phases(piece.node, number)[positions[here]] > phases[here]).any():
                 return False
         return True

@@ -118,8 +118,7 @@ class Scheduler:
         slots = piece.slots[rows][valid]
         # an unrolled cell is one row, which reads one run, where other rows of the piece may read others
         varies = bool((slots != slots[0]).any()) if self.order.regular else piece.varies
-        for run in piece.source_runs():
-            number = node.runs.index(run)
+        for number in piece.source_numbers():
             here = valid.copy()
             if varies:
                 here[valid] = node.run_of_slot[slots] == number
