@@ -82,8 +82,8 @@ class Grouping:
     def _read(self, piece: Piece, access: Access, domain: ScheduledDomain) -> list[Task]:
         """Returns those of ``computing``; of a node that is unrolled, the ones whose cells the domain reads."""
         found = []
-        for run in piece.source_runs():
-            source = piece.node, piece.node.runs.index(run)
+        for number in piece.source_numbers():
+            source = piece.node, number
             unrolled = self._by_position.get(source)
             if unrolled is None:
                 found += self.tasks[source]
