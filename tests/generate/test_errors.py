@@ -273,7 +273,7 @@ def test_log_prob_checks_its_levels():
 
 
 def test_a_stream_is_checked():
-    with pytest.raises(ValueError, match="stream needs order 'time'; this sampler has order 'raster'"):
+    with pytest.raises(ValueError, match="stream needs order 'time' or 'time-channels'; this sampler has order 'raster'"):
         next(sampler("masked_stack").stream())
     compiled = sampler("tokens_last")
     for options, message in (
