@@ -275,7 +275,8 @@ def test_log_prob_checks_its_levels():
 
 
 def test_a_stream_is_checked():
-    with pytest.raises(ValueError, match="stream needs order 'time' or Delayed; this sampler has order 'raster'"):
+    said = "stream needs order 'time' or 'time-channels', or Delayed; this sampler has order 'raster'"
+    with pytest.raises(ValueError, match=said):
         next(sampler("masked_stack").stream())
     compiled = sampler("tokens_last")
     for options, message in (
