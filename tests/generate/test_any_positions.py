@@ -145,6 +145,12 @@ def test_refresh_takes_the_encoders_new_weights():
     assert not torch.equal(after, before)
 
 
+def test_the_example_is_what_is_explained():
+    sampler = compiled("translator")
+    assert sampler.explain().work.total < 2 * sampler.explain().work.parallel
+    assert "sum over keys [0, end) of" in str(sampler.program)
+
+
 # ---- what is refused
 
 

@@ -243,8 +243,9 @@ def _work(network: CompiledNetwork, program: Program, analysis: Analysis | None)
         count = _multiply_adds(program, instruction, network.steps)
         sums[instruction.when] += count
         ahead += count if instruction.body.block > 1 else 0
+    contexts = _context_positions(network)
     for instruction in program.attends:
-        sums[instruction.when] += _attended(program, instruction, network.steps)
+        sums[instruction.when] += _attended(program, instruction, network.steps, contexts)
     parallel = None
     if analysis is not None:
         parallel = _forward_multiply_adds(analysis) * network.order.positions / analysis.order.positions
@@ -252,11 +253,18 @@ def _work(network: CompiledNetwork, program: Program, analysis: Analysis | None)
     return Work(sums[PROLOGUE], row, pixel, ahead, parallel, network.steps)
 
 
-def _attended(program: Program, instruction: Instruction, steps: int) -> int:
+def _context_positions(network: CompiledNetwork) -> list[int]:
+    """Returns the positions of every context that the program may read, for one like the example."""
+    layout, contexts = network.request.layout, network.compiled.context_network
+    given = [] if layout is None else [shape[1] for shape in layout.position_major_shapes(1)]
+    return given + ([] if contexts is None else [positions for positions, _ in contexts.sizes])
+
+
+def _attended(program: Program, instruction: Instruction, steps: int, contexts: list[int]) -> int:
     """Counts the multiply-adds of attention over an event: products of queries and keys, and weighed values."""
     body = instruction.body
     depth, width = (program.operands[n].length // body.heads for n in (body.query, body.out))
-    return keys_seen(program, instruction, steps) * body.heads * (depth + width)
+    return keys_seen(program, instruction, steps, contexts) * body.heads * (depth + width)
 
 
 def _multiply_adds(program: Program, instruction: Instruction, steps: int) -> int:

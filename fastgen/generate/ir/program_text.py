@@ -140,7 +140,7 @@ class ProgramText:
         )
 
     def _keys(self, keys: AccessMap) -> str:
-        """ "keys max(0, column - 7) .. min(64, column)", or the map of a set of many."""
+        """ "keys max(0, column - 7) .. min(64, column)" (to the end of a context), or the map of a set of many."""
         if keys.row_stride or keys.column_stride:
             return f"key set {_affine(keys)}"
         chosen = self.key_sets[keys.offset]
@@ -149,7 +149,13 @@ class ProgramText:
 
     def _key_run(self, run: KeyRun) -> str:
         first = str(run.low) if run.start == AccessMap(0, 0, run.low) else f"max({run.low}, {_affine(run.start)})"
-        stop = str(run.high) if run.end == AccessMap(0, 0, run.high) else f"min({run.high}, {_affine(run.end)})"
+        stop = (
+            "end"
+            if run.high == UNBOUNDED
+            else str(run.high)
+            if run.end == AccessMap(0, 0, run.high)
+            else f"min({run.high}, {_affine(run.end)})"
+        )
         return f"[{first}, {stop})" + (f" by {run.step}" if run.step > 1 else "")
 
     def _keywise(self, first: int, last: int, held: str) -> str:
