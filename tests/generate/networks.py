@@ -14,6 +14,7 @@ from tests.generate import public_image_loops as image_loops
 from tests.generate import public_images as images
 from tests.generate import public_recurrent as recurrent
 from tests.generate import public_sequences as sequences
+from tests.generate import public_translation as translation
 from tests.generate import public_videos as videos
 
 NETWORKS = {
@@ -58,6 +59,7 @@ NETWORKS = {
         attention.sparse_transformer,
         attention.retnet,
         attention.translator,
+        translation.t5,
         attention.pixelsnail,
         attention.image_gpt,
         attention.image_transformer,

@@ -180,7 +180,21 @@ def test_a_leak_of_a_large_event_is_found_by_few_steps():
 # ---- reports
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "pixelcnn_pp" not in name])
+OFTEN = {
+    "masked_stack", "made_permuted", "wavenet_one_hot", "char_lstm", "gpt", "translator", "pixelsnail", "wavernn",
+    "video_pixel_network", "codebooks_delayed", "multiscale_pixelcnn", "strokes",
+}  # fmt: skip
+"""Networks of every kind; the others are tried with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow)
+        for name in CASES
+        if "pixelcnn_pp" not in name
+    ],
+)
 def test_the_networks_of_other_tests_pass(name):
     given = case(name)
     context = given.contexts(2)
