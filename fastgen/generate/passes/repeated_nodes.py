@@ -69,12 +69,14 @@ def _is_loop(graph: Graph, copies: list[list[Node]], needed: Mapping[Node, np.nd
 def _over_positions(graph: Graph, copies: list[list[Node]], needed: Mapping[Node, np.ndarray]) -> bool:
     """Whether the copies share out the positions of the event: layers of shared weights each have all of them.
 
-    The columns of a skewed image have more rows than these, but no more that move and that the draws need.
+    The columns of a skewed image (of one frame) have more rows than these, but no more that move and that the draws need.
     """
     positions = math.prod(graph.grid) if graph.grid else math.inf
     for members in copies:
         half = members[0].rows // 2
         if len(members) * half > positions + half:
+            if len(graph.grid) != 2:
+                return False
             moving = sum(int(((node.uses > 0) & needed[node])[:half].sum()) for node in members)
             if moving > positions + half:
                 return False

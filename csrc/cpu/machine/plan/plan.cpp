@@ -8,9 +8,9 @@
 namespace fastgen {
 namespace {
 
-constexpr std::int64_t kMostItems = 48;
+constexpr std::int64_t kMostItems = 96;
 constexpr std::int64_t kWorkOfOperation = 16;  // of a lane, in multiply-adds, about
-constexpr std::int64_t kChunkFloats = 48 * 1024;  // of inputs, and of registers: they should stay in the second-level cache
+constexpr std::int64_t kChunkFloats = 192 * 1024;  // of inputs, and of registers: they should stay in the second-level cache
 
 // The least and greatest value of coefficient * i for begin <= i < end.
 Span product_range(std::int64_t coefficient, std::int64_t begin, std::int64_t end) {
