@@ -189,11 +189,7 @@ OFTEN = {
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow)
-        for name in CASES
-        if "pixelcnn_pp" not in name
-    ],
+    [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in CASES if "_pp" not in name],
 )
 def test_the_networks_of_other_tests_pass(name):
     given = case(name)

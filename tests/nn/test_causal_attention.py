@@ -26,7 +26,7 @@ def test_forward_is_the_formula_and_step_is_forward(heads, strict, window, lengt
         first = 0 if window is None else max(0, end - window)
         for head in range(heads if end > first else 0):
             keys, values = slice(4 * head, 4 * head + 4), slice(3 * head, 3 * head + 3)
-            scores = torch.einsum("nd,nsd->ns", query[:, t, keys], key[:, first:end, keys]) / 2
+            scores = torch.einsum("nc,nsc->ns", query[:, t, keys], key[:, first:end, keys]) / 2
             wanted[:, t, values] = torch.einsum("ns,nse->ne", scores.softmax(-1), value[:, first:end, values])
     torch.testing.assert_close(attend(query, key, value), wanted)
     state, steps = attend.initial_state(query[:, 0], value[:, 0]), []

@@ -17,10 +17,10 @@ from fastgen.generate.heads import Composite, Head
 from fastgen.generate.heads.composite import among
 from fastgen.generate.inspect.keys_seen import keys_seen
 from fastgen.generate.inspect.receptive_field import ReceptiveField, receptive_field
+from fastgen.generate.inspect.units import counted, sized
 from fastgen.generate.ir.instructions import CONSTANT, DENSE, PIXEL, PROLOGUE, ROW, STATE, Instruction
 from fastgen.generate.ir.opcodes import OPCODE
 from fastgen.generate.ir.program import Program
-from fastgen.generate.lower.key_format import key_bytes
 
 _EXAMPLES = 4
 _WHEN = {"prologue": "before the first step", "row": "at the start of a row", "pixel": "at a step"}
@@ -360,43 +360,29 @@ def _at(position: tuple[int, ...]) -> str:
 
 
 def _work_text(work: Work) -> str:
-    parts = f"{_count(work.row)} for whole rows, {_count(work.pixel)} at the step" if work.row else "all at the step"
+    parts = f"{counted(work.row)} for whole rows, {counted(work.pixel)} at the step" if work.row else "all at the step"
     if work.ahead:
-        parts = f"{_count(work.ahead)} for several steps at once, {_count(work.pixel - work.ahead)} at the step"
-    before = f"; {_count(work.prologue)} before the first step" if work.prologue else ""
-    return f"{_count(work.per_step)} multiply-adds a step ({parts}){before}; {_count(work.total)} for a sample"
+        parts = f"{counted(work.ahead)} for several steps at once, {counted(work.pixel - work.ahead)} at the step"
+    before = f"; {counted(work.prologue)} before the first step" if work.prologue else ""
+    return f"{counted(work.per_step)} multiply-adds a step ({parts}){before}; {counted(work.total)} for a sample"
 
 
 def _textbook_text(work: Work) -> str:
     if work.textbook is None:
         return "unknown: the sampler was loaded from a file"
     times = f", {work.textbook / work.total:.0f} times the work" if work.total else ""
-    return f"{_count(work.parallel)} multiply-adds a step, {_count(work.textbook)} for a sample{times}"
+    return f"{counted(work.parallel)} multiply-adds a step, {counted(work.textbook)} for a sample{times}"
 
 
 def _memory_text(memory: Memory) -> str:
-    contexts = f" and {_bytes(memory.contexts)} of contexts" if memory.contexts else ""
-    keys = f" ({_bytes(memory.keys)} keys and values)" if memory.keys else ""
+    contexts = f" and {sized(memory.contexts)} of contexts" if memory.contexts else ""
+    keys = f" ({sized(memory.keys)} keys and values)" if memory.keys else ""
     return (
-        f"{_bytes(memory.state)} of state{keys}{contexts} a sample; {_bytes(memory.shared)} once "
-        f"(weights {_bytes(memory.weights)}, packed {_bytes(memory.packed)}, constants {_bytes(memory.constants)})"
+        f"{sized(memory.state)} of state{keys}{contexts} a sample; {sized(memory.shared)} once "
+        f"(weights {sized(memory.weights)}, packed {sized(memory.packed)}, constants {sized(memory.constants)})"
     )
 
 
 def _rings_text(rings: list[tuple[int, int]]) -> str:
     values, longest = sum(p * c for p, c in rings), max((positions for positions, _ in rings), default=0)
     return f"{len(rings)} buffers of {values} values a sample; the longest keeps {longest} positions"
-
-
-def _count(number: float) -> str:
-    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.3g}"
-
-
-def _bytes(number: int) -> str:
-    for size, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number} B"

@@ -69,7 +69,7 @@ def _is_loop(graph: Graph, copies: list[list[Node]], needed: Mapping[Node, np.nd
 def _over_positions(graph: Graph, copies: list[list[Node]], needed: Mapping[Node, np.ndarray]) -> bool:
     """Whether the copies share out the positions of the event: layers of shared weights each have all of them.
 
-    The columns of a skewed image (of one frame) have more rows than these, but no more that move and that the draws need.
+    The columns of a skewed image have more rows than these, but no more that move and that the draws need.
     """
     positions = math.prod(graph.grid) if graph.grid else math.inf
     for members in copies:
