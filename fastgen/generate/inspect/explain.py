@@ -18,10 +18,10 @@ from fastgen.generate.heads.composite import among
 from fastgen.generate.inspect.keys_seen import keys_seen
 from fastgen.generate.inspect.receptive_field import ReceptiveField, receptive_field
 from fastgen.generate.inspect.units import counted, sized
-from fastgen.generate.lower.key_format import key_bytes
 from fastgen.generate.ir.instructions import CONSTANT, DENSE, PIXEL, PROLOGUE, ROW, STATE, Instruction
 from fastgen.generate.ir.opcodes import OPCODE
 from fastgen.generate.ir.program import Program
+from fastgen.generate.lower.key_format import key_bytes
 
 _EXAMPLES = 4
 _WHEN = {"prologue": "before the first step", "row": "at the start of a row", "pixel": "at a step"}
