@@ -13,7 +13,7 @@ H, W = 4, 6
 def test_boxes_hold_every_cell_once_and_cells_of_one_kind():
     row, column = (a.reshape(-1) for a in np.meshgrid(np.arange(H), np.arange(W), indexing="ij"))
     kind = np.where(row == 0, 0, np.where(column == 0, 1, 2)) + 3 * ((row == 2) & (column == 3))
-    boxes = boxes_of(Cells(row, column), [kind, column * 0])
+    boxes = boxes_of(Cells.of_frame(row, column), [kind, column * 0])
     assert np.array_equal(np.sort(np.concatenate(boxes)), np.arange(H * W))
     for box in boxes:
         assert len(set(kind[box])) == 1
@@ -22,5 +22,5 @@ def test_boxes_hold_every_cell_once_and_cells_of_one_kind():
 
 def test_too_many_boxes_are_none():
     column = np.arange(2 * MOST_BOXES + 2)
-    assert boxes_of(Cells(column * 0, column), [column % 2]) is None
-    assert len(boxes_of(Cells(column * 0, column), [column // 4])) <= MOST_BOXES
+    assert boxes_of(Cells.of_frame(column * 0, column), [column % 2]) is None
+    assert len(boxes_of(Cells.of_frame(column * 0, column), [column // 4])) <= MOST_BOXES

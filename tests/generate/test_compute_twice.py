@@ -12,6 +12,7 @@ from fastgen.generate import heads
 from fastgen.generate.compile import pipeline
 from fastgen.generate.ir.instructions import PIXEL, ROW
 from fastgen.generate.ir.verify_graph import verify
+from tests.generate.compiled import case
 from tests.generate.seeded import built
 
 
@@ -63,7 +64,7 @@ def test_the_graph_stays_sound(monkeypatch):
         names.append((name, sum(node.kind == "computed" for node in graph.nodes)))
 
     monkeypatch.setattr(pipeline, "after_pass", checked)
-    made((1, 5, 9), deep=True)
+    case("video_stacks").sampler()
     counts = dict(names)
     assert counts["compute_twice"] > counts["merge_sums"]
 

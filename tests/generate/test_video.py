@@ -95,7 +95,7 @@ def test_what_looks_at_the_next_frame_is_refused_with_the_element_that_it_sees()
 
 
 def test_a_stream_of_frames_is_refused():
-    with pytest.raises(ValueError, match="stream needs order 'time' or 'time-channels', or Delayed; this sampler has order 'raster'"):
+    with pytest.raises(ValueError, match=r"stream needs order .*; this sampler has order 'raster'"):
         next(iter(sampler("pixelcnn_3d").stream(1, 10, 5)))
 
 
