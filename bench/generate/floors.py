@@ -52,13 +52,13 @@ def work(program: Program, batch: int) -> dict[int, Work]:
         phase.multiply_adds += elements * cells
     for instruction in program.attends if not endless else ():
         phase, body = phases[instruction.when], instruction.body
-        read = sum(program.operands[number].length for number in (body.key, body.value))
-        seen = keys_seen(program, instruction, program.steps)
+        operands = [program.operands[number] for number in (body.key, body.value)]
+        buffers = [program.buffers[operand.buffer] for operand in operands]
+        read = sum(o.length * b.stride / b.channels for o, b in zip(operands, buffers, strict=True))
+        seen = keys_seen(program, instruction, program.steps, contexts=())
         phase.kept += seen * read
-        phase.multiply_adds += seen * read * body.heads // body.groups
-        for number in (body.key, body.value):
-            buffer = program.buffers[program.operands[number].buffer]
-            phase.positions += buffer.positions * buffer.channels
+        phase.multiply_adds += seen * sum(o.length for o in operands) * body.heads // body.groups
+        phase.positions += sum(buffer.positions * buffer.stride for buffer in buffers)
     return phases
 
 
