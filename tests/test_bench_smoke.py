@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PARTS = {f"{name}-{batch}" for name in ("wavenet", "gated_pixelcnn", "pixelcnn_pp-40-2") for batch in (1, 16)}
+NAMES = ["wavenet", "gated_pixelcnn", "pixelcnn_pp-40-2", "lstm-2x256", "lstm-3x512"]
 OTHERS = {"compile-PixelCNN++, tiny"}
 if importlib.util.find_spec("transformers") is not None:
-    PARTS |= {"gpt-1", "gpt-16"}
     OTHERS |= {"gpt-prompt"}
+    if importlib.util.find_spec("ctranslate2") is not None:
+        NAMES.append("gpt")
+PARTS = {f"{name}-{batch}" for name in NAMES for batch in (1, 16)}
 
 
 @pytest.mark.needs_extension

@@ -1,8 +1,9 @@
-"""A GPT of 6 layers x 384, context 1,024: tokens a second, against the cache of transformers and a textbook loop."""
+"""A GPT of 6 layers x 384, context 1,024: tokens a second, against transformers, CTranslate2 and a textbook loop."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from ..suite.interleave import Provider, interleave
 from ..suite.machine import keep_freed_memory, thread_counts
 from ..suite.quick import QUICK, size
 from ..suite.report import Bar, Part, publish
-from .checks import check_log_prob
+from .checks import Shifted, check_log_prob
 from .floors import floor_of
 from .providers import say
 
@@ -61,6 +62,33 @@ def of_transformers(batch: int, **options) -> Tensor:
     return network().generate(start, attention_mask=torch.ones_like(start), max_new_tokens=CONTEXT, **options)[:, 1:]
 
 
+def ways_of_peers(batch: int, greedy: Tensor) -> dict[str, Callable[[], object]]:
+    """Returns how others draw a batch, by name; checked: ``greedy`` is what each takes for likeliest."""
+    static = {"cache_implementation": "static"}
+    options = {"transformers, cache": {}, "transformers, static cache": static | {"disable_compile": True}}
+    if not QUICK:
+        options["transformers, static cache, compiled"] = static | {"compile_config": compiled_anywhere()}
+    ways = {}
+    for name, keywords in options.items():
+        assert torch.equal(greedy, of_transformers(batch, do_sample=False, top_k=None, **keywords)), name
+        ways[name] = functools.partial(of_transformers, batch, **keywords)
+    pytest.importorskip("ctranslate2", reason="one of the peers is CTranslate2")
+    from .gpt_peers import CTranslate2
+
+    peer = CTranslate2(network(), thread_counts()[-1])
+    assert torch.equal(greedy, peer.generate(batch, CONTEXT, greedy=True)), "CTranslate2"
+    return ways | {"CTranslate2": functools.partial(peer.generate, batch, CONTEXT)}
+
+
+def compiled_anywhere():
+    """Returns the settings with which transformers compiles its step on a CPU, too."""
+    from transformers.generation import CompileConfig
+
+    config = CompileConfig(mode="default")
+    config._compile_all_devices = True
+    return config
+
+
 @torch.no_grad()
 def textbook(batch: int, lengths: list[int]) -> None:
     """A whole forward pass for one token, at some lengths."""
@@ -78,8 +106,8 @@ def bench_gpt(benchmark, batch):
     say(f"{title}: checking")
     ours = sampler()
     tokens, log_prob = ours.sample(batch, seed=0, return_log_prob=True)
-    check_log_prob(_Shifted(ours.module), ours.head, tokens, log_prob)
-    assert torch.equal(ours.sample(batch, top_k=1), of_transformers(batch, do_sample=False, top_k=None))
+    check_log_prob(Shifted(ours.module), ours.head, tokens, log_prob)
+    greedy = ours.sample(batch, top_k=1)
 
     def provider(threads: int) -> Provider:
         floor = floor_of(ours.program, "float32", batch, threads)
@@ -88,21 +116,21 @@ def bench_gpt(benchmark, batch):
         return Provider("fastgen", run, units, 1, machine_threads=threads, floor=lambda: floor() / units)
 
     providers = [provider(threads) for threads in thread_counts()]
-    cache = Provider(
-        "transformers, cache", functools.partial(of_transformers, batch), batch * CONTEXT, thread_counts()[-1]
-    )
+    peers = [
+        Provider(name, run, batch * CONTEXT, thread_counts()[-1]) for name, run in ways_of_peers(batch, greedy).items()
+    ]
     lengths = [max(1, CONTEXT * n // 8 - CONTEXT // 16) for n in range(1, 9)]
     note = f"{len(lengths)} of {CONTEXT} tokens timed, at evenly spaced lengths"
     loop = Provider(
         "textbook loop", functools.partial(textbook, batch, lengths), batch * len(lengths), thread_counts()[-1], note
     )
     say(f"{title}: timing {ROUNDS} rounds")
-    interleave(benchmark, [*providers, cache, loop], ROUNDS)
+    interleave(benchmark, [*providers, *peers, loop], ROUNDS)
     part = Part(f"gpt-{batch}", title, "token")
-    part.add([loop, cache, *providers], compared_with=loop)
+    part.add([loop, *peers, *providers], compared_with=loop)
     if not QUICK:
         fastest = min(providers, key=lambda p: p.seconds)
-        part.bars = [Bar("over the cache of transformers", 1, fastest.speedup_over(cache))]
+        part.bars = [Bar(f"over {peer.name}", 1, fastest.speedup_over(peer)) for peer in peers]
         if batch == 1:
             part.bars.append(Bar("of the floor", 85, fastest.percent_of_floor, "%"))
     publish(part, benchmark)
@@ -131,14 +159,3 @@ def bench_gpt_prompt(benchmark):
     if not QUICK:
         part.bars = [Bar("over the module's forward", 1, reading.speedup_over(parallel))]
     publish(part, benchmark)
-
-
-class _Shifted(nn.Module):
-    """The module as it scores a sequence: it reads the start token and then the tokens, each one position late."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.module(torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1))

@@ -81,3 +81,14 @@ def check_rounded_weights(sampler, steps: int) -> None:
     reference.advance(again, 0, steps)
     floor = 64 * EPSILON * again.log_prob.abs().max().item()
     assert (state.run.log_prob - again.log_prob).abs().max().item() <= floor
+
+
+class Shifted(nn.Module):
+    """The module as it scores a sequence: it reads the start token and then the tokens, each one position late."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1))
