@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NAMES = ["wavenet", "gated_pixelcnn", "pixelcnn_pp-40-2", "lstm-2x256", "lstm-3x512"]
+NAMES = ["wavenet", "gated_pixelcnn", "pixelcnn_pp-40-2", "pixelsnail", "made", "lstm-2x256", "lstm-3x512"]
 OTHERS = {"compile-PixelCNN++, tiny"}
 if importlib.util.find_spec("transformers") is not None:
     OTHERS |= {"gpt-prompt"}
