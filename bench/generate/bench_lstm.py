@@ -92,6 +92,7 @@ def bench_lstm(benchmark, name, batch):
     torch.set_num_threads(threads)
     keep_freed_memory()
     torch._dynamo.reset()
+    torch._dynamo.config.allow_rnn = True  # torch.compile refuses an LSTM otherwise
     title = f"LSTM {name}, batch {batch}"
     say(f"{title}: checking")
     model, ours = network(name), sampler(name)
