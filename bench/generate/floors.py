@@ -44,11 +44,11 @@ def work(program: Program, batch: int) -> dict[int, Work]:
         columns = program.weight_table[body.weight].columns
         segments = program.segments[body.segment0 : body.segment1]
         elements = sum(s.length if s.kind == DENSE else 1 for s in segments) * columns
-        cells = 1 / domain.column_stride if endless else domain.rows * domain.columns
+        cells = 1 / domain.column_stride if endless else domain.rows * domain.columns * domain.frames
         phase = phases[instruction.when]
         phase.footprint += elements
         block = body.block if batch <= FEW_SAMPLES else 1
-        phase.reads += elements * (domain.rows if instruction.when == ROW else cells / block)
+        phase.reads += elements * (domain.rows * domain.frames if instruction.when == ROW else cells / block)
         phase.multiply_adds += elements * cells
     for instruction in program.attends if not endless else ():
         phase, body = phases[instruction.when], instruction.body

@@ -49,8 +49,8 @@ void check_written(const Program& program, const std::string& what, std::int64_t
 // How many cells of a PIXEL domain answer to one step, at most.
 __int128 cells_of_a_step(const IterationDomain& cells, std::int64_t row_length);
 
-// Cells that run together: all of a PROLOGUE instruction, those of one start of a row of a ROW one, those of one step of others. As each has a place in
-// the buffers that the instruction writes, there are no more of them than of the places.
+// Cells that run together: all of a PROLOGUE instruction, those of one start of a row of a ROW one, those of one step of others.
+// As each has a place in the buffers that the instruction writes, there are no more of them than of the places.
 void check_cells(const std::string& what, __int128 cells, std::int64_t places);
 void check_concurrent(const Program& program, const std::string& what, const Instruction& instruction, std::int64_t places);
 

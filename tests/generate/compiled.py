@@ -146,6 +146,10 @@ CASES: dict[str, Callable[[], Case]] = {name: _network(name) for name in NETWORK
     ),
     "pixelcnn_pp": _zoo("pixelcnn_pp", filters=8),
     "pixelcnn_pp_colour": _zoo("pixelcnn_pp", (3, 12, 12), levels=256, filters=6, mixtures=3, classes=3),
+    "pixelsnail_colour": _zoo(
+        "pixelsnail", (3, 5, 4), levels=9, filters=6, blocks=1, convolutions=1, heads=2, key_channels=4,
+        value_channels=6, mixtures=2, classes=3,
+    ),
     "wavenet": _zoo("wavenet", (90,), layers_per_cycle=4, residual_channels=12, gate_channels=16, levels=32),
     "wavenet_wide": _zoo(  # its earlier taps are summed for several steps at once
         "wavenet", (70,), cycles=1, layers_per_cycle=4, kernel_size=3, residual_channels=32, gate_channels=40, levels=16

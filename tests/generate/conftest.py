@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import fastgen
 from fastgen.generate.compile import pipeline
 from fastgen.generate.ir.verify_graph import GraphError, verify
 
@@ -19,6 +20,14 @@ def verified_between_passes(monkeypatch: pytest.MonkeyPatch) -> None:
             raise GraphError(f"after {name}: {error}") from error
 
     monkeypatch.setattr(pipeline, "after_pass", check)
+
+
+@pytest.fixture(params=[] if fastgen.extension_error else fastgen._C.isas())
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each instruction set that this processor has."""
+    monkeypatch.setenv("FASTGEN_ISA", request.param)
+    assert fastgen._C.isa() == request.param
+    return request.param
 
 
 SLOW = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -63,15 +62,13 @@ def exact_log_prob(compiled: fastgen.Sampler, levels: Tensor, context) -> tuple[
     """The module's float64 log-probability of levels ``[N]``, and the bound ``[N]`` on its error in float32.
 
     Every parameter of the head may err as float32 allows, independently of the others; the bound is what the head makes
-    of it: the error of one, times the norm of the gradient with respect to all; and the rounding of the sum over n
-    elements, all of one sign but for densities, which PyTorch adds up in pairs: log2(n) half units of the result.
+    of it: the error of one, times the norm of the gradient with respect to all.
     """
     output = forward(in_double(compiled), levels, context, torch.float64).requires_grad_()
     exact = compiled.head.log_prob(output, levels)
     (gradient,) = torch.autograd.grad(exact.sum(), output)
     error = _error(output.detach(), forward(compiled, levels, context, torch.float32))
-    rounding = EPSILON * (1 + math.log2(levels[0].numel()) / 2)
-    return exact.detach(), error * gradient.flatten(1).norm(dim=1) + rounding * exact.detach().abs()
+    return exact.detach(), error * gradient.flatten(1).norm(dim=1) + EPSILON * exact.detach().abs()
 
 
 def _error(exact: Tensor, single: Tensor) -> float:

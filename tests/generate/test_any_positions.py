@@ -15,6 +15,7 @@ from fastgen.generate import heads
 from fastgen.generate.files.tensor_file import read_tensor_file, write_tensor_file
 from fastgen.generate.heads import Categorical
 from tests.generate.compiled import FAST, MACHINES
+from tests.generate.however_made import SAMPLES, SEED, check_however_made
 from tests.generate.public_attention import HEADS, LEVELS, WIDTH, Translator
 from tests.generate.seeded import built
 
@@ -107,24 +108,12 @@ def test_samples_and_scores_are_the_modules_for_any_number_of_positions(name, ma
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_sample_is_the_same_however_it_is_made(name, tmp_path):
     sampler, make = compiled(name), NETWORKS[name][1]
-    given = make(6, 11)
-    row = {key: value[3:4] for key, value in given.items()} if isinstance(given, dict) else given[3:4]
-    whole = sampler.sample(6, seed=5, context=given)
-    alone = sampler.start(1, seed=5, first_sample=3, context=row)
-    assert torch.equal(sampler.advance(alone, STEPS).levels, whole[3:4])
-    assert torch.equal(sampler.sample(6, seed=5, context=given, threads=2), whole)
-    chunks = list(sampler.stream(batch=6, steps=STEPS, chunk=3, seed=5, context=given))
+    given = make(SAMPLES, 11)
+    whole, _ = check_however_made(sampler, tmp_path, context=given)
+    chunks = list(sampler.stream(batch=SAMPLES, steps=STEPS, chunk=3, seed=SEED, context=given))
     assert torch.equal(torch.cat(chunks, -1), whole)
-    state = sampler.advance(sampler.start(6, seed=5, context=given), 4)
-    state.save(tmp_path / "state")
-    fork = state.fork([2, 5], same_noise=True)
-    sampler.save(tmp_path / "sampler")
-    loaded = fastgen.Sampler.load(tmp_path / "sampler", machine=FAST)
-    others = [loaded, copy.copy(sampler), copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))]
-    assert torch.equal(sampler.advance(state, STEPS).levels, whole)
-    assert torch.equal(sampler.advance(fork, STEPS).levels, whole[[2, 5]])
-    assert all(torch.equal(other.sample(6, seed=5, context=given), whole) for other in others)
-    assert torch.equal(loaded.advance(loaded.load_state(tmp_path / "state"), STEPS).levels, whole)
+    for other in (copy.copy(sampler), copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):
+        assert torch.equal(other.sample(SAMPLES, seed=SEED, context=given), whole)
 
 
 def test_a_long_event_takes_any_context():

@@ -39,12 +39,6 @@ SHAPES = [  # heads, groups, depth, width: whole vectors, rests, more than the k
 ]  # fmt: skip
 
 
-@pytest.fixture(params=_C.isas())
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("FASTGEN_ISA", request.param)
-    return request.param
-
-
 def program(shape: tuple[int, int, int, int], softmax: bool) -> Program:
     """Attention of contexts, query by query: to a window that grows and slides, and to every third key behind it."""
     count, groups, depth, width = shape

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import fastgen
 from fastgen.generate import CompileError, NotCausalError, heads
 from tests.generate.compiled import FAST, MACHINES
+from tests.generate.however_made import SAMPLES, SEED, check_however_made
 from tests.generate.public_attention import (
     DEPTH,
     HEADS,
@@ -50,23 +51,10 @@ def test_samples_are_those_of_the_textbook_loop(way, machine):
 def test_a_sample_is_the_same_however_it_is_made(way, tmp_path):
     """For any batch, number of threads, split in calls, way of reading a prompt, and after saving and forking."""
     sampler = compiled(decoder(WAYS[way], keys=2 if way == "rotary_grouped" else HEADS))
-    whole = sampler.sample(7, seed=5)
-    assert torch.equal(sampler.sample(64, seed=5)[:7], whole)
-    alone = sampler.start(1, seed=5, first_sample=3)
-    assert torch.equal(sampler.advance(alone, STEPS).levels, whole[3:4])
-    assert torch.equal(sampler.sample(7, seed=5, threads=2), whole)
-    known = torch.arange(STEPS).expand(7, STEPS) < 9
-    assert torch.equal(sampler.sample(7, seed=5, known=whole, known_mask=known), whole)
-    state = sampler.start(7, seed=5)
-    for steps in (1, 4, 6):
-        sampler.advance(state, steps)
-    state.save(tmp_path / "state")
-    fork = state.fork([2, 5], same_noise=True)
-    sampler.save(tmp_path / "sampler")
-    again = fastgen.Sampler.load(tmp_path / "sampler", machine=FAST)
-    assert torch.equal(sampler.advance(state, STEPS).levels, whole)
-    assert torch.equal(sampler.advance(fork, STEPS).levels, whole[[2, 5]])
-    assert torch.equal(again.advance(again.load_state(tmp_path / "state"), STEPS).levels, whole)
+    whole, _ = check_however_made(sampler, tmp_path)
+    assert torch.equal(sampler.sample(64, seed=SEED)[:SAMPLES], whole)
+    known = torch.arange(STEPS).expand(SAMPLES, STEPS) < 9
+    assert torch.equal(sampler.sample(SAMPLES, seed=SEED, known=whole, known_mask=known), whole)
 
 
 def test_a_step_reads_keys_once_and_the_program_does_not_grow_with_the_heads_or_the_steps():

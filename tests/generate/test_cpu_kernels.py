@@ -35,13 +35,6 @@ FORMATS = ["float32", "bfloat16", "int8"]
 CELLS = (3, 7)
 
 
-@pytest.fixture(params=_C.isas())
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("FASTGEN_ISA", request.param)
-    assert _C.isa() == request.param
-    return request.param
-
-
 def prologue(machine, state: Tensor, contexts: list[Tensor], threads: int = 1) -> Tensor:
     batch = len(state)
     run = GenerationBatch(

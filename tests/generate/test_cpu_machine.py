@@ -28,12 +28,6 @@ from fastgen.generate.machines.cpu import CpuMachine  # noqa: E402
 SCORES = ("state", "levels", "log_prob", "proposal_log_prob")
 
 
-@pytest.fixture(params=_C.isas())
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("FASTGEN_ISA", request.param)
-    return request.param
-
-
 def same(one: GenerationBatch, other: GenerationBatch, samples: slice = slice(None)) -> bool:
     """Bitwise, NaN included; `samples` picks those of `other`."""
     return all(

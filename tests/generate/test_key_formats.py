@@ -35,7 +35,8 @@ from fastgen.generate.lower.key_format import with_key_format
 from fastgen.generate.machines.batch import GenerationBatch
 from fastgen.generate.machines.reference import ReferenceMachine
 from fastgen.generate.verification.self_check import self_check
-from tests.generate.compiled import FAST, MACHINES
+from tests.generate.compiled import MACHINES
+from tests.generate.however_made import SAMPLES, SEED, check_however_made
 from tests.generate.public_attention import DEPTH, HEADS, LEVELS, WAYS, masked_fill
 from tests.generate.seeded import built
 from tests.generate.test_attention import STEPS, compiled, decoder
@@ -50,12 +51,10 @@ from tests.generate.test_attend_kernels import (  # noqa: E402
     SHAPES,
     contexts,
     exact,
-    isa,
     program,
     seen,
 )
 
-__all__ = ["isa"]  # a fixture
 ROUNDED = ("bfloat16", "int8")
 UNIT = {"bfloat16": 2.0**-9, "int8": 0.5 / 127}
 """Half a step: of a value's size in bfloat16, of the largest size of its group in int8."""
@@ -202,25 +201,12 @@ def test_keys_of_extreme_size(value, name, isa):
 @pytest.mark.parametrize("way", SOME_WAYS)
 def test_a_sample_is_the_same_however_it_is_made(way, kv, tmp_path):
     sampler = compiled(decoder(WAYS[way], keys=2 if way == "rotary_grouped" else HEADS), kv=kv)
-    whole = sampler.sample(7, seed=5)
-    assert torch.equal(sampler.sample(20, seed=5)[:7], whole)
-    alone = sampler.start(1, seed=5, first_sample=3)
-    assert torch.equal(sampler.advance(alone, STEPS).levels, whole[3:4])
-    assert torch.equal(sampler.sample(7, seed=5, threads=2), whole)
-    known = torch.arange(STEPS).expand(7, STEPS) < 9
-    assert torch.equal(sampler.sample(7, seed=5, known=whole, known_mask=known), whole)
-    state = sampler.start(7, seed=5)
-    for steps in (1, 4, 6):
-        sampler.advance(state, steps)
-    state.save(tmp_path / "state")
-    fork = state.fork([2, 5], same_noise=True)
-    sampler.save(tmp_path / "sampler")
-    again = fastgen.Sampler.load(tmp_path / "sampler", machine=FAST)
+    whole, again = check_however_made(sampler, tmp_path)
+    assert torch.equal(sampler.sample(20, seed=SEED)[:SAMPLES], whole)
+    known = torch.arange(STEPS).expand(SAMPLES, STEPS) < 9
+    assert torch.equal(sampler.sample(SAMPLES, seed=SEED, known=whole, known_mask=known), whole)
     assert again.kv == kv
     assert str(again.program) == str(sampler.program)
-    assert torch.equal(sampler.advance(state, STEPS).levels, whole)
-    assert torch.equal(sampler.advance(fork, STEPS).levels, whole[[2, 5]])
-    assert torch.equal(again.advance(again.load_state(tmp_path / "state"), STEPS).levels, whole)
 
 
 @pytest.mark.parametrize("kv", ROUNDED)

@@ -11,6 +11,7 @@ import fastgen
 from fastgen.generate import NotCausalError, heads
 from fastgen.generate.heads import Gaussian
 from tests.generate.compiled import FAST, MACHINES
+from tests.generate.however_made import SAMPLES, SEED, check_however_made
 from tests.generate.public_attention import LEVELS, WIDTH, between, joined
 from tests.generate.seeded import built
 from tests.generate.test_attention import compiled, decoder
@@ -90,24 +91,10 @@ def test_teacher_forcing_scores_the_elements_after_the_prefix(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_sample_is_the_same_however_it_is_made(name, tmp_path):
-    made, known = sampler(name), prompts(6)
-    whole = made.sample(6, seed=5, **known)
-    row = {key: value[3:4] for key, value in known.items()}
-    assert torch.equal(made.advance(made.start(1, seed=5, first_sample=3, **row), STEPS).levels, whole[3:4])
-    assert torch.equal(made.sample(6, seed=5, threads=2, **known), whole)
-    state = made.start(6, seed=5, **known)
-    for steps in (3, 6, 4):
-        made.advance(state, steps)
-    state.save(tmp_path / "state")
-    fork = state.fork([2, 5], same_noise=True)
-    made.save(tmp_path / "sampler")
-    loaded = fastgen.Sampler.load(tmp_path / "sampler", machine=FAST)
-    assert torch.equal(made.advance(state, STEPS).levels, whole)
-    assert torch.equal(made.advance(fork, STEPS).levels, whole[[2, 5]])
-    assert torch.equal(loaded.sample(6, seed=5, **known), whole)
-    assert torch.equal(loaded.advance(loaded.load_state(tmp_path / "state"), STEPS).levels, whole)
+    made, known = sampler(name), prompts(SAMPLES)
+    whole, _ = check_however_made(made, tmp_path, **known)
     given = known["known"][:, :PREFIX]
-    chunks = list(made.stream(batch=6, steps=STEPS - PREFIX, chunk=4, seed=5, prompt=given))
+    chunks = list(made.stream(batch=SAMPLES, steps=STEPS - PREFIX, chunk=4, seed=SEED, prompt=given))
     assert torch.equal(torch.cat(chunks, -1), whole[:, PREFIX:])
 
 

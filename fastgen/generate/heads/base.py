@@ -140,7 +140,8 @@ class Head(ABC):
             levels: integers (values, for a continuous head) ``[N, *event_shape]``.
 
         Returns:
-            ``[N]``, in nats: float64 for a float64 output, otherwise float32.
+            ``[N]``, in nats: float64 for a float64 output, otherwise float32. The sum is in float64, where the device
+            has it.
 
         Raises:
             ValueError: the layout, the dtype or the range of an argument is wrong.
@@ -154,7 +155,9 @@ class Head(ABC):
             parameters = parameters.float()
         groups, (channels, positions) = parameters.shape[2], event_grid(event_shape)
         levels = levels.reshape(-1, groups, channels // groups, math.prod(positions)).permute(0, 3, 1, 2)
-        return self.group_log_prob(parameters, levels).sum((1, 2))
+        terms = self.group_log_prob(parameters, levels)
+        wide = terms.dtype if terms.device.type == "mps" else torch.float64
+        return terms.sum((1, 2), dtype=wide).to(terms.dtype)
 
     def check_levels(self, levels: Tensor, name: str = "levels") -> None:
         """Raises ValueError unless these are integers in ``0 .. L-1`` (for a continuous head: floating point)."""

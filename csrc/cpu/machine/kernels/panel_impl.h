@@ -3,6 +3,7 @@
 
 #include "common/simd.h"
 #include "cpu/machine/kernels/kernels.h"
+#include "cpu/machine/kernels/rounded_loads_impl.h"
 
 namespace fastgen {
 namespace {
@@ -41,17 +42,7 @@ inline void load_weights(const unsigned char* step, int first, int all, Float (&
   } else {
     for (int c = 0; c < C; ++c)
       for (int v = 0; v < V; ++v) {
-        const unsigned char* p = step + (c * all + first + v) * kWidth;
-#if defined(__AVX512F__)
-        w[c][v] = (Float)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-#elif defined(__AVX2__)
-        w[c][v] = (Float)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
-#else
-        typedef std::int8_t Bytes __attribute__((vector_size(kWidth)));
-        Bytes bytes;
-        std::memcpy(&bytes, p, sizeof bytes);
-        w[c][v] = __builtin_convertvector(bytes, Float);
-#endif
+        w[c][v] = load(reinterpret_cast<const std::int8_t*>(step) + (c * all + first + v) * kWidth);
       }
   }
 }
